@@ -1,0 +1,1 @@
+"""The server side: takes alerts from the broker, validates, de-duplicates, stores and lists them."""

@@ -1,0 +1,1 @@
+"""What must be equal on both ends of a file or a message."""
