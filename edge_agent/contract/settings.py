@@ -1,0 +1,109 @@
+"""Strict YAML -> frozen dataclass: every key known, every type right, or one readable line that says what is not.
+
+A role's configuration is one frozen dataclass; nested dataclasses are sections. Which keys exist, their types and their
+defaults are the dataclass's knowledge; this module only checks a file against it.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """A configuration that must not be started with; the message names file, section, key and what was expected."""
+
+
+def load(cls: type[T], path: str | Path) -> T:
+    """Read ``path`` into the dataclass ``cls``; an empty file gives its defaults."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from error
+    return loads(cls, text, path.name)
+
+
+def loads(cls: type[T], text: str, name: str) -> T:
+    """Read YAML ``text`` into ``cls``; ``name`` stands in front of every error."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{name}{where}: not YAML: {getattr(error, 'problem', error)}") from error
+    return build(cls, {} if data is None else data, name)
+
+
+def build(cls: type[T], data: object, name: str, section: str = "") -> T:
+    """Make ``cls`` from parsed YAML; a ``ValueError`` of its ``__post_init__`` becomes a SettingsError."""
+    where = f"{name} [{section}]" if section else name
+    if not isinstance(data, Mapping):
+        raise SettingsError(f"{where}: expected keys and values, found {_show(data)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise SettingsError(f"{where}: unknown key {key!r}; known: {', '.join(fields)}")
+    values = {}
+    for key, field in fields.items():
+        if key in data:
+            inner = f"{section}.{key}" if section else key
+            values[key] = _convert(hints[key], data[key], name, inner, where, key)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SettingsError(f"{where}: missing key {key!r}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: object, name: str, section: str, where: str, key: str) -> Any:
+    """``value`` as ``hint`` says, or a SettingsError; ints pass as floats, nothing else is coerced."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, name, section)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        if len(inner) == 1:
+            return _convert(inner[0], value, name, section, where, key)
+        for arm in inner:
+            try:
+                return _convert(arm, value, name, section, where, key)
+            except SettingsError:
+                continue
+    elif origin is Literal:
+        if value in args and not isinstance(value, bool):
+            return value
+        raise SettingsError(f"{where}: {key}: {_show(value)} is none of {', '.join(map(str, args))}")
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], v, name, f"{section}[{i}]", where, key) for i, v in enumerate(value))
+    elif origin is dict and isinstance(value, Mapping):
+        return {
+            _convert(args[0], k, name, section, where, key): _convert(args[1], v, name, f"{section}.{k}", where, key)
+            for k, v in value.items()
+        }
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise SettingsError(f"{where}: {key}: expected {_name(hint)}, found {_show(value)}")
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
