@@ -1,0 +1,208 @@
+"""A model bundle: a folder with manifest, models and self-test rows; its writer and its reader side by side.
+
+The manifest is everything the agent needs to decide: which columns, how they are scaled, what the scores are compared
+with. Nothing about a decision is configured elsewhere, so a bundle behaves alike on every gateway. Every file is named
+with its size and SHA-256, and nothing that is not named is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract import columns as cols
+from edge_agent.contract import settings
+from edge_agent.contract.scaling import Scaler, ScalingError
+
+FORMAT = 1
+MANIFEST, AUTOENCODER, CLASSIFIER, SELFTEST = "manifest.json", "autoencoder.tflite", "classifier.tflite", "selftest.npz"
+MAX_FILE_BYTES = 4 << 20
+"""Bound of every file of a bundle; int8 models are 50 KB, float32 ones 140 KB."""
+
+BENIGN = "benign"
+"""The class name of benign rows; every other class name is an attack of the alert schema."""
+
+
+class BundleError(Exception):
+    """A bundle that must not be used; the message names the folder, the file and why."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from."""
+
+    tau: float
+    n: float
+    mean: float
+    std: float
+    min: float
+    max: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """When scores become a detection; computed by `edge_agent.calibrate` from benign rows alone.
+
+    ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
+    (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound); it is the
+    only rule in a device's first ``warmup_s`` seconds, with every bound times ``warmup_factor``.
+    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged.
+    """
+
+    full: Threshold
+    fast: Threshold
+    counts: dict[str, float]
+    vote_k: int = 15
+    vote_w: int = 20
+    warmup_s: float = 600.0
+    warmup_factor: float = 2.0
+    reject: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vote_k <= self.vote_w <= 1000:
+            raise ValueError(f"vote_k {self.vote_k} of vote_w {self.vote_w}: expected 1 <= vote_k <= vote_w <= 1000")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself; see `Decision` for the rules and `Scaler` for ``scaler``.
+
+    ``normal`` is, per column, (median, 99.9 % quantile) of benign train rows in the column's own unit: what an
+    explanation calls normal. ``generated`` is true when any training row came from generated traffic.
+    """
+
+    format: int
+    version: str
+    created: str
+    generated: bool
+    schemas: tuple[str, ...]
+    columns: tuple[str, ...]
+    variant: str
+    scaler: dict[str, Any]
+    decision: Decision
+    classes: tuple[str, ...]
+    normal: dict[str, tuple[float, ...]]
+    needs: dict[str, str]
+    versions: dict[str, str]
+    provenance: dict[str, str]
+    files: dict[str, FileEntry]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format}, this agent reads format {FORMAT}")
+        for schema in self.schemas:
+            if schema not in cols.SCHEMAS:
+                raise ValueError(f"unknown schema {schema!r}; known: {', '.join(cols.SCHEMAS)}")
+        known = {c for schema in self.schemas for c in cols.SCHEMAS[schema]}
+        for column in self.columns:
+            if column not in known:
+                raise ValueError(f"column {column!r} is in none of the schemas {', '.join(self.schemas)}")
+        if not self.columns or len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns must be named, each once")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+    scaler: Scaler
+    sha256: str  # of manifest.json, which names the hash of every other file: the bundle's identity
+
+    @property
+    def autoencoder(self) -> Path:
+        """The autoencoder's .tflite file."""
+        return self.path / AUTOENCODER
+
+    @property
+    def classifier(self) -> Path | None:
+        """The classifier's .tflite file; None when the bundle has no classifier."""
+        return self.path / CLASSIFIER if CLASSIFIER in self.manifest.files else None
+
+    def selftest(self) -> dict[str, NDArray[Any]]:
+        """Arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count)."""
+        with np.load(self.path / SELFTEST, allow_pickle=False) as data:
+            return dict(data)
+
+
+def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+    """Write ``files`` and the manifest, whose ``files`` is filled in here; returns the bundle as `load` sees it."""
+    path.mkdir(parents=True, exist_ok=True)
+    entries = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())}
+    manifest = dataclasses.replace(manifest, files=entries)
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False) + "\n"
+    for name, data in [*files.items(), (MANIFEST, text.encode())]:  # the manifest last: without it there is no bundle
+        replace_file(path / name, data)
+    for stale in (AUTOENCODER, CLASSIFIER, SELFTEST):
+        if stale not in files:
+            (path / stale).unlink(missing_ok=True)
+    return load(path)
+
+
+def load(path: str | Path) -> Bundle:
+    """Read and verify; BundleError when a file is missing, changed, too large or not what this agent can read."""
+    path = Path(path)
+    raw = _read(path, MANIFEST)
+    try:
+        data = json.loads(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path / MANIFEST}: not JSON: {error}") from error
+    try:
+        manifest = settings.build(Manifest, data, str(path / MANIFEST))
+        scaler = Scaler.from_json(manifest.scaler)
+    except (settings.SettingsError, ScalingError) as error:
+        raise BundleError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} [scaler]: {error!r}") from error
+    if len(scaler.mean) != len(manifest.columns):
+        raise BundleError(f"{path / MANIFEST}: scaler has {len(scaler.mean)} columns, model {len(manifest.columns)}")
+    for name in (AUTOENCODER, SELFTEST, *((CLASSIFIER,) if manifest.classes else ())):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST}: names no {name}")
+    for name, entry in manifest.files.items():
+        if name not in (AUTOENCODER, CLASSIFIER, SELFTEST):
+            raise BundleError(f"{path / MANIFEST}: unknown file {name!r}")
+        content = _read(path, name)
+        if len(content) != entry.bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise BundleError(f"{path / name}: not the file the manifest was written for (size or SHA-256 differs)")
+    return Bundle(path, manifest, scaler, hashlib.sha256(raw).hexdigest())
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        with open(path / name, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: no bundle: {name} is missing") from error
+    except OSError as error:
+        raise BundleError(f"{path / name}: cannot be read: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise BundleError(f"{path / name}: larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` so that a power cut leaves the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
