@@ -4,8 +4,17 @@ Everything here comes from one bundle, so a model swap is a new Detector. No clo
 arrives with the rows.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.scaling import Array, Scaler, row_error
+
+SLOW_DECAYS = ("_L0.1_", "_L0.01_")
+"""Marks of the columns that still remember an attack minutes after it: λ = 0.1 needs 95 s, λ = 0.01 950 s to forget."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +46,26 @@ class Detection:
     proto: str  # EVE spelling: "TCP", "UDP", "ICMP", "IPV6-ICMP", "ARP", "IP"
     top_features: tuple[tuple[str, float], ...]  # <= 5 columns, largest share of the error first, value in its own unit
     explanation: str  # one sentence, <= 200 characters
+
+
+class Scorer:
+    """Rows of one model's columns -> anomaly scores, high = anomalous.
+
+    ``predict`` is the autoencoder (Keras or TFLite): network input (n, k) -> reconstruction (n, k), float32.
+    """
+
+    def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
+        self._predict, self._scaler = predict, scaler
+        self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
+
+    def full(self, values: NDArray[Any]) -> Array:
+        """Mean squared error over all columns, shape (n,)."""
+        z = self._scaler.z(values)
+        return row_error(z, self._predict(self._scaler.network_input(z)))
+
+    def fast(self, values: NDArray[Any]) -> Array:
+        """Mean squared error over the columns of λ >= 1, the network seeing the slow ones as normal (z = 0), (n,)."""
+        z = self._scaler.z(values)
+        z[:, self._slow] = 0.0
+        rebuilt = self._predict(self._scaler.network_input(z))
+        return row_error(z[:, ~self._slow], rebuilt[:, ~self._slow])

@@ -49,7 +49,7 @@ class Scaler:
         """Scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
         x = np.asarray(values, dtype=np.float32)
         if self.squash == "log1p":
-            x = np.copysign(np.log1p(np.abs(x)), x)
+            x = np.sign(x) * np.log1p(np.abs(x))
         z: Array = (x - self.mean.astype(np.float32)) / self.scale.astype(np.float32)
         return z
 
