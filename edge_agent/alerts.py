@@ -1,0 +1,256 @@
+"""From detections to alerts: one infected device, one episode, however long it lasts.
+
+An episode is opened by a device's first detection (`new`), told again at most once a minute while detections go on
+(`update`), and ended a minute after the last one (`end`). This module knows when to speak and what the totals are; what
+an alert looks like is `contract.messages`' knowledge. It has no clock: time is the packets' time.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, Model, State, check_id, uuid7
+from edge_agent.detector import Detection
+
+_LARGEST = 1e300  # JSON has no infinity
+
+
+@dataclass
+class AlertCounts:
+    """How often what happened, since the start."""
+
+    detections: int = 0
+    new: int = 0
+    update: int = 0
+    end: int = 0
+    evicted: int = 0  # episodes ended early because ``max_open`` were open
+    clock_steps: int = 0  # packet time jumped backwards
+    foreign_class: int = 0  # detections of a class the contract does not know, told as `unknown`
+
+
+@dataclass
+class _Alarm:
+    """Totals of one alarm of the detector; they start again with its next alarm, an episode's do not."""
+
+    first_ns: int
+    last_ns: int
+    count: int
+    packets: int
+    bytes: int
+
+
+@dataclass
+class _Episode:
+    id: str
+    latest: Detection
+    first_ns: int  # as stamped
+    began: int  # steady ns, as the three below
+    voted: int
+    told: int
+    updated: int | None
+    alarm: _Alarm
+    seq: int = 0
+    class_told: str = ""
+    past: list[int] = field(default_factory=lambda: [0, 0, 0])  # count, packets, bytes of earlier alarms
+
+
+class Alerter:
+    """Detections in, alert documents out; one per device and its state.
+
+    ``names`` maps a MAC ("b8:27:eb:12:34:56") to what people call the device. ``rng`` makes the random part of the ids:
+    the same seed and the same packets give the same alerts. ``clock`` may be changed while running.
+    Raises ValueError when an argument would make every alert invalid.
+    """
+
+    def __init__(
+        self,
+        gateway: str,
+        site: str,
+        model: Model,
+        agent_version: str,
+        *,
+        names: Mapping[str, str] | None = None,
+        interface: str = "",
+        update_s: float = 60.0,
+        end_s: float = 60.0,
+        max_open: int = 256,
+        clock: Clock = "synced",
+        rng: random.Random | None = None,
+    ) -> None:
+        check_id(gateway)
+        for what, text, most in (
+            ("site", site, 63),
+            ("model version", model.version, 40),
+            ("agent version", agent_version, 20),
+            ("interface", interface, 15),
+        ):
+            if len(text) > most:
+                raise ValueError(f"{what} {text[:80]!r}: {len(text)} characters, the bound is {most}")
+        if max_open < 1 or update_s <= 0 or end_s <= 0:
+            raise ValueError("max_open, update_s and end_s must be positive")
+        self.gateway, self.site, self.model, self.agent_version = gateway, site, model, agent_version
+        self.interface, self.clock, self.counts = interface, clock, AlertCounts()
+        self._names = {mac: name[:64] for mac, name in (names or {}).items()}
+        self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
+        self._rng = rng or random.Random()  # noqa: S311 - ids must be distinct, not secret
+        self._open: dict[tuple[str, int | str], _Episode] = {}
+        self._t_ns: int | None = None  # packet time: the latest since the last step backwards
+        self._offset = 0  # steady time = packet time + offset, and never goes back by more than ``end_s``
+
+    @property
+    def open_episodes(self) -> int:
+        """How many devices are being told about now."""
+        return len(self._open)
+
+    def consider(self, detection: Detection) -> list[dict[str, Any]]:
+        """The alerts that follow from ``detection``: none, one, or an `end` and a `new`."""
+        self.counts.detections += 1
+        now = self._steady(detection.t_ns)
+        alerts = self._end_quiet(now)
+        who = _key(detection)
+        episode = self._open.get(who)
+        if episode is None:
+            if len(self._open) >= self._max_open:
+                self.counts.evicted += 1
+                oldest = min(self._open, key=lambda key: self._open[key].voted)
+                alerts.append(self._end(self._open.pop(oldest), detection.t_ns))
+            episode = self._open[who] = self._begin(detection, now)
+            alerts.append(self._tell(episode, "new", detection.t_ns))
+            return alerts
+        self._add(episode, detection, now)
+        # A sharper class is worth telling at once, but even then updates keep their distance from one another.
+        since = episode.told if detection.class_name == episode.class_told else episode.updated
+        if since is None or now - since >= self._update_ns:
+            episode.told = episode.updated = now
+            alerts.append(self._tell(episode, "update", detection.t_ns))
+        return alerts
+
+    def tick(self, t_ns: int) -> list[dict[str, Any]]:
+        """The ends that are due at packet time ``t_ns``, which any packet may bring."""
+        return self._end_quiet(self._steady(t_ns))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The ends of everything still open: there will be no more packets."""
+        alerts = [self._end(episode, self._t_ns) for episode in self._open.values()]
+        self._open.clear()
+        return alerts
+
+    def _steady(self, t_ns: int) -> int:
+        """Packet time without its steps backwards (a clock set, captures one after another in the wrong order).
+
+        Small steps are packets out of order and pass as they are: nothing here minds a vote that is a little late.
+        """
+        if self._t_ns is not None and t_ns < self._t_ns - self._end_ns:
+            self._offset += self._t_ns - t_ns
+            self.counts.clock_steps += 1
+            self._t_ns = t_ns
+        else:
+            self._t_ns = t_ns if self._t_ns is None else max(t_ns, self._t_ns)
+        return t_ns + self._offset
+
+    def _begin(self, detection: Detection, now: int) -> _Episode:
+        first_ns = min(detection.first_ns, detection.t_ns)
+        return _Episode(
+            id=uuid7(detection.t_ns, self._rng),
+            latest=detection,
+            first_ns=first_ns,
+            began=now - (detection.t_ns - first_ns),
+            voted=now,
+            told=now,
+            updated=None,
+            alarm=_Alarm(first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes),
+        )
+
+    def _add(self, episode: _Episode, detection: Detection, now: int) -> None:
+        alarm = episode.alarm
+        if detection.first_ns > alarm.last_ns:  # the detector's alarm had ended; this is its next one
+            for i, total in enumerate((alarm.count, alarm.packets, alarm.bytes)):
+                episode.past[i] += total
+            episode.alarm = _Alarm(
+                detection.first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes
+            )
+        else:  # the same, or one of another method that overlaps and counted the same packets
+            alarm.last_ns = max(alarm.last_ns, detection.t_ns)
+            alarm.count = max(alarm.count, detection.count)
+            alarm.packets = max(alarm.packets, detection.packets)
+            alarm.bytes = max(alarm.bytes, detection.bytes)
+        if now >= episode.voted:
+            episode.voted, episode.latest = now, detection
+
+    def _end_quiet(self, now: int) -> list[dict[str, Any]]:
+        quiet = [key for key, episode in self._open.items() if now - episode.voted >= self._end_ns]
+        return [self._end(self._open.pop(key), None) for key in quiet]
+
+    def _end(self, episode: _Episode, t_ns: int | None) -> dict[str, Any]:
+        """Stamped with the time the rule says, not with that of the packet which happened to come next."""
+        due = episode.latest.t_ns + self._end_ns
+        return self._tell(episode, "end", due if t_ns is None else min(max(t_ns, episode.latest.t_ns), due))
+
+    def _tell(self, episode: _Episode, state: State, t_ns: int) -> dict[str, Any]:
+        latest, alarm = episode.latest, episode.alarm
+        class_name = latest.class_name
+        if class_name not in CLASSES:
+            self.counts.foreign_class += 1
+            class_name = "unknown"
+        episode.seq += 1
+        episode.class_told = latest.class_name
+        setattr(self.counts, state, getattr(self.counts, state) + 1)
+        alert = Alert(
+            id=episode.id,
+            seq=episode.seq,
+            state=state,
+            t_ns=t_ns,
+            first_ns=episode.first_ns,
+            last_ns=latest.t_ns,
+            duration_s=max(episode.voted - episode.began, 0) / 1e9,
+            count=max(episode.past[0] + alarm.count, 1),
+            packets=max(episode.past[1] + alarm.packets, 0),
+            bytes=max(episode.past[2] + alarm.bytes, 0),
+            gateway=self.gateway,
+            site=self.site,
+            device=self._device(latest),
+            role=latest.role,
+            class_name=class_name,
+            confidence=_finite(latest.confidence, 0.0, 1.0),
+            score=_finite(latest.score, 0.0),
+            threshold=_finite(latest.threshold, 1e-300),
+            window_s=_finite(latest.window_s, 1e-9),
+            top_features=tuple((name[:64], _finite(value)) for name, value in latest.top_features[:5]),
+            explanation=latest.explanation[:200],
+            model=self.model,
+            agent=self.agent_version,
+            clock=self.clock,
+            src_ip=latest.src_ip,
+            src_port=latest.src_port,
+            dest_ip=latest.dest_ip,
+            dest_port=latest.dest_port,
+            proto=latest.proto[:16],
+            interface=self.interface,
+        )
+        return alert.document()
+
+    def _device(self, detection: Detection) -> Device:
+        if detection.role == "victim":  # the MAC is that of the router which brought the attack
+            return Device(ip=detection.device_ip)
+        mac = format_mac(detection.device_mac)
+        return Device(mac=mac, ip=detection.device_ip, name=self._names.get(mac, ""))
+
+
+def format_mac(mac: int) -> str:
+    """A 48-bit integer as people write it.
+
+    >>> format_mac(0xb827eb123456)
+    'b8:27:eb:12:34:56'
+    """
+    return mac.to_bytes(6, "big").hex(":")
+
+
+def _key(detection: Detection) -> tuple[str, int | str]:
+    """Whom an episode is about: the device that sends, or the address that is hit."""
+    return ("victim", detection.device_ip) if detection.role == "victim" else ("source", detection.device_mac)
+
+
+def _finite(value: float, low: float = -_LARGEST, high: float = _LARGEST) -> float:
+    return low if math.isnan(value) else min(max(float(value), low), high)

@@ -1,0 +1,166 @@
+"""How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait before trying again.
+
+The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; this is what both must do alike. Nothing here connects.
+"""
+
+import dataclasses
+import random
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edge_agent.contract.messages import BASE, check_base
+
+
+class BrokerError(ValueError):
+    """Broker settings that cannot work, in one line."""
+
+
+@dataclass(frozen=True)
+class BrokerConfig:
+    """Section ``broker`` of agent.yaml and collector.yaml."""
+
+    host: str = "localhost"
+    port: int = 1883
+    base: str = BASE  # prefix of the topic tree, as the broker's ACL has it
+    client_id: str = ""  # "" is the gateway's id, and "botwatch-collector" for the collector
+    version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, and 3.1.1 where the broker knows no 5
+    username: str | None = None
+    password_file: Path | None = None  # first line; a file so that no configuration holds a secret
+    tls: bool = False
+    ca_file: Path | None = None  # who signed the broker's certificate; None: the system's authorities
+    cert_file: Path | None = None  # our own certificate and its key, where the broker asks for one
+    key_file: Path | None = None
+    keepalive_s: int = 30
+    connect_timeout_s: float = 5.0
+    inflight: int = 100  # messages under way and not yet acknowledged
+    session_s: int = 86_400  # how long the broker keeps our session while we are away
+    retry_min_s: float = 0.5  # first wait after a failure; doubles, with jitter, up to the next
+    retry_max_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_base(self.base)
+        if not self.host:
+            raise BrokerError("host: is empty")
+        for key, low, high in (("port", 1, 65_535), ("keepalive_s", 5, 3600), ("inflight", 1, 10_000)):
+            if not low <= getattr(self, key) <= high:
+                raise BrokerError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
+        if not 0 < self.retry_min_s <= self.retry_max_s or self.connect_timeout_s <= 0 or self.session_s < 0:
+            raise BrokerError("retry_min_s, retry_max_s and connect_timeout_s must be positive, the first the smaller")
+        if (self.ca_file or self.cert_file or self.key_file) and not self.tls:
+            raise BrokerError("ca_file, cert_file and key_file need tls: true")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise BrokerError("cert_file and key_file go together")
+        if self.password_file and not self.username:
+            raise BrokerError("password_file needs a username")
+
+    @property
+    def address(self) -> str:
+        """As people write it: ``host:port``."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def at(self, address: str) -> "BrokerConfig":
+        """The same at another ``host[:port]``; a BrokerError when it is not one.
+
+        >>> BrokerConfig().at("[::1]:8883").address
+        '[::1]:8883'
+        """
+        host, colon, port = address.rpartition(":")
+        if not colon or (address.count(":") > 1 and not host.endswith("]")):
+            host, port = address, str(self.port)
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isascii() or not port.isdigit():
+            raise BrokerError(f"broker {address[:80]!r} is not HOST or HOST:PORT")
+        return dataclasses.replace(self, host=host, port=int(port))
+
+    def password(self) -> str | None:
+        """The first line of ``password_file``, or a BrokerError."""
+        if self.password_file is None:
+            return None
+        try:
+            return self.password_file.read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, UnicodeDecodeError) as error:
+            raise BrokerError(f"password_file {self.password_file}: {explain(error)}") from error
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that does not serve."""
+        if not self.tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:  # includes ssl.SSLError
+            raise BrokerError(f"ca_file {self.ca_file}: {explain(error)}") from error
+        if self.cert_file and self.key_file:
+            try:
+                # An empty password instead of None: OpenSSL must never ask on the terminal of a service.
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+            except OSError as error:
+                raise BrokerError(f"cert_file {self.cert_file}, key_file {self.key_file}: {explain(error)}") from error
+        return context
+
+
+def explain(error: BaseException) -> str:
+    """One readable line for what the network, TLS or a file said."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message.strip()}"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or "").replace("_", " ").lower()
+        return f"TLS: {reason or error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{error}" or type(error).__name__
+
+
+class Versions:
+    """Which MQTT version to try next; ``auto`` begins with 5 and finds out whether the broker speaks it.
+
+    A broker that knows no 5 either says so, which is remembered, or hangs up at the first word, which a broker that is
+    just stopping does too: then 3.1.1 is tried next and, should that fail as well, 5 again.
+    """
+
+    def __init__(self, wanted: Literal["auto", 5, "3.1.1"]) -> None:
+        self._fixed = wanted != "auto"
+        self._next: Literal[5, 4] = 4 if wanted == "3.1.1" else 5
+
+    def next(self) -> Literal[5, 4]:
+        """The protocol level to try: 5, or 4 for MQTT 3.1.1."""
+        return self._next
+
+    def refused(self) -> None:
+        """The broker said that it does not speak 5."""
+        if not self._fixed:
+            self._fixed, self._next = True, 4
+
+    def hung_up(self) -> None:
+        """The broker closed the connection before it answered to the version just tried."""
+        if not self._fixed:
+            self._next = 4 if self._next == 5 else 5
+
+    def lost(self) -> None:
+        """A working connection is gone: whoever answers next may have been updated, so start with the best again."""
+        if not self._fixed:
+            self._next = 5
+
+
+class Backoff:
+    """Waits that double from ``min_s`` to ``max_s``, each between half and all of that, so that a fleet does not march."""
+
+    def __init__(self, min_s: float, max_s: float, rng: random.Random | None = None) -> None:
+        self._min_s, self._max_s, self._failures = min_s, max_s, 0
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+
+    @property
+    def failures(self) -> int:
+        """Failures since the last success."""
+        return self._failures
+
+    def next(self) -> float:
+        """Seconds to wait after one more failure."""
+        wait = min(self._max_s, self._min_s * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        return wait * self._rng.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """It worked."""
+        self._failures = 0

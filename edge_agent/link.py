@@ -1,0 +1,318 @@
+"""The line to the broker: takes what waits in the outbox there, and tells who is on it. The agent's only user of paho.
+
+One thread, the one in `Link.run`, owns the connection and reads the outbox: it drives paho's network loop itself, so
+paho's callbacks run in it too, and they only append to lists that the loop looks at next. (`on_publish` runs under a
+lock of paho's: a callback that took one of ours there would lock up with a thread that publishes under it.)
+
+A message leaves the outbox only when the broker has acknowledged it without an error. Under MQTT 5 a broker says when
+it refuses a message; under 3.1.1 it cannot, and a refused message looks like a delivered one.
+"""
+
+import logging
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from paho.mqtt import MQTTException
+from paho.mqtt import client as mqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain
+from edge_agent.contract.messages import Status, encode, topic
+from edge_agent.outbox import Outbox
+
+__all__ = ["BrokerConfig", "Link", "LinkCounts"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25  # how late a set ``stop`` may be noticed
+_GOODBYE_S = 2.0  # how long the last words may take
+_RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
+_MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
+_BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
+
+
+@dataclass
+class LinkCounts:
+    """How often what happened, since the start."""
+
+    connects: int = 0
+    failures: int = 0  # attempts to connect, and connections, that failed
+    published: int = 0  # handed to the broker, repeats included
+    acknowledged: int = 0
+    refused: int = 0  # refusals by the broker, repeats included; the message stays in the outbox
+
+
+class Link:
+    """Carries ``outbox`` to the broker of ``config`` for ``gateway``, whose agent has version ``agent``.
+
+    Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
+    ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread.
+    """
+
+    def __init__(self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str) -> None:
+        self.config, self.counts = config, LinkCounts()
+        self.connected, self.protocol, self.trouble = False, "", ""
+        self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
+        self._status_topic = topic(gateway, "status", config.base)
+        self._tls, self._password = config.tls_context(), config.password()
+        self._versions = Versions(config.version)
+        self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        outbox.wake_with(self._wake)
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep the line up until ``stop`` is set, then say `stopped` and hang up. Call once, in a thread of its own."""
+        while not stop.is_set():
+            session = _Session(self)
+            try:
+                problem = session.serve(stop)
+            except _BROKEN as error:
+                problem = explain(error)
+            finally:
+                self.connected = False
+                session.close()
+            if stop.is_set():
+                break
+            self.counts.failures += 1
+            wait = 0.0 if session.try_other_version else self._backoff.next()
+            self._say(problem, wait)
+            stop.wait(wait)
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until the outbox is empty, at most ``timeout_s``; how many messages still wait (``trouble`` says why).
+
+        For any thread but the one in `run`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (left := self._outbox.depth()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return left
+
+    def _wake(self) -> None:
+        """There is something new in the outbox."""
+        try:
+            self._wake_w.send(b"\0")
+        except OSError:  # full: it will wake anyway
+            pass
+
+    def _say(self, problem: str, wait: float) -> None:
+        """Log a trouble when it is a new one; the same again is only counted."""
+        if problem != self.trouble:
+            again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
+            logger.warning("broker %s: %s%s", self.config.address, problem, again)
+        self.trouble = problem
+
+
+class _Session:
+    """One connection, from the attempt to its end. What it had under way and unacknowledged, the next one sends again."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, config = link, link.config
+        self._level = link._versions.next()
+        self._answered = False  # the broker replied to CONNECT
+        self._problem = ""
+        self._acks: list[tuple[int, ReasonCode]] = []
+        self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
+        self._refused: set[int] = set()
+        self._retry_refused = self._hold_until = 0.0
+        self._hold = Backoff(1.0, _RETRY_REFUSED_S)
+        self._window, self._max_packet = config.inflight, 0
+        self.try_other_version = False
+        self._client = client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2,
+            client_id=config.client_id or link._gateway,
+            clean_session=None if self._level == 5 else False,
+            protocol=mqtt.MQTTProtocolVersion.MQTTv5 if self._level == 5 else mqtt.MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = config.connect_timeout_s
+        client.max_inflight_messages_set(0)  # bounded here, by the window
+        if config.username:
+            client.username_pw_set(config.username, link._password)
+        if link._tls:
+            client.tls_set_context(link._tls)
+        client.will_set(link._status_topic, self._status("offline"), qos=1, retain=True)
+        client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
+        client.on_publish, client.on_log = self._on_publish, self._on_log
+
+    def serve(self, stop: threading.Event) -> str:
+        """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
+        link, config, client = self._link, self._link.config, self._client
+        if self._level == 5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = config.session_s
+            properties.MaximumPacketSize = _MAX_INCOMING
+            client.connect(config.host, config.port, config.keepalive_s, clean_start=False, properties=properties)
+        else:
+            client.connect(config.host, config.port, config.keepalive_s)
+        patience = time.monotonic() + config.connect_timeout_s
+        while not stop.is_set():
+            self._step(_POLL_S)
+            self._settle()
+            if client.socket() is None:
+                return self._ended()
+            if link.connected:
+                self._ship()
+            elif not self._answered and time.monotonic() > patience:
+                self._problem = "no answer from the broker"
+                return self._ended()
+        if link.connected:
+            self._goodbye()
+        return ""
+
+    def close(self) -> None:
+        """Leave without a word (after `serve` said them, or could not); the broker then speaks the last will."""
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _step(self, timeout_s: float) -> None:
+        """Let paho read and write what it can, after waiting for it or for `Link._wake`."""
+        client, wake = self._client, self._link._wake_r
+        sock = client.socket()
+        if sock is None:
+            return
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():  # decrypted already: select would not see it
+            timeout_s = 0.0
+        readable, writable, _ = select.select([sock, wake], [sock] if client.want_write() else [], [], timeout_s)
+        if wake in readable:
+            wake.recv(4096)
+        if sock in readable or timeout_s == 0.0:
+            client.loop_read()
+        if writable:
+            client.loop_write()
+        client.loop_misc()
+
+    def _settle(self) -> None:
+        """Act on the acknowledgements that came."""
+        link, acks = self._link, self._acks
+        if not acks:
+            return
+        self._acks = []
+        done = []
+        for mid, reason in acks:
+            row = self._rows.pop(mid, None)
+            if not reason.is_failure:
+                if row is not None:
+                    done.append(row)
+                continue
+            link.counts.refused += 1
+            what = f"refuses alerts: {reason}" if row is not None else f"refuses our status: {reason}"
+            if row is not None:
+                self._refuse(row)
+            if link.trouble != what:
+                logger.error("broker %s %s; kept, and tried again later", link.config.address, what)
+                link.trouble = what
+        if done:
+            link._outbox.done(done)
+            link.counts.acknowledged += len(done)
+            if self._hold.failures == 0 and not self._refused:
+                link.trouble = ""
+            self._hold.reset()
+
+    def _refuse(self, row: int) -> None:
+        """Keep ``row`` back, and hold the others for a while: where one is refused most are."""
+        now = time.monotonic()
+        if not self._refused:
+            self._retry_refused = now + _RETRY_REFUSED_S
+        self._refused.add(row)
+        self._hold_until = max(self._hold_until, now + self._hold.next())
+
+    def _ship(self) -> None:
+        """Publish what waits, as far as the window allows; one at a time while the broker refuses."""
+        link, now = self._link, time.monotonic()
+        if self._refused and now > self._retry_refused and not self._rows:
+            self._refused.clear()
+            link._outbox.rewind()
+        if now < self._hold_until:
+            return
+        window = 1 if self._hold.failures else self._window
+
+        def send(row: int, where: str, payload: bytes) -> bool:
+            if row in self._refused:
+                return True
+            if len(self._rows) >= window or self._client.socket() is None:
+                return False
+            if self._max_packet and len(payload) + len(where) + 16 > self._max_packet:
+                logger.error("broker takes packets of %d bytes at most: an alert of %d waits", self._max_packet, len(payload))
+                self._refuse(row)
+                link.counts.refused += 1
+                return True
+            info = self._client.publish(where, payload, qos=1)
+            self._rows[info.mid] = row
+            link.counts.published += 1
+            return True
+
+        if len(self._rows) < window:
+            link._outbox.drain(send)
+
+    def _goodbye(self) -> None:
+        """Say `stopped`, wait until the broker has it, and disconnect in a way that does not set off the last will."""
+        client, deadline = self._client, time.monotonic() + _GOODBYE_S
+        last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
+        while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
+            self._step(0.05)
+            self._settle()
+        client.disconnect()
+        while client.socket() is not None and client.want_write() and time.monotonic() < deadline:
+            self._step(0.05)
+
+    def _ended(self) -> str:
+        """Why the connection ended; tells the version chooser."""
+        link = self._link
+        if self._answered:
+            if link.connected:
+                link._versions.lost()
+            return self._problem or "connection lost"
+        if self._level == 5 and link.config.version == "auto":
+            self.try_other_version = True
+        link._versions.hung_up()
+        return self._problem or "hung up at the first word"
+
+    def _status(self, state: Any) -> bytes:
+        return encode(Status(state, self._link._boot, self._link._agent, time.time_ns()).document())
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        link, self._answered = self._link, True
+        if reason.is_failure:
+            self._problem = f"refuses the connection: {reason}"
+            if self._level == 5 and str(reason) == "Unsupported protocol version":
+                link._versions.refused()
+                self.try_other_version = link._versions.next() != self._level
+            return
+        self._window = min(link.config.inflight, getattr(properties, "ReceiveMaximum", link.config.inflight))
+        self._max_packet = getattr(properties, "MaximumPacketSize", 0)
+        link.counts.connects += 1
+        link.protocol, link.connected, link.trouble = ("5" if self._level == 5 else "3.1.1"), True, ""
+        link._backoff.reset()
+        link._outbox.rewind()
+        logger.info("connected to %s, MQTT %s", link.config.address, link.protocol)
+        client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
+
+    def _on_disconnect(
+        self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _props: Properties | None
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._problem = f"ended the connection: {reason}"
+
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _props: Properties | None
+    ) -> None:
+        self._acks.append((mid, reason))
+
+    def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
+        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ..."
+            self._problem = text.rpartition("socket: ")[2][:200]

@@ -1,0 +1,184 @@
+"""What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
+
+Today that is the outbox: alerts that wait for the broker, and for a day those it took. Every change is on the disk when
+the call returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything
+but the disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, so a late acknowledgement cannot hit another row
+    put_s REAL NOT NULL,                   -- wall clock, Unix seconds
+    topic TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    droppable INTEGER NOT NULL,            -- an update: the next one says it all again
+    acked_s REAL                           -- NULL: waits
+);
+CREATE INDEX outbox_waiting ON outbox (id) WHERE acked_s IS NULL;
+CREATE INDEX outbox_droppable ON outbox (id) WHERE acked_s IS NULL AND droppable;
+CREATE INDEX outbox_acked ON outbox (id) WHERE acked_s IS NOT NULL;
+
+-- Counted as rows come and go: to count a full outbox at every put would read all of it.
+CREATE TABLE outbox_total (acked INTEGER PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO outbox_total VALUES (0, 0, 0), (1, 0, 0);
+CREATE TRIGGER outbox_in AFTER INSERT ON outbox BEGIN
+    UPDATE outbox_total SET rows = rows + 1, bytes = bytes + length(new.payload) WHERE acked = 0;
+END;
+CREATE TRIGGER outbox_taken AFTER UPDATE OF acked_s ON outbox WHEN old.acked_s IS NULL AND new.acked_s NOT NULL BEGIN
+    UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(new.payload) WHERE acked = 0;
+    UPDATE outbox_total SET rows = rows + 1, bytes = bytes + length(new.payload) WHERE acked = 1;
+END;
+CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
+    UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(old.payload) WHERE acked = (old.acked_s NOT NULL);
+END;
+"""
+
+# The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
+_DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
+
+
+class StateError(Exception):
+    """The state file cannot be used now (disk full, no permission, a newer version's file)."""
+
+
+@dataclass(frozen=True)
+class OutboxSize:
+    """Rows and payload bytes, of those that wait and of those kept after the broker took them."""
+
+    waiting: int
+    waiting_bytes: int
+    acked: int
+    acked_bytes: int
+
+
+class State:
+    """The state file at ``path``, made when it is not there; its folder must exist.
+
+    A file that SQLite finds corrupt is moved to ``<name>.corrupt`` (the one before it is overwritten) and a new one is
+    begun: a gateway that lost its memory is better than one that does not start. ``moved_aside`` says whether that
+    happened. Raises StateError when no file can be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.moved_aside = Path(path), False
+        self._lock = threading.Lock()
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # not corrupt: locked, full, not allowed
+                raise StateError(f"{self.path}: {error}") from error
+            self._move_aside(error)
+            try:
+                self._db = self._open()
+            except sqlite3.Error as again:
+                raise StateError(f"{self.path}: {again}") from again
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA journal_size_limit=4194304")
+            damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if damage != "ok":
+                raise sqlite3.DatabaseError(damage)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StateError(f"{self.path}: version {version} of a newer agent, this one knows {SCHEMA_VERSION}")
+            if version == 0:
+                db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _move_aside(self, error: Exception) -> None:
+        aside = self.path.with_name(self.path.name + ".corrupt")
+        logger.error("state %s is corrupt (%s): moved to %s, starting anew", self.path, error, aside.name)
+        try:
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self.path.replace(aside)
+        except OSError as problem:
+            raise StateError(f"{self.path}: corrupt and cannot be moved aside: {problem}") from problem
+        self.moved_aside = True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    with suppress(sqlite3.Error):  # SQLite has rolled back itself where the disk failed
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise StateError(f"{self.path}: {error}") from error
+
+    def outbox_put(self, rows: Iterable[tuple[float, str, bytes, bool]], max_rows: int, max_bytes: int) -> list[int]:
+        """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
+
+        Returns how many were dropped of each kind: kept after acknowledgement, waiting updates, other waiting rows.
+        """
+        with self._transaction() as db:
+            db.executemany("INSERT INTO outbox (put_s, topic, payload, droppable) VALUES (?, ?, ?, ?)", rows)
+            dropped = [0, 0, 0]
+            size = self._size(db)
+            rows_over = size.waiting + size.acked - max_rows
+            bytes_over = size.waiting_bytes + size.acked_bytes - max_bytes
+            for kind, where in enumerate(_DROP_ORDER):
+                if rows_over <= 0 and bytes_over <= 0:
+                    break
+                doomed = []
+                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):  # noqa: S608
+                    if rows_over <= 0 and bytes_over <= 0:
+                        break
+                    doomed.append((row,))
+                    rows_over, bytes_over = rows_over - 1, bytes_over - length
+                db.executemany("DELETE FROM outbox WHERE id = ?", doomed)
+                dropped[kind] = len(doomed)
+        return dropped
+
+    def outbox_waiting(self, after: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """``(id, topic, payload)`` of the oldest rows that wait and have an id above ``after``."""
+        with self._transaction() as db:
+            return db.execute(
+                "SELECT id, topic, payload FROM outbox WHERE acked_s IS NULL AND id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+
+    def outbox_acked(self, ids: Iterable[int], now_s: float, keep_s: float) -> None:
+        """Mark rows as taken by the broker at ``now_s``, and forget those taken more than ``keep_s`` before."""
+        with self._transaction() as db:
+            db.executemany("UPDATE outbox SET acked_s = ? WHERE id = ?", [(now_s, row) for row in ids])
+            db.execute("DELETE FROM outbox WHERE acked_s IS NOT NULL AND acked_s < ?", (now_s - keep_s,))
+
+    def outbox_size(self) -> OutboxSize:
+        """How full the outbox is."""
+        with self._transaction() as db:
+            return self._size(db)
+
+    @staticmethod
+    def _size(db: sqlite3.Connection) -> OutboxSize:
+        waiting, acked = db.execute("SELECT rows, bytes FROM outbox_total ORDER BY acked").fetchall()
+        return OutboxSize(*waiting, *acked)
+
+    def close(self) -> None:
+        """Close the file; every later call raises StateError."""
+        with self._lock:
+            self._db.close()
