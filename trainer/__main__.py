@@ -1,0 +1,118 @@
+"""The `botwatch trainer` command: reads arguments, hands over, turns known errors into one line and an exit status.
+
+TensorFlow and polars are imported by the sub-command that needs them, not here.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+PROG = "botwatch trainer"
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        PROG,
+        description="Train the models: from captures or published rows to a run folder.",
+        epilog=f"example:\n  {PROG} fit configs/trainer.yaml --data captures --out runs/home",
+        formatter_class=raw,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    extract = commands.add_parser(
+        "extract",
+        help="captures -> a Parquet file of feature rows",
+        description="Extract the 140 columns of every frame, with time, addresses and ports, into one Parquet file. "
+        "The captures go through one extractor in the order given, so give the days of one network in order.",
+        epilog=f"example:\n  {PROG} extract day1.pcap day2.pcap --out rows.parquet",
+        formatter_class=raw,
+    )
+    extract.add_argument("captures", nargs="+", type=Path, metavar="CAPTURE", help="pcap or pcapng file")
+    extract.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
+    extract.add_argument(
+        "--schema",
+        choices=("clean", "compat"),
+        default="clean",
+        help="jitter of a channel's first packet: 0 (clean, the default) or the Unix time, as in published rows (compat)",
+    )
+    extract.add_argument(
+        "--max-streams", type=int, default=16_384, metavar="N", help="streams followed (default %(default)s)"
+    )
+
+    fit = commands.add_parser(
+        "fit",
+        help="a config -> a run folder with models, scaler, τ and metrics",
+        description="Split, scale, train the autoencoder and the classifier, compute τ, measure, write the run folder.",
+        epilog=f"example:\n  {PROG} fit configs/trainer.yaml --out runs/home --top-n 20",
+        formatter_class=raw,
+    )
+    fit.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; configs/trainer.yaml explains every key")
+    fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder to write")
+    fit.add_argument("--top-n", type=int, metavar="N", help="keep only the N best columns by Fisher score")
+    fit.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="where the first data source of the config lies, instead of its own path",
+    )
+
+    generate = commands.add_parser(
+        "generate",
+        help="write labelled captures of generated devices and attacks",
+        formatter_class=raw,
+    )
+    if command == "generate":  # the only sub-command whose module knows its arguments
+        from trainer import generate as module
+
+        module.add_arguments(generate)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one sub-command; 2 for a bad command line, config or input, 1 for a capture that ended early."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else None).parse_args(argv)
+    if args.command == "generate":
+        from trainer import generate
+
+        return int(generate.run(args) or 0)
+    if args.command == "extract":
+        return _extract(args)
+    return _fit(args, shlex.join([*PROG.split(), *argv]))
+
+
+def _fit(args: argparse.Namespace, command: str) -> int:
+    from edge_agent.contract.settings import SettingsError
+    from trainer import config
+
+    try:
+        chosen = config.load(args.config, args.data, args.top_n)
+    except SettingsError as error:
+        return _refuse(error)
+
+    from trainer import dataset, fit
+
+    try:
+        fit.run(chosen, args.out, command)
+    except (dataset.DatasetError, fit.FitError, fit.TrainingError) as error:
+        return _refuse(error)
+    return 0
+
+
+def _extract(args: argparse.Namespace) -> int:
+    if args.max_streams < 1:
+        return _refuse("--max-streams must be at least 1")
+    from trainer import extract
+
+    return extract.run(args.captures, args.out, args.schema, args.max_streams)
+
+
+def _refuse(reason: object) -> int:
+    print(f"{PROG}: {reason}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

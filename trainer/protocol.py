@@ -1,0 +1,86 @@
+"""Which rows train, which set τ, which test: in time order per device, with a gap between the parts.
+
+Rows of one burst are near copies of each other (one row is one packet), so a shuffled split tests on what it trained
+on. The gap keeps damped statistics of one part from being those of the next: it is cut from the head of the later part.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNUSED, TRAIN, OPTIMISE, TEST = 0, 1, 2, 3
+"""Part of a row; UNUSED rows lie in a gap."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Fractions of a device's rows, and what is left out between the parts."""
+
+    train: float = 0.6
+    optimise: float = 0.2
+    test: float = 0.2
+    gap_rows: int = 200
+    gap_s: float = 60.0
+    min_rows: int = 50  # a part with fewer says nothing: the device then trains only
+
+    def __post_init__(self) -> None:
+        if not all(0 < part < 1 for part in (self.train, self.optimise, self.test)):
+            raise ValueError("train, optimise and test must each lie between 0 and 1")
+        if self.train + self.optimise + self.test > 1 + 1e-9:
+            raise ValueError(f"train + optimise + test is {self.train + self.optimise + self.test:g}, more than 1")
+        if self.gap_rows < 0 or self.gap_s < 0 or self.min_rows < 1:
+            raise ValueError("gap_rows and gap_s must be at least 0, min_rows at least 1")
+
+
+def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> tuple[NDArray[np.int8], list[int]]:
+    """Part of every row, shape (n,), and the groups too short for three parts, whose rows all train.
+
+    ``group`` is a code per row: the device, or the capture and label of an attack. Rows of one group are taken in time
+    order, equal times in the order given; a group whose times are all equal has none (published rows), and only
+    ``gap_rows`` applies to it.
+    """
+    part = np.full(len(t_ns), UNUSED, dtype=np.int8)
+    short = []
+    for code in np.unique(group):
+        rows = np.flatnonzero(group == code)
+        rows = rows[np.argsort(t_ns[rows], kind="stable")]
+        times, n = t_ns[rows], len(rows)
+        train_end = int(split.train * n)
+        optimise_end = int((split.train + split.optimise) * n)
+        test_end = min(n, round((split.train + split.optimise + split.test) * n))
+        optimise_start = _after_gap(times, train_end, split)
+        test_start = _after_gap(times, optimise_end, split)
+        if min(optimise_end - optimise_start, test_end - test_start, train_end) < split.min_rows:
+            part[rows] = TRAIN
+            short.append(int(code))
+            continue
+        part[rows[:train_end]] = TRAIN
+        part[rows[optimise_start:optimise_end]] = OPTIMISE
+        part[rows[test_start:test_end]] = TEST
+    return part, short
+
+
+def _after_gap(times: NDArray[np.int64], end: int, split: Split) -> int:
+    """First row past the gap that follows the part which stops before row ``end``."""
+    if not end or times[0] == times[-1]:
+        return end + split.gap_rows
+    by_time = int(np.searchsorted(times, times[end - 1] + int(split.gap_s * 1e9), side="left"))
+    return max(end + split.gap_rows, by_time)
+
+
+def spread(n: int, limit: int, block: int = 256) -> NDArray[np.intp]:
+    """At most ``limit`` of ``n`` row numbers, ascending: whole blocks of neighbours, evenly spread.
+
+    Neighbours stay together because votes and damped statistics are about rows in sequence.
+
+    >>> spread(10, 4, block=2).tolist()
+    [0, 1, 8, 9]
+    """
+    if n <= limit:
+        return np.arange(n)
+    block = max(1, min(block, limit))
+    blocks = -(-n // block)
+    starts = np.unique(np.linspace(0, blocks - 1, max(1, limit // block)).astype(np.intp)) * block
+    rows = (starts[:, None] + np.arange(block)).ravel()
+    return rows[rows < n]
