@@ -1,0 +1,176 @@
+"""From frames to feature rows: the Python face of the kernel.
+
+A row is the 140 values of `edge_agent.contract.columns.ALL_COLUMNS` and what its packet was (`ROW_META`). How the
+numbers come about, the bounds of every table and what a device has "seen" is written in ``kernel/kernel.h``.
+"""
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent._kernel import (
+    ARP,
+    FRAGMENT,
+    ICMP_QUOTED,
+    NEW_PEER,
+    NEW_SOCKET,
+    PORTS,
+    ROW_META_SIZE,
+    TRUNCATED,
+    Kernel,
+)
+from edge_agent.capture import Source
+from edge_agent.contract.columns import ALL_COLUMNS
+
+__all__ = [
+    "ARP",
+    "FRAGMENT",
+    "ICMP_QUOTED",
+    "NEW_PEER",
+    "NEW_SOCKET",
+    "PORTS",
+    "ROW_META",
+    "TRUNCATED",
+    "Extractor",
+    "FeatureStateError",
+    "Rows",
+]
+
+ROW_META = np.dtype(
+    {
+        "names": [
+            *("t_ns", "src_mac", "dst_mac", "src", "dst", "sport", "dport", "length"),
+            *("ethertype", "flags", "ip_version", "proto", "tcp_flags"),
+        ],
+        "formats": ["i8", "u8", "u8", "(16,)u1", "(16,)u1", "u2", "u2", "u4", "u2", "u2", "u1", "u1", "u1"],
+        "offsets": [0, 8, 16, 24, 40, 56, 58, 60, 64, 66, 68, 69, 70],
+        "itemsize": ROW_META_SIZE,
+    }
+)
+"""What a row's packet was: ``struct row_meta`` of kernel.h.
+
+t_ns since the epoch; MACs as 48-bit integers (0: none); addresses as 16 bytes, IPv4 in the first 4, the MAC in the
+first 6 where ip_version is 0; length on the wire; flags are NEW_PEER, NEW_SOCKET, FRAGMENT, TRUNCATED, ICMP_QUOTED,
+ARP and PORTS (sport and dport were read).
+"""
+
+_POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}
+
+_STATE = struct.Struct("<8s32sQ")
+_STATE_MAGIC = b"bwstate1"
+
+
+class FeatureStateError(Exception):
+    """A saved state that cannot be taken over; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Feature rows and their packets, in capture order."""
+
+    values: npt.NDArray[Any]
+    """(n, 140) float32 or float64, columns as in ALL_COLUMNS."""
+    meta: npt.NDArray[Any]
+    """(n,) of ROW_META."""
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """The values of one column, a view of shape (n,)."""
+        return self.values[:, _POSITION[name]]  # type: ignore[no-any-return]
+
+
+class Extractor:
+    """The damped statistics of everything pushed so far, in fixed memory.
+
+    Without a ``seed`` the hash is seeded at random, which changes no value until a table is full. ``float_time`` takes
+    gaps between float64 seconds, as the published extractor does, for comparison with it.
+    """
+
+    def __init__(
+        self,
+        max_streams: int = 16384,
+        *,
+        max_devices: int = 256,
+        jitter: Literal["clean", "compat"] = "clean",
+        float_time: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+        simd: Literal["auto", "baseline", "avx2"] = "auto",
+    ) -> None:
+        if jitter not in ("clean", "compat"):
+            raise ValueError(f"jitter {jitter!r} is not one of clean, compat")
+        self._dtype = np.dtype(dtype)
+        if self._dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"dtype {self._dtype} is not float32 or float64")
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        self._kernel = Kernel(max_streams, max_devices, jitter == "compat", float_time, seed, simd)
+
+    @property
+    def simd(self) -> str:
+        """Which of the bit-equal implementations runs: avx2 or baseline."""
+        return self._kernel.simd
+
+    def push(self, source: Source, limit: int = 256) -> Rows:
+        """Take up to ``limit`` frames from ``source``: a row for each that has a whole link header.
+
+        Empty at the end of the file only. A damaged file gives the frames before the damage; the next call raises
+        CaptureError.
+        """
+        values, meta = self._room(limit)
+        n = self._kernel.push(source.capture, values, meta)
+        return Rows(values[:n], meta[:n])
+
+    def push_frames(self, frames: Sequence[tuple[int, int, bytes]], linktype: int = 1) -> Rows:
+        """Rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes)."""
+        values, meta = self._room(max(len(frames), 1))
+        n = self._kernel.push_frames(tuple(frames), linktype, values, meta)
+        return Rows(values[:n], meta[:n])
+
+    def counts(self) -> dict[str, int]:
+        """Counters since the start: frames, rows, malformed by reason, streams in use, evictions by table."""
+        return self._kernel.counts()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by part, in total, and per stream of ``max_streams``; fixed from the start."""
+        return self._kernel.memory()
+
+    def save(self) -> bytes:
+        """The whole learnt state, for `load` of an extractor with the same settings on the same kind of machine."""
+        state = self._kernel.save()
+        return _STATE.pack(_STATE_MAGIC, hashlib.sha256(state).digest(), len(state)) + zlib.compress(state, 1)
+
+    def load(self, state: bytes) -> None:
+        """Continue where `save` was called, bit for bit. FeatureStateError changes nothing."""
+        if len(state) < _STATE.size:
+            raise FeatureStateError(f"feature state of {len(state)} bytes is truncated")
+        magic, digest, size = _STATE.unpack_from(state)
+        if magic != _STATE_MAGIC:
+            raise FeatureStateError(f"not a feature state of this version: begins with {magic!r}, not {_STATE_MAGIC!r}")
+        inflate = zlib.decompressobj()
+        try:
+            kernel_state = inflate.decompress(state[_STATE.size :], size + 1)
+        except zlib.error as error:
+            raise FeatureStateError(f"feature state is corrupt: {error}") from error
+        if len(kernel_state) != size or not inflate.eof or inflate.unused_data:
+            raise FeatureStateError(f"feature state is truncated or corrupt: {size} bytes announced")
+        if hashlib.sha256(kernel_state).digest() != digest:
+            raise FeatureStateError("feature state is corrupt: its checksum differs")
+        try:
+            self._kernel.load(kernel_state)
+        except ValueError as error:
+            raise FeatureStateError(f"feature state does not fit: {error}") from error
+
+    def _room(self, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if limit < 1:
+            raise ValueError(f"limit {limit} is not positive")
+        return np.empty((limit, len(ALL_COLUMNS)), self._dtype), np.zeros(limit, ROW_META)

@@ -1,0 +1,361 @@
+/* One frame -> struct row_meta. Every byte is reached through a struct span, whose end is the captured end or, inside an IP
+ * packet, the packet's own end, so that Ethernet padding is never read as ports. */
+#include "kernel.h"
+
+#include <string.h>
+
+/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
+enum {
+    LINK_ETHERNET = 1,
+    LINK_DLT_RAW = 12,
+    LINK_DLT_RAW_BSD = 14,
+    LINK_RAW = 101,
+    LINK_SLL = 113,
+    LINK_IPV4 = 228,
+    LINK_IPV6 = 229,
+    LINK_SLL2 = 276,
+};
+
+enum {
+    TYPE_802_3 = 0x0600, /* below: a length */
+    TYPE_IPV4 = 0x0800,
+    TYPE_ARP = 0x0806,
+    TYPE_VLAN = 0x8100,
+    TYPE_IPV6 = 0x86dd,
+    TYPE_PPPOE = 0x8864,
+    TYPE_QINQ = 0x88a8,
+    TYPE_QINQ_OLD = 0x9100,
+    SLL_802_2 = 0x0004, /* LINUX_SLL_P_802_2 */
+};
+
+enum { ICMP = 1, TCP = 6, UDP = 17, ICMPV6 = 58 };
+
+enum { MAX_TAGS = 8, MAX_EXTENSIONS = 16 };
+
+struct span {
+    const uint8_t *at, *end;
+};
+
+static size_t left(struct span s)
+{
+    return (size_t)(s.end - s.at);
+}
+
+static uint16_t be16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static uint64_t mac(const uint8_t *p)
+{
+    return (uint64_t)be16(p) << 32 | (uint64_t)be16(p + 2) << 16 | be16(p + 4);
+}
+
+bool decode_supports(int linktype)
+{
+    switch (linktype) {
+    case LINK_ETHERNET: case LINK_SLL: case LINK_SLL2:
+    case LINK_DLT_RAW: case LINK_DLT_RAW_BSD: case LINK_RAW: case LINK_IPV4: case LINK_IPV6:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void set_ports(struct row_meta *row, enum port_class *ports, const uint8_t *p)
+{
+    row->sport = be16(p);
+    row->dport = be16(p + 2);
+    row->flags |= PORTS;
+    *ports = WITH_PORTS;
+}
+
+/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later says that this is not the first fragment. */
+static enum malformed skip_extensions(struct span *s, uint8_t *next, bool *fragment, bool *later)
+{
+    for (int i = 0; i < MAX_EXTENSIONS; i++) {
+        size_t length;
+        switch (*next) {
+        case 0: case 43: case 60: case 135: case 139: case 140:
+            if (left(*s) < 8)
+                return SHORT_TRANSPORT;
+            length = ((size_t)s->at[1] + 1) * 8;
+            break;
+        case 51:
+            if (left(*s) < 8)
+                return SHORT_TRANSPORT;
+            length = ((size_t)s->at[1] + 2) * 4;
+            break;
+        case 44:
+            if (left(*s) < 8)
+                return SHORT_TRANSPORT;
+            length = 8;
+            *fragment = *fragment || (be16(s->at + 2) & 0xfff9) != 0;
+            if ((be16(s->at + 2) & 0xfff8) != 0) {
+                *next = s->at[0];
+                *later = true;
+                return WELL_FORMED;
+            }
+            break;
+        default:
+            return WELL_FORMED;
+        }
+        *next = s->at[0];
+        if (left(*s) < length)
+            return SHORT_TRANSPORT;
+        s->at += length;
+    }
+    return LONG_CHAIN;
+}
+
+/* The ports of the packet that an ICMP error quotes, if it has any; `s` is at the quoted IP header. */
+static enum malformed quoted(int version, struct span s, struct row_meta *row, enum port_class *ports)
+{
+    uint8_t proto;
+    bool fragment = false, later = false;
+    if (version == 4) {
+        if (left(s) < 20)
+            return SHORT_QUOTE;
+        size_t header = (size_t)(s.at[0] & 15) * 4;
+        if (s.at[0] >> 4 != 4 || header < 20 || left(s) < header)
+            return SHORT_QUOTE;
+        proto = s.at[9];
+        later = (be16(s.at + 6) & 0x1fff) != 0;
+        s.at += header;
+    } else {
+        if (left(s) < 40 || s.at[0] >> 4 != 6)
+            return SHORT_QUOTE;
+        proto = s.at[6];
+        s.at += 40;
+        if (skip_extensions(&s, &proto, &fragment, &later) != WELL_FORMED)
+            return SHORT_QUOTE;
+    }
+    if (later || (proto != TCP && proto != UDP))
+        return WELL_FORMED;
+    if (left(s) < 4)
+        return SHORT_QUOTE;
+    set_ports(row, ports, s.at);
+    row->flags |= ICMP_QUOTED;
+    return WELL_FORMED;
+}
+
+static enum malformed transport(struct span s, struct row_meta *row, enum port_class *ports)
+{
+    switch (row->proto) {
+    case TCP:
+        if (left(s) < 4)
+            return SHORT_TRANSPORT;
+        set_ports(row, ports, s.at);
+        if (left(s) < 14)
+            return SHORT_TRANSPORT;
+        row->tcp_flags = s.at[13];
+        return WELL_FORMED;
+    case UDP:
+        if (left(s) < 4)
+            return SHORT_TRANSPORT;
+        set_ports(row, ports, s.at);
+        return WELL_FORMED;
+    case ICMP: /* errors: unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792) */
+        if (row->ip_version != 4)
+            return WELL_FORMED;
+        *ports = ICMP_PORTS;
+        if (left(s) < 1)
+            return SHORT_TRANSPORT;
+        if ((s.at[0] >= 3 && s.at[0] <= 5) || s.at[0] == 11 || s.at[0] == 12) {
+            if (left(s) < 8)
+                return SHORT_QUOTE;
+            s.at += 8;
+            return quoted(4, s, row, ports);
+        }
+        return WELL_FORMED;
+    case ICMPV6: /* errors: types 1 to 4 in use below 128 (RFC 4443) */
+        if (row->ip_version != 6)
+            return WELL_FORMED;
+        if (left(s) < 1)
+            return SHORT_TRANSPORT;
+        if (s.at[0] >= 1 && s.at[0] <= 4) {
+            if (left(s) < 8)
+                return SHORT_QUOTE;
+            s.at += 8;
+            return quoted(6, s, row, ports);
+        }
+        return WELL_FORMED;
+    default:
+        return WELL_FORMED;
+    }
+}
+
+static enum malformed ipv4(struct span s, struct row_meta *row, enum port_class *ports)
+{
+    if (left(s) < 20)
+        return SHORT_IP;
+    if (s.at[0] >> 4 != 4)
+        return BAD_IP;
+    row->ip_version = 4;
+    row->proto = s.at[9];
+    memset(row->src, 0, 16);
+    memset(row->dst, 0, 16);
+    memcpy(row->src, s.at + 12, 4);
+    memcpy(row->dst, s.at + 16, 4);
+
+    size_t header = (size_t)(s.at[0] & 15) * 4, total = be16(s.at + 2);
+    if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cut a larger one (TSO) */
+        return BAD_IP;
+    if (total != 0 && total < left(s))
+        s.end = s.at + total;
+    if (be16(s.at + 6) & 0x3fff)
+        row->flags |= FRAGMENT;
+    if (be16(s.at + 6) & 0x1fff)
+        return WELL_FORMED;
+    if (left(s) < header)
+        return SHORT_TRANSPORT;
+    s.at += header;
+    return transport(s, row, ports);
+}
+
+static enum malformed ipv6(struct span s, struct row_meta *row, enum port_class *ports)
+{
+    if (left(s) < 40)
+        return SHORT_IP;
+    if (s.at[0] >> 4 != 6)
+        return BAD_IP;
+    row->ip_version = 6;
+    row->proto = s.at[6];
+    memcpy(row->src, s.at + 8, 16);
+    memcpy(row->dst, s.at + 24, 16);
+
+    size_t payload = be16(s.at + 4);
+    s.at += 40;
+    if (payload != 0 && payload < left(s)) /* 0: a jumbogram */
+        s.end = s.at + payload;
+    bool fragment = false, later = false;
+    enum malformed fault = skip_extensions(&s, &row->proto, &fragment, &later);
+    if (fragment)
+        row->flags |= FRAGMENT;
+    if (fault != WELL_FORMED || later)
+        return fault;
+    return transport(s, row, ports);
+}
+
+static enum malformed arp(struct span s, struct row_meta *row, enum port_class *ports)
+{
+    row->flags |= ARP;
+    *ports = ARP_PORTS;
+    if (left(s) < 8)
+        return SHORT_ARP;
+    if (be16(s.at + 2) != TYPE_IPV4 || s.at[4] != 6 || s.at[5] != 4)
+        return BAD_ARP;
+    if (left(s) < 28)
+        return SHORT_ARP;
+    row->ip_version = 4;
+    memset(row->src, 0, 16);
+    memset(row->dst, 0, 16);
+    memcpy(row->src, s.at + 14, 4);
+    memcpy(row->dst, s.at + 24, 4);
+    return WELL_FORMED;
+}
+
+/* `s` is behind an EtherType. */
+static enum malformed network(struct span s, uint16_t type, struct row_meta *row, enum port_class *ports)
+{
+    for (int i = 0; i < MAX_TAGS; i++) {
+        row->ethertype = type;
+        switch (type) {
+        case TYPE_IPV4:
+            return ipv4(s, row, ports);
+        case TYPE_IPV6:
+            return ipv6(s, row, ports);
+        case TYPE_ARP:
+            return arp(s, row, ports);
+        case TYPE_VLAN: case TYPE_QINQ: case TYPE_QINQ_OLD:
+            if (left(s) < 4)
+                return SHORT_TAG;
+            type = be16(s.at + 2);
+            s.at += 4;
+            break;
+        case TYPE_PPPOE: { /* RFC 2516; the PPP protocol may be compressed to its odd byte (RFC 1661) */
+            if (left(s) < 7)
+                return SHORT_TAG;
+            uint16_t ppp = s.at[6];
+            size_t header = 7;
+            if ((ppp & 1) == 0) {
+                if (left(s) < 8)
+                    return SHORT_TAG;
+                ppp = be16(s.at + 6);
+                header = 8;
+            }
+            s.at += header;
+            if (ppp == 0x0021)
+                type = TYPE_IPV4;
+            else if (ppp == 0x0057)
+                type = TYPE_IPV6;
+            else
+                return WELL_FORMED;
+            break;
+        }
+        default:
+            if (type >= TYPE_802_3 || left(s) < 3 || s.at[0] != 0xaa || s.at[1] != 0xaa || s.at[2] != 3)
+                return WELL_FORMED;
+            if (left(s) < 8) /* SNAP (RFC 1042): LLC, organisation 0, EtherType */
+                return SHORT_TAG;
+            if (s.at[3] | s.at[4] | s.at[5] || be16(s.at + 6) < TYPE_802_3)
+                return WELL_FORMED;
+            type = be16(s.at + 6);
+            s.at += 8;
+        }
+    }
+    return LONG_CHAIN;
+}
+
+static void put_mac(uint8_t address[16], uint64_t value)
+{
+    for (int i = 0; i < 6; i++)
+        address[i] = (uint8_t)(value >> (40 - 8 * i));
+}
+
+enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
+                            struct row_meta *row, enum port_class *ports)
+{
+    struct span s = {frame, frame + captured};
+    enum malformed fault;
+    uint16_t type;
+
+    memset(row, 0, sizeof *row);
+    row->length = wire_length;
+    *ports = NO_PORTS;
+    switch (linktype) {
+    case LINK_ETHERNET:
+        if (captured < 14)
+            return SHORT_LINK;
+        row->dst_mac = mac(frame);
+        row->src_mac = mac(frame + 6);
+        type = be16(frame + 12);
+        s.at += 14;
+        break;
+    case LINK_SLL:
+        if (captured < 16)
+            return SHORT_LINK;
+        if (be16(frame + 4) == 6)
+            row->src_mac = mac(frame + 6);
+        type = be16(frame + 14);
+        s.at += 16;
+        break;
+    case LINK_SLL2:
+        if (captured < 20)
+            return SHORT_LINK;
+        if (frame[11] == 6)
+            row->src_mac = mac(frame + 12);
+        type = be16(frame);
+        s.at += 20;
+        break;
+    default: /* raw IP: the version tells which; there is no link header that could be short */
+        type = captured > 0 && frame[0] >> 4 == 6 ? TYPE_IPV6 : TYPE_IPV4;
+        break;
+    }
+    put_mac(row->src, row->src_mac); /* until an address is read */
+    put_mac(row->dst, row->dst_mac);
+    fault = network(s, type, row, ports);
+    if (fault != WELL_FORMED)
+        row->flags |= TRUNCATED;
+    return fault;
+}

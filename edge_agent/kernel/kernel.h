@@ -1,0 +1,239 @@
+/* The native part of botwatch: from captured frames to rows of 140 columns. This header is its manual.
+ *
+ *     capture.c   where frames come from: libpcap files (pcap, pcapng), with a BPF filter
+ *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
+ *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
+ *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
+ *     module.c    the Python face; the only file that includes Python.h
+ *
+ * No globals; nothing is allocated after kernel_new() and capture_open_file(); every read of a frame is checked against
+ * the captured end. One struct kernel belongs to one thread at a time.
+ *
+ *
+ * THE STREAMS
+ *
+ * N-BaIoT's five (Meidan et al., IEEE Pervasive Computing 2018; statistics of Mirsky et al., Kitsune, NDSS 2018):
+ *
+ *     MI_dir   source MAC + source address                 frame length      weight mean variance           x 5 decays
+ *     H        source address                              frame length      weight mean variance
+ *     HH       source -> destination address + reverse     frame length      weight mean std magnitude radius covariance pcc
+ *     HH_jit   source -> destination address               gap to the last   weight mean variance
+ *     HpHp     source addr:port -> destination addr:port   frame length      as HH
+ *
+ * and botwatch's own, per device (source MAC):
+ *
+ *     device   source MAC                                  frame length      weight mean variance new_peers new_sockets
+ *
+ * A stream is kept in the form that cannot cancel: with D(x) = 2^(-lambda x), f = D(gap since the last packet),
+ *
+ *     kept = f w      w' = kept + 1      a = 1/w'      b = kept a      d = v - mean
+ *     mean' = a > 1/2 ? v - b d : mean + a d           var' = b (var + a d d)          residual = b d
+ *
+ * so decay touches w (and a direction's last residual) only, var >= 0, and a zeroed state needs no first-packet branch.
+ * A packet that is not later than its stream's last one decays nothing and leaves the stream's time alone.
+ *
+ *
+ * THE RECORDS (bytes; every array has LANES doubles, one per decay 5, 3, 1, 0.1, 0.01 and one of padding)
+ *
+ *     host     0 key 24 | 24 mac 8 | 32 t 8 | 40 - 8 | 48 w 48 | 96 mean 48 | 144 var 48                           = 192
+ *     socket   0 key 40 | 40 t 8 | 48 C 8 | 56 last[2] 16 | 72 - 8 | 80 CF3 48 | 128 way[0] 192 | 320 way[1] 192  = 512
+ *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 - 32                                    = 832
+ *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 - 48                                      = 320
+ *
+ * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
+ * then and MI_dir is copied out of H; from its second MAC on (host.mac == SEVERAL_MACS) every (MAC, address) has a record of its own in
+ * `macs`. Equal histories are equal states, so this changes no result.
+ *
+ * A pair or socket record belongs to an unordered pair: way[0] is the direction whose source is the smaller key. Both
+ * directions are decayed on every packet of either, hence one time t. CF3 is the sum of residual products. Its own time C and
+ * the published rule (FEATURES.md section 3) reduce, because both directions share t, to
+ *
+ *     gap > 0, t_rec == C   CF3 *= f; CF3 *= f   (decayed for each direction)
+ *     gap > 0, t_rec >  C   CF3 *= D(now - C); C = now
+ *     gap <= 0              CF3 stays; if t_rec > C: C = now
+ *     source == destination CF3 *= f; C = now     (the direction is its own reverse)
+ *
+ * The published rows decay CF3 twice on alternate packets; that quirk is data, so it is kept.
+ * last[] is each direction's last packet: jitter's clock, and the test for "the reverse exists": it was seen and
+ * lambda (now - last) <= 1075, beyond which the published float64 weight has underflowed to zero.
+ *
+ *
+ * THE TABLES
+ *
+ * `hosts`, `macs`, `pairs`, `sockets` and `devices` are each a pool of records and an index of 64-byte buckets:
+ *
+ *     bucket   0 tag[8] 32 | 32 stamp[8] 32          tag = 12 bits of the hash | 20 bits record number; 0 = free
+ *                                                    stamp = 1 bit "met again" | 31 bits time of last packet, 2^20 ns
+ *
+ * A key may lie in either of two buckets (the emptier at insertion) and there are at least two ways per record, so buckets do not
+ * overflow before the pool is full: up to the capacity nothing is evicted and results do not depend on the hash seed. At capacity a
+ * new stream takes the place of one from its own two buckets: first of those seen once or idle for 5,300 s
+ * (lambda 0.01 has forgotten them to the last bit), the oldest; else the oldest. A scan therefore turns over its own records
+ * and the streams that answer survive. Evictions are counted per table.
+ *
+ * Capacities for max_streams = n: sockets n, pairs n/2, hosts n/2, macs n/4. At n = 16,384 and 256 devices: 23 MB, mapped
+ * when touched.
+ *
+ *
+ * WHAT A DEVICE HAS SEEN
+ *
+ * Per device two sets, of 1,024 source -> destination pairs and 4,096 source:port -> destination:port sockets, four bytes an entry:
+ *
+ *     entry    20 bits of the hash (never 0) | 1 bit known | 11 bits time, in units of 10 minutes, modulo 14 days
+ *     bucket   8 entries, the latest inserted or refreshed first
+ *
+ * An unknown entry keeps the time of its first visit; met again two units later (10 to 20 minutes) it becomes known, and a
+ * known one keeps the time of its last visit. A full bucket gives up its oldest unknown entry, else its oldest known one: a
+ * flood replaces its own entries. An entry idle for 7 days is forgotten. Two keys are confused with probability 8 in 2^20
+ * per look-up, which can hide one new socket and nothing else.
+ *
+ * A packet opens a peer (socket) when the device's set does not hold it and it is not a reply, i.e. its pair (socket) record
+ * has no packet yet in the reverse direction. Replies are remembered too. Later fragments, ARP, frames without ports and ICMP
+ * errors never open a socket, nor enter the socket set.
+ */
+#ifndef BOTWATCH_KERNEL_H
+#define BOTWATCH_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- columns: edge_agent/contract/columns.py is the authority ---- */
+
+enum { DECAYS = 5, LANES = 6 };
+enum { MI_DIR = 0, H = 15, HH = 30, HH_JIT = 65, HPHP = 80, DEVICE = 115, COLUMNS = 140 };
+
+/* ---- packets ---- */
+
+enum packet_flag {
+    NEW_PEER = 1,      /* opened a source -> destination pair its device had not used */
+    NEW_SOCKET = 2,    /* the same, addresses and ports */
+    FRAGMENT = 4,      /* any fragment of an IP packet; all but the first are without ports */
+    TRUNCATED = 8,     /* a header was cut short or is not valid; what it would have said is absent */
+    ICMP_QUOTED = 16,  /* an ICMP or ICMPv6 error: the ports are those of the packet it quotes */
+    ARP = 32,
+    PORTS = 64,        /* sport and dport were read */
+};
+
+/* What Python sees of a packet: features.ROW_META is this struct. */
+struct row_meta {
+    int64_t t_ns;        /* capture time since the epoch */
+    uint64_t src_mac;    /* 48-bit value, first byte highest; 0 where the link layer has none */
+    uint64_t dst_mac;
+    uint8_t src[16];     /* IPv6; IPv4 in the first 4; without IP the MAC in the first 6 */
+    uint8_t dst[16];
+    uint16_t sport, dport;
+    uint32_t length;     /* on the wire */
+    uint16_t ethertype;  /* after VLAN tags and PPPoE; below 0x600 an 802.3 length */
+    uint16_t flags;      /* enum packet_flag */
+    uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
+    uint8_t proto;       /* IP protocol after extension headers */
+    uint8_t tcp_flags;
+    uint8_t unused;
+};
+
+/* What stands where ports would be. TCP, UDP and quoted ports are one namespace, as published. */
+enum port_class { NO_PORTS, WITH_PORTS, ICMP_PORTS, ARP_PORTS };
+
+/* Why a frame, or a part of one, could not be read. Each is counted; only SHORT_LINK costs the row. */
+enum malformed {
+    WELL_FORMED,
+    SHORT_LINK,       /* shorter than its link header: no row */
+    SHORT_TAG,        /* VLAN, SNAP or PPPoE header cut */
+    SHORT_ARP,
+    BAD_ARP,          /* not IPv4 over 48-bit MACs */
+    SHORT_IP,
+    BAD_IP,           /* version or header length impossible */
+    LONG_CHAIN,       /* more extension headers or tags than anybody sends */
+    SHORT_TRANSPORT,  /* no ports, or no TCP flags, or no ICMP type */
+    SHORT_QUOTE,      /* an ICMP error without a readable quoted packet */
+    BAD_TIME,         /* before 1970 or after 2116: clamped */
+    MALFORMED_KINDS
+};
+
+bool decode_supports(int linktype);
+
+/* Read one frame into *row and *ports. `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are undefined. row->flags has no
+ * NEW_* yet. linktype must be supported. */
+enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
+                            struct row_meta *row, enum port_class *ports);
+
+/* ---- captures ---- */
+
+enum { CAPTURE_ERROR = 512 };
+
+struct frame {
+    int64_t t_ns;
+    uint32_t captured, wire_length;
+    const uint8_t *bytes;  /* valid until the next frame */
+    bool bad_time;
+};
+
+enum capture_result { CAPTURE_FRAME, CAPTURE_END, CAPTURE_FAILED };
+
+struct capture;
+
+/* NULL on failure, with the reason (without the path) in error[CAPTURE_ERROR]. bpf may be NULL. */
+struct capture *capture_open_file(const char *path, const char *bpf, char *error);
+int capture_linktype(const struct capture *c);
+/* After CAPTURE_FAILED every further call fails with the same capture_reason(). */
+enum capture_result capture_next(struct capture *c, struct frame *frame);
+const char *capture_reason(const struct capture *c);
+void capture_close(struct capture *c);
+
+/* ---- statistics ---- */
+
+enum { BATCH = 32 };  /* frames decoded and hashed ahead, so that their buckets arrive while others are computed */
+
+struct settings {
+    uint32_t max_streams;  /* >= 16, <= 2^20 - 1 */
+    uint32_t max_devices;  /* >= 1,  <= 2^20 - 1 */
+    uint8_t compat;        /* first gap of a channel: its time since the epoch instead of 0 */
+    uint8_t float_time;    /* gaps between float64 seconds, as published code takes them, instead of nanoseconds */
+    uint8_t unused[6];
+    uint64_t seed;
+};
+
+enum simd { SIMD_AUTO, SIMD_BASELINE, SIMD_AVX2 };  /* equal results bit for bit */
+
+struct kernel;
+
+/* NULL when memory is short or SIMD_AVX2 is asked for and cannot be used. */
+struct kernel *kernel_new(const struct settings *settings, enum simd simd);
+void kernel_free(struct kernel *k);
+const char *kernel_simd(const struct kernel *k);
+
+/* Where rows go: `limit` rows of COLUMNS float or double and their metadata. */
+struct rows {
+    void *values;
+    bool doubles;
+    struct row_meta *meta;
+    size_t limit;
+};
+
+/* Where frames come from; `next` fills *frame or says why not. */
+struct source {
+    int linktype;
+    enum capture_result (*next)(void *context, struct frame *frame);
+    void *context;
+};
+
+/* Take up to rows->limit frames, and more only while they have given no row at all. Returns the number of rows written; 0 means that
+ * the source has ended or failed, which *result tells. */
+size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result);
+
+enum { MAX_COUNTS = 48 };
+struct count {
+    const char *name;
+    uint64_t value;
+};
+size_t kernel_counts(const struct kernel *k, struct count counts[MAX_COUNTS]);
+size_t kernel_memory(const struct kernel *k, struct count counts[MAX_COUNTS]);
+
+/* The whole learnt state as bytes of this machine's own layout. kernel_load() changes nothing unless it returns NULL;
+ * otherwise it returns why the bytes cannot be this kernel's state. */
+size_t kernel_saved_size(const struct kernel *k);
+void kernel_save(const struct kernel *k, uint8_t *out);
+const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size);
+
+#endif

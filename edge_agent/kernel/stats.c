@@ -1,0 +1,939 @@
+/* From packets to rows: tables of streams, damped statistics, devices and what they have seen. kernel.h draws it all. */
+#include "kernel.h"
+
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#define X86 1
+#endif
+
+/* ---- records ---- */
+
+static const int64_t NEVER = INT64_MIN;
+static const uint64_t SEVERAL_MACS = UINT64_MAX;
+
+struct host {
+    uint64_t key[3]; /* address, kind (in `macs`: | MAC << 16) */
+    uint64_t mac;    /* the only MAC so far, or SEVERAL_MACS */
+    int64_t t;
+    uint64_t unused;
+    double w[LANES], mean[LANES], var[LANES];
+};
+
+struct way {
+    double w[LANES], mean[LANES], var[LANES], residual[LANES];
+};
+
+struct jitter {
+    double w[LANES], mean[LANES], var[LANES];
+};
+
+/* What HH and HpHp have in common. */
+struct channel {
+    uint64_t key[5]; /* two addresses, kind (sockets: | class << 8 | port << 16 | port << 32) */
+    int64_t t, c;
+    int64_t last[2];
+    uint64_t unused;
+    double cf3[LANES];
+    struct way way[2];
+};
+
+struct pair {
+    struct channel channel;
+    struct jitter jitter[2];
+    uint64_t unused[4];
+};
+
+struct device {
+    uint64_t key[3];
+    int64_t t;
+    double w[LANES], mean[LANES], var[LANES], peers[LANES], sockets[LANES];
+    uint64_t unused[6];
+};
+
+_Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
+               sizeof(struct device) == 320, "the records as kernel.h draws them");
+_Static_assert(sizeof(struct row_meta) == 72, "features.ROW_META");
+
+/* ---- tables ---- */
+
+enum { WAYS = 8, NUMBER_BITS = 20, NUMBER = (1 << NUMBER_BITS) - 1, LINE = 64 };
+enum { STAMP_SHIFT = 20, STAMP_TIME = 0x7fffffff, FORGOTTEN = 5054474 /* 5,300 s in 2^20 ns */ };
+static const uint32_t MET_AGAIN = 0x80000000u;
+
+struct bucket {
+    uint32_t tag[WAYS], stamp[WAYS];
+};
+
+struct table {
+    struct bucket *buckets;
+    uint8_t *pool;
+    uint32_t mask, record, capacity, used;
+    uint64_t evicted;
+};
+
+enum { SEEN_PEERS = 1024, SEEN_SOCKETS = 4096, SEEN = SEEN_PEERS + SEEN_SOCKETS };
+enum { SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1, SEEN_FORGOTTEN = 7 * 24 * 6 };
+static const int64_t SEEN_UNIT_NS = INT64_C(600000000000);
+
+enum { HOSTS, MACS, PAIRS, SOCKETS, DEVICES, TABLES };
+static const char *const EVICTED_NAMES[TABLES] = {"evicted_hosts", "evicted_macs", "evicted_pairs", "evicted_sockets",
+                                                  "evicted_devices"};
+static const char *const LIVE_NAMES[TABLES] = {"hosts", "macs", "pairs", "sockets", "devices"};
+
+/* What only counts. Saved as it is. */
+struct counters {
+    uint64_t frames, rows, clock_backward, evicted_seen_peers, evicted_seen_sockets;
+    uint64_t malformed[MALFORMED_KINDS];
+    int64_t last_t;
+};
+
+/* A decoded frame whose buckets are on their way. */
+struct pending {
+    struct row_meta *row;
+    enum port_class ports;
+    uint8_t pair_way, socket_way;
+    bool self_pair, self_socket;
+    uint64_t host_key[3], pair_key[5], socket_key[5];
+    uint64_t host_hash, pair_hash, socket_hash, device_hash, peer_hash, socket_seen_hash;
+};
+
+struct duo;
+struct step;
+
+struct kernel {
+    struct settings settings;
+    struct counters counters;
+    uint64_t secret[4];
+    struct table table[TABLES];
+    uint32_t *seen; /* max_devices x SEEN */
+    void (*compute)(const struct step *, double *out);
+    const char *simd;
+    void *memory;
+    size_t bytes;
+    struct pending pending[BATCH];
+};
+
+static uint32_t match(const uint32_t tags[WAYS], uint32_t want, uint32_t below)
+{
+    uint32_t found = 0;
+#if defined(__SSE2__)
+    /* tags and want agree above the record number when their difference is below 2^20; the shift makes it an equality */
+    __m128i a = _mm_load_si128((const __m128i *)tags), b = _mm_load_si128((const __m128i *)tags + 1);
+    __m128i w = _mm_set1_epi32((int)want);
+    int shift = below == 1 ? 0 : NUMBER_BITS;
+    a = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(a, w), shift), _mm_setzero_si128());
+    b = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(b, w), shift), _mm_setzero_si128());
+    found = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_setzero_si128()));
+#else
+    for (int i = 0; i < WAYS; i++)
+        found |= (uint32_t)((tags[i] ^ want) < below) << i;
+#endif
+    return found;
+}
+
+static uint32_t same_tag(const struct bucket *b, uint32_t tag)
+{
+    return match(b->tag, tag, 1u << NUMBER_BITS);
+}
+
+static uint32_t free_ways(const struct bucket *b)
+{
+    return match(b->tag, 0, 1);
+}
+
+static uint32_t tag_of(uint64_t hash)
+{
+    uint32_t tag = (uint32_t)(hash >> 52) << NUMBER_BITS;
+    return tag != 0 ? tag : 1u << NUMBER_BITS; /* 0 is "free" */
+}
+
+static uint32_t first_bucket(const struct table *t, uint64_t hash)
+{
+    return (uint32_t)hash & t->mask;
+}
+
+static uint32_t second_bucket(const struct table *t, uint64_t hash)
+{
+    uint32_t first = first_bucket(t, hash), second = (uint32_t)(hash >> 20) & t->mask;
+    return second != first ? second : first ^ 1; /* there are at least two buckets */
+}
+
+static void *record(const struct table *t, uint32_t number)
+{
+    return t->pool + (size_t)number * t->record;
+}
+
+static bool equal_keys(const uint64_t *a, const uint64_t *b, int words)
+{
+    uint64_t difference = 0;
+    for (int i = 0; i < words; i++)
+        difference |= a[i] ^ b[i];
+    return difference == 0;
+}
+
+/* The way to give up among two buckets: of those met once or forgotten the oldest, else the oldest. */
+static uint32_t *victim(struct bucket *a, struct bucket *b, uint32_t now, struct bucket **holder)
+{
+    uint32_t *worst = NULL;
+    uint32_t worst_rank = 0;
+    for (int i = 0; i < 2 * WAYS; i++) {
+        struct bucket *at = i < WAYS ? a : b;
+        if (at->tag[i % WAYS] == 0)
+            continue;
+        uint32_t stamp = at->stamp[i % WAYS], age = (now - stamp) & STAMP_TIME;
+        if (age > STAMP_TIME / 2)
+            age = 0; /* the clock stepped back */
+        uint32_t rank = age + 1; /* < 2^31 */
+        if ((stamp & MET_AGAIN) == 0 || age > FORGOTTEN)
+            rank |= 0x80000000u;
+        if (rank > worst_rank) {
+            worst_rank = rank;
+            worst = &at->tag[i % WAYS];
+            *holder = at;
+        }
+    }
+    return worst;
+}
+
+/* A place for a new key: its record's number, with the key in the index. Not inlined: the common case is a hit. */
+static __attribute__((noinline)) uint32_t insert(struct table *t, uint64_t hash, uint32_t now)
+{
+    struct bucket *a = &t->buckets[first_bucket(t, hash)], *b = &t->buckets[second_bucket(t, hash)];
+    uint32_t free_a = free_ways(a), free_b = free_ways(b), number;
+
+    if (t->used < t->capacity && (free_a | free_b) != 0) {
+        number = t->used++;
+        if (__builtin_popcount(free_b) > __builtin_popcount(free_a)) {
+            a = b;
+            free_a = free_b;
+        }
+        int way = __builtin_ctz(free_a);
+        a->tag[way] = tag_of(hash) | number;
+        a->stamp[way] = now & STAMP_TIME;
+        return number;
+    }
+    struct bucket *holder = NULL;
+    uint32_t *tag = victim(a, b, now, &holder);
+    for (uint32_t i = 1; tag == NULL; i++) { /* both empty although the pool is full: take a record from elsewhere */
+        struct bucket *other = &t->buckets[(first_bucket(t, hash) + i) & t->mask];
+        tag = victim(other, other, now, &holder);
+    }
+    t->evicted++;
+    number = *tag & NUMBER;
+    if (holder != a && holder != b) {
+        *tag = 0;
+        holder = a;
+        tag = &a->tag[0];
+    }
+    *tag = tag_of(hash) | number;
+    holder->stamp[tag - holder->tag] = now & STAMP_TIME;
+    return number;
+}
+
+/* The record of a key; a new one is zeroed and has its key. Every record begins with its key. */
+static inline __attribute__((always_inline)) void *find(struct table *t, const uint64_t *key, int words, uint64_t hash,
+                                                        uint32_t now, bool *fresh)
+{
+    uint32_t tag = tag_of(hash);
+    for (int second = 0; second < 2; second++) {
+        struct bucket *b = &t->buckets[second ? second_bucket(t, hash) : first_bucket(t, hash)];
+        for (uint32_t ways = same_tag(b, tag); ways != 0; ways &= ways - 1) {
+            int way = __builtin_ctz(ways);
+            uint64_t *found = record(t, b->tag[way] & NUMBER);
+            if (equal_keys(found, key, words)) {
+                b->stamp[way] = (now & STAMP_TIME) | MET_AGAIN;
+                *fresh = false;
+                return found;
+            }
+        }
+    }
+    uint64_t *made = record(t, insert(t, hash, now));
+    memset(made, 0, t->record);
+    memcpy(made, key, sizeof *key * (size_t)words);
+    *fresh = true;
+    return made;
+}
+
+static inline void prefetch_index(const struct table *t, uint64_t hash)
+{
+    __builtin_prefetch(&t->buckets[first_bucket(t, hash)], 1);
+    __builtin_prefetch(&t->buckets[second_bucket(t, hash)], 1);
+}
+
+/* A guess by tag alone: the record that find() will want. */
+static inline void prefetch_record(const struct table *t, uint64_t hash)
+{
+    uint32_t tag = tag_of(hash);
+    const struct bucket *b = &t->buckets[first_bucket(t, hash)];
+    uint32_t ways = same_tag(b, tag);
+    if (ways == 0) {
+        b = &t->buckets[second_bucket(t, hash)];
+        ways = same_tag(b, tag);
+        if (ways == 0)
+            return;
+    }
+    const uint8_t *at = record(t, b->tag[__builtin_ctz(ways)] & NUMBER);
+    for (uint32_t i = 0; i < t->record; i += LINE)
+        __builtin_prefetch(at + i, 1);
+}
+
+/* ---- hashing ---- */
+
+/* The 64 x 64 bit product folded; with secret operands a hash that cannot be steered from outside (wyhash, Wang Yi). */
+static inline uint64_t mum(uint64_t a, uint64_t b)
+{
+#if defined(__SIZEOF_INT128__)
+    __extension__ typedef unsigned __int128 u128;
+    u128 product = (u128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+#else
+    uint64_t al = (uint32_t)a, ah = a >> 32, bl = (uint32_t)b, bh = b >> 32;
+    uint64_t ll = al * bl, lh = al * bh, hl = ah * bl, hh = ah * bh;
+    uint64_t middle = (ll >> 32) + (uint32_t)lh + hl;
+    uint64_t low = (uint32_t)ll | middle << 32, high = hh + (lh >> 32) + (middle >> 32);
+    return low ^ high;
+#endif
+}
+
+static uint64_t splitmix(uint64_t *state)
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint64_t mac_hash(const struct kernel *k, uint64_t base, uint64_t mac)
+{
+    return mum(base ^ k->secret[2], mac ^ k->secret[1]);
+}
+
+enum kind { KIND_MAC = 1, KIND_IPV4 = 4, KIND_IPV6 = 6 };
+
+/* Keys and hashes of a decoded frame; their buckets start to travel. */
+static void prepare(struct kernel *k, struct pending *p)
+{
+    const struct row_meta *row = p->row;
+    uint64_t src[2], dst[2], kind = row->ip_version != 0 ? row->ip_version : (uint64_t)KIND_MAC;
+    const uint64_t *s = k->secret;
+    memcpy(src, row->src, 16);
+    memcpy(dst, row->dst, 16);
+
+    uint64_t src_hash = mum(src[0] ^ s[0], src[1] ^ kind ^ s[1]), dst_hash = mum(dst[0] ^ s[0], dst[1] ^ kind ^ s[1]);
+    bool same = src[0] == dst[0] && src[1] == dst[1];
+    bool swap = src[0] != dst[0] ? src[0] > dst[0] : src[1] > dst[1];
+    const uint64_t *low = swap ? dst : src, *high = swap ? src : dst;
+    memcpy(p->host_key, (uint64_t[3]){src[0], src[1], kind}, sizeof p->host_key);
+    p->host_hash = src_hash;
+    memcpy(p->pair_key, (uint64_t[5]){low[0], low[1], high[0], high[1], kind}, sizeof p->pair_key);
+    p->pair_hash = mum((swap ? dst_hash : src_hash) ^ s[2], (swap ? src_hash : dst_hash) ^ s[3]);
+    p->pair_way = swap;
+    p->self_pair = same;
+    p->peer_hash = mum(src_hash ^ s[3], dst_hash ^ s[0]);
+
+    memcpy(p->socket_key, p->pair_key, sizeof p->socket_key);
+    p->socket_way = p->pair_way;
+    p->self_socket = p->self_pair;
+    uint64_t sport = row->sport, dport = row->dport;
+    if (p->ports == ARP_PORTS) { /* MAC -> MAC in a namespace of their own */
+        swap = row->src_mac > row->dst_mac;
+        p->socket_key[0] = swap ? row->dst_mac : row->src_mac;
+        p->socket_key[1] = 0;
+        p->socket_key[2] = swap ? row->src_mac : row->dst_mac;
+        p->socket_key[3] = 0;
+        p->socket_key[4] = KIND_MAC;
+        p->socket_way = swap;
+        p->self_socket = row->src_mac == row->dst_mac;
+    } else if (same) {
+        swap = sport > dport;
+        p->socket_way = swap;
+        p->self_socket = sport == dport;
+    }
+    p->socket_key[4] |= (uint64_t)p->ports << 8 | (swap ? dport : sport) << 16 | (swap ? sport : dport) << 32;
+    if (p->ports == ARP_PORTS)
+        p->socket_hash = mum(p->socket_key[0] ^ s[1], p->socket_key[2] ^ s[3]);
+    else
+        p->socket_hash = mum(p->pair_hash ^ s[0], p->socket_key[4] ^ s[1]);
+    p->socket_seen_hash = mum(p->peer_hash ^ s[1], (sport << 16 | dport) ^ s[2]);
+    p->device_hash = mac_hash(k, 0, row->src_mac);
+
+    prefetch_index(&k->table[HOSTS], p->host_hash);
+    prefetch_index(&k->table[PAIRS], p->pair_hash);
+    prefetch_index(&k->table[SOCKETS], p->socket_hash);
+}
+
+static void prefetch_records(const struct kernel *k, const struct pending *p)
+{
+    prefetch_record(&k->table[HOSTS], p->host_hash);
+    prefetch_record(&k->table[PAIRS], p->pair_hash);
+    prefetch_record(&k->table[SOCKETS], p->socket_hash);
+}
+
+/* ---- what a device has seen ---- */
+
+/* True when the bucket did not hold the key (or had forgotten it); it does afterwards. */
+static bool visit(uint32_t bucket[WAYS], uint64_t hash, int64_t t, uint64_t *evicted)
+{
+    uint32_t unit = (uint32_t)(t / SEEN_UNIT_NS) & SEEN_TIME;
+    uint32_t mark = (uint32_t)(hash >> 44) != 0 ? (uint32_t)(hash >> 44) << 12 : 1u << 12;
+    int place = -1, oldest_unknown = -1, vacant = -1;
+    uint32_t entry = mark | unit;
+    bool opened = true;
+
+    for (int i = 0; i < WAYS; i++) {
+        uint32_t age = (unit - bucket[i]) & SEEN_TIME;
+        if (age > SEEN_TIME / 2)
+            age = 0; /* the clock stepped back */
+        bool forgotten = bucket[i] == 0 || age >= SEEN_FORGOTTEN;
+        if ((bucket[i] ^ mark) < 1u << 12) {
+            place = i;
+            if (!forgotten) {
+                opened = false;
+                if ((bucket[i] & SEEN_KNOWN) == 0 && age < 2)
+                    return false; /* keep the time of the first visit */
+                entry |= SEEN_KNOWN;
+                if (i == 0) {
+                    bucket[0] = entry;
+                    return false;
+                }
+            }
+            break;
+        }
+        if (forgotten)
+            vacant = i;
+        else if ((bucket[i] & SEEN_KNOWN) == 0)
+            oldest_unknown = i;
+    }
+    if (place < 0) {
+        *evicted += vacant < 0;
+        place = vacant >= 0 ? vacant : oldest_unknown >= 0 ? oldest_unknown : WAYS - 1;
+    }
+    memmove(bucket + 1, bucket, (size_t)place * sizeof *bucket);
+    bucket[0] = entry;
+    return opened;
+}
+
+static uint32_t *seen_peers(const struct kernel *k, uint32_t device, uint64_t hash)
+{
+    return k->seen + (size_t)device * SEEN + (hash & (SEEN_PEERS / WAYS - 1)) * WAYS;
+}
+
+static uint32_t *seen_sockets(const struct kernel *k, uint32_t device, uint64_t hash)
+{
+    return k->seen + (size_t)device * SEEN + SEEN_PEERS + (hash & (SEEN_SOCKETS / WAYS - 1)) * WAYS;
+}
+
+/* ---- one packet ---- */
+
+enum cf3_rule { CF3_TWICE, CF3_SINCE };
+
+/* A channel as one packet uses it: kernel.h, THE RECORDS. Gaps are seconds, not negative. */
+struct duo {
+    struct way *forward, *reverse;
+    double *cf3;
+    double gap, cf3_gap, reverse_gap;
+    enum cf3_rule cf3_rule;
+    bool reversed, self; /* the reverse has been seen; it is the direction itself */
+};
+
+struct step {
+    double length;
+    struct host *host, *mac; /* mac: NULL where MI_dir equals H */
+    double host_gap, mac_gap;
+    struct duo pair, socket;
+    struct jitter *jitter;
+    double jitter_gap, jitter_value;
+    struct device *device;
+    double device_gap, new_peer, new_socket;
+};
+
+typedef double v2d __attribute__((vector_size(16)));
+typedef int64_t v2i __attribute__((vector_size(16)));
+
+static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
+{
+#ifdef X86
+    return (v2d)_mm_sqrt_pd((__m128d)x);
+#else
+    return (v2d){__builtin_sqrt(x[0]), __builtin_sqrt(x[1])};
+#endif
+}
+
+#define VEC v2d
+#define MASK v2i
+#define N 2
+#define FN(name) baseline_##name
+#define TARGET
+#define SQRT(x) sqrt_v2d(x)
+#include "lanes.h"
+
+static void compute_baseline(const struct step *s, double *out)
+{
+    baseline_row(s, out, 0);
+    baseline_row(s, out, 2);
+    baseline_row(s, out, 4);
+}
+
+#ifdef X86
+typedef double v4d __attribute__((vector_size(32)));
+typedef int64_t v4i __attribute__((vector_size(32)));
+
+#define VEC v4d
+#define MASK v4i
+#define N 4
+#define FN(name) avx2_##name
+#define TARGET __attribute__((target("avx2")))
+#define SQRT(x) (v4d)_mm256_sqrt_pd((__m256d)(x))
+#include "lanes.h"
+
+#define VEC v2d
+#define MASK v2i
+#define N 2
+#define FN(name) avx2_rest_##name
+#define TARGET __attribute__((target("avx2")))
+#define SQRT(x) (v2d)_mm_sqrt_pd((__m128d)(x))
+#include "lanes.h"
+
+static __attribute__((target("avx2"))) void compute_avx2(const struct step *s, double *out)
+{
+    avx2_row(s, out, 0);
+    avx2_rest_row(s, out, 4);
+}
+#endif
+
+static double seconds(int64_t t)
+{
+    return (double)(t / 1000000000) + (double)(t % 1000000000) / 1e9;
+}
+
+static inline double gap(const struct kernel *k, int64_t later, int64_t earlier)
+{
+    return k->settings.float_time ? seconds(later) - seconds(earlier) : (double)(later - earlier) * 1e-9;
+}
+
+static inline double not_negative(double x)
+{
+    return x > 0 ? x : 0;
+}
+
+/* Fill a duo for a packet at t and move the channel's times on. */
+static inline void advance(const struct kernel *k, struct channel *c, int way, bool self, int64_t t, struct duo *d)
+{
+    double since = gap(k, t, c->t), lead = gap(k, c->t, c->c);
+    d->forward = &c->way[way];
+    d->reverse = &c->way[self ? way : !way];
+    d->cf3 = c->cf3;
+    d->self = self;
+    d->reversed = self || c->last[!way] != NEVER;
+    d->gap = not_negative(since);
+    d->reverse_gap = self || c->last[!way] == NEVER ? 0 : gap(k, t, c->last[!way]);
+    d->cf3_rule = since > 0 && lead > 0 ? CF3_SINCE : CF3_TWICE; /* since <= 0: f is 1 */
+    d->cf3_gap = d->cf3_rule == CF3_SINCE ? gap(k, t, c->c) : 0;
+    if (lead > 0 || (self && since > 0))
+        c->c = t;
+    if (since > 0)
+        c->t = t;
+}
+
+static inline void never(struct channel *c)
+{
+    c->last[0] = c->last[1] = NEVER;
+}
+
+/* The record in `macs` that MI_dir uses, once an address has several MACs. */
+static __attribute__((noinline)) struct host *mac_record(struct kernel *k, const struct pending *p, uint64_t mac, uint32_t now,
+                                                         bool *fresh)
+{
+    uint64_t key[3] = {p->host_key[0], p->host_key[1], p->host_key[2] | mac << 16};
+    return find(&k->table[MACS], key, 3, mac_hash(k, p->host_hash, mac), now, fresh);
+}
+
+static void take_state(struct host *to, const struct host *from)
+{
+    to->t = from->t;
+    memcpy(to->w, from->w, sizeof to->w);
+    memcpy(to->mean, from->mean, sizeof to->mean);
+    memcpy(to->var, from->var, sizeof to->var);
+}
+
+static void compute_row(struct kernel *k, const struct pending *p, double *out)
+{
+    struct row_meta *row = p->row;
+    int64_t t = row->t_ns;
+    uint32_t now = (uint32_t)(t >> STAMP_SHIFT);
+    struct step s;
+    bool fresh;
+    double since;
+
+    s.length = row->length;
+
+    s.host = find(&k->table[HOSTS], p->host_key, 3, p->host_hash, now, &fresh);
+    s.mac = NULL;
+    s.mac_gap = 0;
+    if (fresh) {
+        s.host->mac = row->src_mac;
+    } else if (s.host->mac != row->src_mac) {
+        if (s.host->mac != SEVERAL_MACS) { /* its second MAC: until now MI_dir was H */
+            static const struct host nothing;
+            take_state(mac_record(k, p, s.host->mac, now, &fresh), s.host);
+            s.host->mac = SEVERAL_MACS;
+            take_state(mac_record(k, p, row->src_mac, now, &fresh), &nothing);
+        }
+        s.mac = mac_record(k, p, row->src_mac, now, &fresh);
+        since = gap(k, t, s.mac->t);
+        s.mac_gap = not_negative(since);
+        if (since > 0)
+            s.mac->t = t;
+    }
+    since = gap(k, t, s.host->t);
+    s.host_gap = not_negative(since);
+    if (since > 0)
+        s.host->t = t;
+
+    struct pair *pair = find(&k->table[PAIRS], p->pair_key, 5, p->pair_hash, now, &fresh);
+    if (fresh)
+        never(&pair->channel);
+    advance(k, &pair->channel, p->pair_way, p->self_pair, t, &s.pair);
+    int64_t *last = &pair->channel.last[p->pair_way];
+    bool pair_reply = pair->channel.last[p->self_pair ? p->pair_way : !p->pair_way] != NEVER;
+    s.jitter = &pair->jitter[p->pair_way];
+    if (*last == NEVER) {
+        s.jitter_gap = s.pair.gap; /* its state is zero: any decay does */
+        s.jitter_value = k->settings.compat ? seconds(t) : 0;
+        *last = t;
+    } else {
+        since = gap(k, t, *last);
+        s.jitter_gap = s.jitter_value = not_negative(since);
+        if (since > 0)
+            *last = t;
+    }
+
+    struct channel *socket = find(&k->table[SOCKETS], p->socket_key, 5, p->socket_hash, now, &fresh);
+    if (fresh)
+        never(socket);
+    advance(k, socket, p->socket_way, p->self_socket, t, &s.socket);
+    bool socket_reply = socket->last[p->self_socket ? p->socket_way : !p->socket_way] != NEVER;
+    if (socket->last[p->socket_way] < t)
+        socket->last[p->socket_way] = t;
+
+    struct table *devices = &k->table[DEVICES];
+    uint64_t device_key[3] = {row->src_mac, 0, 0};
+    s.device = find(devices, device_key, 3, p->device_hash, now, &fresh);
+    uint32_t number = (uint32_t)((size_t)((uint8_t *)s.device - devices->pool) / devices->record);
+    if (fresh)
+        memset(k->seen + (size_t)number * SEEN, 0, SEEN * sizeof *k->seen);
+    since = gap(k, t, s.device->t);
+    s.device_gap = not_negative(since);
+    if (since > 0)
+        s.device->t = t;
+    if (visit(seen_peers(k, number, p->peer_hash), p->peer_hash, t, &k->counters.evicted_seen_peers) && !pair_reply)
+        row->flags |= NEW_PEER;
+    if ((row->flags & (PORTS | ICMP_QUOTED)) == PORTS &&
+        visit(seen_sockets(k, number, p->socket_seen_hash), p->socket_seen_hash, t, &k->counters.evicted_seen_sockets) &&
+        !socket_reply)
+        row->flags |= NEW_SOCKET;
+    s.new_peer = row->flags & NEW_PEER ? 1 : 0;
+    s.new_socket = row->flags & NEW_SOCKET ? 1 : 0;
+
+    if (t < k->counters.last_t)
+        k->counters.clock_backward++;
+    k->counters.last_t = t;
+    k->compute(&s, out);
+}
+
+size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result)
+{
+    size_t made = 0, taken = 0;
+    double scratch[COLUMNS];
+    *result = CAPTURE_FRAME;
+    while (*result == CAPTURE_FRAME && made < rows->limit && (taken < rows->limit || made == 0)) {
+        int waiting = 0;
+        while (waiting < BATCH && made + (size_t)waiting < rows->limit && (taken < rows->limit || made + (size_t)waiting == 0)) {
+            struct frame frame;
+            *result = source.next(source.context, &frame);
+            if (*result != CAPTURE_FRAME)
+                break;
+            taken++;
+            k->counters.frames++;
+            struct pending *p = &k->pending[waiting];
+            p->row = &rows->meta[made + (size_t)waiting];
+            enum malformed fault = decode_frame(source.linktype, frame.bytes, frame.captured, frame.wire_length, p->row, &p->ports);
+            p->row->t_ns = frame.t_ns;
+            k->counters.malformed[fault]++;
+            if (frame.bad_time)
+                k->counters.malformed[BAD_TIME]++;
+            if (fault == SHORT_LINK)
+                continue;
+            prepare(k, p);
+            waiting++;
+        }
+        for (int i = 0; i < waiting; i++) {
+            if (i + 1 < waiting)
+                prefetch_records(k, &k->pending[i + 1]);
+            if (rows->doubles) {
+                compute_row(k, &k->pending[i], (double *)rows->values + made * COLUMNS);
+            } else {
+                compute_row(k, &k->pending[i], scratch);
+                float *out = (float *)rows->values + made * COLUMNS;
+                for (int j = 0; j < COLUMNS; j++)
+                    out[j] = (float)scratch[j];
+            }
+            made++;
+        }
+        k->counters.rows += (uint64_t)waiting;
+    }
+    return made;
+}
+
+/* ---- life ---- */
+
+static uint32_t at_least(uint32_t x, uint32_t least)
+{
+    return x > least ? x : least;
+}
+
+static void *carve(uint8_t **at, size_t bytes)
+{
+    void *start = *at;
+    *at += (bytes + LINE - 1) / LINE * LINE;
+    return start;
+}
+
+static uint32_t bucket_count(uint32_t capacity)
+{
+    uint32_t count = 2;
+    while (count * (WAYS / 2) < capacity)
+        count *= 2;
+    return count;
+}
+
+struct kernel *kernel_new(const struct settings *settings, enum simd simd)
+{
+    uint32_t n = settings->max_streams;
+    const uint32_t capacity[TABLES] = {at_least(n / 2, 8), at_least(n / 4, 8), at_least(n / 2, 8), n, settings->max_devices};
+    const uint32_t size[TABLES] = {sizeof(struct host), sizeof(struct host), sizeof(struct pair), sizeof(struct channel),
+                                   sizeof(struct device)};
+    bool avx2 = false;
+#ifdef X86
+    __builtin_cpu_init();
+    avx2 = __builtin_cpu_supports("avx2") != 0;
+#endif
+    if (simd == SIMD_AVX2 && !avx2)
+        return NULL;
+    struct kernel *k = calloc(1, sizeof *k);
+    if (k == NULL)
+        return NULL;
+    size_t bytes = LINE + (size_t)settings->max_devices * SEEN * sizeof *k->seen + LINE;
+    for (int i = 0; i < TABLES; i++)
+        bytes += (size_t)bucket_count(capacity[i]) * sizeof(struct bucket) + (size_t)capacity[i] * size[i] + 2 * LINE;
+    k->memory = calloc(1, bytes);
+    if (k->memory == NULL) {
+        free(k);
+        return NULL;
+    }
+    k->bytes = bytes + sizeof *k;
+    k->settings = *settings;
+    uint8_t *at = (uint8_t *)k->memory + (LINE - (uintptr_t)k->memory % LINE) % LINE;
+    for (int i = 0; i < TABLES; i++) {
+        struct table *t = &k->table[i];
+        uint32_t buckets = bucket_count(capacity[i]);
+        t->capacity = capacity[i];
+        t->record = size[i];
+        t->mask = buckets - 1;
+        t->buckets = carve(&at, buckets * sizeof *t->buckets);
+        t->pool = carve(&at, (size_t)capacity[i] * size[i]);
+    }
+    k->seen = carve(&at, (size_t)settings->max_devices * SEEN * sizeof *k->seen);
+    uint64_t state = settings->seed;
+    for (int i = 0; i < 4; i++)
+        k->secret[i] = splitmix(&state);
+    k->compute = compute_baseline;
+    k->simd = "baseline";
+#ifdef X86
+    if (avx2 && simd != SIMD_BASELINE) {
+        k->compute = compute_avx2;
+        k->simd = "avx2";
+    }
+#endif
+    return k;
+}
+
+void kernel_free(struct kernel *k)
+{
+    if (k == NULL)
+        return;
+    free(k->memory);
+    free(k);
+}
+
+const char *kernel_simd(const struct kernel *k)
+{
+    return k->simd;
+}
+
+/* ---- counts ---- */
+
+static void add_count(struct count *counts, size_t *n, const char *name, uint64_t value)
+{
+    counts[*n].name = name;
+    counts[*n].value = value;
+    ++*n;
+}
+
+size_t kernel_counts(const struct kernel *k, struct count counts[MAX_COUNTS])
+{
+    static const char *const malformed[MALFORMED_KINDS] = {
+        [SHORT_LINK] = "malformed_short_link", [SHORT_TAG] = "malformed_short_tag", [SHORT_ARP] = "malformed_short_arp",
+        [BAD_ARP] = "malformed_bad_arp", [SHORT_IP] = "malformed_short_ip", [BAD_IP] = "malformed_bad_ip",
+        [LONG_CHAIN] = "malformed_long_chain", [SHORT_TRANSPORT] = "malformed_short_transport",
+        [SHORT_QUOTE] = "malformed_short_quote", [BAD_TIME] = "malformed_bad_time",
+    };
+    size_t n = 0;
+    uint64_t all = 0;
+    add_count(counts, &n, "frames", k->counters.frames);
+    add_count(counts, &n, "rows", k->counters.rows);
+    for (int i = WELL_FORMED + 1; i < MALFORMED_KINDS; i++)
+        all += k->counters.malformed[i];
+    add_count(counts, &n, "malformed", all);
+    for (int i = WELL_FORMED + 1; i < MALFORMED_KINDS; i++)
+        add_count(counts, &n, malformed[i], k->counters.malformed[i]);
+    add_count(counts, &n, "clock_backward", k->counters.clock_backward);
+    for (int i = 0; i < TABLES; i++)
+        add_count(counts, &n, LIVE_NAMES[i], k->table[i].used);
+    all = 0;
+    for (int i = 0; i < DEVICES; i++)
+        all += k->table[i].used;
+    add_count(counts, &n, "streams", all);
+    for (int i = 0; i < TABLES; i++)
+        add_count(counts, &n, EVICTED_NAMES[i], k->table[i].evicted);
+    add_count(counts, &n, "evicted_seen_peers", k->counters.evicted_seen_peers);
+    add_count(counts, &n, "evicted_seen_sockets", k->counters.evicted_seen_sockets);
+    return n;
+}
+
+size_t kernel_memory(const struct kernel *k, struct count counts[MAX_COUNTS])
+{
+    size_t n = 0, index = 0;
+    for (int i = 0; i < TABLES; i++) {
+        add_count(counts, &n, LIVE_NAMES[i], (uint64_t)k->table[i].capacity * k->table[i].record);
+        index += ((size_t)k->table[i].mask + 1) * sizeof(struct bucket);
+    }
+    add_count(counts, &n, "seen", (uint64_t)k->settings.max_devices * SEEN * sizeof *k->seen);
+    add_count(counts, &n, "index", index);
+    add_count(counts, &n, "total", k->bytes);
+    uint64_t streams = k->bytes - counts[DEVICES].value - (uint64_t)k->settings.max_devices * SEEN * sizeof *k->seen;
+    add_count(counts, &n, "per_stream", streams / k->settings.max_streams);
+    return n;
+}
+
+/* ---- saved state ----
+ *
+ *     struct saved | per table: buckets, used records | seen sets of the used devices
+ */
+
+enum { SAVED_VERSION = 1, SAVED_ENDIAN = 0x01020304 };
+
+struct saved {
+    uint32_t version, endian;
+    uint32_t record[TABLES], capacity[TABLES], used[TABLES], unused;
+    uint64_t evicted[TABLES];
+    struct settings settings;
+    struct counters counters;
+};
+
+static size_t saved_size(const struct kernel *k, const uint32_t used[TABLES])
+{
+    size_t bytes = sizeof(struct saved);
+    for (int i = 0; i < TABLES; i++)
+        bytes += ((size_t)k->table[i].mask + 1) * sizeof(struct bucket) + (size_t)used[i] * k->table[i].record;
+    return bytes + (size_t)used[DEVICES] * SEEN * sizeof *k->seen;
+}
+
+size_t kernel_saved_size(const struct kernel *k)
+{
+    uint32_t used[TABLES];
+    for (int i = 0; i < TABLES; i++)
+        used[i] = k->table[i].used;
+    return saved_size(k, used);
+}
+
+static void write_bytes(uint8_t **out, const void *bytes, size_t size)
+{
+    memcpy(*out, bytes, size);
+    *out += size;
+}
+
+void kernel_save(const struct kernel *k, uint8_t *out)
+{
+    struct saved head;
+    memset(&head, 0, sizeof head);
+    head.version = SAVED_VERSION;
+    head.endian = SAVED_ENDIAN;
+    head.settings = k->settings;
+    head.counters = k->counters;
+    for (int i = 0; i < TABLES; i++) {
+        head.record[i] = k->table[i].record;
+        head.capacity[i] = k->table[i].capacity;
+        head.used[i] = k->table[i].used;
+        head.evicted[i] = k->table[i].evicted;
+    }
+    write_bytes(&out, &head, sizeof head);
+    for (int i = 0; i < TABLES; i++) {
+        const struct table *t = &k->table[i];
+        write_bytes(&out, t->buckets, ((size_t)t->mask + 1) * sizeof *t->buckets);
+        write_bytes(&out, t->pool, (size_t)t->used * t->record);
+    }
+    write_bytes(&out, k->seen, (size_t)k->table[DEVICES].used * SEEN * sizeof *k->seen);
+}
+
+const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size)
+{
+    struct saved head;
+    if (size < sizeof head)
+        return "too short";
+    memcpy(&head, bytes, sizeof head);
+    if (head.version != SAVED_VERSION || head.endian != SAVED_ENDIAN)
+        return "written by another version or on another kind of machine";
+    if (head.settings.max_streams != k->settings.max_streams || head.settings.max_devices != k->settings.max_devices)
+        return "other max_streams or max_devices";
+    if (head.settings.compat != k->settings.compat || head.settings.float_time != k->settings.float_time)
+        return "other jitter or float_time";
+    for (int i = 0; i < TABLES; i++)
+        if (head.record[i] != k->table[i].record || head.capacity[i] != k->table[i].capacity || head.used[i] > head.capacity[i])
+            return "other table sizes";
+    if (size != saved_size(k, head.used))
+        return "wrong length";
+
+    /* An index must not lead outside its pool, whoever wrote it. */
+    const uint8_t *at = bytes + sizeof head;
+    for (int i = 0; i < TABLES; i++) {
+        for (uint32_t j = 0; j <= k->table[i].mask; j++) {
+            struct bucket b;
+            memcpy(&b, at + (size_t)j * sizeof b, sizeof b);
+            for (int way = 0; way < WAYS; way++)
+                if (b.tag[way] != 0 && (b.tag[way] & NUMBER) >= head.used[i])
+                    return "an index entry without a record";
+        }
+        at += ((size_t)k->table[i].mask + 1) * sizeof(struct bucket) + (size_t)head.used[i] * k->table[i].record;
+    }
+
+    at = bytes + sizeof head;
+    k->settings = head.settings;
+    k->counters = head.counters;
+    uint64_t state = head.settings.seed;
+    for (int i = 0; i < 4; i++)
+        k->secret[i] = splitmix(&state);
+    for (int i = 0; i < TABLES; i++) {
+        struct table *t = &k->table[i];
+        size_t index = ((size_t)t->mask + 1) * sizeof *t->buckets, records = (size_t)head.used[i] * t->record;
+        t->used = head.used[i];
+        t->evicted = head.evicted[i];
+        memcpy(t->buckets, at, index);
+        memcpy(t->pool, at + index, records);
+        at += index + records;
+    }
+    memcpy(k->seen, at, (size_t)head.used[DEVICES] * SEEN * sizeof *k->seen);
+    return NULL;
+}
