@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, Model, State, check_id, uuid7
+from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, EpisodeState, Model, check_id, uuid7
 from edge_agent.detector import Detection
 
 _LARGEST = 1e300  # JSON has no infinity
@@ -94,7 +94,7 @@ class Alerter:
         self.interface, self.clock, self.counts = interface, clock, AlertCounts()
         self._names = {mac: name[:64] for mac, name in (names or {}).items()}
         self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
-        self._rng = rng or random.Random()  # noqa: S311 - ids must be distinct, not secret
+        self._rng = rng or random.Random()  # ids must be distinct, not secret
         self._open: dict[tuple[str, int | str], _Episode] = {}
         self._t_ns: int | None = None  # packet time: the latest since the last step backwards
         self._offset = 0  # steady time = packet time + offset, and never goes back by more than ``end_s``
@@ -188,7 +188,7 @@ class Alerter:
         due = episode.latest.t_ns + self._end_ns
         return self._tell(episode, "end", due if t_ns is None else min(max(t_ns, episode.latest.t_ns), due))
 
-    def _tell(self, episode: _Episode, state: State, t_ns: int) -> dict[str, Any]:
+    def _tell(self, episode: _Episode, state: EpisodeState, t_ns: int) -> dict[str, Any]:
         latest, alarm = episode.latest, episode.alarm
         class_name = latest.class_name
         if class_name not in CLASSES:

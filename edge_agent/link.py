@@ -16,11 +16,13 @@ import struct
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from paho.mqtt import MQTTException
 from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -101,10 +103,8 @@ class Link:
 
     def _wake(self) -> None:
         """There is something new in the outbox."""
-        try:
+        with suppress(OSError):  # full: it will wake anyway
             self._wake_w.send(b"\0")
-        except OSError:  # full: it will wake anyway
-            pass
 
     def _say(self, problem: str, wait: float) -> None:
         """Log a trouble when it is a new one; the same again is only counted."""
@@ -115,7 +115,7 @@ class Link:
 
 
 class _Session:
-    """One connection, from the attempt to its end. What it had under way and unacknowledged, the next one sends again."""
+    """One connection, from the attempt to its end. What it leaves unacknowledged, the next one sends again."""
 
     def __init__(self, link: Link) -> None:
         self._link, config = link, link.config
@@ -130,10 +130,10 @@ class _Session:
         self._window, self._max_packet = config.inflight, 0
         self.try_other_version = False
         self._client = client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2,
+            CallbackAPIVersion.VERSION2,
             client_id=config.client_id or link._gateway,
             clean_session=None if self._level == 5 else False,
-            protocol=mqtt.MQTTProtocolVersion.MQTTv5 if self._level == 5 else mqtt.MQTTProtocolVersion.MQTTv311,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._level == 5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
         client.connect_timeout = config.connect_timeout_s
@@ -150,7 +150,7 @@ class _Session:
         """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
         link, config, client = self._link, self._link.config, self._client
         if self._level == 5:
-            properties = Properties(PacketTypes.CONNECT)
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = config.session_s
             properties.MaximumPacketSize = _MAX_INCOMING
             client.connect(config.host, config.port, config.keepalive_s, clean_start=False, properties=properties)
@@ -245,7 +245,9 @@ class _Session:
             if len(self._rows) >= window or self._client.socket() is None:
                 return False
             if self._max_packet and len(payload) + len(where) + 16 > self._max_packet:
-                logger.error("broker takes packets of %d bytes at most: an alert of %d waits", self._max_packet, len(payload))
+                logger.error(
+                    "broker takes packets of %d bytes at most: an alert of %d waits", self._max_packet, len(payload)
+                )
                 self._refuse(row)
                 link.counts.refused += 1
                 return True
@@ -284,7 +286,12 @@ class _Session:
         return encode(Status(state, self._link._boot, self._link._agent, time.time_ns()).document())
 
     def _on_connect(
-        self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, properties: Properties | None
+        self,
+        client: mqtt.Client,
+        _data: Any,
+        flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
     ) -> None:
         link, self._answered = self._link, True
         if reason.is_failure:
@@ -303,7 +310,12 @@ class _Session:
         client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
 
     def _on_disconnect(
-        self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _props: Properties | None
+        self,
+        _client: mqtt.Client,
+        _data: Any,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _props: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
             self._problem = f"ended the connection: {reason}"

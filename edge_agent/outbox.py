@@ -28,7 +28,7 @@ class OutboxCounts:
 
 
 class Outbox:
-    """The outbox in ``state``; waiting and kept rows together never exceed ``max_rows`` rows and ``max_bytes`` bytes."""
+    """The outbox in ``state``; waiting and kept rows together are at most ``max_rows`` and ``max_bytes``."""
 
     def __init__(
         self, state: State, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S

@@ -145,7 +145,7 @@ class State:
                 if rows_over <= 0 and bytes_over <= 0:
                     break
                 doomed = []
-                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):  # noqa: S608
+                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):
                     if rows_over <= 0 and bytes_over <= 0:
                         break
                     doomed.append((row,))

@@ -1,6 +1,6 @@
-"""How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait before trying again.
+"""How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait between attempts.
 
-The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; this is what both must do alike. Nothing here connects.
+The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; here is what both do alike. Nothing here connects.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ class BrokerConfig:
             raise BrokerError(f"password_file {self.password_file}: {explain(error)}") from error
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that does not serve."""
+        """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that will not do."""
         if not self.tls:
             return None
         try:
@@ -144,11 +144,11 @@ class Versions:
 
 
 class Backoff:
-    """Waits that double from ``min_s`` to ``max_s``, each between half and all of that, so that a fleet does not march."""
+    """Waits that double from ``min_s`` to ``max_s``, each cut at random by up to half, lest a fleet march."""
 
     def __init__(self, min_s: float, max_s: float, rng: random.Random | None = None) -> None:
         self._min_s, self._max_s, self._failures = min_s, max_s, 0
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._rng = rng or random.Random()  # spreads load, guards nothing
 
     @property
     def failures(self) -> int:

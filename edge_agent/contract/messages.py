@@ -1,8 +1,9 @@
 """What travels over MQTT: the topic tree, the alert and the status, each with its writer and its reader side by side.
 
-An alert is a Suricata EVE `alert` record with our fields in ``alert.context.botwatch``; `alert.schema.json` beside this
-file is its grammar and the collector's judge. Here is what the grammar cannot say: which signature, ATT&CK technique and
-name belong to a class, how ids and times are spelt, and how large a message may be. Standard library only; no clock.
+An alert is a Suricata EVE `alert` record with our fields in ``alert.context.botwatch``; `alert.schema.json` beside
+this file is its grammar and the collector's judge. Here is what the grammar cannot say: which signature, ATT&CK
+technique and name belong to a class, how ids and times are spelt, and how large a message may be. Standard library
+only; no clock.
 """
 
 import base64
@@ -22,7 +23,7 @@ BASE = "botwatch/v1"
 MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 
-State = Literal["new", "update", "end"]
+EpisodeState = Literal["new", "update", "end"]
 Clock = Literal["synced", "unsynced"]
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -38,7 +39,7 @@ class MessageError(ValueError):
     """A topic or payload that is not one of ours; the message says what is wrong with it."""
 
 
-# --- topics ------------------------------------------------------------------------------------------------------------
+# --- topics -------------------------------------------------------------------------------------------------
 
 
 def check_id(text: str, what: str = "gateway") -> str:
@@ -53,7 +54,7 @@ def check_id(text: str, what: str = "gateway") -> str:
 
 
 def check_base(text: str) -> str:
-    """``text`` if it may be the prefix of the topic tree: at most four levels of 32 letters, digits, '_', '.' or '-'."""
+    """``text`` if it may be the prefix of the topic tree: 1 to 4 levels of 1 to 32 letters, digits, '_', '.', '-'."""
     if not _BASE.fullmatch(text):
         raise MessageError(f"topic base {text[:80]!r}: 1 to 4 levels of 1 to 32 letters, digits, '_', '.' or '-'")
     return text
@@ -86,7 +87,7 @@ def parse_topic(text: str, base: str = BASE) -> tuple[str, str]:
     return check_id(gateway), leaf
 
 
-# --- JSON in bounds ----------------------------------------------------------------------------------------------------
+# --- JSON in bounds -----------------------------------------------------------------------------------------
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -141,7 +142,7 @@ def _check(value: object, depth: int) -> None:
             _check(item, depth - 1)
 
 
-# --- times, ids, flows -------------------------------------------------------------------------------------------------
+# --- times, ids, flows --------------------------------------------------------------------------------------
 
 
 def format_time(t_ns: int) -> str:
@@ -207,7 +208,7 @@ def flow_id(community: str) -> int:
     return int.from_bytes(base64.b64decode(community[2:])[:8], "big") >> 13
 
 
-# --- classes -----------------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,10 @@ CLASSES: Mapping[str, AttackClass] = {
 
 # Not `is_private`: that also holds for the documentation networks and other addresses nobody has inside.
 _INSIDE = tuple(
-    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"))
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"),
+    )
 )
 
 
@@ -260,7 +264,7 @@ def _is_inside(ip: str) -> bool:
     return any(address in network for network in _INSIDE)
 
 
-# --- the alert ---------------------------------------------------------------------------------------------------------
+# --- the alert ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Model:
-    """The bundle that decided; ``generated`` when it was trained on generated captures, so nobody takes it for proof."""
+    """The bundle that decided; ``generated`` when it was trained on generated captures, so that nobody is fooled."""
 
     version: str
     sha256: str = ""
@@ -291,7 +295,7 @@ class Alert:
 
     id: str
     seq: int  # 1, 2, ... within the episode
-    state: State
+    state: EpisodeState
     t_ns: int
     first_ns: int
     last_ns: int
@@ -422,7 +426,7 @@ class Alert:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Alert":
-        """An alert from a document that `alert.schema.json` accepts; a MessageError for what the schema cannot check."""
+        """An alert from a document that `alert.schema.json` accepts; a MessageError for what no schema can check."""
         ours = document["alert"]["context"]["botwatch"]
         t_ns = parse_time(document["timestamp"])
         flow = document.get("flow", {})
@@ -480,12 +484,12 @@ def _counted(flow: object, key: str) -> int:
     return value
 
 
-# --- the status --------------------------------------------------------------------------------------------------------
+# --- the status ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Status:
-    """Retained word on a gateway: what it last said of itself, or ``offline``, which the broker says as its last will."""
+    """Retained word on a gateway: what it last said of itself, or ``offline``, the last will that the broker says."""
 
     state: Literal["online", "offline", "stopped"]
     boot: str  # a UUID for each start of the agent

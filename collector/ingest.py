@@ -1,0 +1,366 @@
+"""From the broker to the store: judge each message, save it, and only then acknowledge it. The only user of paho.
+
+One thread does all of it, so back-pressure is simply not reading: a broker sends no more than Receive Maximum messages
+beyond the last acknowledged one (MQTT 5; under 3.1.1 it is TCP that makes it wait). A collector that is killed between
+commit and acknowledgement gets the same messages again, and the store recognises them.
+"""
+
+import importlib.resources
+import json
+import logging
+import select
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jsonschema
+from paho.mqtt import MQTTException
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain
+from edge_agent.contract.messages import BASE, Alert, MessageError, Status, decode, parse_topic, topic_filter
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25  # how late a set ``stop`` may be noticed
+_PURGE_EVERY_S = 60.0
+_BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Section ``retention``: what is older, or beyond the size, goes, oldest first."""
+
+    days: float = 30.0
+    max_bytes: int = 10_000_000_000
+
+    def __post_init__(self) -> None:
+        if self.days <= 0 or self.max_bytes < 1_000_000:
+            raise ValueError("days must be positive and max_bytes at least 1000000")
+
+
+@dataclass(frozen=True)
+class CollectorConfig:
+    """collector.yaml."""
+
+    db: str = "collector.sqlite"  # a file for SQLite, or an SQLAlchemy URL
+    broker: BrokerConfig = field(default_factory=lambda: BrokerConfig(inflight=500, session_s=7 * 86_400))
+    retention: Retention = field(default_factory=Retention)
+    batch_rows: int = 500  # messages saved with one commit, at most
+    batch_s: float = 0.1  # and at least so often
+    max_rejected: int = 1_000  # rejected messages kept
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_rows <= 10_000 or not 0 < self.batch_s <= 10 or self.max_rejected < 1:
+            raise ValueError("batch_rows must be within 1..10000, batch_s within 0..10, max_rejected positive")
+
+
+@dataclass
+class IngestCounts:
+    """How often what happened, since the start."""
+
+    received: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    statuses: int = 0
+    rejected: int = 0
+    failures: int = 0  # connections and attempts to connect that failed
+
+
+class Judge:
+    """Decides whether a message is an alert or a status that the gateway of its topic may have sent."""
+
+    def __init__(self, base: str = BASE) -> None:
+        self._base = base
+        schema = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_bytes()
+        self._validator = jsonschema.Draft202012Validator(json.loads(schema))
+
+    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status]:
+        """What the message says, a status together with its gateway; a MessageError says why it is not accepted."""
+        gateway, leaf = parse_topic(topic, self._base)
+        if leaf == "status":
+            return gateway, Status.read(decode(payload))
+        if leaf != "alert":
+            raise MessageError(f"nothing is expected on .../{leaf}")
+        document = decode(payload)
+        error = next(self._validator.iter_errors(document), None)
+        if error is not None:
+            raise MessageError(f"schema: {error.json_path}: {error.message[:120]}")
+        alert = Alert.read(document)
+        if not gateway == document["host"] == alert.gateway:
+            raise MessageError(f"on the topic of {gateway} but of host {document['host']}, gateway {alert.gateway}")
+        return alert
+
+
+@dataclass(frozen=True)
+class _Message:
+    topic: str
+    payload: bytes
+    mid: int
+    qos: int
+    received_ns: int
+
+
+class Ingest:
+    """Keeps ``store`` fed from the broker of ``config``. Raises BrokerError when TLS or password files do not serve."""
+
+    def __init__(self, config: CollectorConfig, store: Store) -> None:
+        self.config, self.counts = config, IngestCounts()
+        self.connected, self.trouble = False, ""
+        self._store, self._judge = store, Judge(config.broker.base)
+        self._tls, self._password = config.broker.tls_context(), config.broker.password()
+        self._versions = Versions(config.broker.version)
+        self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
+        self._purge_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Receive until ``stop`` is set; then what was received is saved and acknowledged, and the line hung up."""
+        while not stop.is_set():
+            session = _Session(self)
+            try:
+                problem = session.serve(stop)
+            except _BROKEN as error:
+                problem = explain(error)
+            finally:
+                self.connected = False
+                session.close()
+            if stop.is_set():
+                break
+            self.counts.failures += 1
+            wait = 0.0 if session.try_other_version else self._backoff.next()
+            if problem != self.trouble:
+                again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
+                logger.warning("broker %s: %s%s", self.config.broker.address, problem, again)
+            self.trouble = problem
+            stop.wait(wait)
+
+    def save(self, messages: Sequence[_Message], stop: threading.Event) -> bool:
+        """Judge and commit ``messages``; waits for a database that is busy. False when ``stop`` came first."""
+        arrivals, rejections = [], []
+        for m in messages:
+            try:
+                said = self._judge.judge(m.topic, m.payload)
+            except MessageError as error:
+                rejections.append(Rejection(m.topic, m.payload, str(error), m.received_ns))
+            else:
+                text = m.payload.decode() if isinstance(said, Alert) else ""
+                arrivals.append(Arrival(said, m.received_ns, text))
+        wait, told = Backoff(0.2, 10.0), ""
+        while True:
+            try:
+                self._commit(arrivals, rejections)
+            except StoreBusy as error:
+                if str(error) != told:
+                    logger.error("database: %s; %d messages wait", error, len(messages))
+                    told = str(error)
+                if stop.wait(wait.next()):
+                    return False
+            else:
+                return True
+
+    def _commit(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection]) -> None:
+        """All in one transaction; when the database refuses a row, row by row, the refused ones set aside."""
+        try:
+            self._count(arrivals, self._store.save(arrivals, rejections))
+        except BadRow:
+            refused = list(rejections)
+            for arrival in arrivals:
+                try:
+                    self._count([arrival], self._store.save([arrival]))
+                except BadRow as error:
+                    refused.append(Rejection("", arrival.document.encode(), f"database: {error}", arrival.received_ns))
+            self._store.save([], refused)
+            rejections = refused
+        for rejection in rejections:
+            self.counts.rejected += 1
+            if (
+                self.counts.rejected.bit_count() == 1
+            ):  # the 1st, 2nd, 4th, 8th ...: a flood of them must not fill the log
+                logger.warning("rejected (%d so far): %s: %s", self.counts.rejected, rejection.topic, rejection.reason)
+
+    def _count(self, arrivals: Sequence[Arrival], fresh: int) -> None:
+        alerts = sum(isinstance(a.message, Alert) for a in arrivals)
+        self.counts.stored += fresh
+        self.counts.duplicates += alerts - fresh
+        self.counts.statuses += len(arrivals) - alerts
+
+    def purge(self) -> None:
+        """Once a minute, let go what the retention does not cover."""
+        if time.monotonic() < self._purge_at:
+            return
+        older = time.time_ns() - int(self.config.retention.days * 86_400e9)
+        try:
+            gone = self._store.purge(older, self.config.retention.max_bytes)
+        except StoreBusy as error:
+            logger.warning("database: %s; purge put off", error)
+            gone = 0
+        if gone:
+            logger.info("purged %d alerts", gone)
+        self._purge_at = time.monotonic() + (1.0 if gone else _PURGE_EVERY_S)
+
+
+class _Session:
+    """One connection. Its unacknowledged messages end with it: message ids mean nothing on the next one."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest, config = ingest, ingest.config.broker
+        self._level = ingest._versions.next()
+        self._answered, self._problem, self.try_other_version = False, "", False
+        self._messages: list[_Message] = []
+        self._client = client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id or "botwatch-collector",
+            clean_session=None if self._level == 5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._level == 5 else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.connect_timeout = config.connect_timeout_s
+        if config.username:
+            client.username_pw_set(config.username, ingest._password)
+        if ingest._tls:
+            client.tls_set_context(ingest._tls)
+        client.on_connect, client.on_disconnect, client.on_subscribe = (
+            self._on_connect,
+            self._on_disconnect,
+            self._on_subscribe,
+        )
+        client.on_message, client.on_log = self._on_message, self._on_log
+
+    def serve(self, stop: threading.Event) -> str:
+        """Connect and receive until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
+        ingest, config, client = self._ingest, self._ingest.config.broker, self._client
+        if self._level == 5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = config.session_s
+            properties.ReceiveMaximum = config.inflight
+            client.connect(config.host, config.port, config.keepalive_s, clean_start=False, properties=properties)
+        else:
+            client.connect(config.host, config.port, config.keepalive_s)
+        patience, due = time.monotonic() + config.connect_timeout_s, 0.0
+        while client.socket() is not None and not stop.is_set():
+            held = len(self._messages)
+            self._step(max(due - time.monotonic(), 0.0) if held else _POLL_S)
+            if held == 0 and self._messages:
+                due = time.monotonic() + ingest.config.batch_s
+            if len(self._messages) >= ingest.config.batch_rows or (self._messages and time.monotonic() >= due):
+                self._save(stop)
+            if not self._messages:
+                ingest.purge()
+            if not self._answered and time.monotonic() > patience:
+                self._problem = "no answer from the broker"
+                break
+        if self._messages:
+            self._save(stop)
+        if stop.is_set():
+            client.disconnect()
+            return ""
+        return self._ended()
+
+    def close(self) -> None:
+        """Hang up; the broker keeps the session and everything that was not acknowledged."""
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _step(self, timeout_s: float) -> None:
+        """Let paho read and write what it can, after waiting for it."""
+        client = self._client
+        sock = client.socket()
+        if sock is None:
+            return
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():  # decrypted already: select would not see it
+            timeout_s = 0.0
+        readable, writable, _ = select.select([sock], [sock] if client.want_write() else [], [], timeout_s)
+        if readable or timeout_s == 0.0:
+            client.loop_read()
+        if writable:
+            client.loop_write()
+        client.loop_misc()
+
+    def _save(self, stop: threading.Event) -> None:
+        messages, self._messages = self._messages, []
+        if self._ingest.save(messages, stop):
+            for m in messages:
+                self._client.ack(m.mid, m.qos)
+
+    def _ended(self) -> str:
+        """Why the connection ended; tells the version chooser."""
+        ingest = self._ingest
+        if self._answered:
+            if ingest.connected:
+                ingest._versions.lost()
+            return self._problem or "connection lost"
+        self.try_other_version = self._level == 5 and ingest.config.broker.version == "auto"
+        ingest._versions.hung_up()
+        return self._problem or "hung up at the first word"
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, _props: Properties | None
+    ) -> None:
+        ingest, self._answered = self._ingest, True
+        if reason.is_failure:
+            self._problem = f"refuses the connection: {reason}"
+            if self._level == 5 and str(reason) == "Unsupported protocol version":
+                ingest._versions.refused()
+                self.try_other_version = ingest._versions.next() != self._level
+            return
+        ingest.connected = True
+        base = ingest.config.broker.base
+        filters = [topic_filter("alert", base), topic_filter("status", base)]
+        if self._level == 5:
+            client.subscribe([(f, SubscribeOptions(qos=1)) for f in filters])
+        else:
+            client.subscribe([(f, 1) for f in filters])
+
+    def _on_subscribe(
+        self, client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _props: Properties | None
+    ) -> None:
+        ingest = self._ingest
+        refused = [reason for reason in reasons if reason.is_failure]
+        if refused:
+            self._problem = f"refuses the subscription: {refused[0]}"
+            client.disconnect()
+            return
+        ingest._backoff.reset()
+        ingest.trouble = ""
+        broker = ingest.config.broker
+        level = "5" if self._level == 5 else "3.1.1"
+        logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, level)
+
+    def _on_disconnect(
+        self,
+        _client: mqtt.Client,
+        _data: Any,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _props: Properties | None,
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._problem = f"ended the connection: {reason}"
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, m: mqtt.MQTTMessage) -> None:
+        self._ingest.counts.received += 1
+        self._messages.append(_Message(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
+
+    def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
+        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ..."
+            self._problem = text.rpartition("socket: ")[2][:200]
+
+
+def _topic(m: mqtt.MQTTMessage) -> str:
+    """The topic's text; paho leaves it undecoded, and a hostile one need not be UTF-8."""
+    try:
+        return m.topic
+    except UnicodeDecodeError:
+        return ""
