@@ -4,13 +4,13 @@ Meidan et al. 2018 shape it: hidden layers of ceil(.75 .5 .25 .5 .75 · n), tanh
 Importing this module imports TensorFlow.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.contract.scaling import Array
 from trainer.config import Training
@@ -45,64 +45,86 @@ def build(columns: int) -> Any:
     return keras.Sequential([*layers, keras.layers.Dense(columns, name="rebuilt")], name="autoencoder")
 
 
-def train(inputs: Array, validation: Array, training: Training) -> tuple[Any, dict[str, Any]]:
+def train(inputs: Array, validation: Array, training: Training, seed: int) -> tuple[Any, dict[str, Any]]:
     """Fit on clipped z of benign train rows; returns the network with its best weights, and its history.
 
     The target is the clipped input itself, although rows are scored against the unclipped z: the network never sees
     what lies beyond the clip, so an unclipped target would only let a few wild rows pull the weights of all others.
     """
+    start(seed)
     model = build(inputs.shape[1])
-    model.compile(optimizer=keras.optimizers.Adam(training.learning_rate), loss="mse")
-    return model, run_epochs(model, "autoencoder", (inputs, inputs), (validation, validation), training)
+    squares = keras.losses.MeanSquaredError()
+    return model, run_epochs(model, squares, (inputs, inputs), (validation, validation), training, seed)
 
 
 def run_epochs(
     model: Any,
-    name: str,
-    rows: tuple[NDArray[Any], NDArray[Any]],
-    validation: tuple[NDArray[Any], NDArray[Any]],
+    loss: Any,
+    rows: tuple[Array, Array],
+    validation: tuple[Array, Array],
     training: Training,
-    class_weight: dict[int, float] | None = None,
+    seed: int,
+    weights: Array | None = None,
 ) -> dict[str, Any]:
-    """Fit a compiled model with early stopping on ``validation``; the history names the epoch whose weights it has."""
-    stop = keras.callbacks.EarlyStopping(
-        monitor="val_loss", patience=training.patience, min_delta=training.min_delta, restore_best_weights=True
-    )
-    with Progress(name, training.epochs) as progress:
+    """Adam over (inputs, targets) in mini-batches until ``validation`` stops improving; restores the best weights.
 
-        def after_epoch(epoch: int, logs: dict[str, float]) -> None:
-            progress.step(note=f"epochs, loss {logs['loss']:.4g}, validation {logs['val_loss']:.4g}")
+    The history names the epoch they are of. Own loop rather than ``Model.fit``: without tf.data between the rows and
+    the step it is a quarter faster at full size, ten times on small sets, and repeatable from one NumPy generator.
+    """
+    optimizer = keras.optimizers.Adam(training.learning_rate)
+    optimizer.build(model.trainable_variables)
+    shuffle = np.random.default_rng(seed)
+    inputs, targets = rows
+    weights = np.ones(len(inputs), dtype=np.float32) if weights is None else weights
+    predict = predictor(model)
 
-        fitted = model.fit(
-            *rows,
-            validation_data=validation,
-            epochs=training.epochs,
-            batch_size=training.batch,
-            validation_batch_size=PREDICT_BATCH,
-            class_weight=class_weight,
-            callbacks=[
-                stop,
-                keras.callbacks.TerminateOnNaN(),
-                keras.callbacks.LambdaCallback(on_epoch_end=after_epoch),
-            ],
-            verbose=0,
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def step(x: Any, y: Any, weight: Any) -> Any:
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=True), sample_weight=weight)
+        optimizer.apply_gradients(
+            zip(tape.gradient(value, model.trainable_variables), model.trainable_variables, strict=True)
         )
-    history = {key: [float(v) for v in values] for key, values in fitted.history.items()}
-    if not np.isfinite(history["loss"] + history["val_loss"]).all():
-        raise TrainingError(f"{name}: the loss stopped being a number; a lower learning_rate may help")
-    return {"epochs": len(history["loss"]), "best_epoch": int(stop.best_epoch) + 1, **history}
+        return value
+
+    losses: list[float] = []
+    checks: list[float] = []
+    best, best_epoch, kept = math.inf, 0, model.get_weights()
+    with Progress(model.name, training.epochs) as progress:
+        for epoch in range(1, training.epochs + 1):
+            order, total = shuffle.permutation(len(inputs)), 0.0
+            for i in range(0, len(order), training.batch):
+                batch = order[i : i + training.batch]
+                total += float(step(inputs[batch], targets[batch], weights[batch])) * len(batch)
+            losses.append(total / len(order))
+            checks.append(float(loss(validation[1], predict(validation[0]))))
+            if not math.isfinite(losses[-1]) or not math.isfinite(checks[-1]):
+                raise TrainingError(f"{model.name}: the loss stopped being a number; a lower learning_rate may help")
+            if checks[-1] < best - training.min_delta or epoch == 1:
+                best, best_epoch, kept = checks[-1], epoch, model.get_weights()
+            progress.step(note=f"epochs, loss {losses[-1]:.4g}, validation {checks[-1]:.4g}, best at {best_epoch}")
+            if epoch - best_epoch >= training.patience:
+                break
+    model.set_weights(kept)
+    return {"epochs": len(losses), "best_epoch": best_epoch, "loss": losses, "validation_loss": checks}
 
 
 def predictor(model: Any) -> Callable[[Array], Array]:
     """``model`` as a plain function on float32 rows, in batches of bounded memory."""
+    call = tf.function(model, input_signature=[tf.TensorSpec((None, model.input_shape[-1]), tf.float32)])
 
     def predict(rows: Array) -> Array:
-        return np.asarray(model.predict(rows, batch_size=PREDICT_BATCH, verbose=0), dtype=np.float32)
+        out = np.empty((len(rows), model.output_shape[-1]), dtype=np.float32)
+        for i in range(0, len(rows), PREDICT_BATCH):
+            out[i : i + PREDICT_BATCH] = call(rows[i : i + PREDICT_BATCH]).numpy()
+        return out
 
     return predict
 
 
-def seed(value: int) -> None:
-    """Start every random generator at ``value`` and make TensorFlow's operations repeatable."""
-    keras.utils.set_random_seed(value)
+def start(seed: int) -> None:
+    """Weights drawn from ``seed``, operations repeatable: one thread, since sums depend on how many share them."""
+    keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+    with contextlib.suppress(RuntimeError):  # TensorFlow already runs in this process and keeps its threads
+        tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -34,20 +34,22 @@ def train(
     validation: tuple[Array, NDArray[np.integer]],
     classes: int,
     training: Training,
+    seed: int,
 ) -> tuple[Any, dict[str, Any]]:
     """Fit on (clipped z, class numbers); rare classes weigh as much as common ones. Returns network and history."""
     inputs, numbers = rows
-    counts = np.bincount(numbers, minlength=classes)
+    share = np.bincount(numbers, minlength=classes) * (classes / len(numbers))
+    autoencoder.start(seed)
     model = build(inputs.shape[1], classes)
-    model.compile(optimizer=keras.optimizers.Adam(training.learning_rate), loss="categorical_crossentropy")
     one_hot = np.eye(classes, dtype=np.float32)
     history = autoencoder.run_epochs(
         model,
-        "classifier",
+        keras.losses.CategoricalCrossentropy(),
         (inputs, one_hot[numbers]),
         (validation[0], one_hot[validation[1]]),
         training,
-        class_weight={i: len(inputs) / (classes * int(count)) for i, count in enumerate(counts)},
+        seed,
+        weights=(1 / share).astype(np.float32)[numbers],
     )
     return model, history
 

@@ -83,7 +83,6 @@ class Run:
 
 def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run:
     """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading."""
-    autoencoder.seed(config.seed)
     parts = split(config, table)
     for name in parts.short:
         say(f"{name}: too few rows for three parts, all of them train")
@@ -104,7 +103,7 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
         f"autoencoder: {len(columns)}-{'-'.join(map(str, autoencoder.hidden(len(columns))))}-{len(columns)}, "
         f"{len(parts.train):,} train and {len(parts.optimise):,} optimise rows"
     )
-    network, ae_history = autoencoder.train(inputs, validation, config.autoencoder)
+    network, ae_history = autoencoder.train(inputs, validation, config.autoencoder, config.seed)
     del inputs, validation
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {_best(ae_history)}")
 
@@ -121,7 +120,7 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
         "parameters": int(network.count_params()),
         "epochs": ae_history["epochs"],
         "best_epoch": ae_history["best_epoch"],
-        "validation_loss": ae_history["val_loss"][ae_history["best_epoch"] - 1],
+        "validation_loss": ae_history["validation_loss"][ae_history["best_epoch"] - 1],
     }
     metrics["columns"] = {
         "constant": constant,
@@ -319,7 +318,7 @@ def _share(flags: NDArray[np.bool_]) -> float | None:
 
 def _best(history: dict[str, Any]) -> str:
     best = history["best_epoch"]
-    return f"{best} of {history['epochs']} (loss {history['loss'][best - 1]:.4g}, validation {history['val_loss'][best - 1]:.4g})"
+    return f"{best} of {history['epochs']} (loss {history['loss'][best - 1]:.4g}, validation {history['validation_loss'][best - 1]:.4g})"
 
 
 def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[str], None]) -> None:
@@ -368,7 +367,7 @@ def _classify(
 
     train, validation = ((inputs(chosen[p]), number[chosen[p]]) for p in (TRAIN, OPTIMISE))
     say(f"classifier: {len(classes)} classes, {len(train[1]):,} train and {len(validation[1]):,} optimise rows")
-    network, history = classifier.train(train, validation, len(classes), options.training)
+    network, history = classifier.train(train, validation, len(classes), options.training, config.seed)
     test = np.flatnonzero(parts.part == TEST)
     predict = autoencoder.predictor(network)
     guess = np.argmax(_scored(lambda v: predict(scaler.network_input(scaler.z(v))), table, test, at), axis=1)
