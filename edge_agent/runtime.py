@@ -1,4 +1,4 @@
-"""A .tflite file -> a callable on float rows; the only user of the interpreter.
+"""A .tflite file -> a callable on float rows, and a bundle's self-test; the only user of the interpreter.
 
 ai-edge-litert is tried first (64-bit, fastest int8), then tflite-runtime (the only one on 32-bit ARM). A runtime counts
 as usable once it has run the model: tflite-runtime imports under numpy 2 and fails only at the first interpreter.
@@ -7,13 +7,14 @@ as usable once it has run the model: tflite-runtime imports under numpy 2 and fa
 import functools
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER, SELFTEST, Bundle, BundleError
+from edge_agent.contract.scaling import Array, row_error
 
 RUNTIMES = (("litert", "ai_edge_litert.interpreter"), ("tflite", "tflite_runtime.interpreter"))
 
@@ -41,16 +42,17 @@ class Model:
             content = self.path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error}") from error
-        self.runtime, make = _runtime()
-        self._interpreters: dict[int, Any] = {}
-        self._make: Callable[[], Any] = functools.partial(make, model_content=content, num_threads=1)
-        try:
-            interpreter = self._make()
-            self.inputs = int(interpreter.get_input_details()[0]["shape_signature"][-1])
-            self.outputs = int(interpreter.get_output_details()[0]["shape_signature"][-1])
-            self(np.zeros((1, self.inputs), dtype=np.float32))
-        except (ValueError, RuntimeError, IndexError, AttributeError, SystemError) as error:
-            raise ModelError(f"{path}: not a model {self.runtime} can run: {error}") from error
+        usable, errors = _runtimes()
+        for self.runtime, make in usable:
+            self._interpreters: dict[int, Any] = {}
+            self._make: Callable[[], Any] = functools.partial(make, model_content=content, num_threads=1)
+            try:
+                self.inputs, self.outputs = _widths(self._make())
+                self(np.zeros((1, self.inputs), dtype=np.float32))
+                return
+            except (ValueError, RuntimeError, IndexError, AttributeError, ImportError, SystemError) as error:
+                errors.append(f"{self.runtime}: {error}")
+        raise ModelError(f"{path}: not a model that can run here: {'; '.join(errors)}")
 
     def __call__(self, rows: Array) -> Array:
         """Run ``rows``; any number, in batches of at most 256."""
@@ -77,12 +79,93 @@ class Model:
         return found
 
 
-def _runtime() -> tuple[str, Any]:
-    """The first runtime that imports, as (name, Interpreter class)."""
-    errors = []
+def _widths(interpreter: Any) -> tuple[int, int]:
+    """Columns in and out of a network of one float32 table each; ValueError when it is something else."""
+    found = []
+    for details in (interpreter.get_input_details(), interpreter.get_output_details()):
+        shape = [int(size) for size in details[0]["shape_signature"]]
+        if len(details) != 1 or len(shape) != 2 or details[0]["dtype"] is not np.float32:
+            raise ValueError(f"expected one float32 table in and out, found {len(details)} of shape {shape}")
+        found.append(shape[1])
+    return found[0], found[1]
+
+
+def _runtimes() -> tuple[list[tuple[str, Any]], list[str]]:
+    """The runtimes that import, as (name, Interpreter class), and what the others said."""
+    usable, errors = [], []
     for name, module in RUNTIMES:
         try:
-            return name, importlib.import_module(module).Interpreter
+            usable.append((name, importlib.import_module(module).Interpreter))
         except (ImportError, AttributeError, OSError) as error:
             errors.append(f"{module}: {error}")
-    raise RuntimeUnavailable("no TFLite runtime: " + "; ".join(errors))
+    if not usable:
+        raise RuntimeUnavailable("no TFLite runtime: " + "; ".join(errors))
+    return usable, errors
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a platform may be from the converting machine.
+
+    ``rmse`` bounds the difference of √score in z, plus ``rmse_share`` of √score. √score is the root mean square of
+    z - rebuilt, so it moves by at most the root mean square of what the output moved. ``probability`` bounds a class's.
+    """
+
+    rmse: float
+    rmse_share: float
+    probability: float
+
+
+TOLERANCE = {
+    # Kernels round int8 differently: litert and tflite-runtime 2.14 on x86 differ by up to 4 quanta in an element and
+    # by 0.035 in √score (140 columns, clip 10). A quantum of the output is 0.08 there.
+    "int8": Tolerance(0.1, 0.05, 0.1),
+    "float32": Tolerance(1e-3, 1e-3, 1e-3),
+    "float16": Tolerance(1e-3, 1e-3, 1e-3),  # 3e-7 measured
+    "dynamic": Tolerance(0.02, 0.02, 0.02),  # 0.0014 measured; only the order of float sums and 8-bit inputs differ
+}
+
+VARIANTS = tuple(TOLERANCE)
+"""The number formats a bundle's models can have, the usual one first."""
+
+
+def selftest(bundle: Bundle) -> None:
+    """Run the bundle's own rows through its models.
+
+    ModelError when a model does not load, fits the manifest's columns or classes badly, or gives other results than
+    where it was converted, by more than the variant's `TOLERANCE`; BundleError when the rows themselves are unusable.
+    """
+    manifest, data = bundle.manifest, bundle.selftest()
+    allowed = TOLERANCE.get(manifest.variant)
+    if allowed is None:
+        raise BundleError(f"{bundle.path}: unknown variant {manifest.variant!r}; known: {', '.join(VARIANTS)}")
+    z = bundle.scaler.z(data["rows"])
+    inputs = bundle.scaler.network_input(z)
+    rebuilt = _checked(bundle.autoencoder, len(manifest.columns), len(manifest.columns))(inputs)
+    rmse, expected = np.sqrt(row_error(z, rebuilt)), np.sqrt(data["scores"])
+    off = np.abs(rmse - expected) - allowed.rmse_share * expected
+    if not off.max() <= allowed.rmse:  # so that NaN fails
+        worst = int(np.argmax(np.nan_to_num(off, nan=np.inf)))
+        raise ModelError(
+            f"{bundle.path / AUTOENCODER}: self-test row {worst} scores {rmse[worst] ** 2:.4g}, expected "
+            f"{data['scores'][worst]:.4g} (by {SELFTEST})"
+        )
+    if bundle.classifier is not None:
+        classes = _checked(bundle.classifier, len(manifest.columns), len(manifest.classes))(inputs)
+        apart = np.abs(classes - data["classes"])
+        if not apart.max() <= allowed.probability:
+            worst = int(np.argmax(np.nan_to_num(apart, nan=np.inf).max(axis=1)))
+            raise ModelError(
+                f"{bundle.path / CLASSIFIER}: self-test row {worst} has a class probability that is "
+                f"{np.abs(apart[worst]).max():.3g} off, allowed {allowed.probability} (by {SELFTEST})"
+            )
+
+
+def _checked(path: Path, inputs: int, outputs: int) -> Model:
+    """The model at ``path``; ModelError when it is not ``inputs`` -> ``outputs`` columns wide."""
+    model = Model(path)
+    if (model.inputs, model.outputs) != (inputs, outputs):
+        raise ModelError(
+            f"{path}: maps {model.inputs} columns to {model.outputs}, the manifest says {inputs} to {outputs}"
+        )
+    return model

@@ -7,8 +7,12 @@ with its size and SHA-256, and nothing that is not named is read.
 
 import dataclasses
 import hashlib
+import io
 import json
+import math
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +98,7 @@ class Manifest:
     schemas: tuple[str, ...]
     columns: tuple[str, ...]
     variant: str
-    scaler: dict[str, Any]
+    scaler: dict[str, object]
     decision: Decision
     classes: tuple[str, ...]
     normal: dict[str, tuple[float, ...]]
@@ -137,9 +141,34 @@ class Bundle:
         return self.path / CLASSIFIER if CLASSIFIER in self.manifest.files else None
 
     def selftest(self) -> dict[str, NDArray[Any]]:
-        """Arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count)."""
-        with np.load(self.path / SELFTEST, allow_pickle=False) as data:
-            return dict(data)
+        """Arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count).
+
+        BundleError when the file holds anything else.
+        """
+        path, width = self.path / SELFTEST, len(self.manifest.columns)
+        shapes = {"rows": (width,), "scores": ()}
+        if self.classifier is not None:
+            shapes["classes"] = (len(self.manifest.classes),)
+        content = io.BytesIO(_read(self.path, SELFTEST))
+        try:
+            with zipfile.ZipFile(content) as archive:  # sizes first: a small file can unpack to gigabytes
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_FILE_BYTES:
+                raise BundleError(f"{path}: unpacks to {size} bytes, bound {MAX_FILE_BYTES}")
+            with np.load(content, allow_pickle=False) as data:
+                found = dict(data)
+        except (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{path}: not self-test rows: {error}") from error
+        if set(found) != set(shapes):
+            raise BundleError(f"{path}: holds {', '.join(sorted(found))}, expected {', '.join(shapes)}")
+        for name, array in found.items():
+            if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(found["rows"]), *shapes[name]):
+                raise BundleError(
+                    f"{path}: {name} is {array.dtype} {array.shape}, expected float32 (n, *{shapes[name]})"
+                )
+        if not len(found["rows"]):
+            raise BundleError(f"{path}: no rows")
+        return found
 
 
 def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
@@ -161,8 +190,8 @@ def load(path: str | Path) -> Bundle:
     path = Path(path)
     raw = _read(path, MANIFEST)
     try:
-        data = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = json.loads(raw, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST}: not JSON: {error}") from error
     try:
         manifest = settings.build(Manifest, data, str(path / MANIFEST))
@@ -176,6 +205,8 @@ def load(path: str | Path) -> Bundle:
     for name in (AUTOENCODER, SELFTEST, *((CLASSIFIER,) if manifest.classes else ())):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: names no {name}")
+    if CLASSIFIER in manifest.files and not manifest.classes:
+        raise BundleError(f"{path / MANIFEST}: names {CLASSIFIER}, but no classes")
     for name, entry in manifest.files.items():
         if name not in (AUTOENCODER, CLASSIFIER, SELFTEST):
             raise BundleError(f"{path / MANIFEST}: unknown file {name!r}")
@@ -183,6 +214,14 @@ def load(path: str | Path) -> Bundle:
         if len(content) != entry.bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleError(f"{path / name}: not the file the manifest was written for (size or SHA-256 differs)")
     return Bundle(path, manifest, scaler, hashlib.sha256(raw).hexdigest())
+
+
+def _finite(text: str) -> float:
+    """A number of the manifest: with a τ of NaN or infinity nothing would ever be detected."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _read(path: Path, name: str) -> bytes:
