@@ -31,6 +31,7 @@ _BASE = re.compile(r"[A-Za-z0-9_.-]{1,32}(?:/[A-Za-z0-9_.-]{1,32}){0,3}")
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})\+0000")
 _LEAF = re.compile(r"[a-z]{1,16}(?:/[a-z0-9_-]{1,40})?")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_NS = 253_402_300_799_999_999_000  # 9999-12-31T23:59:59.999999
 
@@ -125,7 +126,7 @@ def _check(value: object, depth: int) -> None:
     if depth == 0:
         raise MessageError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        if _UNSTORABLE.search(value):
             raise MessageError("text with NUL or a lone surrogate")
     elif isinstance(value, float):
         if not math.isfinite(value):

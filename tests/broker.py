@@ -1,0 +1,132 @@
+"""Real brokers for tests, on free loopback ports: mosquitto, and amqtt, which speaks MQTT 3.1.1 only."""
+
+import getpass
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    """Look every 20 ms until ``condition`` holds; fails the test when it does not within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Broker:
+    """A broker process. `start` returns when it listens; `kill` is SIGKILL, after which `start` may be called again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.port = folder, free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def start(self) -> "Broker":
+        with (self.folder / "broker.log").open("ab") as log:
+            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log)
+        wait_until(self._listens)
+        return self
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def log(self) -> str:
+        return (self.folder / "broker.log").read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(10)
+
+    def __enter__(self) -> "Broker":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Mosquitto(Broker):
+    """mosquitto with a database that is written often, so that SIGKILL loses little; ``extra`` lines are appended.
+
+    ``config`` takes the place of all of that.
+    """
+
+    def __init__(self, folder: Path, extra: str = "", config: str | None = None) -> None:
+        super().__init__(folder)
+        own = (
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
+            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"max_queued_messages 50000\n{extra}\n"
+        )
+        text = own if config is None else config.replace("listener 8883", f"listener {self.port} 127.0.0.1")
+        # As root mosquitto would turn into the user `mosquitto`, who may not write here.
+        (folder / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
+
+    def command(self) -> list[str]:
+        assert MOSQUITTO is not None
+        return [MOSQUITTO, "-c", str(self.folder / "mosquitto.conf")]
+
+
+class Amqtt(Broker):
+    """amqtt in a process of its own, anonymous."""
+
+    _PROGRAM = """
+import asyncio, sys
+from amqtt.broker import Broker
+async def main():
+    broker = Broker({
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{sys.argv[1]}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    })
+    await broker.start()
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self._PROGRAM, str(self.port)]
+
+
+def any_broker(folder: Path) -> Broker:
+    """mosquitto where it is installed, else amqtt; not yet started."""
+    return Mosquitto(folder) if MOSQUITTO else Amqtt(folder)
