@@ -35,11 +35,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--schema",
         choices=("clean", "compat"),
         default="clean",
-        help="jitter of a channel's first packet: 0 (clean, the default) or the Unix time, as in published rows (compat)",
+        help="a channel's first jitter: 0 (clean, the default) or the Unix time, as in published rows (compat)",
     )
-    extract.add_argument(
-        "--max-streams", type=int, default=16_384, metavar="N", help="streams followed (default %(default)s)"
-    )
+    extract.add_argument("--max-streams", type=int, default=16_384, metavar="N", help="streams followed (%(default)s)")
 
     fit = commands.add_parser(
         "fit",
@@ -55,12 +53,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="PATH",
-        help="where the first data source of the config lies, instead of its own path",
+        help="where the config's first data source lies, instead of its path",
     )
 
     generate = commands.add_parser(
         "generate",
         help="write labelled captures of generated devices and attacks",
+        description="Write captures of generated IoT devices, healthy and infected, and a manifest. Sends nothing.",
+        epilog=f"example:\n  {PROG} generate --out captures --seed 7",
         formatter_class=raw,
     )
     if command == "generate":  # the only sub-command whose module knows its arguments
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "generate":
         from trainer import generate
 
-        return int(generate.run(args) or 0)
+        return generate.run(args)
     if args.command == "extract":
         return _extract(args)
     return _fit(args, shlex.join([*PROG.split(), *argv]))
@@ -92,11 +92,11 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
-    from trainer import dataset, fit
+    from trainer import autoencoder, dataset, fit
 
     try:
         fit.run(chosen, args.out, command)
-    except (dataset.DatasetError, fit.FitError, fit.TrainingError) as error:
+    except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
         return _refuse(error)
     return 0
 

@@ -23,6 +23,7 @@ import tensorflow as tf
 
 WIDTHS = (0.75, 0.5, 0.25, 0.5, 0.75)
 PREDICT_BATCH = 8192
+TENSORFLOW: str = tf.__version__
 
 
 class TrainingError(Exception):

@@ -5,12 +5,12 @@ It sees the same clipped z as the autoencoder. Importing this module imports Ten
 
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.scaling import Array
 from trainer import autoencoder
-from trainer.autoencoder import keras
 from trainer.config import Training
 
 WIDTH = 8

@@ -114,8 +114,8 @@ class Config:
     max_rows: int = 200_000  # per file, device and label
     max_streams: int = 16_384
     use_attack_lead: bool = False
-    split: Split = Split()
-    attack_split: Split = Split(gap_rows=50, gap_s=0.0)
+    split: Split = field(default_factory=Split)
+    attack_split: Split = field(default_factory=lambda: Split(gap_rows=50, gap_s=0.0))
     scaling: Scaling = Scaling()
     autoencoder: Training = Training()
     classifier: ClassifierSettings = ClassifierSettings()
@@ -164,8 +164,10 @@ def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Conf
         dataclasses.replace(e, path=base / e.path, root=None if e.root is None else base / e.root) for e in config.data
     ]
     if data is not None:
-        where = "path" if entries[0].root is None else "root"
-        entries[0] = dataclasses.replace(entries[0], **{where: data.resolve()})
+        first, data = entries[0], data.resolve()
+        entries[0] = (
+            dataclasses.replace(first, path=data) if first.root is None else dataclasses.replace(first, root=data)
+        )
     try:
         return dataclasses.replace(config, data=tuple(entries), top_n=config.top_n if top_n is None else top_n)
     except ValueError as error:

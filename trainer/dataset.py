@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -37,7 +37,7 @@ BLOCK = 256
 SCHEMA_KEY = "botwatch.schema"
 """Parquet metadata key of the jitter schema that rows were extracted in."""
 
-META_COLUMNS = {
+META_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "time": pl.Datetime("ns", "UTC"),
     "mac": pl.String,
     "peer_mac": pl.String,
@@ -101,7 +101,16 @@ class Table:
         return len(self.t_ns)
 
 
-def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str, limits: "Limits") -> Table:
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of memory: rows kept per file, device and label; streams the extractor follows."""
+
+    max_rows: int = 200_000
+    max_streams: int = 16_384
+    use_attack_lead: bool = False
+
+
+def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> Table:
     """Rows of every entry with ``columns``, followed by what columns of the counts rule all entries can give."""
     available = [_available(entry) for entry in entries]
     for entry, known in zip(entries, available, strict=True):
@@ -116,15 +125,6 @@ def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str,
         if builder.seen == before:
             raise DatasetError(f"{entry.path}: holds no row of the devices and labels asked for")
     return builder.table()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of memory: rows kept per file, device and label; streams the extractor follows."""
-
-    max_rows: int = 200_000
-    max_streams: int = 16_384
-    use_attack_lead: bool = False
 
 
 def _available(entry: Entry) -> frozenset[str]:
@@ -329,7 +329,7 @@ def _extract_group(captures: list[Capture], root: Path, builder: _Builder, progr
     from edge_agent import capture as sources
     from edge_agent import features
 
-    jitter = "compat" if builder.jitter_schema == cols.COMPAT else "clean"
+    jitter: Literal["clean", "compat"] = "compat" if builder.jitter_schema == cols.COMPAT else "clean"
     index = cols.indices(builder.columns)
 
     def opened(path: Path) -> Any:
@@ -339,28 +339,33 @@ def _extract_group(captures: list[Capture], root: Path, builder: _Builder, progr
             raise DatasetError(str(error)) from error
 
     def first_ns(path: Path) -> int:
-        rows = features.Extractor(max_streams=64, jitter=jitter).push(opened(path), 1)
-        return int(rows.meta["t_ns"][0]) if len(rows.values) else 0
+        with opened(path) as source:
+            try:
+                rows = features.Extractor(max_streams=64).push(source, 1)
+            except sources.CaptureError as error:
+                raise DatasetError(str(error)) from error
+        return int(rows.meta["t_ns"][0]) if len(rows) else 0
 
     if len(captures) > 1:
         captures = sorted(captures, key=lambda c: first_ns(root / c.file))
-    extractor = features.Extractor(max_streams=builder.limits.max_streams, jitter=jitter)
+    extractor = features.Extractor(builder.limits.max_streams, jitter=jitter, seed=0)  # seeded: same rows every time
     for capture in captures:
         name = str(capture.file)
         builder.expect(name, capture.label)
-        source, read = opened(root / capture.file), 0
-        try:
-            while len((rows := extractor.push(source, BATCH)).values):
-                read += len(rows.values)
-                values = np.ascontiguousarray(rows.values[:, index])
-                for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
-                    meta = rows.meta[mask]
-                    builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"])
-                progress.step(0, f"files, {name}: {read:,} rows")
-        except sources.CaptureError as error:
-            if not read:
-                raise DatasetError(str(error)) from error
-            builder.warnings.append(f"{error}; the {read:,} rows before that are used")
+        read = 0
+        with opened(root / capture.file) as source:
+            try:
+                while len(rows := extractor.push(source, BATCH)):
+                    read += len(rows)
+                    values = np.ascontiguousarray(rows.values[:, index])
+                    for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
+                        meta = rows.meta[mask]
+                        builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"])
+                    progress.step(0, f"files, {name}: {read:,} rows")
+            except sources.CaptureError as error:
+                if not read:
+                    raise DatasetError(str(error)) from error
+                builder.warnings.append(f"{error}; the {read:,} rows before that are used")
         progress.step(1)
 
 
@@ -468,7 +473,8 @@ def _has_jitter(columns: Iterable[str]) -> bool:
 def _load_nbaiot(entry: Entry, builder: _Builder) -> None:
     if builder.jitter_schema != cols.COMPAT and _has_jitter(builder.columns):
         raise DatasetError(
-            f"{entry.path}: published rows carry the date in HH_jit; say schemas: [{cols.COMPAT}] or drop_columns: [HH_jit]"
+            f"{entry.path}: published rows carry the date in HH_jit; "
+            f"say schemas: [{cols.COMPAT}] or drop_columns: [HH_jit]"
         )
     found = _find_nbaiot(entry.path)
     if entry.devices:
@@ -576,10 +582,8 @@ def _values(frame: pl.DataFrame, columns: tuple[str, ...], path: Path, row: int)
     if not finite.all():
         at = int(np.flatnonzero(~finite.all(axis=1))[0])
         column = columns[int(np.flatnonzero(~finite[at])[0])]
-        found = frame[column][at]
-        raise DatasetError(
-            f"{path}: row {row + at + 1}, column {column!r}: {'no value' if found is None else found} instead of a number"
-        )
+        found = "no value" if frame[column][at] is None else frame[column][at]
+        raise DatasetError(f"{path}: row {row + at + 1}, column {column!r}: {found} instead of a number")
     return values
 
 

@@ -7,7 +7,6 @@ measure it, train the classifier and, when asked for, rank columns. Importing th
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.resources
 import json
 import os
 import platform
@@ -27,10 +26,10 @@ from edge_agent import calibrate
 from edge_agent.contract import columns as cols
 from edge_agent.contract import scaling
 from edge_agent.contract.bundle import BENIGN, Decision, Threshold, replace_file
+from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detector import Scorer
 from trainer import autoencoder, classifier, dataset, protocol, ranking
-from trainer.autoencoder import TrainingError
 from trainer.config import Config, plain
 from trainer.dataset import Table
 from trainer.protocol import OPTIMISE, TEST, TRAIN
@@ -84,8 +83,9 @@ class Run:
 def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run:
     """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading."""
     parts = split(config, table)
-    for name in parts.short:
-        say(f"{name}: too few rows for three parts, all of them train")
+    if parts.short:
+        more = f" and {len(parts.short) - 5} more" if len(parts.short) > 5 else ""
+        say(f"too few rows for three parts, all of them train: {', '.join(parts.short[:5])}{more}")
     ranked = rank(config, table, parts)
     columns, at = _choose(config, table, ranked, say)
     schemas = _schemas(config, columns)
@@ -187,16 +187,18 @@ def rank(config: Config, table: Table, parts: Parts) -> dict[str, float] | None:
     if len(np.unique(table.label[rows])) < 2:
         return None
     rows = rows[protocol.spread(len(rows), PART_ROWS)]
-    values = table.values[rows].astype(np.float64)
-    if config.scaling.squash == "log1p":
-        values = np.sign(values) * np.log1p(np.abs(values))
-    scores = ranking.fisher(values, table.label[rows])
-    return dict(zip(table.columns, scores.tolist(), strict=True))
+    scores = []
+    for i in range(0, len(table.columns), 16):  # a few columns at a time: float64 copies of all would be large
+        values = table.values[rows, i : i + 16].astype(np.float64)
+        if config.scaling.squash == "log1p":
+            values = np.copysign(np.log1p(np.abs(values)), values)
+        scores += ranking.fisher(values, table.label[rows]).tolist()
+    return dict(zip(table.columns, scores, strict=True))
 
 
 def _choose(
     config: Config, table: Table, ranked: dict[str, float] | None, say: Callable[[str], None]
-) -> tuple[tuple[str, ...], list[int]]:
+) -> tuple[tuple[str, ...], Index]:
     """The model's columns, in their published order, and where they stand in the table."""
     columns = config.model_columns()
     if config.top_n is not None:
@@ -210,7 +212,11 @@ def _choose(
         if copies:
             say(f"{len(copies)} columns repeat others and were not ranked: {', '.join(copies)}")
         columns = tuple(c for c in columns if c in chosen)
-    return columns, [table.columns.index(c) for c in columns]
+    return columns, _positions(table, columns)
+
+
+def _positions(table: Table, columns: tuple[str, ...]) -> Index:
+    return np.array([table.columns.index(c) for c in columns], dtype=np.intp)
 
 
 def _schemas(config: Config, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -245,7 +251,7 @@ def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, flo
     return found
 
 
-def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: list[int]) -> Array:
+def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: Index) -> Array:
     """Scores of some rows of a table, in pieces of bounded memory."""
     pieces = [score(table.values[np.ix_(rows[i : i + 65536], at)]) for i in range(0, len(rows), 65536)]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
@@ -254,9 +260,8 @@ def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: list
 def _decide(config: Config, table: Table, parts: Parts, scores: tuple[Array, Array]) -> tuple[Decision, dict[str, Any]]:
     """The decision for the float model, and the keyword arguments that give it again."""
     chosen = plain(config.decision)
-    counted = [table.columns.index(c) for c in calibrate.COUNT_COLUMNS if c in table.columns]
-    if len(counted) == len(calibrate.COUNT_COLUMNS):
-        counts = table.values[np.ix_(parts.optimise, counted)]
+    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):
+        counts = table.values[np.ix_(parts.optimise, _positions(table, calibrate.COUNT_COLUMNS))]
     else:  # published rows have no device columns: no counts rule
         chosen["floors"] = {}
         counts = np.zeros((len(parts.optimise), len(calibrate.COUNT_COLUMNS)), dtype=np.float32)
@@ -318,7 +323,8 @@ def _share(flags: NDArray[np.bool_]) -> float | None:
 
 def _best(history: dict[str, Any]) -> str:
     best = history["best_epoch"]
-    return f"{best} of {history['epochs']} (loss {history['loss'][best - 1]:.4g}, validation {history['validation_loss'][best - 1]:.4g})"
+    loss, check = history["loss"][best - 1], history["validation_loss"][best - 1]
+    return f"{best} of {history['epochs']} (loss {loss:.4g}, validation {check:.4g})"
 
 
 def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[str], None]) -> None:
@@ -337,7 +343,7 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
 
 
 def _classify(
-    config: Config, table: Table, parts: Parts, scaler: Scaler, at: list[int], say: Callable[[str], None]
+    config: Config, table: Table, parts: Parts, scaler: Scaler, at: Index, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], Any, dict[str, Any] | None, dict[str, Any] | None]:
     """Classes (benign first), network, metrics and history; nothing when there is nothing to tell apart."""
     options = config.classifier
@@ -348,10 +354,9 @@ def _classify(
     if len(np.unique(table.label)) < 2:
         say(f"classifier: skipped, only {', '.join(table.labels[c] for c in np.unique(table.label))} rows are there")
         return (), None, None, None
-    known = alert_classes()
     for label, name in zip(table.labels, class_of, strict=True):
-        if name not in known and name != BENIGN:
-            raise FitError(f"label {label!r}: {name!r} is no class an alert can carry; known: {', '.join(known)}")
+        if name not in CLASSES and name != BENIGN:
+            raise FitError(f"label {label!r}: {name!r} is no class an alert can carry; known: {', '.join(CLASSES)}")
     classes = (BENIGN, *sorted({c for c in class_of if c != BENIGN}))
     number = np.array([classes.index(c) for c in class_of])[table.label]
     # the test part of benign rows is never validated on, nor that of attacks
@@ -391,13 +396,6 @@ def _classify(
     return classes, network, metrics, history
 
 
-def alert_classes() -> tuple[str, ...]:
-    """The class names of the alert schema."""
-    text = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_text(encoding="utf-8")
-    context = json.loads(text)["properties"]["alert"]["properties"]["context"]["properties"]["botwatch"]
-    return tuple(context["properties"]["class"]["enum"])
-
-
 def _balanced(number: NDArray[np.integer], mask: NDArray[np.bool_], classes: int, limit: int) -> Index:
     """Row numbers in ``mask``, at most ``limit`` of each class, evenly spread."""
     chosen = []
@@ -411,7 +409,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
     return float(part) / float(whole) if whole else None
 
 
-def _rows(table: Table, parts: Parts, columns: tuple[str, ...], at: list[int]) -> pl.DataFrame:
+def _rows(table: Table, parts: Parts, columns: tuple[str, ...], at: Index) -> pl.DataFrame:
     """The bounded sample of rows that a run folder keeps."""
     attacks = []
     for code in np.unique(table.label[parts.attack]):
@@ -454,7 +452,7 @@ def save(run: Run, out: Path, command: str, took_s: float) -> None:
     _write_json(out / "history.json", run.history)
     _write_json(out / "metrics.json", run.metrics)
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "keras", "polars")}
-    versions |= {"python": platform.python_version(), "tensorflow": autoencoder.tf.__version__}
+    versions |= {"python": platform.python_version(), "tensorflow": autoencoder.TENSORFLOW}
     _write_json(
         out / "provenance.json",
         {
@@ -515,6 +513,3 @@ def run(config: Config, out: Path, command: str) -> None:
     fitted = fit(config, table)
     save(fitted, out, command, time.monotonic() - began)
     print(f"wrote {out}")
-
-
-__all__ = ["FitError", "Parts", "Run", "TrainingError", "alert_classes", "fit", "rank", "run", "save", "split"]
