@@ -85,7 +85,7 @@ class Rows:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The values of one column, a view of shape (n,)."""
-        return self.values[:, _POSITION[name]]  # type: ignore[no-any-return]
+        return self.values[:, _POSITION[name]]
 
 
 class Extractor:

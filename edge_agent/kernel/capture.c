@@ -15,6 +15,7 @@ struct capture {
     char reason[CAPTURE_ERROR];
 };
 
+enum { FILE_BUFFER = 1 << 16 };
 static const int64_t LATEST_SECOND = 4611686018; /* 2^62 ns, in 2116: differences of two times stay inside int64 */
 
 static struct capture *fail(struct capture *c, char *error, const char *reason)
@@ -33,6 +34,7 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
     FILE *file = fopen(path, "rb");
     if (file == NULL)
         return fail(c, error, strerror(errno));
+    setvbuf(file, NULL, _IOFBF, FILE_BUFFER);
     c->pcap = pcap_fopen_offline_with_tstamp_precision(file, PCAP_TSTAMP_PRECISION_NANO, pcap_error);
     if (c->pcap == NULL) {
         fclose(file);

@@ -38,7 +38,7 @@
  *     host     0 key 24 | 24 mac 8 | 32 t 8 | 40 - 8 | 48 w 48 | 96 mean 48 | 144 var 48                           = 192
  *     socket   0 key 40 | 40 t 8 | 48 C 8 | 56 last[2] 16 | 72 - 8 | 80 CF3 48 | 128 way[0] 192 | 320 way[1] 192  = 512
  *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 - 32                                    = 832
- *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 - 48                                      = 320
+ *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 - 40                         = 320
  *
  * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
  * then and MI_dir is copied out of H; from its second MAC on (host.mac == SEVERAL_MACS) every (MAC, address) has a record of its own in

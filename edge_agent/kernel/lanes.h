@@ -6,6 +6,7 @@
  *     FN(name)    the name of a function of this instance
  *     TARGET      its target attribute
  *     SQRT(x)     the square root of each lane
+ * and defines minus_lambda[LANES], struct duo and struct step.
  * Only IEEE operations that round correctly, lane by lane and never fused: instances agree bit for bit.
  */
 
@@ -51,7 +52,6 @@ INLINE VEC FN(flush)(VEC v)
  * of (2^r - 1)/r (error 3e-18). 0 below 2^-1021. */
 INLINE VEC FN(decay)(int base, double gap)
 {
-    static const double minus_lambda[LANES] = {-5, -3, -1, -0.1, -0.01, -0.01};
     const double round = 0x1.8p52; /* adding it leaves the nearest integer in the low bits */
     VEC x = FN(load)(minus_lambda, base) * gap;
     VEC shifted = x + round;
@@ -91,41 +91,32 @@ INLINE void FN(put_1d)(double *out, int base, struct FN(moment) s)
     FN(put)(out + 2, base, 3, s.var);
 }
 
-/* A direction and its reverse: decay both, add v to the first, write seven columns a decay. Returns the decay. */
-INLINE VEC FN(duo)(const struct duo *d, double v, double *out, int base)
+/* After add() of the direction: decay the reverse, correlate, write seven columns a decay. */
+INLINE void FN(put_2d)(const struct duo *d, double *out, int base, VEC f, VEC f_cf3, struct FN(moment) m)
 {
-    VEC f = FN(decay)(base, d->gap), zero = f - f;
-    struct way *s = d->forward, *r = d->reverse;
-    struct FN(moment) m = FN(add)(s->w, s->mean, s->var, base, f, v);
-    VEC std = SQRT(m.var), magnitude = m.mean, radius = m.var, covariance = zero, pcc = zero;
-    FN(store)(s->residual, base, m.residual);
+    VEC zero = f - f, std = SQRT(m.var), magnitude = m.mean, radius = m.var, covariance = zero, pcc = zero;
+    struct way *r = d->reverse;
 
+    FN(store)(d->forward->residual, base, m.residual);
     if (d->reversed) { /* else the reverse is all zero, and with it CF3 */
-        VEC rw, r_residual, cf = FN(load)(d->cf3, base) * f;
+        VEC rw = m.w, r_residual = m.residual, r_mean = m.mean, r_var = m.var, cf3 = FN(load)(d->cf3, base) * f_cf3;
         MASK alive = ~(MASK)zero;
-        VEC r_mean = FN(load)(r->mean, base), r_var = FN(load)(r->var, base);
-        if (d->self) {
-            rw = m.w;
-            r_residual = m.residual;
-        } else {
-            static const double minus_lambda[LANES] = {-5, -3, -1, -0.1, -0.01, -0.01};
-            if (d->cf3_rule == CF3_TWICE)
-                cf = cf * f;
-            else
-                cf = FN(load)(d->cf3, base) * FN(decay)(base, d->cf3_gap);
+        if (!d->self) {
             alive = FN(load)(minus_lambda, base) * d->reverse_gap >= -1075.0;
             rw = FN(keep_where)(alive, FN(load)(r->w, base) * f);
             r_residual = FN(keep_where)(alive, FN(load)(r->residual, base) * f);
-            cf = FN(keep_where)(alive, cf);
+            r_mean = FN(load)(r->mean, base);
+            r_var = FN(load)(r->var, base);
+            cf3 = FN(keep_where)(alive, cf3);
             FN(store)(r->w, base, rw);
             FN(store)(r->residual, base, r_residual);
         }
-        cf = cf + m.residual * r_residual;
-        FN(store)(d->cf3, base, cf);
+        cf3 = cf3 + m.residual * r_residual;
+        FN(store)(d->cf3, base, cf3);
         VEC product = std * SQRT(r_var);
         magnitude = FN(select)(alive, SQRT(m.mean * m.mean + r_mean * r_mean), magnitude);
         radius = FN(select)(alive, SQRT(m.var * m.var + r_var * r_var), radius);
-        covariance = FN(keep_where)(alive, cf / ((m.w + rw) * 0.5));
+        covariance = FN(keep_where)(alive, cf3 / ((m.w + rw) * 0.5));
         pcc = FN(keep_where)(alive & (product > 0.0), covariance / product);
     }
     FN(put)(out, base, 7, m.w);
@@ -135,38 +126,47 @@ INLINE VEC FN(duo)(const struct duo *d, double v, double *out, int base)
     FN(put)(out + 4, base, 7, radius);
     FN(put)(out + 5, base, 7, covariance);
     FN(put)(out + 6, base, 7, pcc);
-    return f;
 }
 
+/* Independent work stands together, so that the processor can overlap its long chains of divisions. */
 INLINE void FN(row)(const struct step *s, double *out, int base)
 {
-    VEC f = FN(decay)(base, s->host_gap);
-    struct FN(moment) m = FN(add)(s->host->w, s->host->mean, s->host->var, base, f, s->length);
-    FN(put_1d)(out + H, base, m);
-    if (s->mac != NULL) {
-        f = FN(decay)(base, s->mac_gap);
-        m = FN(add)(s->mac->w, s->mac->mean, s->mac->var, base, f, s->length);
-    }
-    FN(put_1d)(out + MI_DIR, base, m);
-
-    f = FN(duo)(&s->pair, s->length, out + HH, base);
-    if (s->jitter_gap != s->pair.gap) /* a reverse packet came between */
-        f = FN(decay)(base, s->jitter_gap);
-    m = FN(add)(s->jitter->w, s->jitter->mean, s->jitter->var, base, f, s->jitter_value);
-    FN(put_1d)(out + HH_JIT, base, m);
-
-    FN(duo)(&s->socket, s->length, out + HPHP, base);
-
+    struct host *host = s->host, *mac = s->mac;
+    struct way *hh = s->pair.forward, *hphp = s->socket.forward;
+    struct jitter *jitter = s->jitter;
     struct device *device = s->device;
-    f = FN(decay)(base, s->device_gap);
-    m = FN(add)(device->w, device->mean, device->var, base, f, s->length);
-    VEC peers = FN(flush)(FN(load)(device->peers, base) * f) + s->new_peer;
-    VEC sockets = FN(flush)(FN(load)(device->sockets, base) * f) + s->new_socket;
+
+    VEC f_host = FN(decay)(base, s->host_gap), f_device = FN(decay)(base, s->device_gap);
+    VEC f_hh = FN(decay)(base, s->pair.gap), f_hphp = FN(decay)(base, s->socket.gap);
+    VEC f_hh_cf3 = f_hh, f_hphp_cf3 = f_hphp, f_jitter = f_hh;
+    if (s->pair.reversed)
+        f_hh_cf3 = FN(decay)(base, s->pair.cf3_gap);
+    if (s->socket.reversed)
+        f_hphp_cf3 = FN(decay)(base, s->socket.cf3_gap);
+    if (s->jitter_gap != s->pair.gap) /* a reverse packet came between */
+        f_jitter = FN(decay)(base, s->jitter_gap);
+
+    struct FN(moment) m_host = FN(add)(host->w, host->mean, host->var, base, f_host, s->length);
+    struct FN(moment) m_device = FN(add)(device->w, device->mean, device->var, base, f_device, s->length);
+    struct FN(moment) m_hh = FN(add)(hh->w, hh->mean, hh->var, base, f_hh, s->length);
+    struct FN(moment) m_hphp = FN(add)(hphp->w, hphp->mean, hphp->var, base, f_hphp, s->length);
+    struct FN(moment) m_jitter = FN(add)(jitter->w, jitter->mean, jitter->var, base, f_jitter, s->jitter_value);
+
+    FN(put_1d)(out + H, base, m_host);
+    if (mac != NULL)
+        m_host = FN(add)(mac->w, mac->mean, mac->var, base, FN(decay)(base, s->mac_gap), s->length);
+    FN(put_1d)(out + MI_DIR, base, m_host);
+    FN(put_1d)(out + HH_JIT, base, m_jitter);
+    FN(put_2d)(&s->pair, out + HH, base, f_hh, f_hh_cf3, m_hh);
+    FN(put_2d)(&s->socket, out + HPHP, base, f_hphp, f_hphp_cf3, m_hphp);
+
+    VEC peers = FN(flush)(FN(load)(device->peers, base) * f_device) + s->new_peer;
+    VEC sockets = FN(flush)(FN(load)(device->sockets, base) * f_device) + s->new_socket;
     FN(store)(device->peers, base, peers);
     FN(store)(device->sockets, base, sockets);
-    FN(put)(out + DEVICE, base, 5, m.w);
-    FN(put)(out + DEVICE + 1, base, 5, m.mean);
-    FN(put)(out + DEVICE + 2, base, 5, m.var);
+    FN(put)(out + DEVICE, base, 5, m_device.w);
+    FN(put)(out + DEVICE + 1, base, 5, m_device.mean);
+    FN(put)(out + DEVICE + 2, base, 5, m_device.var);
     FN(put)(out + DEVICE + 3, base, 5, peers);
     FN(put)(out + DEVICE + 4, base, 5, sockets);
 }

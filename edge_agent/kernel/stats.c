@@ -49,7 +49,8 @@ struct device {
     uint64_t key[3];
     int64_t t;
     double w[LANES], mean[LANES], var[LANES], peers[LANES], sockets[LANES];
-    uint64_t unused[6];
+    uint64_t number; /* of this record, hence of its seen sets */
+    uint64_t unused[5];
 };
 
 _Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
@@ -60,7 +61,7 @@ _Static_assert(sizeof(struct row_meta) == 72, "features.ROW_META");
 
 enum { WAYS = 8, NUMBER_BITS = 20, NUMBER = (1 << NUMBER_BITS) - 1, LINE = 64 };
 enum { STAMP_SHIFT = 20, STAMP_TIME = 0x7fffffff, FORGOTTEN = 5054474 /* 5,300 s in 2^20 ns */ };
-static const uint32_t MET_AGAIN = 0x80000000u;
+static const uint32_t MET_AGAIN = 0x80000000u, NOWHERE = UINT32_MAX;
 
 struct bucket {
     uint32_t tag[WAYS], stamp[WAYS];
@@ -74,7 +75,7 @@ struct table {
 };
 
 enum { SEEN_PEERS = 1024, SEEN_SOCKETS = 4096, SEEN = SEEN_PEERS + SEEN_SOCKETS };
-enum { SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1, SEEN_FORGOTTEN = 7 * 24 * 6 };
+enum { SEEN_BITS = 12, SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1, SEEN_FORGOTTEN = 7 * 24 * 6 };
 static const int64_t SEEN_UNIT_NS = INT64_C(600000000000);
 
 enum { HOSTS, MACS, PAIRS, SOCKETS, DEVICES, TABLES };
@@ -97,7 +98,10 @@ struct pending {
     bool self_pair, self_socket;
     uint64_t host_key[3], pair_key[5], socket_key[5];
     uint64_t host_hash, pair_hash, socket_hash, device_hash, peer_hash, socket_seen_hash;
+    uint32_t host_slot, pair_slot, socket_slot;
 };
+
+enum { AHEAD = 2 }; /* packets between asking for records and using them */
 
 struct duo;
 struct step;
@@ -109,38 +113,38 @@ struct kernel {
     struct table table[TABLES];
     uint32_t *seen; /* max_devices x SEEN */
     void (*compute)(const struct step *, double *out);
+    void (*narrow)(const double *from, float *to); /* a row */
     const char *simd;
     void *memory;
     size_t bytes;
     struct pending pending[BATCH];
 };
 
-static uint32_t match(const uint32_t tags[WAYS], uint32_t want, uint32_t below)
+/* Which of 8 entries equal `want` above the lowest `shift` bits, as a bit mask. */
+static inline uint32_t match(const uint32_t entries[WAYS], uint32_t want, int shift)
 {
-    uint32_t found = 0;
 #if defined(__SSE2__)
-    /* tags and want agree above the record number when their difference is below 2^20; the shift makes it an equality */
-    __m128i a = _mm_load_si128((const __m128i *)tags), b = _mm_load_si128((const __m128i *)tags + 1);
-    __m128i w = _mm_set1_epi32((int)want);
-    int shift = below == 1 ? 0 : NUMBER_BITS;
-    a = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(a, w), shift), _mm_setzero_si128());
-    b = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(b, w), shift), _mm_setzero_si128());
-    found = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_setzero_si128()));
+    __m128i w = _mm_set1_epi32((int)want), zero = _mm_setzero_si128();
+    __m128i a = _mm_loadu_si128((const __m128i *)entries), b = _mm_loadu_si128((const __m128i *)entries + 1);
+    a = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(a, w), shift), zero);
+    b = _mm_cmpeq_epi32(_mm_srli_epi32(_mm_xor_si128(b, w), shift), zero);
+    return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), zero));
 #else
+    uint32_t found = 0;
     for (int i = 0; i < WAYS; i++)
-        found |= (uint32_t)((tags[i] ^ want) < below) << i;
-#endif
+        found |= (uint32_t)((entries[i] ^ want) >> shift == 0) << i;
     return found;
+#endif
 }
 
 static uint32_t same_tag(const struct bucket *b, uint32_t tag)
 {
-    return match(b->tag, tag, 1u << NUMBER_BITS);
+    return match(b->tag, tag, NUMBER_BITS);
 }
 
 static uint32_t free_ways(const struct bucket *b)
 {
-    return match(b->tag, 0, 1);
+    return match(b->tag, 0, 0);
 }
 
 static uint32_t tag_of(uint64_t hash)
@@ -160,9 +164,9 @@ static uint32_t second_bucket(const struct table *t, uint64_t hash)
     return second != first ? second : first ^ 1; /* there are at least two buckets */
 }
 
-static void *record(const struct table *t, uint32_t number)
+static inline void *record(const struct table *t, uint32_t number, size_t size)
 {
-    return t->pool + (size_t)number * t->record;
+    return t->pool + number * size; /* size is t->record, known to the caller's compiler */
 }
 
 static bool equal_keys(const uint64_t *a, const uint64_t *b, int words)
@@ -232,25 +236,33 @@ static __attribute__((noinline)) uint32_t insert(struct table *t, uint64_t hash,
     return number;
 }
 
-/* The record of a key; a new one is zeroed and has its key. Every record begins with its key. */
-static inline __attribute__((always_inline)) void *find(struct table *t, const uint64_t *key, int words, uint64_t hash,
-                                                        uint32_t now, bool *fresh)
+/* The record of a key; a new one is zeroed and has its key. Every record begins with its key. `slot` is locate()'s guess. */
+static inline __attribute__((always_inline)) void *find(struct table *t, size_t size, const uint64_t *key, int words,
+                                                        uint64_t hash, uint32_t slot, uint32_t now, bool *fresh)
 {
     uint32_t tag = tag_of(hash);
+    *fresh = false;
+    if (slot != NOWHERE) {
+        struct bucket *b = &t->buckets[slot / WAYS];
+        uint64_t *found = record(t, b->tag[slot % WAYS] & NUMBER, size);
+        if (b->tag[slot % WAYS] != 0 && equal_keys(found, key, words)) {
+            b->stamp[slot % WAYS] = (now & STAMP_TIME) | MET_AGAIN;
+            return found;
+        }
+    }
     for (int second = 0; second < 2; second++) {
         struct bucket *b = &t->buckets[second ? second_bucket(t, hash) : first_bucket(t, hash)];
         for (uint32_t ways = same_tag(b, tag); ways != 0; ways &= ways - 1) {
             int way = __builtin_ctz(ways);
-            uint64_t *found = record(t, b->tag[way] & NUMBER);
+            uint64_t *found = record(t, b->tag[way] & NUMBER, size);
             if (equal_keys(found, key, words)) {
                 b->stamp[way] = (now & STAMP_TIME) | MET_AGAIN;
-                *fresh = false;
                 return found;
             }
         }
     }
-    uint64_t *made = record(t, insert(t, hash, now));
-    memset(made, 0, t->record);
+    uint64_t *made = record(t, insert(t, hash, now), size);
+    memset(made, 0, size);
     memcpy(made, key, sizeof *key * (size_t)words);
     *fresh = true;
     return made;
@@ -262,21 +274,21 @@ static inline void prefetch_index(const struct table *t, uint64_t hash)
     __builtin_prefetch(&t->buckets[second_bucket(t, hash)], 1);
 }
 
-/* A guess by tag alone: the record that find() will want. */
-static inline void prefetch_record(const struct table *t, uint64_t hash)
+/* Where find() will probably succeed, judged by the tag alone, with that record on its way. Packets in between may move it. */
+static inline __attribute__((always_inline)) uint32_t locate(const struct table *t, size_t size, uint64_t hash)
 {
-    uint32_t tag = tag_of(hash);
-    const struct bucket *b = &t->buckets[first_bucket(t, hash)];
-    uint32_t ways = same_tag(b, tag);
+    uint32_t tag = tag_of(hash), at = first_bucket(t, hash), ways = same_tag(&t->buckets[at], tag);
     if (ways == 0) {
-        b = &t->buckets[second_bucket(t, hash)];
-        ways = same_tag(b, tag);
+        at = second_bucket(t, hash);
+        ways = same_tag(&t->buckets[at], tag);
         if (ways == 0)
-            return;
+            return NOWHERE;
     }
-    const uint8_t *at = record(t, b->tag[__builtin_ctz(ways)] & NUMBER);
-    for (uint32_t i = 0; i < t->record; i += LINE)
-        __builtin_prefetch(at + i, 1);
+    uint32_t way = (uint32_t)__builtin_ctz(ways);
+    const uint8_t *start = record(t, t->buckets[at].tag[way] & NUMBER, size);
+    for (size_t i = 0; i < size; i += LINE)
+        __builtin_prefetch(start + i, 1);
+    return at * WAYS + way;
 }
 
 /* ---- hashing ---- */
@@ -364,77 +376,86 @@ static void prepare(struct kernel *k, struct pending *p)
     prefetch_index(&k->table[SOCKETS], p->socket_hash);
 }
 
-static void prefetch_records(const struct kernel *k, const struct pending *p)
+static inline void locate_records(const struct kernel *k, struct pending *p)
 {
-    prefetch_record(&k->table[HOSTS], p->host_hash);
-    prefetch_record(&k->table[PAIRS], p->pair_hash);
-    prefetch_record(&k->table[SOCKETS], p->socket_hash);
+    p->host_slot = locate(&k->table[HOSTS], sizeof(struct host), p->host_hash);
+    p->pair_slot = locate(&k->table[PAIRS], sizeof(struct pair), p->pair_hash);
+    p->socket_slot = locate(&k->table[SOCKETS], sizeof(struct channel), p->socket_hash);
 }
 
 /* ---- what a device has seen ---- */
 
-/* True when the bucket did not hold the key (or had forgotten it); it does afterwards. */
-static bool visit(uint32_t bucket[WAYS], uint64_t hash, int64_t t, uint64_t *evicted)
+/* Put an entry in front and close the gap that `place` leaves. */
+static void to_front(uint32_t bucket[WAYS], int place, uint32_t entry)
 {
-    uint32_t unit = (uint32_t)(t / SEEN_UNIT_NS) & SEEN_TIME;
-    uint32_t mark = (uint32_t)(hash >> 44) != 0 ? (uint32_t)(hash >> 44) << 12 : 1u << 12;
-    int place = -1, oldest_unknown = -1, vacant = -1;
-    uint32_t entry = mark | unit;
-    bool opened = true;
-
-    for (int i = 0; i < WAYS; i++) {
-        uint32_t age = (unit - bucket[i]) & SEEN_TIME;
-        if (age > SEEN_TIME / 2)
-            age = 0; /* the clock stepped back */
-        bool forgotten = bucket[i] == 0 || age >= SEEN_FORGOTTEN;
-        if ((bucket[i] ^ mark) < 1u << 12) {
-            place = i;
-            if (!forgotten) {
-                opened = false;
-                if ((bucket[i] & SEEN_KNOWN) == 0 && age < 2)
-                    return false; /* keep the time of the first visit */
-                entry |= SEEN_KNOWN;
-                if (i == 0) {
-                    bucket[0] = entry;
-                    return false;
-                }
-            }
-            break;
-        }
-        if (forgotten)
-            vacant = i;
-        else if ((bucket[i] & SEEN_KNOWN) == 0)
-            oldest_unknown = i;
-    }
-    if (place < 0) {
-        *evicted += vacant < 0;
-        place = vacant >= 0 ? vacant : oldest_unknown >= 0 ? oldest_unknown : WAYS - 1;
-    }
-    memmove(bucket + 1, bucket, (size_t)place * sizeof *bucket);
+    for (int i = place; i > 0; i--)
+        bucket[i] = bucket[i - 1];
     bucket[0] = entry;
-    return opened;
 }
 
-static uint32_t *seen_peers(const struct kernel *k, uint32_t device, uint64_t hash)
+static bool forgotten(uint32_t entry, uint32_t unit)
 {
-    return k->seen + (size_t)device * SEEN + (hash & (SEEN_PEERS / WAYS - 1)) * WAYS;
+    uint32_t age = (unit - entry) & SEEN_TIME;
+    return entry == 0 || (age >= SEEN_FORGOTTEN && age <= SEEN_TIME / 2); /* older still: the clock stepped back */
 }
 
-static uint32_t *seen_sockets(const struct kernel *k, uint32_t device, uint64_t hash)
+/* A place for a new entry: a free or forgotten one, else the oldest unknown, else the oldest. */
+static __attribute__((noinline)) int room(const uint32_t bucket[WAYS], uint32_t unit, uint64_t *evicted)
 {
-    return k->seen + (size_t)device * SEEN + SEEN_PEERS + (hash & (SEEN_SOCKETS / WAYS - 1)) * WAYS;
+    int unknown = -1;
+    for (int i = WAYS - 1; i >= 0; i--) {
+        if (forgotten(bucket[i], unit))
+            return i;
+        if (unknown < 0 && (bucket[i] & SEEN_KNOWN) == 0)
+            unknown = i;
+    }
+    ++*evicted;
+    return unknown >= 0 ? unknown : WAYS - 1;
+}
+
+/* True when the bucket did not hold the key, or had forgotten it; it does afterwards. */
+static inline bool visit(uint32_t bucket[WAYS], uint64_t hash, uint32_t unit, uint64_t *evicted)
+{
+    uint32_t mark = (uint32_t)(hash >> 44) << SEEN_BITS;
+    if (mark == 0)
+        mark = 1u << SEEN_BITS;
+    uint32_t found = match(bucket, mark, SEEN_BITS);
+    if (found == 0) {
+        to_front(bucket, room(bucket, unit, evicted), mark | unit);
+        return true;
+    }
+    int place = __builtin_ctz(found);
+    uint32_t entry = bucket[place];
+    if (forgotten(entry, unit)) {
+        to_front(bucket, place, mark | unit);
+        return true;
+    }
+    uint32_t age = (unit - entry) & SEEN_TIME;
+    if ((entry & SEEN_KNOWN) == 0 && (age < 2 || age > SEEN_TIME / 2))
+        return false; /* keep the time of the first visit */
+    to_front(bucket, place, mark | SEEN_KNOWN | unit);
+    return false;
+}
+
+static inline uint32_t *peer_bucket(uint32_t *seen, uint64_t hash)
+{
+    return seen + (hash & (SEEN_PEERS / WAYS - 1)) * WAYS;
+}
+
+static inline uint32_t *socket_bucket(uint32_t *seen, uint64_t hash)
+{
+    return seen + SEEN_PEERS + (hash & (SEEN_SOCKETS / WAYS - 1)) * WAYS;
 }
 
 /* ---- one packet ---- */
 
-enum cf3_rule { CF3_TWICE, CF3_SINCE };
+static const double minus_lambda[LANES] = {-5, -3, -1, -0.1, -0.01, -0.01};
 
 /* A channel as one packet uses it: kernel.h, THE RECORDS. Gaps are seconds, not negative. */
 struct duo {
     struct way *forward, *reverse;
     double *cf3;
     double gap, cf3_gap, reverse_gap;
-    enum cf3_rule cf3_rule;
     bool reversed, self; /* the reverse has been seen; it is the direction itself */
 };
 
@@ -476,6 +497,12 @@ static void compute_baseline(const struct step *s, double *out)
     baseline_row(s, out, 4);
 }
 
+static void narrow_baseline(const double *from, float *to)
+{
+    for (int i = 0; i < COLUMNS; i++)
+        to[i] = (float)from[i];
+}
+
 #ifdef X86
 typedef double v4d __attribute__((vector_size(32)));
 typedef int64_t v4i __attribute__((vector_size(32)));
@@ -500,6 +527,12 @@ static __attribute__((target("avx2"))) void compute_avx2(const struct step *s, d
 {
     avx2_row(s, out, 0);
     avx2_rest_row(s, out, 4);
+}
+
+static __attribute__((target("avx2"))) void narrow_avx2(const double *from, float *to)
+{
+    for (int i = 0; i < COLUMNS; i++)
+        to[i] = (float)from[i];
 }
 #endif
 
@@ -529,8 +562,10 @@ static inline void advance(const struct kernel *k, struct channel *c, int way, b
     d->reversed = self || c->last[!way] != NEVER;
     d->gap = not_negative(since);
     d->reverse_gap = self || c->last[!way] == NEVER ? 0 : gap(k, t, c->last[!way]);
-    d->cf3_rule = since > 0 && lead > 0 ? CF3_SINCE : CF3_TWICE; /* since <= 0: f is 1 */
-    d->cf3_gap = d->cf3_rule == CF3_SINCE ? gap(k, t, c->c) : 0;
+    if (self || since <= 0)
+        d->cf3_gap = d->gap;
+    else
+        d->cf3_gap = lead > 0 ? gap(k, t, c->c) : 2 * since; /* once for each direction */
     if (lead > 0 || (self && since > 0))
         c->c = t;
     if (since > 0)
@@ -547,7 +582,7 @@ static __attribute__((noinline)) struct host *mac_record(struct kernel *k, const
                                                          bool *fresh)
 {
     uint64_t key[3] = {p->host_key[0], p->host_key[1], p->host_key[2] | mac << 16};
-    return find(&k->table[MACS], key, 3, mac_hash(k, p->host_hash, mac), now, fresh);
+    return find(&k->table[MACS], sizeof(struct host), key, 3, mac_hash(k, p->host_hash, mac), NOWHERE, now, fresh);
 }
 
 static void take_state(struct host *to, const struct host *from)
@@ -569,7 +604,19 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
 
     s.length = row->length;
 
-    s.host = find(&k->table[HOSTS], p->host_key, 3, p->host_hash, now, &fresh);
+    struct table *devices = &k->table[DEVICES];
+    uint64_t device_key[3] = {row->src_mac, 0, 0};
+    s.device = find(devices, sizeof *s.device, device_key, 3, p->device_hash, NOWHERE, now, &fresh);
+    if (fresh) {
+        s.device->number = (size_t)((uint8_t *)s.device - devices->pool) / sizeof *s.device;
+        memset(k->seen + s.device->number * SEEN, 0, SEEN * sizeof *k->seen);
+    }
+    uint32_t *seen = k->seen + s.device->number * SEEN, unit = (uint32_t)(t / SEEN_UNIT_NS) & SEEN_TIME;
+    uint32_t *peers = peer_bucket(seen, p->peer_hash), *sockets = socket_bucket(seen, p->socket_seen_hash);
+    __builtin_prefetch(peers, 1);
+    __builtin_prefetch(sockets, 1);
+
+    s.host = find(&k->table[HOSTS], sizeof *s.host, p->host_key, 3, p->host_hash, p->host_slot, now, &fresh);
     s.mac = NULL;
     s.mac_gap = 0;
     if (fresh) {
@@ -592,7 +639,7 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
     if (since > 0)
         s.host->t = t;
 
-    struct pair *pair = find(&k->table[PAIRS], p->pair_key, 5, p->pair_hash, now, &fresh);
+    struct pair *pair = find(&k->table[PAIRS], sizeof *pair, p->pair_key, 5, p->pair_hash, p->pair_slot, now, &fresh);
     if (fresh)
         never(&pair->channel);
     advance(k, &pair->channel, p->pair_way, p->self_pair, t, &s.pair);
@@ -610,7 +657,7 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
             *last = t;
     }
 
-    struct channel *socket = find(&k->table[SOCKETS], p->socket_key, 5, p->socket_hash, now, &fresh);
+    struct channel *socket = find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot, now, &fresh);
     if (fresh)
         never(socket);
     advance(k, socket, p->socket_way, p->self_socket, t, &s.socket);
@@ -618,20 +665,14 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
     if (socket->last[p->socket_way] < t)
         socket->last[p->socket_way] = t;
 
-    struct table *devices = &k->table[DEVICES];
-    uint64_t device_key[3] = {row->src_mac, 0, 0};
-    s.device = find(devices, device_key, 3, p->device_hash, now, &fresh);
-    uint32_t number = (uint32_t)((size_t)((uint8_t *)s.device - devices->pool) / devices->record);
-    if (fresh)
-        memset(k->seen + (size_t)number * SEEN, 0, SEEN * sizeof *k->seen);
     since = gap(k, t, s.device->t);
     s.device_gap = not_negative(since);
     if (since > 0)
         s.device->t = t;
-    if (visit(seen_peers(k, number, p->peer_hash), p->peer_hash, t, &k->counters.evicted_seen_peers) && !pair_reply)
+    if (visit(peers, p->peer_hash, unit, &k->counters.evicted_seen_peers) && !pair_reply)
         row->flags |= NEW_PEER;
     if ((row->flags & (PORTS | ICMP_QUOTED)) == PORTS &&
-        visit(seen_sockets(k, number, p->socket_seen_hash), p->socket_seen_hash, t, &k->counters.evicted_seen_sockets) &&
+        visit(sockets, p->socket_seen_hash, unit, &k->counters.evicted_seen_sockets) &&
         !socket_reply)
         row->flags |= NEW_SOCKET;
     s.new_peer = row->flags & NEW_PEER ? 1 : 0;
@@ -669,16 +710,16 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
             prepare(k, p);
             waiting++;
         }
+        for (int i = 0; i < waiting && i < AHEAD; i++)
+            locate_records(k, &k->pending[i]);
         for (int i = 0; i < waiting; i++) {
-            if (i + 1 < waiting)
-                prefetch_records(k, &k->pending[i + 1]);
+            if (i + AHEAD < waiting)
+                locate_records(k, &k->pending[i + AHEAD]);
             if (rows->doubles) {
                 compute_row(k, &k->pending[i], (double *)rows->values + made * COLUMNS);
             } else {
                 compute_row(k, &k->pending[i], scratch);
-                float *out = (float *)rows->values + made * COLUMNS;
-                for (int j = 0; j < COLUMNS; j++)
-                    out[j] = (float)scratch[j];
+                k->narrow(scratch, (float *)rows->values + made * COLUMNS);
             }
             made++;
         }
@@ -750,10 +791,12 @@ struct kernel *kernel_new(const struct settings *settings, enum simd simd)
     for (int i = 0; i < 4; i++)
         k->secret[i] = splitmix(&state);
     k->compute = compute_baseline;
+    k->narrow = narrow_baseline;
     k->simd = "baseline";
 #ifdef X86
     if (avx2 && simd != SIMD_BASELINE) {
         k->compute = compute_avx2;
+        k->narrow = narrow_avx2;
         k->simd = "avx2";
     }
 #endif
@@ -915,6 +958,13 @@ const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size)
             for (int way = 0; way < WAYS; way++)
                 if (b.tag[way] != 0 && (b.tag[way] & NUMBER) >= head.used[i])
                     return "an index entry without a record";
+        }
+        const uint8_t *pool = at + ((size_t)k->table[i].mask + 1) * sizeof(struct bucket);
+        for (uint32_t j = 0; i == DEVICES && j < head.used[i]; j++) {
+            struct device device;
+            memcpy(&device, pool + (size_t)j * sizeof device, sizeof device);
+            if (device.number != j)
+                return "a device with another's seen sets";
         }
         at += ((size_t)k->table[i].mask + 1) * sizeof(struct bucket) + (size_t)head.used[i] * k->table[i].record;
     }
