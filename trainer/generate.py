@@ -39,6 +39,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.progress import Progress
+
 Records = npt.NDArray[np.void]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -82,7 +84,7 @@ class Attack:
 
     label: str
     rate: float | None = None
-    """Packets per second (gafgyt.scan: sockets)."""
+    """Packets per second, of a connecting attack about."""
     port: int | None = None
     size: int | None = None
     """Payload bytes of a packet."""
@@ -600,6 +602,7 @@ def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _Devi
         "glitch_h": rng.uniform(3, 9),
         "active": rng.uniform(0.7, 1.4),
         "aaaa": float(rng.random() < 0.3),
+        "pings": float(rng.random() < 0.4),
         "mqtt_port": rng.choice((8883, 8883, 8883, 1883)),
         "flood_pps": rng.uniform(350, 900),
         "burst_us": rng.uniform(60, 260),
@@ -653,6 +656,15 @@ def _dhcp(op: int, kind: int, xid: int, mac: int, client: int, yours: int, serve
     return (fixed.ljust(236, b"\0") + b"\x63\x82\x53\x63" + options + b"\xff").ljust(300, b"\0")
 
 
+_SEARCH = (
+    b'M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: "ssdp:discover"\r\nMX: 2\r\nST: upnp:rootdevice\r\n\r\n'
+)
+_FOUND = (
+    b"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=1800\r\nEXT:\r\nLOCATION: http://router.example:5000/root.xml\r\n"
+    b"SERVER: router UPnP/1.1\r\nST: upnp:rootdevice\r\nUSN: uuid:0::upnp:rootdevice\r\n\r\n"
+)
+
+
 def _tls(size: int, kind: int = 23) -> bytes:
     """Head of a TLS record that fills `size` bytes; the rest of it is zeros."""
     return struct.pack(">BHH", kind, 0x0303, size - 5)
@@ -694,6 +706,9 @@ def _icmp(kind: int, code: int, rest: bytes) -> bytes:
 _EVENINGS = (1, 1, 0, 0, 0, 1, 4, 8, 7, 4, 3, 3, 4, 3, 3, 4, 6, 9, 10, 10, 9, 8, 5, 2)
 _VISITS = (0, 0, 0, 0, 0, 0, 1, 4, 6, 7, 8, 9, 8, 7, 7, 8, 9, 9, 8, 6, 3, 2, 1, 0)
 """Events by hour of the day, relative: what the people of a house do, and who comes to its door."""
+
+_REPORTING = {"plug": 1, "gateway": 1, "thermostat": 3}
+"""Kinds that report what they measure, and once in how many of their reporting periods."""
 
 
 class _Life:
@@ -754,18 +769,8 @@ class _Life:
         size = max(size, len(head))
         source = ANY if dport == 67 and peer == BROADCAST else device.ip
         if up:
-            addresses = (
-                other,
-                device.mac,
-                UDP,
-                source,
-                peer,
-                sport,
-                dport,
-                size,
-                64 if peer >> 28 != 14 else 255,
-                self.next_ident(),
-            )
+            hops = 255 if peer >> 28 == 14 else 64
+            addresses = (other, device.mac, UDP, source, peer, sport, dport, size, hops, self.next_ident())
         else:
             addresses = (device.mac, other, UDP, peer, device.ip, sport, dport, size, ttl, self.rng.getrandbits(16))
         self.tape.row((t, *addresses, int(device.linux), 0, 0, 0, 0, 0, 0, 0, 0), head)
@@ -788,12 +793,18 @@ class _Life:
         """The device joins, or confirms, a multicast group."""
         body = struct.pack(">BBHI", 0x16, 0, 0, group)
         body = body[:2] + struct.pack(">H", _checksum(body)) + body[4:]
-        self.tape.raw(
-            t,
-            _ip_frame(
-                self.device.mac, _multicast_mac(group), self.device.ip, group, IGMP, 1, body, b"\x94\x04\x00\x00"
-            ),
-        )
+        mac, alert = _multicast_mac(group), b"\x94\x04\x00\x00"
+        self.tape.raw(t, _ip_frame(self.device.mac, mac, self.device.ip, group, IGMP, 1, body, alert))
+
+    def ping(self, t: int) -> None:
+        """Is the router there? Three echo requests, as many a firmware asks before anything else."""
+        d, h, ident = self.device, self.home, self.rng.getrandbits(16)
+        for n in range(3):
+            body = struct.pack(">HH", ident, n) + bytes(56)
+            self.tape.raw(t, _ip_frame(d.mac, h.router_mac, d.ip, h.router, ICMP, 64, _icmp(8, 0, body)))
+            back = t + self.rng.randrange(150, 600)
+            self.tape.raw(back, _ip_frame(h.router_mac, d.mac, h.router, d.ip, ICMP, 64, _icmp(0, 0, body)))
+            t += self.period(1.0)
 
     def resolve(self, t: int, role: str) -> tuple[int, int]:
         """Asks the router for a host's address: a new source port each time, now and then a lost question and a
@@ -861,7 +872,7 @@ class _Life:
             flow.hear(rng.randint(140, 240), _tls(90, 22), ack=False)
             flow.say(51, _tls(51, 20))
         else:
-            flow.hear(flow.host.certificate, _tls(90, 22))
+            flow.hear(flow.host.certificate, _tls(flow.host.certificate, 22))
             flow.t += rng.randrange(8_000, 220_000)  # a small CPU at its key exchange
             flow.say(rng.choice((126, 144, 190)), _tls(75, 22), ack=False)
             flow.hear(rng.choice((51, 107, 258)), _tls(51, 20))
@@ -908,11 +919,8 @@ class _Life:
                 break
             cuts.append(cut)
         for cut, until in zip(cuts, [*cuts[1:], self.end], strict=True):
-            self._stretch(
-                cut,
-                until - self.rng.randrange(2 * SECOND, 20 * SECOND) if until < self.end else until,
-                cold=cut == cuts[0],
-            )
+            silence = self.rng.randrange(2 * SECOND, 20 * SECOND) if until < self.end else 0
+            self._stretch(cut, until - silence, cold=cut == cuts[0])
 
     def _stretch(self, t: int, end: int, *, cold: bool) -> None:
         """From one (re)connection to the next: everything is up at once first."""
@@ -923,6 +931,8 @@ class _Life:
             t += rng.randrange(2_000, 400_000)
         t = self.asks_arp(t) + rng.randrange(10_000, 900_000)
         begin = t
+        if traits["pings"]:
+            self.ping(t)
         if cold:
             self.ntp(t)
             t += rng.randrange(20_000, 300_000)
@@ -943,10 +953,7 @@ class _Life:
             self.mqtt(t + rng.randrange(10_000, 700_000), end)
         if "udp" in device.hosts:
             self.udp_session(t + rng.randrange(10_000, 700_000), end)
-        self.request(
-            t + rng.randrange(100_000, 2 * SECOND), "api", int(traits["request_bytes"]), int(traits["response_bytes"])
-        )
-        for at in self.every(t, end, traits["checkin_s"], 0.03):
+        for at in [t + rng.randrange(100_000, 2 * SECOND), *self.every(t, end, traits["checkin_s"], 0.03)]:
             self.checkin(at)
         {
             "camera": self._camera, "plug": self._plug, "thermostat": self._thermostat, "doorbell": self._doorbell,
@@ -957,20 +964,15 @@ class _Life:
         """The regular HTTPS report, at times to a second host after it."""
         traits, rng = self.device.traits, self.rng
         up = int(traits["request_bytes"] * rng.uniform(0.9, 1.3))
-        done = self.request(
-            t, "api", up, int(traits["response_bytes"] * rng.uniform(0.8, 1.4)), resumed=rng.random() < 0.3
-        )
+        down = int(traits["response_bytes"] * rng.uniform(0.8, 1.4))
+        done = self.request(t, "api", up, down, resumed=rng.random() < 0.3)
         if "log" in self.device.hosts and rng.random() < 0.5:
             self.request(done + rng.randrange(5_000, SECOND), "log", rng.randint(600, 5000), rng.randint(180, 400))
 
     def firmware(self, t: int, found: bool) -> None:
         """Asks for new firmware; rarely there is some (a small delta)."""
-        self.request(
-            t,
-            "ota",
-            self.rng.randint(250, 700),
-            self.rng.randint(120_000, 500_000) if found else self.rng.randint(200, 900),
-        )
+        down = self.rng.randint(120_000, 500_000) if found else self.rng.randint(200, 900)
+        self.request(t, "ota", self.rng.randint(250, 700), down)
 
     def mqtt(self, t: int, end: int) -> None:
         """One MQTT session after another: connect, subscribe, keep-alives, reports, commands; the server ends one
@@ -992,13 +994,9 @@ class _Life:
                 flow.say(*message(0x82, rng.randint(30, 90)), ack=False)
                 flow.hear(*message(0x90, 5))
             beats = [(at, 0) for at in self.every(flow.t, over, traits["keepalive_s"], 0.005)]
-            if self.device.kind in ("plug", "thermostat", "gateway"):
-                beats += [
-                    (at, 1)
-                    for at in self.every(
-                        flow.t, over, traits["report_s"] * (3 if self.device.kind == "thermostat" else 1), 0.1
-                    )
-                ]
+            if self.device.kind in _REPORTING:
+                pause = traits["report_s"] * _REPORTING[self.device.kind]
+                beats += [(at, 1) for at in self.every(flow.t, over, pause, 0.1)]
             beats += [(at, 2) for at in self.happenings(flow.t, over, 30)]
             last = flow.t
             for at, what in sorted(beats):
@@ -1010,9 +1008,8 @@ class _Life:
                     flow.say(*message(0xC0, 2), ack=False)
                     flow.hear(*message(0xD0, 2))
                 elif what == 1:
-                    flow.say(
-                        *message(0x30, int(traits["report_bytes"] * rng.uniform(0.9, 1.1))), ack=rng.random() < 0.5
-                    )
+                    size = int(traits["report_bytes"] * rng.uniform(0.9, 1.1))
+                    flow.say(*message(0x30, size), ack=rng.random() < 0.5)
                 else:
                     flow.hear(*message(0x30, rng.randint(60, 300)))
                     flow.t += rng.randrange(5_000, 300_000)
@@ -1052,25 +1049,16 @@ class _Life:
             self.igmp(at, MDNS)
 
     def ssdp(self, begin: int, end: int) -> None:
-        """SSDP: NOTIFY in threes, and a search for the router's services."""
-        rng, device = self.rng, self.device
+        """SSDP: looks for the router's services, three times each time."""
+        rng = self.rng
         self.igmp(begin, SSDP)
-        for at in self.every(begin, end, device.traits["ssdp_s"], 0.1, first=0.2):
+        for at in self.every(begin, end, self.device.traits["ssdp_s"], 0.1, first=0.2):
             sport = self.next_port()
             for step in range(3):
-                lines = (
-                    "M-SEARCH * HTTP/1.1",
-                    "HOST: 239.255.255.250:1900",
-                    'MAN: "ssdp:discover"',
-                    "MX: 2",
-                    "ST: upnp:rootdevice",
-                )
-                text = "\r\n".join([*lines, "", ""])
-                self.udp(
-                    at + step * rng.randrange(80_000, 240_000), SSDP, sport, 1900, len(text), text.encode(), up=True
-                )
+                asked = at + step * rng.randrange(80_000, 240_000)
+                self.udp(asked, SSDP, sport, 1900, len(_SEARCH), _SEARCH, up=True)
             answer = at + rng.randrange(20_000, 900_000)
-            self.udp(answer, self.home.router, 1900, sport, 330, b"HTTP/1.1 200 OK\r\n", up=False)
+            self.udp(answer, self.home.router, 1900, sport, len(_FOUND), _FOUND, up=False)
 
     def phone_udp(self, t: int, seconds: float, size: int) -> None:
         """The app on the phone talks to the device on the LAN."""
@@ -1079,9 +1067,8 @@ class _Life:
         end = t + int(seconds * SECOND)
         while t < end:
             self.udp(t, home.phone, sport, port, size // 2, up=False, mac=home.phone_mac)
-            self.udp(
-                t + self.wifi(), home.phone, port, sport, int(size * rng.uniform(0.9, 1.2)), up=True, mac=home.phone_mac
-            )
+            answer = int(size * rng.uniform(0.9, 1.2))
+            self.udp(t + self.wifi(), home.phone, port, sport, answer, up=True, mac=home.phone_mac)
             t += self.period(1.0, 0.6)
 
     def stream(self, t: int, seconds: float, send: Callable[[int, int], None]) -> int:
@@ -1104,9 +1091,8 @@ class _Life:
             while size > 0:
                 part = min(size, 1400)
                 size -= part
-                head = struct.pack(
-                    ">BBHII", 0x80, 96 | (0x80 if size <= 0 else 0), number & 0xFFFF, t * 9 // 100 & 0xFFFFFFFF, source
-                )
+                kind, clock = 96 | (0x80 if size <= 0 else 0), t * 9 // 100 & 0xFFFFFFFF
+                head = struct.pack(">BBHII", 0x80, kind, number & 0xFFFF, clock, source)
                 self.udp(t, peer, sport, dport, part + 12, head, up=True, mac=mac)
                 number += 1
                 t += rng.randrange(120, 420)
@@ -1144,7 +1130,7 @@ class _Life:
             for at in range(flow.t + 5 * SECOND, done, 5 * SECOND):
                 self.udp(at, home.phone, port + 1, local + 1, 52, b"\x80\xc9\x00\x07", up=False, mac=home.phone_mac)
             flow.t = max(flow.t, done)
-            text = f"TEARDOWN rtsp://camera/stream RTSP/1.0\r\nCSeq: 5\r\n\r\n".encode()  # noqa: F541
+            text = b"TEARDOWN rtsp://camera/stream RTSP/1.0\r\nCSeq: 5\r\n\r\n"
             flow.hear(len(text), text, ack=False)
             flow.say(60, b"RTSP/1.0 200 OK\r\nCSeq: 5\r\n")
             flow.close()
@@ -1192,16 +1178,10 @@ class _Life:
 
     def _plug(self, begin: int, end: int) -> None:
         rng, traits = self.rng, self.device.traits
+        port = int(traits["lan_port"])
         for at in self.every(begin, end, traits["lan_s"], 0.2):
-            self.udp(
-                at,
-                BROADCAST,
-                self.next_port() if rng.random() < 0.05 else 49153,
-                int(traits["lan_port"]),
-                int(traits["lan_bytes"]),
-                up=True,
-                mac=BROADCAST_MAC,
-            )
+            sport = self.next_port() if rng.random() < 0.05 else 49153
+            self.udp(at, BROADCAST, sport, port, int(traits["lan_bytes"]), up=True, mac=BROADCAST_MAC)
         for at in self.happenings(begin, end, 14):
             self.phone_udp(at, rng.uniform(3, 40), int(traits["lan_bytes"]))
 
@@ -1663,10 +1643,11 @@ class _Infected(_Life):
             self._no_heads(self._kernel_reset(accepted))
 
     def _gafgyt_udp(self, begin: int) -> None:
-        """client.c, sendUDP: with a netmask a raw socket (TTL 255) and random sources; with 32 a plain socket of
-        the kernel's."""
+        """client.c, sendUDP: with a netmask a raw socket (TTL 255) and random sources; with 32 a plain socket of the
+        kernel's. The size is the operator's: 1,024 here; N-BaIoT's were 18 at most, which makes udp and tcp rows alike.
+        """
         times = self._paced(begin)
-        n, size = len(times), self._size(self.rng.choice((1, 18, 1024)) if self.attack.spoofed else 1024)
+        n, size = len(times), self._size(1024)
         dport = self._port(n)
         if self.attack.spoofed:
             rows = self._raw_rows(times, UDP, sport=self._any16(n), dport=dport, size=size, ttl=255)
@@ -1682,8 +1663,9 @@ class _Infected(_Life):
         is given up after some seconds, its SYN sent again by the kernel at 1, 3 and 7 s, and its place taken by the
         next."""
         patience = self.rng.uniform(5, 10)
-        rate = self.attack.rate or self.rng.uniform(40, 130)
-        sockets = min(512, max(1, round(rate * patience)))
+        rate = self.attack.rate or self.rng.uniform(160, 450)
+        tries = sum(after < patience for after in _SYN_AGAIN)
+        sockets = min(512, max(1, round(rate / tries * patience)))
         starts = np.concatenate([[0], np.cumsum(self.bulk.integers(150, 900, sockets - 1))])
         port = self.attack.port or 23
         self._run([self._calls(begin + int(start), port, patience) for start in starts])
@@ -1691,6 +1673,7 @@ class _Infected(_Life):
     def _run(self, sockets: list[Iterator[tuple[int, int]]]) -> None:
         """Lets sockets act in order of time until the attack is over or has sent its bound. A socket yields when it
         wants to act next and the packets it sent since it was last asked."""
+        self.now = 0
         waiting = [(next(socket)[0], n, socket) for n, socket in enumerate(sockets)]
         heapq.heapify(waiting)
         sent = 0
@@ -1698,6 +1681,7 @@ class _Infected(_Life):
             t, n, socket = waiting[0]
             if t >= self.over or sent >= self.cap:
                 return
+            self.now = t
             t, packets = next(socket)
             sent += packets
             heapq.heapreplace(waiting, (t, n, socket))
@@ -1728,13 +1712,12 @@ class _Infected(_Life):
                 t = flow.t + rng.randrange(1_000, 30_000)
                 yield t, 2
             else:
-                for wait in _SYN_WAITS:
-                    if wait > patience:
+                for after in _SYN_AGAIN:
+                    if after >= patience:
                         break
-                    flow.call(t)
-                    yield t + int(min(wait, patience) * SECOND), 1
-                    t += int(wait * SECOND) + rng.randrange(0, 12_000)
-                t += int(rng.uniform(0, patience - 7 if patience > 7 else 1) * SECOND)
+                    yield t + int(after * SECOND) + rng.randrange(0, 12_000) * bool(after), 1
+                    flow.call(self.now)
+                t += int((patience + rng.uniform(0, 0.4)) * SECOND)
                 yield t, 0
 
     def _gafgyt_junk(self, begin: int) -> None:
@@ -1755,9 +1738,8 @@ class _Infected(_Life):
         port = self.attack.port or rng.choice((80, 443, 8080, 7777))
         rate = self.attack.rate or self.device.traits["flood_pps"]
         sockets = max(2, min(rng.randint(120, 300), int(rate)))
-        turn = (
-            0.75 * sockets / rate
-        )  # a socket's time between two visits of the loop; a quarter of the visits find nothing to send
+        # in one pass of the loop over its table an open socket sends once; the factor is for what the others send
+        turn = (1.0 - 0.6 * held) * sockets / rate
         starts = [begin + int(n * turn / sockets * SECOND) for n in range(sockets)]
         self._run([self._storming(t, port, turn, rng.random() < held) for t in starts])
 
@@ -1772,10 +1754,11 @@ class _Infected(_Life):
                 t = max(flow.refused(t), t + self.period(turn, 0.3))
                 yield t, 1
             elif dice < 0.42:
-                for wait in _SYN_WAITS[: rng.randint(1, 2)]:
-                    flow.call(t)
-                    t += int(wait * SECOND) + rng.randrange(0, 12_000)
-                    yield t, 1
+                for after in _SYN_AGAIN[: rng.randint(1, 3)]:
+                    yield t + int(after * SECOND) + rng.randrange(0, 12_000) * bool(after), 1
+                    flow.call(self.now)
+                t = self.now + self.period(turn, 0.3)
+                yield t, 0
             elif held:
                 flow.open(t)
                 t = flow.t + int(rng.expovariate(0.4) * SECOND)
@@ -1787,7 +1770,7 @@ class _Infected(_Life):
                 flow.open(t)
                 t = flow.t
                 yield t, 2
-                for turns in range(int(rng.expovariate(0.05)) + 1):
+                for turns in range(int(rng.expovariate(0.2)) + 1):
                     flow.spam(t, size, rng.randbytes(min(size, 64)), acked=turns % 2 == 1)
                     t += self.period(turn, 0.3)
                     yield t, 1
@@ -1796,9 +1779,8 @@ class _Infected(_Life):
                 yield t, 0
 
 
-_SYN_WAITS = (1, 2, 4)
-"""Seconds a Linux kernel waits for the answer to a SYN before it sends it again (then 8, longer than a scan is
-patient)."""
+_SYN_AGAIN = (0, 1, 3, 7)
+"""Seconds after a connect() at which a Linux kernel sends the SYN (then 15, longer than a scan is patient)."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1957,12 +1939,10 @@ def run(args: argparse.Namespace) -> int:
     """`botwatch trainer generate`: 0, or 2 for a plan that cannot be."""
     plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
     began = time.monotonic()
-
-    def say(done: int, total: int, line: str) -> None:
-        print(f"[{done}/{total}] {line}", flush=True)
-
     try:
-        manifest = generate(plan, args.out, say)
+        plan.check()
+        with Progress("generating captures", len(_captures(plan))) as bar:
+            manifest = generate(plan, args.out, lambda done, total, line: bar.step(note=line))
     except PlanError as error:
         print(f"trainer generate: {error}", file=sys.stderr)
         return 2
