@@ -85,7 +85,7 @@ def _convert(path: Path, out: Path, variant: str, version: str | None) -> int:
 
     run = runs.load(path)
     with tempfile.TemporaryDirectory(prefix="botwatch-converter-") as folder:
-        converted = _variants(run, Path(folder))
+        converted = variants(run, Path(folder))
         chosen = converted[variant]
         _report(run, [c.parity for c in converted.values()])
         for name, other in converted.items():
@@ -96,13 +96,13 @@ def _convert(path: Path, out: Path, variant: str, version: str | None) -> int:
             print(f"botwatch converter: {variant} refused: {reasons}", file=sys.stderr)
             return 1
         version = version or f"{run.created:%Y.%m.%d}+1"
-        bundle = _write(run, chosen, variant, version, Path(folder) / "bundle", out)
+        bundle = write(run, chosen, variant, version, Path(folder) / "bundle", out)
     sizes = " + ".join(f"{entry.bytes:,}" for entry in bundle.manifest.files.values())
     print(f"wrote {out}: {variant} bundle {version}, {sizes} bytes, manifest SHA-256 {bundle.sha256[:16]}…")
     return 0
 
 
-def _variants(run: "Run", folder: Path) -> "dict[str, Converted]":
+def variants(run: "Run", folder: Path) -> "dict[str, Converted]":
     """Every variant of the run's networks, each smoke-tested, with its own τ and its parity."""
     from converter import parity, quantize
     from converter import run as runs
@@ -239,7 +239,7 @@ def _selftest(run: "Run", networks: "Networks") -> bytes:
     return file.getvalue()
 
 
-def _write(run: "Run", chosen: Converted, variant: str, version: str, trial: Path, out: Path) -> "Bundle":
+def write(run: "Run", chosen: Converted, variant: str, version: str, trial: Path, out: Path) -> "Bundle":
     """Write the bundle to ``trial``, pass it through the agent's own checks, then write it to ``out``."""
     from converter import quantize
     from edge_agent import runtime

@@ -1,124 +1,39 @@
-"""Small runs as `botwatch trainer fit` writes them: real networks, trained for a second on synthetic rows."""
+"""Runs shared by the converter's tests: fitted once, since Keras takes seconds."""
 
-import dataclasses
-import json
-from collections.abc import Callable
-from math import ceil
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
+from synthetic_run import write_run
 
-from converter import quantize
-from edge_agent import calibrate
-from edge_agent.contract import scaling
-from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, DEVICE, DEVICE_COLUMNS
-from edge_agent.detector import Scorer
+from converter.__main__ import Converted, main, variants
+from converter.run import load
+from edge_agent.contract.columns import ALL_COLUMNS, NBAIOT_COLUMNS
 
-CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
-SETTINGS = {"n": 6.0, "margin": 1.5, "floors": {"device_L1_new_peers": 10.0}, "vote_k": 14, "vote_w": 16}
-
-
-def synthetic(columns: int, rows: int, seed: int, shift: float = 0.0, spread: float = 0.5) -> np.ndarray:
-    """Rows whose logarithms are of low rank with noise; ``shift`` moves every fifth column, as an attack does."""
-    world, here = np.random.default_rng(7), np.random.default_rng(seed)
-    rank = max(2, columns // 8)
-    latent = here.standard_normal((rows, rank)) @ world.standard_normal((rank, columns)) / np.sqrt(rank)
-    logs = 4 + latent + spread * here.standard_normal((rows, columns)) + shift * (np.arange(columns) % 5 == 0)
-    return np.expm1(np.maximum(logs, 0)).astype(np.float32)
-
-
-def write_run(
-    path: Path,
-    columns: tuple[str, ...],
-    classes: tuple[str, ...] = CLASSES,
-    squash: str = "log1p",
-    clip: float | None = 10.0,
-    attack: Callable[[int, int], np.ndarray] | None = None,
-    epochs: int = 8,
-) -> Path:
-    """A run folder on ``columns``; ``attack(class number, rows)`` makes the raw rows of one attack class."""
-    k = len(columns)
-    attack = attack or (lambda number, rows: synthetic(k, rows, 90 + number, shift=2.0 * number))
-    sizes = {"train": 4000, "optimise": 1500, "test": 2000}
-    values = {part: synthetic(k, rows, seed) for seed, (part, rows) in enumerate(sizes.items())}
-    attacks = [attack(number, 600) for number in (1, 2)]
-    scaler = scaling.fit(values["train"], squash=squash, clip=clip)
-
-    with quantize.quiet():
-        import keras
-
-        keras.utils.set_random_seed(3)
-        hidden = [keras.layers.Dense(ceil(f * k), "tanh") for f in (0.75, 0.5, 0.25, 0.5, 0.75)]
-        autoencoder = keras.Sequential([keras.Input((k,)), *hidden, keras.layers.Dense(k)])
-        autoencoder.compile(keras.optimizers.Adam(4e-3), "mse")
-        x = scaler.network_input(scaler.z(values["train"]))
-        autoencoder.fit(x, x, epochs=epochs, batch_size=256, verbose=0)
-        autoencoder.save(path / "autoencoder.keras") if path.mkdir(parents=True) is None else None
-        if classes:
-            layers = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(8, "tanh")]
-            classifier = keras.Sequential(
-                [keras.Input((k,)), *layers, keras.layers.Dense(len(classes), activation="softmax")]
-            )
-            classifier.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
-            raw = np.concatenate([values["train"][:600], *attacks])
-            classifier.fit(
-                scaler.network_input(scaler.z(raw)),
-                np.repeat(np.arange(3), 600),
-                epochs=max(epochs, 20),
-                batch_size=64,
-                verbose=0,
-            )
-            classifier.save(path / "classifier.keras")
-
-    counts = {
-        part: np.random.default_rng(5).uniform(0, 4, (len(v), 10)).astype(np.float32) for part, v in values.items()
-    }
-    blocks = [(v, part, "benign", counts[part]) for part, v in values.items()]
-    blocks += [(v, "attack", f"attack {i}", np.full((600, 10), 50, np.float32)) for i, v in enumerate(attacks)]
-    raw = np.concatenate([v for v, *_ in blocks])
-    counted = np.concatenate([c for *_, c in blocks])
-    lengths = [len(v) for v, *_ in blocks]
-    frame = {c: counted[:, i] for i, c in enumerate(calibrate.COUNT_COLUMNS)} | {
-        c: raw[:, i] for i, c in enumerate(columns)
-    }
-    pl.DataFrame(
-        frame
-        | {
-            "part": np.repeat([part for _, part, *_ in blocks], lengths),
-            "label": np.repeat([label for _, _, label, _ in blocks], lengths),
-            "device": ["plug"] * len(raw),
-            "mac": np.full(len(raw), 1, np.uint64),
-            "t_ns": np.arange(len(raw), dtype=np.int64),
-        }
-    ).write_parquet(path / "rows.parquet")
-
-    scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
-    optimise = pl.read_parquet(path / "rows.parquet").filter(part="optimise")
-    rows = optimise.select(columns).to_numpy()
-    decision = calibrate.decide(
-        scorer.full(rows), scorer.fast(rows), optimise.select(calibrate.COUNT_COLUMNS).to_numpy(), **SETTINGS
-    )
-    model = {
-        "format": 1,
-        "schemas": [CLEAN, DEVICE] if set(columns) & set(DEVICE_COLUMNS) else [CLEAN],
-        "columns": columns,
-        "classes": classes,
-        "scaler": scaler.to_json(),
-        "decision": dataclasses.asdict(decision),
-        "decision_settings": SETTINGS,
-        "generated": True,
-        "normal": {c: [float(np.median(raw[:4000, i])), float(raw[:4000, i].max())] for i, c in enumerate(columns)},
-        "seed": 3,
-        "provenance": {"run": path.name},
-    }
-    (path / "model.json").write_text(json.dumps(model))
-    (path / "provenance.json").write_text(json.dumps({"created": "2026-11-23T12:00:00Z", "seed": 3}))
-    return path
+FEW = tuple(c for c in NBAIOT_COLUMNS if c.startswith(("H_L", "HpHp_L1_")))
+"""22 columns, no HH_jit, none of the device's."""
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on all 140 columns with three classes."""
     return write_run(tmp_path_factory.mktemp("runs") / "home", ALL_COLUMNS)
+
+
+@pytest.fixture(scope="session")
+def converted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
+    """Every variant of ``run``."""
+    return variants(load(run), tmp_path_factory.mktemp("variants"))
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `FEW` columns without classes."""
+    return write_run(tmp_path_factory.mktemp("runs") / "few", FEW, classes=())
+
+
+@pytest.fixture(scope="session")
+def few_bundle(few: Path) -> Path:
+    """The int8 bundle of ``few``, through the command line."""
+    out = few.parent / "bundle"
+    assert main([str(few), "--out", str(out)]) == 0
+    return out
