@@ -599,7 +599,7 @@ def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _Devi
         "kbps": rng.uniform(280, 900),
         "fps": rng.choice((8, 10, 12, 15)),
         "wifi_ms": rng.uniform(0.6, 4.0),
-        "glitch_h": rng.uniform(3, 9),
+        "glitch_h": rng.uniform(2, 7),
         "active": rng.uniform(0.7, 1.4),
         "aaaa": float(rng.random() < 0.3),
         "pings": float(rng.random() < 0.4),
@@ -1420,9 +1420,9 @@ class _Infected(_Life):
 
     # -- what floods have in common
 
-    def _paced(self, begin: int) -> Ints:
+    def _paced(self, begin: int, haste: float = 1.0) -> Ints:
         """Times of a flood: as fast as the device can, with the small stalls of its queue; the mean rate is exact."""
-        rate = self.attack.rate or self.device.traits["flood_pps"]
+        rate = self.attack.rate or self.device.traits["flood_pps"] * haste
         n = max(2, min(self.cap, int(rate * self.seconds)))
         gaps = self.bulk.gamma(2.0, 0.5, n - 1)
         gaps[self.bulk.random(n - 1) < 0.002] += 20
@@ -1615,8 +1615,8 @@ class _Infected(_Life):
 
     def _mirai_udpplain(self, begin: int) -> None:
         """attack_udp.c, attack_udp_plain: 512 random bytes on one connected socket, by the kernel: DF, counting
-        identification."""
-        times = self._paced(begin)
+        identification, and faster for it ("optimized for higher PPS")."""
+        times = self._paced(begin, haste=1.5)
         n, size = len(times), self._size(512)
         ident = (self.next_ident() + np.arange(n)) & 0xFFFF
         sport, dport = self.rng.randrange(1, 65536), self.attack.port or self.rng.randrange(1, 65536)
