@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, EpisodeState, Model, check_id, uuid7
+from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, EpisodeState, Model, check_id, clean, uuid7
 from edge_agent.detector import Detection
 
 _LARGEST = 1e300  # JSON has no infinity
@@ -92,7 +92,7 @@ class Alerter:
             raise ValueError("max_open, update_s and end_s must be positive")
         self.gateway, self.site, self.model, self.agent_version = gateway, site, model, agent_version
         self.interface, self.clock, self.counts = interface, clock, AlertCounts()
-        self._names = {mac: name[:64] for mac, name in (names or {}).items()}
+        self._names = {mac: clean(name, 64) for mac, name in (names or {}).items()}
         self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
         self._rng = rng or random.Random()  # ids must be distinct, not secret
         self._open: dict[tuple[str, int | str], _Episode] = {}
@@ -217,8 +217,8 @@ class Alerter:
             score=_finite(latest.score, 0.0),
             threshold=_finite(latest.threshold, 1e-300),
             window_s=_finite(latest.window_s, 1e-9),
-            top_features=tuple((name[:64], _finite(value)) for name, value in latest.top_features[:5]),
-            explanation=latest.explanation[:200],
+            top_features=tuple((clean(name, 64), _finite(value)) for name, value in latest.top_features[:5]),
+            explanation=clean(latest.explanation, 200),
             model=self.model,
             agent=self.agent_version,
             clock=self.clock,
@@ -226,7 +226,7 @@ class Alerter:
             src_port=latest.src_port,
             dest_ip=latest.dest_ip,
             dest_port=latest.dest_port,
-            proto=latest.proto[:16],
+            proto=clean(latest.proto, 16),
             interface=self.interface,
         )
         return alert.document()

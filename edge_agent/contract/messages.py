@@ -122,6 +122,15 @@ def decode(payload: bytes) -> dict[str, Any]:
     return message
 
 
+def clean(text: str, most: int) -> str:
+    """``text`` as `decode` takes it: without NUL and lone surrogates, at most ``most`` characters.
+
+    >>> clean("cam\\0entrance", 9)
+    'cam?entra'
+    """
+    return _UNSTORABLE.sub("?", text[:most])
+
+
 def _check(value: object, depth: int) -> None:
     if depth == 0:
         raise MessageError(f"nested deeper than {MAX_DEPTH}")
@@ -342,7 +351,7 @@ class Alert:
             "event_type": "alert",
             "flow_id": flow_id(flow) if flow else None,
             "in_iface": self.interface or None,
-            "src_ip": self.src_ip or "0.0.0.0",  # noqa: S104 - EVE wants an address; this one says "none was seen"
+            "src_ip": self.src_ip or _NOBODY,
             "src_port": self.src_port if ported else None,
             "dest_ip": self.dest_ip or None,
             "dest_port": self.dest_port if ported else None,
@@ -458,13 +467,16 @@ class Alert:
             model=Model(**ours["model"]),
             agent=ours["agent"],
             clock=ours["clock"],
-            src_ip=document["src_ip"],
+            src_ip=document["src_ip"] if document["src_ip"] != _NOBODY else "",
             src_port=int(document.get("src_port", 0)),
             dest_ip=document.get("dest_ip", ""),
             dest_port=int(document.get("dest_port", 0)),
             proto=document["proto"],
             interface=document.get("in_iface", ""),
         )
+
+
+_NOBODY = "0.0.0.0"  # noqa: S104 - EVE wants a source address; this one says that none was seen
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
