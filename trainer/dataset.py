@@ -27,7 +27,7 @@ from edge_agent.contract import settings
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.scaling import Array
 from trainer.config import Entry
-from trainer.progress import Progress
+from edge_agent.progress import Progress
 
 MANIFEST = "manifest.yaml"
 BATCH = 4096
@@ -121,9 +121,16 @@ def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str,
     builder = _Builder((*columns, *counts), jitter_schema, limits)
     for entry in entries:
         before = builder.seen
-        {"captures": _load_captures, "rows": _load_rows, "nbaiot": _load_nbaiot}[entry.kind](entry, builder)
+        held = {"captures": _load_captures, "rows": _load_rows, "nbaiot": _load_nbaiot}[entry.kind](entry, builder)
+        for what, asked, names in (
+            ("device", entry.devices, {device for device, _ in held}),
+            ("label", entry.labels, {label for _, label in held}),
+        ):
+            for name in asked:
+                if name not in names:
+                    raise DatasetError(f"{entry.path}: has no {what} {name!r}; it has {', '.join(sorted(names))}")
         if builder.seen == before:
-            raise DatasetError(f"{entry.path}: holds no row of the devices and labels asked for")
+            raise DatasetError(f"{entry.path}: holds no row that is asked for")
     return builder.table()
 
 
@@ -298,7 +305,8 @@ def mac_text(mac: int) -> str:
     return ":".join(f"{byte:02x}" for byte in int(mac).to_bytes(6, "big"))
 
 
-def _load_captures(entry: Entry, builder: _Builder) -> None:
+def _load_captures(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
+    """Adds what is asked for; returns every (device, label) the source holds."""
     path = entry.path / MANIFEST if entry.path.is_dir() else entry.path
     try:
         manifest = settings.load(Manifest, path)
@@ -318,6 +326,7 @@ def _load_captures(entry: Entry, builder: _Builder) -> None:
     with Progress("captures", len(chosen)) as progress:
         for captures in groups.values():
             _extract_group(captures, root, builder, progress)
+    return {(capture.device, capture.label) for capture in manifest.captures}
 
 
 def _wanted(entry: Entry, device: str, label: str) -> bool:
@@ -404,7 +413,7 @@ def _parquet_schema(path: Path) -> Mapping[str, pl.DataType]:
         raise DatasetError(f"{path}: not a Parquet file of rows: {_first_line(error)}") from error
 
 
-def _load_rows(entry: Entry, builder: _Builder) -> None:
+def _load_rows(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
     path = builder.read(entry.path)
     schema = _parquet_schema(path)
     for column, kind in schema.items():
@@ -420,26 +429,37 @@ def _load_rows(entry: Entry, builder: _Builder) -> None:
     builder.generated |= entry.generated
     own = [c for c in schema if c in OWN_COLUMNS]
     frames = pl.scan_parquet(path).select([*own, *builder.columns]).collect_batches(chunk_size=1 << 16)
-    row = 0
+    row, held = 0, set()
     with Progress(f"reading {path.name}") as progress:
         for frame in frames:
             values = _values(frame, builder.columns, path, row)
             t_ns, mac = _times(frame), _macs(frame, path)
-            names = frame.select(
-                (pl.col("device") if "device" in schema else pl.lit(entry.device)).cast(pl.String).alias("device"),
-                (pl.col("label") if "label" in schema else pl.lit(entry.label)).cast(pl.String).alias("label"),
-            )
-            if "device" not in schema and entry.device is None:
-                text = [mac_text(m) if m else path.stem for m in mac.tolist()]
-                names = names.with_columns(pl.Series("device", text))
+            names = pl.DataFrame({"device": _device_names(frame, mac, entry), "label": _label_names(frame, entry)})
             if names.null_count().row(0) != (0, 0):
                 raise DatasetError(f"{path}: a device or label is missing after row {row + 1}")
             for device, label in names.unique(maintain_order=True).iter_rows():
+                held.add((device, label))
                 if _wanted(entry, device, label):
                     mask = ((names["device"] == device) & (names["label"] == label)).to_numpy()
                     builder.add(path.name, device, label, values[mask], t_ns[mask], mac[mask])
             row += len(frame)
             progress.step(len(frame), "rows")
+    return held
+
+
+def _device_names(frame: pl.DataFrame, mac: NDArray[np.uint64], entry: Entry) -> pl.Series:
+    """The device column, else the entry's device, else the sender's MAC, else the file."""
+    if "device" in frame.columns:
+        return frame["device"].cast(pl.String)
+    if entry.device is not None:
+        return pl.repeat(entry.device, len(frame), dtype=pl.String, eager=True)
+    return pl.Series([mac_text(m) if m else entry.path.stem for m in mac.tolist()], dtype=pl.String)
+
+
+def _label_names(frame: pl.DataFrame, entry: Entry) -> pl.Series:
+    if "label" in frame.columns:
+        return frame["label"].cast(pl.String)
+    return pl.repeat(entry.label, len(frame), dtype=pl.String, eager=True)
 
 
 def _times(frame: pl.DataFrame) -> NDArray[np.int64]:
@@ -470,19 +490,13 @@ def _has_jitter(columns: Iterable[str]) -> bool:
 # ---- N-BaIoT -----------------------------------------------------------------------------------------------------
 
 
-def _load_nbaiot(entry: Entry, builder: _Builder) -> None:
+def _load_nbaiot(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
     if builder.jitter_schema != cols.COMPAT and _has_jitter(builder.columns):
         raise DatasetError(
             f"{entry.path}: published rows carry the date in HH_jit; "
             f"say schemas: [{cols.COMPAT}] or drop_columns: [HH_jit]"
         )
     found = _find_nbaiot(entry.path)
-    if entry.devices:
-        for device in entry.devices:
-            if all(device != name for name, _, _ in found):
-                raise DatasetError(
-                    f"{entry.path}: has no device {device!r}; found: {', '.join({d for d, _, _ in found})}"
-                )
     chosen = [(device, label, path) for device, label, path in found if _wanted(entry, device, label)]
     with Progress("reading rows", len(chosen)) as progress:
         for device, label, path in chosen:
@@ -497,6 +511,7 @@ def _load_nbaiot(entry: Entry, builder: _Builder) -> None:
                 )
                 progress.step(0, f"files, {name}: {row:,} rows")
             progress.step(1)
+    return {(device, label) for device, label, _ in found}
 
 
 def _find_nbaiot(root: Path) -> list[tuple[str, str, Path]]:
@@ -553,7 +568,7 @@ def _read_csv(path: Path) -> Iterator[pl.DataFrame]:
             raise DatasetError(f"{path}: column {column!r} is missing")
     try:
         yield from pl.scan_csv(path, schema=dict.fromkeys(header, pl.Float64)).collect_batches(chunk_size=1 << 16)
-    except pl.exceptions.PolarsError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetError(_find_text(path, header) or f"{path}: {_first_line(error)}") from error
 
 
@@ -568,7 +583,7 @@ def _find_text(path: Path, header: list[str]) -> str | None:
                 column = header[int(np.flatnonzero(bad[at])[0])]
                 return f"{path}: row {row + at + 1}, column {column!r}: {frame[column][at]!r} is not a number"
             row += len(frame)
-    except pl.exceptions.PolarsError:
+    except (OSError, pl.exceptions.PolarsError):
         return None
     return None
 
