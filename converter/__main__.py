@@ -5,15 +5,18 @@ a conversion may change `parity`'s. A refused variant leaves no bundle; the pari
 """
 
 import argparse
-import dataclasses
+import io
 import json
+import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from edge_agent.runtime import VARIANTS
 
 if TYPE_CHECKING:
-    from converter.parity import Networks, Parity
+    from converter.parity import Parity, Predict, Rows, Side
     from converter.run import Run
     from edge_agent.contract.bundle import Bundle, Decision
 
@@ -69,129 +72,104 @@ def _version(text: str) -> str:
     return text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Converted:
     """One variant of a run's networks, converted and measured."""
 
     files: dict[str, bytes]  # by their names in a bundle
     decision: "Decision"
     parity: "Parity"
-    networks: "Networks"
+    networks: "Mapping[str, Predict]"
 
 
 def _convert(path: Path, out: Path, variant: str, version: str | None) -> int:
-    """Convert, report and, if ``variant`` keeps its bounds, write the bundle."""
+    """Convert every variant, then `deliver`."""
     from converter import run as runs
 
     run = runs.load(path)
     with tempfile.TemporaryDirectory(prefix="botwatch-converter-") as folder:
-        converted = variants(run, Path(folder))
-        chosen = converted[variant]
-        _report(run, [c.parity for c in converted.values()])
-        for name, other in converted.items():
-            if name != variant and other.parity.failures:
-                print(f"{name} could not be deployed: {'; '.join(other.parity.failures)}")
-        if chosen.parity.failures:
-            reasons = "; ".join(chosen.parity.failures)
-            print(f"botwatch converter: {variant} refused: {reasons}", file=sys.stderr)
-            return 1
-        version = version or f"{run.created:%Y.%m.%d}+1"
-        bundle = write(run, chosen, variant, version, Path(folder) / "bundle", out)
-    sizes = " + ".join(f"{entry.bytes:,}" for entry in bundle.manifest.files.values())
-    print(f"wrote {out}: {variant} bundle {version}, {sizes} bytes, manifest SHA-256 {bundle.sha256[:16]}…")
+        return deliver(run, variants(run, Path(folder)), variant, version or f"{run.created:%Y.%m.%d}+1", out)
+
+
+def deliver(run: "Run", converted: "dict[str, Converted]", variant: str, version: str, out: Path) -> int:
+    """Report on every variant and write ``variant`` as a bundle: 0; or 1 and no bundle when it breaks a bound."""
+    _report(run, [found.parity for found in converted.values()])
+    for name, found in converted.items():
+        if name != variant and found.parity.failures:
+            print(f"{name} could not be deployed: {'; '.join(found.parity.failures)}")
+    if reasons := converted[variant].parity.failures:
+        print(f"botwatch converter: {variant} refused: {'; '.join(reasons)}", file=sys.stderr)
+        return 1
+    bundle = write(run, converted[variant], variant, version, out)
+    sizes = ", ".join(f"{name} {entry.bytes:,}" for name, entry in bundle.manifest.files.items())
+    print(f"wrote {out}: {variant} bundle {version}, bytes: {sizes}; manifest SHA-256 {bundle.sha256[:16]}…")
     return 0
 
 
-def variants(run: "Run", folder: Path) -> "dict[str, Converted]":
-    """Every variant of the run's networks, each smoke-tested, with its own τ and its parity."""
+def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dict[str, Converted]":
+    """Each variant of the run's networks: converted into ``folder``, with its own τ, compared with Keras."""
     from converter import parity, quantize
     from converter import run as runs
     from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER
     from edge_agent.runtime import BATCHES, Model
 
-    columns = run.model.columns
-    with _progress("converting", 2 + (2 if run.classifier else 1) * len(VARIANTS)) as step:
-        keras_models = {AUTOENCODER: quantize.load_keras(run.autoencoder)}
-        if run.classifier is not None:
-            keras_models[CLASSIFIER] = quantize.load_keras(run.classifier)
-        for name, outputs in ((AUTOENCODER, len(columns)), (CLASSIFIER, len(run.model.classes))):
-            shape = name in keras_models and (keras_models[name].input_shape, keras_models[name].output_shape)
-            if shape and shape != ((None, len(columns)), (None, outputs)):
-                raise runs.RunError(f"{run.path}: the Keras model for {name} has shapes {shape}")
-        step("loaded the Keras models")
-        inputs = _representative(run)
-        step("chose representative rows")
-        files: dict[str, dict[str, bytes]] = {variant: {} for variant in VARIANTS}
-        for variant in VARIANTS:
-            for name, network in keras_models.items():
-                files[variant][name] = quantize.convert(network, variant, inputs[name])
-                (folder / f"{variant}-{name}").write_bytes(files[variant][name])
-                step(f"{name} to {variant}")
-
-    pairs = {"keras": parity.Networks(*_both(keras_models, quantize.keras_predict))}
-    with quantize.quiet():
-        for variant in VARIANTS:
-            models = {name: Model(folder / f"{variant}-{name}") for name in keras_models}
-            pairs[variant] = parity.Networks(*_both(models, lambda model: model))
-            runtime = models[AUTOENCODER].runtime
-
-    with _progress("comparing", -(-run.rows // runs.BLOCK)) as step:
-        try:
-            rows, outcomes = parity.observe(_counted(run, step), pairs, run.scaler, columns)
-        except ValueError as error:
-            raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
-    decisions = {
-        name: runs.decision(run, o.full[rows.optimise], o.fast[rows.optimise], rows.optimise_counts)
-        for name, o in outcomes.items()
-    }
-    if changed := runs.difference(decisions["keras"], run.model.decision):
+    inputs = _representative(run)
+    width = len(run.model.columns)
+    originals = {AUTOENCODER: quantize.load_keras(run.autoencoder, width, width)}
+    if run.classifier is not None:
+        originals[CLASSIFIER] = quantize.load_keras(run.classifier, width, len(run.model.classes))
+    keras = {"keras": {name: quantize.keras_predict(network) for name, network in originals.items()}}
+    rows, (float_side,) = _observe(run, keras)
+    if changed := runs.difference(float_side.decision, run.model.decision):
         raise runs.RunError(f"{run.path}: models and rows are not of one run: {changed}")
 
+    files: dict[str, dict[str, bytes]] = {variant: {} for variant in wanted}
+    models: dict[str, dict[str, Predict]] = {variant: {} for variant in wanted}
+    with _progress("converting", len(originals) * len(wanted)) as step:
+        for variant, (name, network) in product(wanted, originals.items()):
+            files[variant][name] = quantize.convert(network, variant, inputs[name])
+            (folder / f"{variant}-{name}").write_bytes(files[variant][name])
+            with quantize.quiet():
+                models[variant][name] = Model(folder / f"{variant}-{name}")
+            step(f"{name} to {variant}")
+    _, sides = _observe(run, models)
+
     found = {}
-    with _progress("timing", len(VARIANTS)) as step:
-        for variant in VARIANTS:
-            pair, outcome, decision = pairs[variant], outcomes[variant], decisions[variant]
-            networks = {"autoencoder": pair.autoencoder, "classifier": pair.classifier}
-            measured = parity.Parity(
-                variant=variant,
-                tau_full=decision.full.tau,
-                tau_fast=decision.fast.tau,
-                benign=parity.flips(rows.test, outcome, decision, outcomes["keras"], decisions["keras"]),
-                attack=parity.flips(rows.attack, outcome, decision, outcomes["keras"], decisions["keras"]),
-                classes=parity.class_flips(rows, outcome, outcomes["keras"]),
-                bytes={name.removesuffix(".tflite"): len(content) for name, content in files[variant].items()},
-                us_per_row={
-                    name: {batch: parity.microseconds(network, inputs[AUTOENCODER], batch) for batch in (1, 64)}
-                    for name, network in networks.items()
-                    if network is not None
-                },
-                runtime=runtime,
-            )
-            reasons = list(parity.failures(measured))
-            for name, content in files[variant].items():
-                if missing := quantize.missing_biases(content):
-                    reasons.append(
-                        f"{missing} layers of {name} have no bias, on which tflite-runtime 2.14 crashes on ARM"
+    with _progress("timing", len(originals) * len(wanted)) as step:
+        for variant, side in zip(wanted, sides, strict=True):
+            times, defects = {}, []
+            for name, predict in models[variant].items():
+                times[name] = {batch: parity.microseconds(predict, inputs[name], batch) for batch in (1, 64)}
+                if missing := quantize.missing_biases(files[variant][name]):
+                    defects.append(
+                        f"{missing} layers of {name} have no bias: tflite-runtime 2.14 crashes on them on ARM"
                     )
-            reasons += parity.unsteady(networks, inputs[AUTOENCODER], BATCHES)
-            measured = dataclasses.replace(measured, failures=tuple(reasons))
-            found[variant] = Converted(files[variant], decision, measured, pair)
-            step(variant)
+                defects += [f"{name} {defect}" for defect in parity.unsteady(predict, inputs[name], BATCHES)]
+                step(f"{name}, {variant}")
+            sizes = {name: len(content) for name, content in files[variant].items()}
+            compared = parity.compare(variant, rows, side, float_side, sizes, times, defects)
+            found[variant] = Converted(files[variant], side.decision, compared, models[variant])
     return found
 
 
-def _both(models: dict[str, Any], wrap: Any) -> Iterator[Any]:
-    """``models`` by name as the pair (autoencoder, classifier or None), each wrapped."""
-    from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER
+def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tuple[Rows, list[Side]]":
+    """The run's rows, and what each of ``networks`` says of them and decides with its own τ."""
+    from converter import parity
+    from converter import run as runs
 
-    yield wrap(models[AUTOENCODER])
-    yield wrap(models[CLASSIFIER]) if CLASSIFIER in models else None
-
-
-def _counted(run: "Run", step: Any) -> Iterator[Any]:
-    for block in run.blocks():
-        yield block
-        step(f"{len(block.part)} rows")
+    observer = parity.Observer(networks.values(), run.scaler, run.model.columns)
+    with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as step:
+        for block in run.blocks():
+            observer.see(block)
+            step(f"{len(block.part)} rows")
+    try:
+        rows, outcomes = observer.seen()
+    except ValueError as error:
+        raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
+    benign = rows.optimise
+    return rows, [
+        parity.Side(o, runs.decision(run, o.full[benign], o.fast[benign], rows.optimise_counts)) for o in outcomes
+    ]
 
 
 def _representative(run: "Run") -> dict[str, NDArray[np.float32]]:
@@ -218,11 +196,9 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))] if len(rows) else rows
 
 
-def _selftest(run: "Run", networks: "Networks") -> bytes:
+def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
-    import io
-
-    from edge_agent.contract.bundle import BENIGN
+    from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
     from edge_agent.detector import Scorer
 
     part, label = run.parts()
@@ -231,16 +207,16 @@ def _selftest(run: "Run", networks: "Networks") -> bytes:
     share = max(1, (SELFTEST_ROWS - len(benign)) // max(1, len(attacks)))
     groups = [_spread(np.flatnonzero((part != "train") & (label == name)), share) for name in attacks]
     values = run.take(np.sort(np.concatenate([benign, *groups])))
-    arrays = {"rows": values, "scores": Scorer(networks.autoencoder, run.scaler, run.model.columns).full(values)}
-    if networks.classifier is not None:
-        arrays["classes"] = networks.classifier(run.scaler.network_input(run.scaler.z(values)))
+    arrays = {"rows": values, "scores": Scorer(networks[AUTOENCODER], run.scaler, run.model.columns).full(values)}
+    if CLASSIFIER in networks:
+        arrays["classes"] = networks[CLASSIFIER](run.scaler.network_input(run.scaler.z(values)))
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the keywords for allow_pickle
     return file.getvalue()
 
 
-def write(run: "Run", chosen: Converted, variant: str, version: str, trial: Path, out: Path) -> "Bundle":
-    """Write the bundle to ``trial``, pass it through the agent's own checks, then write it to ``out``."""
+def write(run: "Run", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
+    """Write the bundle aside, pass it through the agent's own checks, then write it to ``out``."""
     from converter import quantize
     from edge_agent import runtime
     from edge_agent.contract import bundle
@@ -266,9 +242,8 @@ def write(run: "Run", chosen: Converted, variant: str, version: str, trial: Path
         files={},
     )
     files = chosen.files | {bundle.SELFTEST: _selftest(run, chosen.networks)}
-    tried = bundle.write(trial, manifest, files)
-    with quantize.quiet():
-        runtime.selftest(tried)
+    with tempfile.TemporaryDirectory(prefix="botwatch-converter-") as trial, quantize.quiet():
+        runtime.selftest(bundle.write(Path(trial), manifest, files))
     return bundle.write(out, manifest, files)
 
 
@@ -304,8 +279,6 @@ def _report(run: "Run", results: "list[Parity]") -> None:
 @contextmanager
 def _progress(label: str, total: int) -> Iterator[Any]:
     """Show on stderr how far ``total`` steps are: a bar on a terminal, elsewhere a line every 5 s, from 2 s on."""
-    import os
-
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -7,14 +7,14 @@ was made; `failures` is where the bounds of a bundle stand.
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.run import Block
-from edge_agent.contract.bundle import BENIGN, Decision
+from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER, Decision
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detector import Scorer
 
@@ -22,18 +22,10 @@ MAX_BENIGN_FLIPS = 0.001
 """Share of benign test rows whose decision may change."""
 MAX_CLASS_FLIPS = 0.01
 """Share of test and attack rows whose most probable class may change."""
-MAX_INT8_BYTES = {"autoencoder": 64 * 1024, "classifier": 8 * 1024}
+MAX_INT8_BYTES = {AUTOENCODER: 64 * 1024, CLASSIFIER: 8 * 1024}
 """Sizes an int8 bundle must keep to; the other variants are larger by nature."""
 
 Predict = Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """One autoencoder and, if the run has classes, one classifier: functions of network inputs (n, k)."""
-
-    autoencoder: Predict
-    classifier: Predict | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,22 @@ class Rows:
     attack: NDArray[np.bool_]
     label: NDArray[np.str_]
     optimise_counts: Array
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: what networks say of the rows, and what they decide with a τ of their own."""
+
+    outcome: Outcome
+    decision: Decision
+
+    def full(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows of ``mask`` above τ of all columns."""
+        return np.asarray(self.outcome.full[mask] > self.decision.full.tau)
+
+    def fast(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows of ``mask`` above τ of the columns that forget fast."""
+        return np.asarray(self.outcome.fast[mask] > self.decision.fast.tau)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,6 @@ class Parity:
     classes: ClassFlips | None
     bytes: dict[str, int]
     us_per_row: dict[str, dict[int, float]]
-    runtime: str
     failures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -111,55 +118,90 @@ class Parity:
         return data
 
 
-def observe(
-    blocks: Iterable[Block], networks: Mapping[str, Networks], scaler: Scaler, columns: Sequence[str]
-) -> tuple[Rows, dict[str, Outcome]]:
-    """Run every pair of ``networks`` over the rows that no weight was trained on, in one pass.
+class Observer:
+    """Runs several pairs of networks over a run's rows, block by block; rows of the train part are left out.
 
-    Attack rows that trained a classifier are kept where no others exist: agreement needs no unseen rows.
+    Each of ``networks`` has an autoencoder and, where the run has classes, a classifier, by their names in a bundle.
     """
-    scorers = {name: Scorer(pair.autoencoder, scaler, columns) for name, pair in networks.items()}
-    kept: dict[str, list[tuple[Array, Array, NDArray[np.int16] | None]]] = {name: [] for name in networks}
-    part, label, counts = [], [], []
-    for block in blocks:
+
+    def __init__(self, networks: Iterable[Mapping[str, Predict]], scaler: Scaler, columns: Sequence[str]):
+        self._scaler = scaler
+        self._pairs = [(Scorer(pair[AUTOENCODER], scaler, columns), pair.get(CLASSIFIER)) for pair in networks]
+        self._outcomes: list[list[Outcome]] = [[] for _ in self._pairs]
+        self._part: list[NDArray[np.str_]] = []
+        self._label: list[NDArray[np.str_]] = []
+        self._counts: list[Array] = []
+
+    def see(self, block: Block) -> None:
+        """Score and classify the block's rows."""
         used = block.part != "train"
         if not used.any():
-            continue
+            return
         values = block.values[used]
-        inputs = scaler.network_input(scaler.z(values))
-        for name, pair in networks.items():
-            classes = None if pair.classifier is None else pair.classifier(inputs).argmax(axis=1).astype(np.int16)
-            kept[name].append((scorers[name].full(values), scorers[name].fast(values), classes))
-        part.append(block.part[used])
-        label.append(block.label[used])
-        counts.append(block.counts[(block.part == "optimise") & (block.label == BENIGN)])
-    if not part:
-        raise ValueError("every row is a train row: nothing to compute τ from or to compare")
-    parts, labels = np.concatenate(part), np.concatenate(label)
-    benign = labels == BENIGN
-    rows = Rows(
-        (parts == "optimise") & benign,
-        (parts == "test") & benign,
-        (parts != "optimise") & ~benign,
-        labels,
-        np.concatenate(counts),
+        inputs = self._scaler.network_input(self._scaler.z(values))
+        for (scorer, classifier), outcomes in zip(self._pairs, self._outcomes, strict=True):
+            classes = None if classifier is None else classifier(inputs).argmax(axis=1).astype(np.int16)
+            outcomes.append(Outcome(scorer.full(values), scorer.fast(values), classes))
+        self._part.append(block.part[used])
+        self._label.append(block.label[used])
+        self._counts.append(block.counts[(block.part == "optimise") & (block.label == BENIGN)])
+
+    def seen(self) -> tuple[Rows, list[Outcome]]:
+        """What the rows were and what each pair said of them; ValueError when there were none."""
+        if not self._part:
+            raise ValueError("every row is a train row: nothing to compute τ from or to compare")
+        part, label = np.concatenate(self._part), np.concatenate(self._label)
+        benign = label == BENIGN
+        rows = Rows(
+            optimise=(part == "optimise") & benign,
+            test=(part == "test") & benign,
+            attack=(part != "optimise") & ~benign,
+            label=label,
+            optimise_counts=np.concatenate(self._counts),
+        )
+        return rows, [_joined(outcomes) for outcomes in self._outcomes]
+
+
+def _joined(outcomes: list[Outcome]) -> Outcome:
+    classes = [outcome.classes for outcome in outcomes if outcome.classes is not None]
+    return Outcome(
+        np.concatenate([outcome.full for outcome in outcomes]),
+        np.concatenate([outcome.fast for outcome in outcomes]),
+        np.concatenate(classes) if classes else None,
     )
-    outcomes = {}
-    for name, found in kept.items():
-        classes = [c for _, _, c in found if c is not None]
-        full, fast = np.concatenate([f for f, _, _ in found]), np.concatenate([f for _, f, _ in found])
-        outcomes[name] = Outcome(full, fast, np.concatenate(classes) if classes else None)
-    return rows, outcomes
 
 
-def flips(mask: NDArray[np.bool_], ours: Outcome, tau: Decision, theirs: Outcome, their_tau: Decision) -> Flips:
-    """Decisions of ``ours`` that differ from ``theirs`` (the Keras networks) on the rows of ``mask``."""
-    mine, other = ours.full[mask].astype(np.float64), theirs.full[mask].astype(np.float64)
+def compare(
+    variant: str,
+    rows: Rows,
+    ours: Side,
+    keras: Side,
+    sizes: dict[str, int],
+    times: dict[str, dict[int, float]],
+    defects: Sequence[str],
+) -> Parity:
+    """The parity of one variant; what breaks a bound, and ``defects`` found elsewhere, are its failures."""
+    parity = Parity(
+        variant=variant,
+        tau_full=ours.decision.full.tau,
+        tau_fast=ours.decision.fast.tau,
+        benign=flips(rows.test, ours, keras),
+        attack=flips(rows.attack, ours, keras),
+        classes=class_flips(rows, ours.outcome, keras.outcome),
+        bytes=sizes,
+        us_per_row=times,
+    )
+    return replace(parity, failures=(*failures(parity), *defects))
+
+
+def flips(mask: NDArray[np.bool_], ours: Side, keras: Side) -> Flips:
+    """Decisions on the rows of ``mask`` that differ, and the error of their scores."""
+    mine, other = ours.outcome.full[mask].astype(np.float64), keras.outcome.full[mask].astype(np.float64)
     error = np.abs(mine - other) / np.maximum(other, np.finfo(np.float32).tiny)
     return Flips(
         rows=int(mask.sum()),
-        full=int(((mine > tau.full.tau) != (other > their_tau.full.tau)).sum()),
-        fast=int(((ours.fast[mask] > tau.fast.tau) != (theirs.fast[mask] > their_tau.fast.tau)).sum()),
+        full=int((ours.full(mask) != keras.full(mask)).sum()),
+        fast=int((ours.fast(mask) != keras.fast(mask)).sum()),
         error_median=float(np.median(error)) if len(error) else None,
         error_p99=float(np.quantile(error, 0.99)) if len(error) else None,
     )
@@ -232,7 +274,7 @@ def table(results: Sequence[Parity]) -> list[tuple[str, ...]]:
             "-" if p.benign.error_median is None else f"{p.benign.error_median:.2%} / {p.benign.error_p99:.2%}",
             "-" if p.classes is None else f"{1 - p.classes.share:.2%}",
             " + ".join(f"{size:,}" for size in p.bytes.values()),
-            " / ".join(f"{us:.1f}" for us in p.us_per_row["autoencoder"].values()),
+            " / ".join(f"{us:.1f}" for us in p.us_per_row[AUTOENCODER].values()),
             "; ".join(p.failures) or "ok",
         )
         for p in results
@@ -256,20 +298,16 @@ def markdown(title: str, results: Sequence[Parity]) -> str:
     return "\n".join([f"# {title}", "", *("| " + " | ".join(cells) + " |" for cells in lines), "", NOTES, ""])
 
 
-def unsteady(networks: Mapping[str, Predict | None], inputs: Array, batches: Sequence[int]) -> list[str]:
-    """Networks whose output is not finite, or depends on the batch size a row comes in; empty when none does."""
-    found = []
+def unsteady(predict: Predict, inputs: Array, batches: Sequence[int]) -> list[str]:
+    """What is wrong with a network at the batch sizes an agent uses: not finite, or not the same for the same row."""
     rows = np.ascontiguousarray(np.resize(inputs, (batches[-1], inputs.shape[1])))
-    for name, predict in networks.items():
-        if predict is None:
-            continue
-        whole = predict(rows)
-        if not np.isfinite(whole).all():
-            found.append(f"{name} gives values that are not finite")
-            continue
-        step = float(np.abs(whole).max()) / 127  # one quantum of an int8 output: kernels may round differently
-        for size in batches[:-1]:
-            apart = float(np.abs(predict(rows[:size]) - whole[:size]).max())
-            if apart > 2 * step:
-                found.append(f"{name} differs by {apart:.3g} between batches of {size} and {batches[-1]}")
+    whole = predict(rows)
+    if not np.isfinite(whole).all():
+        return ["gives values that are not finite"]
+    step = float(np.abs(whole).max()) / 127  # about one quantum of an int8 output: kernels may round differently
+    found = []
+    for size in batches[:-1]:
+        apart = float(np.abs(predict(rows[:size]) - whole[:size]).max())
+        if apart > 2 * step:
+            found.append(f"differs by {apart:.3g} between batches of {size} and {batches[-1]}")
     return found

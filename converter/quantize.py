@@ -24,15 +24,20 @@ TFLITE_2_14 = {"FULLY_CONNECTED": 11, "TANH": 3, "SOFTMAX": 3, "QUANTIZE": 3, "D
 KERAS_BATCH = 8192
 
 
-def load_keras(path: Path) -> Any:
-    """The Keras model at ``path``; RunError when it is none."""
+def load_keras(path: Path, inputs: int, outputs: int) -> Any:
+    """The Keras model at ``path``; RunError when it is none, or not ``inputs`` -> ``outputs`` columns wide."""
     with quiet():
         import keras
 
         try:
-            return keras.models.load_model(path, compile=False)
+            network = keras.models.load_model(path, compile=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not a Keras model: {' '.join(str(error).split())[:200]}") from error
+    if (network.input_shape, network.output_shape) != ((None, inputs), (None, outputs)):
+        raise RunError(
+            f"{path}: maps {network.input_shape} to {network.output_shape}, expected {inputs} to {outputs} columns"
+        )
+    return network
 
 
 def keras_predict(network: Any) -> Callable[[Array], Array]:
