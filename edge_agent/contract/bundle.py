@@ -196,8 +196,10 @@ def load(path: str | Path) -> Bundle:
     try:
         manifest = settings.build(Manifest, data, str(path / MANIFEST))
         scaler = Scaler.from_json(manifest.scaler)
-    except (settings.SettingsError, ScalingError) as error:
+    except settings.SettingsError as error:
         raise BundleError(str(error)) from error
+    except ScalingError as error:
+        raise BundleError(f"{path / MANIFEST} [scaler]: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} [scaler]: {error!r}") from error
     if len(scaler.mean) != len(manifest.columns):
