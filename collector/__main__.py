@@ -194,7 +194,11 @@ def _plain(text: str) -> str:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1
+            raise BrokenPipeError
+
+    return Patient(highlight=False, markup=False, emoji=False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ when it returns. Whether a message deserves a row is `ingest`'s decision.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -34,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from edge_agent.contract.messages import CLASSES, Alert, Status
 
@@ -166,11 +167,15 @@ class Store:
         self._max_rejected = max_rejected
         try:
             parsed = make_url(database_url(url))
-            if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-                raise StoreError(f"db {parsed.render_as_string()}: SQLite and PostgreSQL are supported")
-            if not create and parsed.get_backend_name() == "sqlite":
-                # Listing must not leave an empty database where none was.
-                parsed = parsed.set(database=f"file:{parsed.database}").update_query_dict({"uri": "true", "mode": "rw"})
+        except (ArgumentError, ValueError) as error:
+            raise StoreError(f"db: {_line(error)}") from error
+        shown = parsed.render_as_string(hide_password=True)
+        backend = parsed.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise StoreError(f"db {shown}: SQLite and PostgreSQL are supported")
+        if not create and backend == "sqlite" and not Path(parsed.database or "").is_file():
+            raise StoreError(f"db {shown}: no such file")  # SQLite would make an empty one
+        try:
             self._engine = create_engine(parsed)
             self._insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
             if self._engine.dialect.name == "sqlite":
@@ -180,8 +185,8 @@ class Store:
             else:
                 with self._engine.connect() as db:
                     db.execute(select(_alert.c.n).limit(1))
-        except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError) as error:
-            raise StoreError(f"db {url}: {_line(error)}") from error
+        except (ImportError, SQLAlchemyError) as error:
+            raise StoreError(f"db {shown}: {_line(error)}") from error
 
     def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> int:
         """Commit all of it; returns how many alerts were new, the others being repeats.
@@ -319,7 +324,6 @@ class Store:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     """Readers beside the writer (WAL), and a commit that is on the disk before the broker is told (FULL)."""
-    connection.execute("PRAGMA busy_timeout=10000")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 

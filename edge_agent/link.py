@@ -200,7 +200,7 @@ class _Session:
         if not acks:
             return
         self._acks = []
-        done = []
+        done, now = [], time.monotonic()
         for mid, reason in acks:
             row = self._rows.pop(mid, None)
             if not reason.is_failure:
@@ -210,7 +210,9 @@ class _Session:
             link.counts.refused += 1
             what = f"refuses alerts: {reason}" if row is not None else f"refuses our status: {reason}"
             if row is not None:
-                self._refuse(row)
+                self._keep_back(row)
+                if now >= self._hold_until:  # all that were under way are one refusal; where one is refused most are
+                    self._hold_until = now + self._hold.next()
             if link.trouble != what:
                 logger.error("broker %s %s; kept, and tried again later", link.config.address, what)
                 link.trouble = what
@@ -221,13 +223,11 @@ class _Session:
                 link.trouble = ""
             self._hold.reset()
 
-    def _refuse(self, row: int) -> None:
-        """Keep ``row`` back, and hold the others for a while: where one is refused most are."""
-        now = time.monotonic()
+    def _keep_back(self, row: int) -> None:
+        """Let the others pass ``row`` until it is time to try it again."""
         if not self._refused:
-            self._retry_refused = now + _RETRY_REFUSED_S
+            self._retry_refused = time.monotonic() + _RETRY_REFUSED_S
         self._refused.add(row)
-        self._hold_until = max(self._hold_until, now + self._hold.next())
 
     def _ship(self) -> None:
         """Publish what waits, as far as the window allows; one at a time while the broker refuses."""
@@ -248,7 +248,7 @@ class _Session:
                 logger.error(
                     "broker takes packets of %d bytes at most: an alert of %d waits", self._max_packet, len(payload)
                 )
-                self._refuse(row)
+                self._keep_back(row)
                 link.counts.refused += 1
                 return True
             info = self._client.publish(where, payload, qos=1)

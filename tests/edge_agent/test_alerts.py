@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from importlib.resources import files
+from itertools import pairwise
 
 import jsonschema
 import pytest
@@ -120,7 +121,7 @@ def test_an_hour_of_flood_is_one_new_one_end_and_at_most_one_update_a_minute():
     alerts += it.tick(T0 + 3700 * S)
     assert said(alerts)[-1] == ("end", 3660.0, 62)
     updates = [t for state, t, _ in said(alerts) if state == "update"]
-    assert min(b - a for a, b in zip(updates, updates[1:], strict=False)) >= 60
+    assert min(b - a for a, b in pairwise(updates)) >= 60
     end = Alert.read(alerts[-1])
     assert (end.count, end.packets, end.bytes) == (3620, 3_600_100, 216_006_000)
     assert (end.duration_s, end.first_ns, end.last_ns) == (3601.0, T0 - S, T0 + 3600 * S)

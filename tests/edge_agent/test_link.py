@@ -1,0 +1,401 @@
+"""The link against real brokers: nothing is lost while they are away, restarted, killed, or refuse."""
+
+import datetime
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from edge_agent.contract.broker import Backoff, BrokerError, Versions
+from edge_agent.contract.messages import topic
+from edge_agent.link import BrokerConfig, Link
+from edge_agent.outbox import Outbox
+from edge_agent.state import State
+from tests.broker import Amqtt, Mosquitto, free_port, needs_mosquitto, wait_until
+
+ALERT, STATUS = topic("gw-001", "alert"), topic("gw-001", "status")
+
+
+def config_of(broker, **changes):
+    return BrokerConfig(**{"retry_min_s": 0.05, "retry_max_s": 0.3, **changes}).at(broker.address)
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    return Outbox(State(tmp_path / "state.sqlite"))
+
+
+@contextmanager
+def running(config, outbox):
+    """A link in its thread, stopped cleanly at the end."""
+    link, stop = Link(config, outbox, gateway="gw-001", agent="0.1.0"), threading.Event()
+    thread = threading.Thread(target=link.run, args=(stop,))
+    thread.start()
+    try:
+        yield link
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+class Listener:
+    """A subscriber with a session that outlives restarts of the broker; collects (topic, payload) of all it gets."""
+
+    def __init__(self, broker, filters=("botwatch/#",), version=MQTTProtocolVersion.MQTTv311):
+        self.got, self.subscribed = [], threading.Event()
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, "listener", clean_session=False, protocol=version)
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda c, *_: c.subscribe([(f, 1) for f in filters])
+        self._client.on_subscribe = lambda *_: self.subscribed.set()
+        self._client.on_message = lambda _c, _d, m: self.got.append((m.topic, m.payload))
+        self._client.connect("127.0.0.1", broker.port)
+        self._client.loop_start()
+        assert self.subscribed.wait(10)
+
+    def payloads(self, where=ALERT):
+        return [payload for topic, payload in list(self.got) if topic == where]
+
+    def states(self):
+        return [json.loads(payload)["state"] for payload in self.payloads(STATUS)]
+
+    def close(self):
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def listening():
+    open_ones = []
+
+    def listen(broker, **options):
+        open_ones.append(Listener(broker, **options))
+        return open_ones[-1]
+
+    yield listen
+    for listener in open_ones:
+        listener.close()
+
+
+@needs_mosquitto
+def test_alerts_wait_while_the_broker_is_away_and_come_in_order_when_it_is_there(tmp_path, outbox, listening, caplog):
+    broker = Mosquitto(tmp_path / "broker")
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(500)])
+    with running(config_of(broker), outbox) as link:
+        wait_until(lambda: link.counts.failures >= 2)
+        assert "refused" in link.trouble
+        assert link.flush(0.1) == 500
+        assert sum("connection refused" in line for line in caplog.messages) == 1
+        with broker:
+            listener = listening(broker)
+            assert link.flush(10) == 0
+            outbox.put(ALERT, b"live")
+            wait_until(lambda: b"live" in listener.payloads())
+            assert list(dict.fromkeys(listener.payloads()))[-1] == b"live"
+            assert link.protocol == "5"
+            assert link.trouble == ""
+
+
+@needs_mosquitto
+def test_a_new_alert_is_with_the_broker_in_well_under_a_second(tmp_path, outbox, listening):
+    with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
+        listener = listening(broker)
+        wait_until(lambda: link.connected)
+        waits = []
+        for i in range(20):
+            began = time.monotonic()
+            outbox.put(ALERT, b"%d" % i)
+            wait_until(lambda i=i: len(listener.payloads()) > i)
+            waits.append(time.monotonic() - began)
+    assert sorted(waits)[-2] < 1.0
+
+
+@needs_mosquitto
+def test_a_broker_killed_mid_stream_and_restarted_costs_nothing(tmp_path, outbox, listening):
+    """SIGKILL twice under load; the session of the listener is in the broker's database, which is written every second
+    and lost up to then, so what counts is what the broker acknowledged to the outbox or has still to get."""
+    with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
+        listener = listening(broker)
+        for burst in range(3):
+            outbox.put_all([(ALERT, b"%d.%d" % (burst, i), False) for i in range(300)])
+            wait_until(lambda burst=burst: link.counts.acknowledged > 300 * burst)
+            if burst < 2:
+                broker.kill()
+                broker.start()
+        assert link.flush(15) == 0
+        wait_until(lambda: len(set(listener.payloads())) == 900)
+        assert link.counts.connects >= 3
+
+
+@needs_mosquitto
+def test_status_is_online_then_stopped_on_a_clean_stop(tmp_path, outbox, listening):
+    with Mosquitto(tmp_path / "broker") as broker:
+        listener = listening(broker)
+        with running(config_of(broker), outbox):
+            wait_until(lambda: listener.states() == ["online"])
+        wait_until(lambda: listener.states() == ["online", "stopped"])
+        late = Listener(broker, filters=(STATUS,))
+        wait_until(lambda: late.states() == ["stopped"])  # retained
+        late.close()
+
+
+AGENT = """
+import sys, threading
+from pathlib import Path
+from edge_agent.contract.messages import topic
+from edge_agent.link import BrokerConfig, Link
+from edge_agent.outbox import Outbox
+from edge_agent.state import State
+
+outbox = Outbox(State(Path(sys.argv[1])))
+link = Link(BrokerConfig(retry_min_s=0.05).at(sys.argv[2]), outbox, gateway="gw-001", agent="0.1.0")
+threading.Thread(target=link.run, args=(threading.Event(),), daemon=True).start()
+for i in range(int(sys.argv[3]), 10**9):
+    outbox.put(topic("gw-001", "alert"), b"%d" % i)
+    print(i, flush=True)
+"""
+
+
+@needs_mosquitto
+def test_an_agent_killed_while_publishing_loses_nothing_and_the_broker_says_it_is_offline(tmp_path, listening):
+    path = tmp_path / "state.sqlite"
+    put = []
+    with Mosquitto(tmp_path / "broker") as broker:
+        listener = listening(broker)
+        for _ in range(3):
+            agent = subprocess.Popen(
+                [sys.executable, "-c", AGENT, path, broker.address, str(len(put))], stdout=subprocess.PIPE
+            )
+            lines = [agent.stdout.readline() for _ in range(150)]
+            seen = len(listener.payloads())
+            wait_until(lambda seen=seen: len(listener.payloads()) > seen + 10)
+            agent.send_signal(signal.SIGKILL)
+            lines += agent.stdout.readlines()
+            agent.wait(10)
+            put += [int(line) for line in lines if line.endswith(b"\n")]
+        wait_until(lambda: listener.states()[-1] == "offline")
+        outbox = Outbox(State(path))
+        with running(config_of(broker), outbox) as link:
+            assert link.flush(10) == 0
+            wait_until(lambda: set(map(int, listener.payloads())) >= set(put))
+
+
+@needs_mosquitto
+def test_a_refused_alert_is_kept_counted_logged_once_and_does_not_spin(tmp_path, outbox, caplog):
+    (tmp_path / "acl").write_text("topic write botwatch/v1/gw/+/status\n")
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(300)])
+    with (
+        Mosquitto(tmp_path / "broker", f"acl_file {tmp_path / 'acl'}") as broker,
+        running(config_of(broker, inflight=10), outbox) as link,
+    ):
+        wait_until(lambda: link.counts.refused >= 10)
+        time.sleep(0.5)
+        assert link.counts.refused == link.counts.published <= 12
+        assert link.flush(0.1) == 300
+        assert "Not authorized" in link.trouble
+        assert sum("refuses alerts" in line for line in caplog.messages) == 1
+        # The operator mends the ACL; the connection stays up.
+        (tmp_path / "acl").write_text("topic readwrite botwatch/#\n")
+        broker.signal(signal.SIGHUP)
+        wait_until(lambda: link.counts.acknowledged >= 280)
+        broker.kill()
+        broker.start()
+        assert link.flush(10) == 0
+
+
+@needs_mosquitto
+def test_an_alert_larger_than_the_broker_takes_does_not_hold_up_the_others(tmp_path, outbox, caplog):
+    outbox.put_all([(ALERT, b"small", False), (ALERT, bytes(9000), False), (ALERT, b"last", False)])
+    with (
+        Mosquitto(tmp_path / "broker", "max_packet_size 5000") as broker,
+        running(config_of(broker), outbox) as link,
+    ):
+        wait_until(lambda: link.counts.acknowledged == 2)
+        assert (outbox.depth(), link.counts.refused) == (1, 1)
+        assert link.connected
+
+
+def test_a_broker_that_knows_no_mqtt_5_gets_3_1_1(tmp_path, outbox, listening):
+    with Amqtt(tmp_path / "broker") as broker:
+        listener = listening(broker)
+        outbox.put(ALERT, b"old style")
+        with running(config_of(broker, connect_timeout_s=0.5), outbox) as link:
+            assert link.flush(10) == 0
+            assert link.protocol == "3.1.1"
+            wait_until(lambda: listener.payloads() == [b"old style"])
+        wait_until(lambda: listener.states()[-1:] == ["stopped"])
+
+
+def test_a_port_that_accepts_and_says_nothing_or_rubbish_is_only_a_trouble(outbox):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        silent = BrokerConfig(connect_timeout_s=0.2, retry_min_s=0.05, retry_max_s=0.1)
+        with running(silent.at(f"127.0.0.1:{server.getsockname()[1]}"), outbox) as link:
+            wait_until(lambda: link.counts.failures >= 2)
+            assert link.trouble == "no answer from the broker"
+            server.settimeout(5)
+            for _ in range(4):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(os.urandom(64))
+            wait_until(lambda: link.counts.failures >= 4)
+
+
+def make_certificates(folder):
+    """A site authority, the broker's certificate for 127.0.0.1, one for gw-001, and a stranger's authority."""
+    from ipaddress import IPv4Address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now = datetime.datetime.now(datetime.UTC)
+
+    def issue(name, issuer=None, authority=False, revoked=()):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        signer, signer_name = issuer or (key, subject)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(signer_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return key, subject
+
+    site = issue("ca", authority=True)
+    issue("stranger", authority=True)
+    for name in ("broker", "gw-001", "gw-002", "botwatch-collector"):
+        issue(name, site)
+    crl = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(site[1])
+        .last_update(now - datetime.timedelta(days=1))
+        .next_update(now + datetime.timedelta(days=30))
+        .sign(site[0], hashes.SHA256())
+    )
+    (folder / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A broker with the configuration and the ACL that we ship, and the certificates it wants."""
+    from importlib.resources import files
+
+    folder = tmp_path_factory.mktemp("site")
+    make_certificates(folder)
+    text = files("configs").joinpath("mosquitto.conf").read_text()
+    (folder / "mosquitto.acl").write_text(files("configs").joinpath("mosquitto.acl").read_text())
+    text = text.replace("/etc/botwatch/pki/", f"{folder}/").replace("/etc/botwatch/", f"{folder}/")
+    text = text.replace("/var/lib/mosquitto/", f"{folder}/")
+    with Mosquitto(folder, config=text) as broker:
+        yield broker
+
+
+def tls_config(site, name="gw-001", **changes):
+    files = {
+        "ca_file": site.folder / "ca.crt",
+        "cert_file": site.folder / f"{name}.crt",
+        "key_file": site.folder / f"{name}.key",
+    }
+    return config_of(site, tls=True, **{**files, **changes})
+
+
+@needs_mosquitto
+def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(site, outbox):
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(300)])
+    with running(tls_config(site), outbox) as link:
+        assert link.flush(10) == 0
+        outbox.put(topic("gw-002", "alert"), b"not mine")
+        wait_until(lambda: link.counts.refused == 1)
+        assert "Not authorized" in link.trouble
+        outbox.put(ALERT, b"mine")
+        wait_until(lambda: link.counts.acknowledged == 301)
+        assert outbox.depth() == 1
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ca_file": "stranger.crt"}, "certificate not accepted"),
+        ({"cert_file": None, "key_file": None}, "certificate required|closed|reset|hung up|eof|handshake"),
+    ],
+)
+def test_a_certificate_error_is_one_readable_line(site, outbox, caplog, changes, words):
+    changes = {key: value and site.folder / value for key, value in changes.items()}
+    with running(tls_config(site, **changes), outbox) as link:
+        wait_until(lambda: link.counts.failures >= 2)
+    import re
+
+    lines = [line for line in caplog.messages if str(site.port) in line]
+    assert lines
+    assert all(re.search(words, line, re.IGNORECASE) and "\n" not in line for line in lines)
+    assert len(lines) <= 2
+
+
+def test_files_that_do_not_serve_stop_the_start_with_their_name(tmp_path, outbox):
+    (tmp_path / "junk").write_text("no certificate")
+    for changes, words in (
+        ({"tls": True, "ca_file": tmp_path / "none.crt"}, "ca_file .*no such file"),
+        ({"tls": True, "ca_file": tmp_path / "junk"}, "ca_file"),
+        ({"tls": True, "cert_file": tmp_path / "junk", "key_file": tmp_path / "junk"}, "cert_file"),
+        ({"username": "u", "password_file": tmp_path / "none"}, "password_file .*no such file"),
+        ({"ca_file": tmp_path / "junk"}, "need tls"),
+        ({"tls": True, "cert_file": tmp_path / "junk"}, "go together"),
+        ({"port": 0}, "port"),
+        ({"base": "a/#"}, "base"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Link(BrokerConfig(**changes), outbox, gateway="gw-001", agent="0.1.0")
+    with pytest.raises(BrokerError, match="HOST"):
+        BrokerConfig().at("host:port")
+
+
+def test_versions_are_tried_in_turn_until_one_is_known_to_be_wrong():
+    auto = Versions("auto")
+    tried = []
+    for event in (auto.hung_up, auto.hung_up, auto.lost, auto.hung_up, auto.lost, auto.refused, auto.lost):
+        tried.append(auto.next())
+        event()
+    assert [*tried, auto.next()] == [5, 4, 5, 5, 4, 5, 4, 4]
+    fixed = Versions(5)
+    fixed.hung_up()
+    assert fixed.next() == 5
+
+
+def test_waits_double_up_to_the_bound_and_begin_again_after_a_success():
+    backoff = Backoff(0.5, 60.0)
+    waits = [backoff.next() for _ in range(20)]
+    assert all(0.25 * 2**i <= wait <= 0.5 * 2**i for i, wait in enumerate(waits[:7]))
+    assert all(30 <= wait <= 60 for wait in waits[7:])
+    backoff.reset()
+    assert backoff.next() <= 0.5
+
+
+def test_nobody_listens_on_the_port_of_these_tests():
+    """The tests above that expect a refused connection rely on it."""
+    with socket.socket() as s:
+        assert s.connect_ex(("127.0.0.1", free_port())) != 0
