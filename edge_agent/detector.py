@@ -1,28 +1,55 @@
 """From feature rows to detections: scale, reconstruct, score, compare with τ, vote, classify.
 
 Everything here comes from one bundle, so a model swap is a new Detector. No clock, no files, no network: packet time
-arrives with the rows.
+arrives with the rows, and what is found does not depend on how the rows were cut into batches.
+
+Who is judged. A row belongs to a *subject*: the device that sent it (its MAC), or, when a remote peer's packet comes in
+through the router, the monitored address it was sent to. The first can be a source of an attack, the second a victim;
+the router that carries other people's packets is neither.
+
+What a slow column remembers. After a flood the columns of λ = 0.01 need many minutes to forget it, so from an alarm on
+a subject is judged by what is new: the error over the fast columns, and the counts of new peers and sockets beyond what
+is left of those of some seconds ago. It returns to the full rule when that has been quiet for a while.
 """
 
+import ipaddress
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent import features
+from edge_agent.calibrate import COUNT_COLUMNS
+from edge_agent.contract import columns as cols
+from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
 from edge_agent.contract.scaling import Array, Scaler, row_error
+from edge_agent.features import Rows
+from edge_agent.runtime import Model
 
 SLOW_DECAYS = ("_L0.1_", "_L0.01_")
 """Marks of the columns that still remember an attack minutes after it: λ = 0.1 needs 95 s, λ = 0.01 950 s to forget."""
 
+AFTERMATH_S = 1000.0
+"""Seconds after its last vote for which a subject is judged by what is new; a count of λ = 0.01 falls to 1/1000."""
+
+FRESH_S = 10.0
+"""Seconds over which a slow count must have grown past its bound, on its own, to be new."""
+
+MAX_SUBJECTS = 4096
+EXPLAINED = 5
+_COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+_S = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class Detection:
-    """One device's vote at one moment: the decision rule fired for rows up to ``t_ns``.
+    """One subject's vote at one moment: the decision rule fired for rows up to ``t_ns``.
 
-    A Detector gives at most one per device and batch, the newest; opening, updating and ending episodes is
-    `edge_agent.alerts`' knowledge.
+    A Detector gives one when an alarm begins, then at most one a second of packet time while it lasts, and one for its
+    last vote; opening, updating and ending episodes is `edge_agent.alerts`' knowledge.
     """
 
     t_ns: int  # packet time of the row that voted, Unix ns
@@ -33,7 +60,7 @@ class Detection:
     method: Literal["autoencoder", "counts"]
     class_name: str  # a key of the alert schema's class list: "mirai.scan", "unknown", "anomaly" ...
     confidence: float  # 0..1, mean class probability over the flagged rows; for anomaly the share of rows that voted
-    score: float  # the vote statistic (k-th largest of the last w scores)
+    score: float  # the vote statistic (k-th largest of the last w scores, each in units of its own threshold)
     threshold: float  # what it was compared with
     window_s: float  # capture time spanned by the vote window, > 0
     count: int  # rows flagged since this alarm began
@@ -60,8 +87,7 @@ class Scorer:
 
     def full(self, values: NDArray[Any]) -> Array:
         """Mean squared error over all columns, shape (n,)."""
-        z = self._scaler.z(values)
-        return row_error(z, self._predict(self._scaler.network_input(z)))
+        return row_error(*self.rebuilt(values))
 
     def fast(self, values: NDArray[Any]) -> Array:
         """Mean squared error over the columns of λ >= 1, the network seeing the slow ones as normal (z = 0), (n,)."""
@@ -69,3 +95,463 @@ class Scorer:
         z[:, self._slow] = 0.0
         rebuilt = self._predict(self._scaler.network_input(z))
         return row_error(z[:, ~self._slow], rebuilt[:, ~self._slow])
+
+    def rebuilt(self, values: NDArray[Any]) -> tuple[Array, Array]:
+        """The scaled rows and the network's reconstruction of them, both (n, k)."""
+        z = self._scaler.z(values)
+        return z, self._predict(self._scaler.network_input(z))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which addresses are the monitored side; everything else is remote and never blamed as a device."""
+
+    v4: tuple[tuple[int, int], ...]  # (network, mask) as 32-bit integers
+    v6: tuple[tuple[int, int], ...]  # of the upper 64 bits
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> "Networks":
+        """From CIDR texts; ValueError names the one that is none, or an IPv6 prefix longer than 64 bits."""
+        v4, v6 = [], []
+        for text in texts:
+            network = ipaddress.ip_network(text)
+            first, mask = int(network.network_address), int(network.netmask)
+            if network.version == 4:
+                v4.append((first, mask))
+            elif network.prefixlen <= 64:
+                v6.append((first >> 64, mask >> 64))
+            else:
+                raise ValueError(f"{text}: an IPv6 network of more than 64 bits cannot be monitored")
+        return cls(tuple(v4), tuple(v6))
+
+    def hold(self, address: NDArray[np.uint8], version: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Whether each address (n, 16) of IP ``version`` (n,) is monitored; rows without IP are (link layer, local)."""
+        words = np.ascontiguousarray(address).view(">u8")[:, 0].astype(np.uint64)
+        inside = version == 0
+        for first, mask in self.v4:
+            inside |= (version == 4) & ((words >> np.uint64(32)) & np.uint64(mask) == np.uint64(first))
+        for first, mask in self.v6:
+            inside |= (version == 6) & (words & np.uint64(mask) == np.uint64(first))
+        return np.asarray(inside)
+
+
+PRIVATE_NETWORKS = (
+    *("0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
+    *("::/64", "fc00::/7", "fe80::/10"),
+)
+"""The default monitored side: what RFC 1918, 3927, 4193, 4291 and 6598 reserve for local use."""
+
+
+@dataclass
+class _Sender:
+    """What a MAC has shown of itself: it is a device, or the router that carries remote peers' packets."""
+
+    local: int = 0  # packets with a monitored source address
+    carried: int = 0  # packets of remote peers that answer something: only a router sends those
+
+
+@dataclass
+class _Subject:
+    """Vote state of one device or victim."""
+
+    first_ns: int
+    class_count: int
+    full: NDArray[np.bool_] = field(init=False)  # the last rows under the full rule, oldest first
+    hits: NDArray[np.bool_] = field(init=False)  # the same rows under the rule that was in force for each
+    ratio: NDArray[np.float32] = field(init=False)  # score / threshold of the rule in force
+    t_ns: NDArray[np.int64] = field(init=False)
+    lengths: NDArray[np.int64] = field(init=False)
+    classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
+    alarm: bool = False
+    alarm_first_ns: int = 0
+    emitted_ns: int = 0
+    pending: "tuple[_Batch, int, bool, float] | None" = None  # newest vote not told yet: row, by score?, τ in force
+    count: int = 0
+    packets: int = 0
+    bytes: int = 0
+    class_sum: NDArray[np.float64] | None = None
+    aftermath: bool = False
+    last_vote_ns: int = 0
+    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(
+        default_factory=deque
+    )  # (ns, COUNT_COLUMNS), a second each
+
+    def __post_init__(self) -> None:
+        self.full = np.zeros(0, dtype=bool)
+        self.hits = np.zeros(0, dtype=bool)
+        self.ratio = np.zeros(0, dtype=np.float32)
+        self.t_ns = np.zeros(0, dtype=np.int64)
+        self.lengths = np.zeros(0, dtype=np.int64)
+        self.classes = np.zeros((0, self.class_count))
+
+
+class Detector:
+    """Rows in, detections out, for one bundle.
+
+    BundleError when the bundle's schema cannot occur in live traffic; `runtime.ModelError` when a model does not load.
+    """
+
+    def __init__(self, bundle: Bundle, networks: Sequence[str] = PRIVATE_NETWORKS):
+        manifest = bundle.manifest
+        if cols.COMPAT in manifest.schemas:
+            raise BundleError(
+                f"{bundle.path}: trained on {cols.COMPAT}, whose jitter columns hold the date; live or replayed "
+                f"traffic needs {cols.CLEAN}, or a model without the HH_jit columns"
+            )
+        self._decision = manifest.decision
+        self._columns = manifest.columns
+        self._at = np.array(cols.indices(manifest.columns))
+        self._scaler = bundle.scaler
+        self._scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
+        self._classify = Model(bundle.classifier) if bundle.classifier else None
+        self._classes = manifest.classes
+        self._normal = manifest.normal
+        self._networks = Networks.parse(networks)
+        self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
+        self._bounds = np.array([manifest.decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
+        self._senders: OrderedDict[int, _Sender] = OrderedDict()
+        self._subjects: OrderedDict[int | bytes, _Subject] = OrderedDict()
+        self.counters = {"scored": 0, "flagged": 0, "votes": 0, "subjects_evicted": 0, "senders_evicted": 0}
+
+    def observe(self, rows: Rows) -> list[Detection]:
+        """Score ``rows`` (in packet order) and return the votes they cause, in packet order."""
+        if not len(rows):
+            return []
+        values = rows.values[:, self._at]
+        scores = self._scorer.full(values)
+        self.counters["scored"] += len(rows)
+        found: list[Detection] = []
+        for key, index in self._by_subject(rows.meta):
+            subject = self._subject(key, int(rows.meta["t_ns"][index[0]]))
+            found += self._judge(key, subject, rows, values, scores, index)
+        found.sort(key=lambda d: d.t_ns)
+        return found
+
+    # -- who -------------------------------------------------------------------------------------------------------
+
+    def _by_subject(self, meta: NDArray[Any]) -> list[tuple[int | bytes, NDArray[np.intp]]]:
+        """Rows grouped by subject, each group in packet order; updates what is known of every sender."""
+        from_inside = self._networks.hold(meta["src"], meta["ip_version"])
+        to_inside = self._networks.hold(meta["dst"], meta["ip_version"])
+        macs = meta["src_mac"]
+        groups: list[tuple[int | bytes, NDArray[np.intp]]] = []
+        for mac in np.unique(macs):
+            index = np.flatnonzero(macs == mac)
+            sender = self._sender(int(mac))
+            inside = from_inside[index]
+            opens = meta["flags"][index] & features.NEW_SOCKET != 0
+            carried = sender.carried + np.cumsum(~inside & ~opens)
+            local = sender.local + np.cumsum(inside)
+            # a MAC that only ever sent monitored addresses and no answers of remote peers is a device that spoofs
+            router = (carried > 0) | (local == 0)
+            incoming = ~inside & router & (to_inside[index] | (carried > 0))
+            sender.carried, sender.local = int(carried[-1]), int(local[-1])
+            own = index[~incoming]
+            if len(own):
+                groups.append((int(mac), own))
+            words = np.ascontiguousarray(meta["dst"][index[incoming]]).view("<u8").reshape(-1, 2)
+            names = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
+            for name in np.unique(names):
+                hit = index[incoming][names == name]
+                groups.append((meta["dst"][hit[0]].tobytes(), hit))
+        merged: dict[int | bytes, list[NDArray[np.intp]]] = {}
+        for key, index in groups:
+            merged.setdefault(key, []).append(index)
+        return [(key, np.sort(np.concatenate(parts))) for key, parts in merged.items()]
+
+    def _sender(self, mac: int) -> _Sender:
+        if mac not in self._senders:
+            if len(self._senders) >= MAX_SUBJECTS:
+                self._senders.popitem(last=False)
+                self.counters["senders_evicted"] += 1
+            self._senders[mac] = _Sender()
+        self._senders.move_to_end(mac)
+        return self._senders[mac]
+
+    def _subject(self, key: int | bytes, t_ns: int) -> _Subject:
+        if key not in self._subjects:
+            if len(self._subjects) >= MAX_SUBJECTS:
+                self._subjects.popitem(last=False)
+                self.counters["subjects_evicted"] += 1
+            self._subjects[key] = _Subject(t_ns, len(self._classes))
+        self._subjects.move_to_end(key)
+        return self._subjects[key]
+
+    # -- what ------------------------------------------------------------------------------------------------------
+
+    def _judge(
+        self,
+        key: int | bytes,
+        subject: _Subject,
+        rows: Rows,
+        values: NDArray[Any],
+        scores: Array,
+        index: NDArray[np.intp],
+    ) -> list[Detection]:
+        """Votes of one subject's rows ``index``, cut where the rule in force or the alarm changes."""
+        batch = self._weigh(key, subject, rows, values, scores, index)
+        found: list[Detection] = []
+        at = 0
+        while at < len(index):
+            at = self._advance(key, subject, batch, at, found)
+        return found
+
+    def _weigh(
+        self,
+        key: int | bytes,
+        subject: _Subject,
+        rows: Rows,
+        values: NDArray[Any],
+        scores: Array,
+        index: NDArray[np.intp],
+    ) -> "_Batch":
+        """The full rule on one subject's rows."""
+        decision = self._decision
+        meta = rows.meta[index]
+        counts = rows.values[index][:, self._counts_at].astype(np.float64)
+        warm = meta["t_ns"] - subject.first_ns < decision.warmup_s * _S
+        bounds = self._bounds * np.where(warm, decision.warmup_factor, 1.0)[:, None]
+        strict = np.where(warm, decision.warmup_score_factor, 1.0)
+        score_ratio = scores[index] / (decision.full.tau * strict)
+        count_ratio = (counts / bounds).max(axis=1)
+        opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
+        full = (np.maximum(score_ratio, count_ratio) > 1.0) & counted
+        self.counters["flagged"] += int(full.sum())
+        return _Batch(meta, values[index], counts, bounds, score_ratio, count_ratio, counted, full, strict)
+
+    def _advance(self, key: int | bytes, subject: _Subject, batch: "_Batch", at: int, found: list[Detection]) -> int:
+        """Take in rows from ``at`` up to where something changes; returns the row after the last one taken."""
+        decision = self._decision
+        end = len(batch.meta)
+        t_ns = batch.meta["t_ns"]
+        if subject.aftermath:
+            tau = decision.fast.tau
+            # one reference for the counts per second of packet time, so that a flood is judged in whole arrays
+            second = t_ns[at] // _S
+            end = at + 1 + int(np.argmax(np.append(t_ns[at + 1 :] // _S != second, True)))
+            score_ratio, count_ratio = self._what_is_new(subject, batch, at, end)
+            hits = (np.maximum(score_ratio, count_ratio) > 1.0) & batch.counted[at:end]
+        else:
+            tau = decision.full.tau
+            score_ratio, count_ratio = batch.score_ratio[at:end], batch.count_ratio[at:end]
+            hits = batch.full[at:end]
+
+        kept = len(subject.hits)
+        window = np.cumsum(np.concatenate([[0], subject.hits, hits]))
+        high = np.arange(kept + 1, kept + 1 + len(hits))
+        flagged = window[high] - window[np.maximum(high - decision.vote_w, 0)]
+        if not subject.alarm:
+            changes = flagged >= decision.vote_k
+        else:
+            due = hits & (t_ns[at:end] >= subject.emitted_ns + _S)
+            changes = (flagged < self._clear) | due
+        if changes.any():
+            end = at + int(np.argmax(changes)) + 1
+        taken = end - at
+        ratio = np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
+        self._remember(subject, batch, at, end, hits[:taken], ratio)
+
+        if subject.alarm:
+            voted = np.flatnonzero(hits[:taken])
+            if len(voted):
+                last = int(voted[-1])
+                subject.last_vote_ns = int(t_ns[at + last])
+                subject.pending = (batch, at + last, bool(score_ratio[last] >= count_ratio[last]), tau)
+            if flagged[taken - 1] < self._clear:
+                subject.alarm = False
+                if subject.pending:
+                    found.append(self._detection(key, subject))
+            elif changes.any() and subject.pending:
+                found.append(self._detection(key, subject))
+        elif changes.any():
+            self._begin(subject, batch, end - 1)
+            subject.pending = (batch, end - 1, bool(score_ratio[taken - 1] >= count_ratio[taken - 1]), tau)
+            found.append(self._detection(key, subject))
+        elif subject.aftermath:
+            quiet = t_ns[end - 1] - subject.last_vote_ns > AFTERMATH_S * _S
+            if quiet and int(subject.full.sum()) < self._clear:
+                subject.aftermath = False
+                subject.snapshots.clear()
+        return end
+
+    @property
+    def _clear(self) -> int:
+        """Flagged rows of the window below which an alarm is over: half of what began it, so that it does not flap."""
+        return (self._decision.vote_k + 1) // 2
+
+    def _what_is_new(
+        self, subject: _Subject, batch: "_Batch", at: int, end: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The rule after an attack, for rows of one second: fast columns, counts beyond what is left of old ones."""
+        t_ns = batch.meta["t_ns"][at:end]
+        if subject.snapshots and t_ns[0] // _S != subject.snapshots[-1][0] // _S:
+            subject.snapshots.append((int(t_ns[0]), batch.counts[at]))
+        while len(subject.snapshots) > 1 and t_ns[0] - subject.snapshots[1][0] >= FRESH_S * _S:
+            subject.snapshots.popleft()
+        then, counts = subject.snapshots[0]
+        passed = np.maximum(t_ns - then, 0)[:, None] / _S
+        left = counts * np.exp2(-_COUNT_DECAY * passed)
+        fresh = batch.counts[at:end] - np.where(_COUNT_DECAY < 1.0, left, 0.0)
+        score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.tau * batch.strict[at:end])
+        return score_ratio, (fresh / batch.bounds[at:end]).max(axis=1)
+
+    def _remember(
+        self,
+        subject: _Subject,
+        batch: "_Batch",
+        at: int,
+        end: int,
+        hits: NDArray[np.bool_],
+        ratio: NDArray[np.float32],
+    ) -> None:
+        """Append rows to the vote window and, in an alarm, to its totals."""
+        w = self._decision.vote_w
+        meta = batch.meta[at:end]
+        probabilities = np.zeros((end - at, len(self._classes)))
+        if self._classify is not None and hits.any():
+            z = self._scaler.z(batch.values[at:end][hits])
+            probabilities[hits] = self._classify(self._scaler.network_input(z))
+        subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
+        subject.hits = np.concatenate([subject.hits, hits])[-w:]
+        subject.ratio = np.concatenate([subject.ratio, ratio])[-w:]
+        subject.t_ns = np.concatenate([subject.t_ns, meta["t_ns"]])[-w:]
+        subject.lengths = np.concatenate([subject.lengths, meta["length"]])[-w:]
+        subject.classes = np.concatenate([subject.classes, probabilities])[-w:]
+        if subject.alarm:
+            subject.count += int(hits.sum())
+            subject.packets += end - at
+            subject.bytes += int(meta["length"].sum())
+            subject.class_sum = subject.class_sum + probabilities.sum(axis=0)
+
+    def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
+        """An alarm begins with the window that voted for it, from its first flagged row on."""
+        first = int(np.argmax(subject.hits))
+        subject.alarm = True
+        subject.alarm_first_ns = int(subject.t_ns[first])
+        subject.count = int(subject.hits.sum())
+        subject.packets = len(subject.hits) - first
+        subject.bytes = int(subject.lengths[first:].sum())
+        subject.class_sum = subject.classes.sum(axis=0)
+        subject.last_vote_ns = int(batch.meta["t_ns"][row])
+        if not subject.aftermath:
+            subject.aftermath = True
+            # nothing is old yet: what made this alarm is all new
+            subject.snapshots.append((int(batch.meta["t_ns"][row]), np.zeros(len(COUNT_COLUMNS))))
+
+    # -- telling ---------------------------------------------------------------------------------------------------
+
+    def _detection(self, key: int | bytes, subject: _Subject) -> Detection:
+        """The subject's newest vote as a Detection."""
+        assert subject.pending is not None
+        batch, row, by_score, tau = subject.pending
+        subject.pending = None
+        subject.emitted_ns = int(batch.meta["t_ns"][row])
+        self.counters["votes"] += 1
+        meta = batch.meta[row]
+        decision = self._decision
+        ranked = np.sort(subject.ratio)[::-1]
+        statistic = float(ranked[min(decision.vote_k, len(ranked)) - 1])
+        strongest = int(np.argmax(batch.counts[row] / batch.bounds[row]))
+        if by_score:
+            limit = tau * float(batch.strict[row])
+            top = self._top(batch.values[row])
+        else:
+            limit = float(batch.bounds[row][strongest])
+            top = ((COUNT_COLUMNS[strongest], float(batch.counts[row][strongest])),)
+        name, confidence = self._name(subject)
+        victim = isinstance(key, bytes)
+        source = _text(meta["src"], meta["ip_version"])
+        target = _text(meta["dst"], meta["ip_version"])
+        return Detection(
+            t_ns=int(meta["t_ns"]),
+            first_ns=min(subject.alarm_first_ns, int(meta["t_ns"])),
+            device_mac=int(meta["src_mac"]),
+            device_ip=target if victim else source,
+            role="victim" if victim else "source",
+            method="autoencoder" if by_score else "counts",
+            class_name=name,
+            confidence=confidence,
+            score=max(statistic, 0.0) * limit,
+            threshold=limit,
+            window_s=max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
+            count=max(subject.count, 1),
+            packets=subject.packets,
+            bytes=subject.bytes,
+            src_ip=source,
+            src_port=int(meta["sport"]),
+            dest_ip=target,
+            dest_port=int(meta["dport"]),
+            proto=_proto(meta),
+            top_features=top,
+            explanation=self._sentence(top[0], by_score, meta),
+        )
+
+    def _name(self, subject: _Subject) -> tuple[str, float]:
+        """The class of all the alarm has flagged so far; `unknown` when the classifier does not stand for one."""
+        share = float(subject.hits.mean())
+        if self._classify is None or subject.class_sum is None:
+            return "anomaly", share
+        mean = subject.class_sum / max(float(subject.class_sum.sum()), 1e-9)
+        best = int(np.argmax(mean))
+        if self._classes[best] == BENIGN or mean[best] < self._decision.reject:
+            return "unknown", share
+        return self._classes[best], min(float(mean[best]), 1.0)
+
+    def _top(self, values: NDArray[Any]) -> tuple[tuple[str, float], ...]:
+        """The columns with the largest share of one row's error, each with its value in its own unit."""
+        z, rebuilt = self._scorer.rebuilt(values[None, :])
+        order = np.argsort((z - rebuilt)[0] ** 2)[::-1][:EXPLAINED]
+        return tuple((self._columns[i], _finite(float(values[i]))) for i in order)
+
+    def _sentence(self, top: tuple[str, float], by_score: bool, meta: NDArray[Any]) -> str:
+        column, value = top
+        if not by_score:
+            decay = float(column.split("_L")[1].split("_")[0])
+            what = "peers" if column.endswith("peers") else "sockets"
+            bound = self._decision.counts[column]
+            port = f", now port {int(meta['dport'])}" if meta["dport"] else ""
+            return (
+                f"opened {value:.0f} {what} it never used before within about {1.44 / decay:.2g} s{port}; "
+                f"normal is at most {bound:.0f}"
+            )
+        median, high = self._normal.get(column, (0.0, 0.0))[:2]
+        return f"{column} is {value:.4g}; normal is {median:.4g}, rarely above {high:.4g}"[:200]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One subject's rows of one `Detector.observe` call under the full rule."""
+
+    meta: NDArray[Any]
+    values: NDArray[Any]
+    counts: NDArray[np.float64]
+    bounds: NDArray[np.float64]
+    score_ratio: NDArray[np.float64]
+    count_ratio: NDArray[np.float64]
+    counted: NDArray[np.bool_]
+    full: NDArray[np.bool_]
+    strict: NDArray[np.float64]  # factor of τ
+
+
+def _text(address: NDArray[np.uint8], version: int) -> str:
+    """An address of ROW_META as text; "" without IP."""
+    if version == 4:
+        return str(ipaddress.IPv4Address(address[:4].tobytes()))
+    if version == 6:
+        return str(ipaddress.IPv6Address(address.tobytes()))
+    return ""
+
+
+def _proto(meta: NDArray[Any]) -> str:
+    """EVE's spelling of a row's protocol."""
+    if meta["flags"] & features.ARP:
+        return "ARP"
+    if not meta["ip_version"]:
+        return "ETHERNET"
+    return {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 58: "IPV6-ICMP"}.get(int(meta["proto"]), f"{int(meta['proto'])}")
+
+
+def _finite(value: float) -> float:
+    """JSON knows no infinity."""
+    return max(min(value, 3e38), -3e38)

@@ -56,9 +56,10 @@ class Decision:
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound); it is the
-    only rule in a device's first ``warmup_s`` seconds, with every bound times ``warmup_factor``.
-    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged.
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound). In a
+    device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter: τ times
+    ``warmup_score_factor``, the bounds times ``warmup_factor``. A device alarms when ``vote_k`` of its last ``vote_w``
+    rows are flagged.
     """
 
     full: Threshold
@@ -68,6 +69,7 @@ class Decision:
     vote_w: int = 20
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
+    warmup_score_factor: float = 10.0
     reject: float = 0.5
 
     def __post_init__(self) -> None:

@@ -47,9 +47,9 @@ class Scaler:
 
     def z(self, values: NDArray[Any]) -> Array:
         """Scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
-        x = np.asarray(values, dtype=np.float32)
+        x: Array = np.asarray(values, dtype=np.float32)
         if self.squash == "log1p":
-            x = np.sign(x) * np.log1p(np.abs(x))
+            x = np.copysign(np.log1p(np.abs(x)), x).astype(np.float32)
         z: Array = (x - self.mean.astype(np.float32)) / self.scale.astype(np.float32)
         return z
 

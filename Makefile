@@ -1,0 +1,48 @@
+# make demo | test | test-long | check | bench | fuzz; each brings what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SECONDS ?= 60
+export BOTWATCH_DATA ?= $(abspath ../shared/data)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo real test test-long check bench fuzz clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/botwatch demo
+
+# The same on published captures of real devices and attacks ($(BOTWATCH_DATA)): the table in the README.
+real: $(READY)
+	$(BIN)/botwatch demo --captures configs/captures --root $(BOTWATCH_DATA)/pcap --out real
+
+test: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+	$(BIN)/python -m pytest -q
+
+test-long: $(READY)
+	BOTWATCH_LONG=1 $(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+# The kernel is compiled here, so a change of it makes everything ready anew.
+$(READY): pyproject.toml $(wildcard edge_agent/kernel/*.[ch]) tests/system.sh
+	PYTHON=$(PYTHON) sh tests/system.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo real *.egg-info edge_agent/*.so

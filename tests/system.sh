@@ -1,0 +1,34 @@
+#!/bin/sh
+# Brings what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto. By apt where root or a
+# sudo without a question can; else one line that says what to install.
+set -eu
+PYTHON=${PYTHON:-python3}
+
+"$PYTHON" - <<'EOF' || { echo "botwatch needs Python 3.11, 3.12 or 3.13; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+import sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+EOF
+
+missing=
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+printf '#include <pcap/pcap.h>\n' | cc -E - >/dev/null 2>&1 || missing="$missing libpcap-dev"
+"$PYTHON" -c 'import ensurepip, venv' >/dev/null 2>&1 || missing="$missing python3-venv"
+header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+test -e "$header" || missing="$missing python3-dev"
+PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null 2>&1 || missing="$missing mosquitto"
+test -n "$missing" || exit 0
+
+as_root=
+if [ "$(id -u)" != 0 ]; then
+	if sudo -n true 2>/dev/null; then as_root="sudo -n"; else as_root=no; fi
+fi
+if [ "$as_root" = no ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "please install:$missing (Debian's names), then run make again" >&2
+	exit 1
+fi
+echo "installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get update -q >/dev/null
+# mosquitto's package starts a broker on port 1883, which nobody asked for here
+$as_root apt-get install -y -q --no-install-recommends $missing >/dev/null
+case $missing in *mosquitto*) $as_root systemctl disable --now mosquitto >/dev/null 2>&1 || true ;; esac
