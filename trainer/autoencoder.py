@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_agent.contract.scaling import Array
 from trainer.config import Training
-from trainer.progress import Progress
+from edge_agent.progress import Progress
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # notices and warnings of TensorFlow's C++; its errors still show
 
@@ -79,7 +79,9 @@ def run_epochs(
     weights = np.ones(len(inputs), dtype=np.float32) if weights is None else weights
     predict = predictor(model)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    shapes = [tf.TensorSpec((None, *a.shape[1:]), tf.float32) for a in (inputs, targets, weights)]
+
+    @tf.function(input_signature=shapes, autograph=False)  # type: ignore[untyped-decorator]
     def step(x: Any, y: Any, weight: Any) -> Any:
         with tf.GradientTape() as tape:
             value = loss(y, model(x, training=True), sample_weight=weight)
@@ -112,7 +114,8 @@ def run_epochs(
 
 def predictor(model: Any) -> Callable[[Array], Array]:
     """``model`` as a plain function on float32 rows, in batches of bounded memory."""
-    call = tf.function(model, input_signature=[tf.TensorSpec((None, model.input_shape[-1]), tf.float32)])
+    shape = tf.TensorSpec((None, model.input_shape[-1]), tf.float32)
+    call = tf.function(model, input_signature=[shape], autograph=False)
 
     def predict(rows: Array) -> Array:
         out = np.empty((len(rows), model.output_shape[-1]), dtype=np.float32)

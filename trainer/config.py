@@ -89,6 +89,7 @@ class DecisionSettings:
     vote_w: int = 20
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
+    warmup_score_factor: float = 10.0
     reject: float = 0.5
 
     def __post_init__(self) -> None:
