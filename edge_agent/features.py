@@ -63,7 +63,7 @@ ARP and PORTS (sport and dport were read).
 
 _POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}
 
-_STATE = struct.Struct("<8s32sQ")
+_STATE = struct.Struct("<8s32s")
 _STATE_MAGIC = b"bwstate1"
 
 
@@ -146,25 +146,22 @@ class Extractor:
 
     def save(self) -> bytes:
         """The whole learnt state, for `load` of an extractor with the same settings on the same kind of machine."""
-        state = self._kernel.save()
-        return _STATE.pack(_STATE_MAGIC, hashlib.sha256(state).digest(), len(state)) + zlib.compress(state, 1)
+        packed = zlib.compress(self._kernel.save(), 1)
+        return _STATE.pack(_STATE_MAGIC, hashlib.sha256(packed).digest()) + packed
 
     def load(self, state: bytes) -> None:
         """Continue where `save` was called, bit for bit. FeatureStateError changes nothing."""
         if len(state) < _STATE.size:
             raise FeatureStateError(f"feature state of {len(state)} bytes is truncated")
-        magic, digest, size = _STATE.unpack_from(state)
+        magic, digest = _STATE.unpack_from(state)
         if magic != _STATE_MAGIC:
             raise FeatureStateError(f"not a feature state of this version: begins with {magic!r}, not {_STATE_MAGIC!r}")
-        inflate = zlib.decompressobj()
-        try:
-            kernel_state = inflate.decompress(state[_STATE.size :], size + 1)
-        except zlib.error as error:
-            raise FeatureStateError(f"feature state is corrupt: {error}") from error
-        if len(kernel_state) != size or not inflate.eof or inflate.unused_data:
-            raise FeatureStateError(f"feature state is truncated or corrupt: {size} bytes announced")
-        if hashlib.sha256(kernel_state).digest() != digest:
-            raise FeatureStateError("feature state is corrupt: its checksum differs")
+        packed = state[_STATE.size :]
+        if hashlib.sha256(packed).digest() != digest:
+            raise FeatureStateError(
+                f"feature state of {len(state)} bytes is truncated or corrupt: its checksum differs"
+            )
+        kernel_state = zlib.decompressobj().decompress(packed, self.memory_bytes()["total"])
         try:
             self._kernel.load(kernel_state)
         except ValueError as error:

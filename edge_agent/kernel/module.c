@@ -285,7 +285,7 @@ static enum capture_result next_handed(void *context, struct frame *frame)
 static bool read_frame(PyObject *item, struct frame *frame)
 {
     long long t_ns;
-    unsigned int wire_length;
+    long long wire_length;
     char *bytes;
     Py_ssize_t size;
     PyObject *data;
@@ -293,16 +293,16 @@ static bool read_frame(PyObject *item, struct frame *frame)
         PyErr_SetString(PyExc_TypeError, "a frame is a tuple (t_ns, wire_length, bytes)");
         return false;
     }
-    if (!PyArg_ParseTuple(item, "LIS", &t_ns, &wire_length, &data) || PyBytes_AsStringAndSize(data, &bytes, &size) != 0)
+    if (!PyArg_ParseTuple(item, "LLS", &t_ns, &wire_length, &data) || PyBytes_AsStringAndSize(data, &bytes, &size) != 0)
         return false;
-    if (size > UINT32_MAX / 2) {
-        PyErr_SetString(PyExc_ValueError, "a frame of more than 2 GiB");
+    if (wire_length < 0 || wire_length > UINT32_MAX || size > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "a frame's length %lld on the wire or %zd captured is impossible", wire_length, size);
         return false;
     }
     const long long latest = 4611686018999999999; /* as in capture.c */
     frame->bad_time = t_ns < 0 || t_ns > latest;
     frame->t_ns = t_ns < 0 ? 0 : t_ns > latest ? latest : t_ns;
-    frame->wire_length = wire_length;
+    frame->wire_length = (uint32_t)wire_length;
     frame->captured = (uint32_t)size;
     frame->bytes = (const uint8_t *)bytes;
     return true;

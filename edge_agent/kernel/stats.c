@@ -75,7 +75,8 @@ struct table {
 };
 
 enum { SEEN_PEERS = 1024, SEEN_SOCKETS = 4096, SEEN = SEEN_PEERS + SEEN_SOCKETS };
-enum { SEEN_BITS = 12, SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1, SEEN_FORGOTTEN = 7 * 24 * 6 };
+enum { SEEN_BITS = 12, SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1 };
+enum { DAY = 24 * 6 /* units */, SEEN_FORGOTTEN = 7 * DAY };
 static const int64_t SEEN_UNIT_NS = INT64_C(600000000000);
 
 enum { HOSTS, MACS, PAIRS, SOCKETS, DEVICES, TABLES };
@@ -393,10 +394,16 @@ static void to_front(uint32_t bucket[WAYS], int place, uint32_t entry)
     bucket[0] = entry;
 }
 
-static bool forgotten(uint32_t entry, uint32_t unit)
+/* Units since an entry's time; none when the clock has stepped back (by a day at most, which 14 days can tell from age). */
+static inline uint32_t idle(uint32_t entry, uint32_t unit)
 {
     uint32_t age = (unit - entry) & SEEN_TIME;
-    return entry == 0 || (age >= SEEN_FORGOTTEN && age <= SEEN_TIME / 2); /* older still: the clock stepped back */
+    return age > SEEN_TIME - DAY ? 0 : age;
+}
+
+static inline bool forgotten(uint32_t entry, uint32_t unit)
+{
+    return entry == 0 || idle(entry, unit) >= SEEN_FORGOTTEN;
 }
 
 /* A place for a new entry: a free or forgotten one, else the oldest unknown, else the oldest. */
@@ -430,8 +437,7 @@ static inline bool visit(uint32_t bucket[WAYS], uint64_t hash, uint32_t unit, ui
         to_front(bucket, place, mark | unit);
         return true;
     }
-    uint32_t age = (unit - entry) & SEEN_TIME;
-    if ((entry & SEEN_KNOWN) == 0 && (age < 2 || age > SEEN_TIME / 2))
+    if ((entry & SEEN_KNOWN) == 0 && idle(entry, unit) < 2)
         return false; /* keep the time of the first visit */
     to_front(bucket, place, mark | SEEN_KNOWN | unit);
     return false;
