@@ -280,6 +280,7 @@ def test_nothing_here_can_send_a_packet():
         ({"attacks": ("mirai.udp:port=70000",)}, "70000"),
         ({"attacks": ("mirai.scan:spoof=any",)}, "cannot spoof"),
         ({"attacks": ("gafgyt.tcp:spoof=all",)}, "all"),
+        ({"attacks": ("mirai.udp:rate=9", "mirai.udp:rate=9.0")}, "twice"),
         ({"infected": ("plug-9",)}, "plug-9"),
         ({"hours": 25.0}, "25"),
         ({"snaplen": 10}, "snaplen"),
