@@ -5,7 +5,10 @@ paho's callbacks run in it too, and they only append to lists that the loop look
 lock of paho's: a callback that took one of ours there would lock up with a thread that publishes under it.)
 
 A message leaves the outbox only when the broker has acknowledged it without an error. Under MQTT 5 a broker says when
-it refuses a message; under 3.1.1 it cannot, and a refused message looks like a delivered one.
+it refuses a message; under 3.1.1 it cannot, and a refused message looks like a delivered one. Even an acknowledged
+message is lost when the broker is killed before it has written it down or passed it on, so a new connection begins
+with those acknowledged in the last seconds of the one before. And a broker that has lost its subscriptions too throws
+away what comes before the collector is back: under MQTT 5 it says so, and the message waits.
 """
 
 import logging
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _GOODBYE_S = 2.0  # how long the last words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
+_MAX_HOLD_S = 30.0  # while a broker refuses, one message is tried so often
+_UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
 _MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
 _BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
 
@@ -50,6 +55,8 @@ class LinkCounts:
     failures: int = 0  # attempts to connect, and connections, that failed
     published: int = 0  # handed to the broker, repeats included
     acknowledged: int = 0
+    repeated: int = 0  # taken by a broker before, and sent again on a new connection
+    unheard: int = 0  # thrown away by the broker since nobody subscribes; the message stays in the outbox
     refused: int = 0  # refusals by the broker, repeats included; the message stays in the outbox
 
 
@@ -68,6 +75,7 @@ class Link:
         self._tls, self._password = config.tls_context(), config.password()
         self._versions = Versions(config.version)
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
+        self._lost_s: float | None = None  # when the last connection ended
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
@@ -82,6 +90,8 @@ class Link:
             except _BROKEN as error:
                 problem = explain(error)
             finally:
+                if self.connected:
+                    self._lost_s = time.time()
                 self.connected = False
                 session.close()
             if stop.is_set():
@@ -126,7 +136,8 @@ class _Session:
         self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
         self._refused: set[int] = set()
         self._retry_refused = self._hold_until = 0.0
-        self._hold = Backoff(1.0, _RETRY_REFUSED_S)
+        self._hold = Backoff(1.0, _MAX_HOLD_S)
+        self._unheard = False  # what is under way, or was, was heard by nobody
         self._window, self._max_packet = config.inflight, 0
         self.try_other_version = False
         self._client = client = mqtt.Client(
@@ -200,28 +211,34 @@ class _Session:
         if not acks:
             return
         self._acks = []
-        done, now = [], time.monotonic()
+        done: list[int] = []
+        now, problem = time.monotonic(), ""
         for mid, reason in acks:
             row = self._rows.pop(mid, None)
-            if not reason.is_failure:
+            if reason.is_failure:
+                problem = f"refuses {'our status' if row is None else 'alerts'}: {reason}"
+                link.counts.refused += 1
                 if row is not None:
-                    done.append(row)
-                continue
-            link.counts.refused += 1
-            what = f"refuses alerts: {reason}" if row is not None else f"refuses our status: {reason}"
-            if row is not None:
-                self._keep_back(row)
-                if now >= self._hold_until:  # all that were under way are one refusal; where one is refused most are
-                    self._hold_until = now + self._hold.next()
-            if link.trouble != what:
-                logger.error("broker %s %s; kept, and tried again later", link.config.address, what)
-                link.trouble = what
+                    self._keep_back(row)
+            elif row is not None and reason.value == _UNHEARD:
+                problem = "knows nobody who subscribes to alerts"
+                link.counts.unheard += 1
+                self._unheard = True
+            elif row is not None:
+                done.append(row)
         if done:
             link._outbox.done(done)
             link.counts.acknowledged += len(done)
-            if self._hold.failures == 0 and not self._refused:
-                link.trouble = ""
+        if problem:
+            if now >= self._hold_until:  # all that were under way are one refusal; where one is refused most are
+                self._hold_until = now + self._hold.next()
+            if link.trouble != problem:
+                logger.error("broker %s %s; kept, and tried again later", link.config.address, problem)
+                link.trouble = problem
+        elif done:
             self._hold.reset()
+            if not self._refused:
+                link.trouble = ""
 
     def _keep_back(self, row: int) -> None:
         """Let the others pass ``row`` until it is time to try it again."""
@@ -235,7 +252,10 @@ class _Session:
         if self._refused and now > self._retry_refused and not self._rows:
             self._refused.clear()
             link._outbox.rewind()
-        if now < self._hold_until:
+        if self._unheard and not self._rows:  # in order again from the oldest
+            self._unheard = False
+            link._outbox.rewind()
+        if now < self._hold_until or self._unheard:
             return
         window = 1 if self._hold.failures else self._window
 
@@ -305,8 +325,9 @@ class _Session:
         link.counts.connects += 1
         link.protocol, link.connected, link.trouble = ("5" if self._level == 5 else "3.1.1"), True, ""
         link._backoff.reset()
-        link._outbox.rewind()
-        logger.info("connected to %s, MQTT %s", link.config.address, link.protocol)
+        again = link._outbox.again(link.config.repeat_s, link._lost_s)
+        link.counts.repeated += again
+        logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
         client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
 
     def _on_disconnect(

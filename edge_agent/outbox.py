@@ -82,6 +82,16 @@ class Outbox:
         """Begin again with the oldest message that still waits: the connection that carried them is gone."""
         self._given = 0
 
+    def again(self, window_s: float, lost_s: float | None = None) -> int:
+        """Hand over again what was `done` in the last ``window_s`` seconds before ``lost_s``, and all that waits.
+
+        A broker that is killed forgets what it took and had not yet written down or passed on. ``lost_s`` (Unix s) is
+        when the connection ended; None, at the start of a process, stands for the last `done`. Returns how many rows
+        wait that did not; the collector recognises repeats.
+        """
+        self.rewind()
+        return self._state.outbox_again(lost_s, window_s)
+
     def depth(self) -> int:
         """How many messages wait for the broker."""
         return self._state.outbox_size().waiting

@@ -40,6 +40,10 @@ CREATE TRIGGER outbox_taken AFTER UPDATE OF acked_s ON outbox WHEN old.acked_s I
     UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(new.payload) WHERE acked = 0;
     UPDATE outbox_total SET rows = rows + 1, bytes = bytes + length(new.payload) WHERE acked = 1;
 END;
+CREATE TRIGGER outbox_again AFTER UPDATE OF acked_s ON outbox WHEN old.acked_s NOT NULL AND new.acked_s IS NULL BEGIN
+    UPDATE outbox_total SET rows = rows + 1, bytes = bytes + length(new.payload) WHERE acked = 0;
+    UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(new.payload) WHERE acked = 1;
+END;
 CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
     UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(old.payload) WHERE acked = (old.acked_s NOT NULL);
 END;
@@ -167,6 +171,15 @@ class State:
         with self._transaction() as db:
             db.executemany("UPDATE outbox SET acked_s = ? WHERE id = ?", [(now_s, row) for row in ids])
             db.execute("DELETE FROM outbox WHERE acked_s IS NOT NULL AND acked_s < ?", (now_s - keep_s,))
+
+    def outbox_again(self, since_s: float | None, window_s: float) -> int:
+        """Let rows taken after ``since_s - window_s`` wait again; None is the time the last row was taken. How many."""
+        with self._transaction() as db:
+            if since_s is None:
+                since_s = db.execute("SELECT max(acked_s) FROM outbox WHERE acked_s IS NOT NULL").fetchone()[0]
+            if since_s is None:
+                return 0
+            return db.execute("UPDATE outbox SET acked_s = NULL WHERE acked_s > ?", (since_s - window_s,)).rowcount
 
     def outbox_size(self) -> OutboxSize:
         """How full the outbox is."""

@@ -36,6 +36,9 @@ class BrokerConfig:
     connect_timeout_s: float = 5.0
     inflight: int = 100  # messages under way and not yet acknowledged
     session_s: int = 86_400  # how long the broker keeps our session while we are away
+    repeat_s: float = (
+        60.0  # on a new connection, what the broker took so shortly before the end of the last is sent again
+    )
     retry_min_s: float = 0.5  # first wait after a failure; doubles, with jitter, up to the next
     retry_max_s: float = 60.0
 
@@ -46,8 +49,10 @@ class BrokerConfig:
         for key, low, high in (("port", 1, 65_535), ("keepalive_s", 5, 3600), ("inflight", 1, 10_000)):
             if not low <= getattr(self, key) <= high:
                 raise BrokerError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
-        if not 0 < self.retry_min_s <= self.retry_max_s or self.connect_timeout_s <= 0 or self.session_s < 0:
+        if not 0 < self.retry_min_s <= self.retry_max_s or self.connect_timeout_s <= 0:
             raise BrokerError("retry_min_s, retry_max_s and connect_timeout_s must be positive, the first the smaller")
+        if self.session_s < 0 or self.repeat_s < 0:
+            raise BrokerError("session_s and repeat_s must not be negative")
         if (self.ca_file or self.cert_file or self.key_file) and not self.tls:
             raise BrokerError("ca_file, cert_file and key_file need tls: true")
         if (self.cert_file is None) != (self.key_file is None):

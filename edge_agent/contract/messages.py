@@ -344,7 +344,9 @@ class Alert:
         """The EVE record, as `alert.schema.json` wants it; numbers have six significant digits."""
         info = CLASSES[self.class_name]
         ported = self.proto in _PROTOCOLS
-        flow = community_id(self.src_ip, self.src_port, self.dest_ip, self.dest_port, self.proto)
+        flow = community_id(
+            "" if self.src_ip == _NOBODY else self.src_ip, self.src_port, self.dest_ip, self.dest_port, self.proto
+        )
         device = {"mac": self.device.mac, "ip": self.device.ip, "name": self.device.name}
         document = {
             "timestamp": format_time(self.t_ns),

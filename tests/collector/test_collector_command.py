@@ -136,14 +136,14 @@ def test_a_collector_killed_mid_stream_and_restarted_has_all_of_it_once(tmp_path
         gateway(broker, tmp_path) as (outbox, link),
     ):
         for burst in range(3):
-            numbers = range(400 * burst, 400 * burst + 400)
+            numbers = range(200 * burst, 200 * burst + 200)
             outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in numbers])
-            wait_until(lambda burst=burst: len(collector.stored()) > 400 * burst)
+            wait_until(lambda burst=burst: len(collector.stored()) > 200 * burst)
             if burst < 2:
                 collector.end(signal.SIGKILL)
                 assert link.flush(10) == 0
                 collector.start()
-        wait_until(lambda: len(collector.stored()) == 1200)
+        wait_until(lambda: len(collector.stored()) == 600)
 
 
 @needs_mosquitto

@@ -212,3 +212,19 @@ def test_killed_while_putting_everything_that_was_put_is_there(path):
         assert [int(payload) for _, payload in given][: len(said)] == said
         assert len(given) - len(said) in (0, 1)
         outbox.done(row for row, _ in given)
+
+
+def test_what_was_done_shortly_before_the_end_of_a_connection_is_given_again(path):
+    state = State(path)
+    outbox = Outbox(state)
+    outbox.put_all([("t", b"%d" % i, False) for i in range(4)])
+    rows = [row for row, _ in drained(outbox)]
+    state.outbox_acked(rows[:1], now_s=100.0, keep_s=1000)
+    state.outbox_acked(rows[1:3], now_s=150.0, keep_s=1000)
+    assert outbox.again(60.0, lost_s=200.0) == 2
+    assert payloads(outbox) == [b"1", b"2", b"3"]
+    assert (state.outbox_size().waiting, state.outbox_size().acked) == (3, 1)
+    state.outbox_acked(rows[1:], now_s=151.0, keep_s=1000)
+    assert outbox.again(60.0) == 4  # a new process: before the last one done
+    assert payloads(outbox) == [b"0", b"1", b"2", b"3"]
+    assert Outbox(State(path.with_name("new.sqlite"))).again(60.0) == 0
