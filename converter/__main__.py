@@ -11,18 +11,18 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.progress import Progress
 from edge_agent.runtime import VARIANTS
 
 if TYPE_CHECKING:
@@ -125,17 +125,17 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
 
     files: dict[str, dict[str, bytes]] = {variant: {} for variant in wanted}
     models: dict[str, dict[str, Predict]] = {variant: {} for variant in wanted}
-    with _progress("converting", len(originals) * len(wanted)) as step:
+    with _progress("converting", len(originals) * len(wanted)) as progress:
         for variant, (name, network) in product(wanted, originals.items()):
             files[variant][name] = quantize.convert(network, variant, inputs[name])
             (folder / f"{variant}-{name}").write_bytes(files[variant][name])
             with quantize.quiet():
                 models[variant][name] = Model(folder / f"{variant}-{name}")
-            step(f"{name} to {variant}")
+            progress.step(note=f"{name} to {variant}")
     _, sides = _observe(run, models)
 
     found = {}
-    with _progress("timing", len(originals) * len(wanted)) as step:
+    with _progress("timing", len(originals) * len(wanted)) as progress:
         for variant, side in zip(wanted, sides, strict=True):
             times, defects = {}, []
             for name, predict in models[variant].items():
@@ -145,7 +145,7 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
                         f"{missing} layers of {name} have no bias: tflite-runtime 2.14 crashes on them on ARM"
                     )
                 defects += [f"{name} {defect}" for defect in parity.unsteady(predict, inputs[name], BATCHES)]
-                step(f"{name}, {variant}")
+                progress.step(note=f"{name}, {variant}")
             sizes = {name: len(content) for name, content in files[variant].items()}
             compared = parity.compare(variant, rows, side, float_side, sizes, times, defects)
             found[variant] = Converted(files[variant], side.decision, compared, models[variant])
@@ -158,10 +158,10 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
     from converter import run as runs
 
     observer = parity.Observer(networks.values(), run.scaler, run.model.columns)
-    with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as step:
+    with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as progress:
         for block in run.blocks():
             observer.see(block)
-            step(f"{len(block.part)} rows")
+            progress.step()
     try:
         rows, outcomes = observer.seen()
     except ValueError as error:
@@ -277,28 +277,11 @@ def _report(run: "Run", results: "list[Parity]") -> None:
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Any]:
-    """Show on stderr how far ``total`` steps are: a bar on a terminal, elsewhere a line every 5 s, from 2 s on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    done, due = 0, time.monotonic() + 2.0
-    if not sys.stderr.isatty():
-
-        def step(note: str) -> None:
-            nonlocal done, due
-            done += 1
-            if time.monotonic() >= due:
-                due = time.monotonic() + 5.0
-                print(f"{label}: {done} of {total}, {note}", file=sys.stderr, flush=True)
-
-        yield step
-        return
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal:  # stays the terminal while `quiet` redirects stderr
-        text = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
-        with Progress(*text, console=Console(file=terminal), transient=True) as bar:
-            task = bar.add_task(label, total=total, note="")
-            yield lambda note: bar.update(task, advance=1, note=note)
+def _progress(label: str, total: int) -> Iterator[Progress]:
+    """A progress bar on a copy of stderr, which stays where it is while `quantize.quiet` redirects stderr."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w") as stream, Progress(label, total, stream) as progress:
+        yield progress
 
 
 if __name__ == "__main__":

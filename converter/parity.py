@@ -248,7 +248,7 @@ def failures(parity: Parity) -> tuple[str, ...]:
         )
     if classes is not None and classes.share > MAX_CLASS_FLIPS:
         found.append(
-            f"flips {classes.share:.2%} of classes ({classes.changed} of {classes.rows} rows, most of them "
+            f"flips {classes.share:.2%} of classes ({classes.changed} of {classes.rows} rows, the largest share in "
             f"{classes.worst}), bound {MAX_CLASS_FLIPS:.0%}"
         )
     if parity.variant == "int8":

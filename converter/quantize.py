@@ -8,13 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter.run import RunError
+from edge_agent.contract.bundle import BundleError
 from edge_agent.contract.scaling import Array
 from edge_agent.runtime import ModelError
 
@@ -108,30 +109,28 @@ def needs(contents: list[bytes]) -> dict[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what TensorFlow and the interpreter say (C++ writes past sys.stderr) from the terminal.
+    """Keep what TensorFlow and the interpreter say from the terminal: in Python, and in C++, which writes past Python.
 
     It is shown when the block fails for a reason that has no message of ours.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as noise:
-        kept = os.dup(1), os.dup(2)
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", buffering=1) as noise:
         os.dup2(noise.fileno(), 1)
         os.dup2(noise.fileno(), 2)
-        failed = False
+        failed = True
         try:
-            yield
-        except (RunError, ModelError):
-            raise
-        except BaseException:
-            failed = True
+            with redirect_stdout(noise), redirect_stderr(noise):  # a progress bar has put its own in their place
+                yield
+            failed = False
+        except (RunError, ModelError, BundleError):
+            failed = False
             raise
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for fd, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, fd)
                 os.close(copy)
             if failed:
                 noise.seek(0)
-                sys.stderr.write(noise.read().decode(errors="replace"))
+                sys.stderr.write(noise.read())
