@@ -98,6 +98,8 @@ def _fit(args: argparse.Namespace, command: str) -> int:
         fit.run(chosen, args.out, command)
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
         return _refuse(error)
+    except OSError as error:  # inputs are read in dataset: what is left is the run folder
+        return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
     return 0
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from edge_agent.contract.scaling import Array
-from trainer.config import Training
 from edge_agent.progress import Progress
+from trainer.config import Training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # notices and warnings of TensorFlow's C++; its errors still show
 

@@ -26,8 +26,8 @@ from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.scaling import Array
-from trainer.config import Entry
 from edge_agent.progress import Progress
+from trainer.config import Entry
 
 MANIFEST = "manifest.yaml"
 BATCH = 4096
@@ -384,7 +384,7 @@ def _labelled(capture: Capture, meta: Any, use_lead: bool) -> Iterator[tuple[str
 
     def by_sender(mask: NDArray[np.bool_]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
         for mac in np.unique(meta["src_mac"][mask]):  # a gateway scores every sender, so each is a device
-            name = capture.device if mac == own else f"{capture.device}/{mac_text(mac)}"
+            name = capture.device if mac in (own, 0) else f"{capture.device}/{mac_text(mac)}"  # 0: links without MACs
             yield name, BENIGN, mask & (meta["src_mac"] == mac)
 
     if capture.label == BENIGN:

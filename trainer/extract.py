@@ -19,8 +19,8 @@ from polars.io.plugins import register_io_source
 from edge_agent.capture import CaptureError, open_file
 from edge_agent.contract import columns as cols
 from edge_agent.features import PORTS, Extractor
+from edge_agent.progress import Progress
 from trainer.dataset import BATCH, META_COLUMNS, SCHEMA_KEY, mac_text
-from trainer.progress import Progress
 
 ROW_GROUP = 1 << 16
 

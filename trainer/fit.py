@@ -509,6 +509,7 @@ def run(config: Config, out: Path, command: str) -> None:
     table = dataset.load(config.data, config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)  # before the training, which may take an hour
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))
     fitted = fit(config, table)
     save(fitted, out, command, time.monotonic() - began)

@@ -99,6 +99,15 @@ def test_files_that_are_not_there_are_named(tmp_path, capsys):
     assert "gone.parquet" in refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", out)
 
 
+def test_a_run_folder_that_cannot_be_is_refused_before_the_training(tmp_path, capsys, write_pcap, traffic):
+    write_pcap(tmp_path / "captures" / "day.pcap", traffic(CAMERA, 5))
+    (tmp_path / "captures" / "manifest.yaml").write_text("captures: [{file: day.pcap, device: c, label: benign}]")
+    (tmp_path / "x.yaml").write_text(QUICK)
+    (tmp_path / "file").write_text("")
+    said = refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "file" / "run"))
+    assert "cannot be written" in said
+
+
 def test_captures_become_a_run_folder_in_one_call(tmp_path, capsys, write_pcap, traffic):
     """From a config and --data, with the attacks' labels, --top-n, and a capture that ends early."""
     folder = tmp_path / "elsewhere"
