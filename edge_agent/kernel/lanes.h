@@ -1,7 +1,7 @@
 /* The arithmetic of one row, for lanes [base, base + N) of every array; a template without an include guard.
  *
  * stats.c includes it once per vector type with
- *     VEC, MASK   N doubles and N int64_t as a GCC vector
+ *     VEC         N doubles as a GCC vector; MASK, BITS the same of int64_t and uint64_t
  *     N           lanes in a VEC
  *     FN(name)    the name of a function of this instance
  *     TARGET      its target attribute
@@ -60,7 +60,7 @@ INLINE VEC FN(decay)(int base, double gap)
     VEC mid = (0x1.5d87fe78a5276p-10 + r * 0x1.430913096fd9fp-13) + r2 * (0x1.ffcbfc670dcd4p-17 + r * 0x1.62bfd47773353p-20);
     VEC top = (0x1.b524fae627834p-24 + r * 0x1.e6063f7217bc6p-28) + r2 * 0x1.e9d3fe3952179p-32;
     VEC power = 1.0 + r * (low + r4 * (mid + r4 * top));
-    MASK scaled = (MASK)power + ((MASK)shifted << 52);
+    BITS scaled = (BITS)power + ((BITS)shifted << 52);
     return FN(keep_where)(x > -1021.0, (VEC)scaled);
 }
 
@@ -174,6 +174,7 @@ INLINE void FN(row)(const struct step *s, double *out, int base)
 #undef INLINE
 #undef VEC
 #undef MASK
+#undef BITS
 #undef N
 #undef FN
 #undef TARGET

@@ -478,6 +478,7 @@ struct step {
 
 typedef double v2d __attribute__((vector_size(16)));
 typedef int64_t v2i __attribute__((vector_size(16)));
+typedef uint64_t v2u __attribute__((vector_size(16)));
 
 static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
 {
@@ -490,6 +491,7 @@ static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
 
 #define VEC v2d
 #define MASK v2i
+#define BITS v2u
 #define N 2
 #define FN(name) baseline_##name
 #define TARGET
@@ -512,9 +514,11 @@ static void narrow_baseline(const double *from, float *to)
 #ifdef X86
 typedef double v4d __attribute__((vector_size(32)));
 typedef int64_t v4i __attribute__((vector_size(32)));
+typedef uint64_t v4u __attribute__((vector_size(32)));
 
 #define VEC v4d
 #define MASK v4i
+#define BITS v4u
 #define N 4
 #define FN(name) avx2_##name
 #define TARGET __attribute__((target("avx2")))
@@ -523,6 +527,7 @@ typedef int64_t v4i __attribute__((vector_size(32)));
 
 #define VEC v2d
 #define MASK v2i
+#define BITS v2u
 #define N 2
 #define FN(name) avx2_rest_##name
 #define TARGET __attribute__((target("avx2")))
@@ -549,7 +554,9 @@ static double seconds(int64_t t)
 
 static inline double gap(const struct kernel *k, int64_t later, int64_t earlier)
 {
-    return k->settings.float_time ? seconds(later) - seconds(earlier) : (double)(later - earlier) * 1e-9;
+    if (k->settings.float_time)
+        return seconds(later) - seconds(earlier);
+    return (double)(int64_t)((uint64_t)later - (uint64_t)earlier) * 1e-9; /* unsigned: a forged state must not overflow */
 }
 
 static inline double not_negative(double x)

@@ -128,7 +128,7 @@ def network(spec: Spec) -> Any:
         body = bytes(transport(spec, 6)) if proto != 58 else None
         if body is None:  # scapy computes the ICMPv6 checksum over the pseudo header
             body = bytes(IPv6(src=IPV6[spec.src], dst=IPV6[spec.dst]) / transport(spec, 6))[40:]
-        chain = {
+        chains: dict[str, list[Any]] = {
             "": [],
             "hop": [IPv6ExtHdrHopByHop()],
             "many": [IPv6ExtHdrHopByHop(), IPv6ExtHdrRouting(), IPv6ExtHdrDestOpt()],
@@ -136,8 +136,8 @@ def network(spec: Spec) -> Any:
             "later": [IPv6ExtHdrHopByHop(), IPv6ExtHdrFragment(offset=9)],
             "atomic": [IPv6ExtHdrFragment(offset=0, m=0)],
             "ah": [AH(payloadlen=4, icv=b"\0" * 12)],
-        }[spec.extension]
-        for extension in chain:
+        }
+        for extension in chains[spec.extension]:
             head /= extension
         last = head.lastlayer()
         last.nh = proto
@@ -159,7 +159,7 @@ def network(spec: Spec) -> Any:
 
 def link(spec: Spec, linktype: int) -> Any:
     src, dst = MACS[spec.src_mac], MACS[spec.dst_mac]
-    body = network(spec)
+    body: Any = network(spec)
     ethertype = {"ipv6": 0x86DD, "arp": 0x0806, "unknown": 0x88B5}.get(spec.network, 0x0800)
     if linktype == RAW:
         return body

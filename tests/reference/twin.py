@@ -261,7 +261,19 @@ class Device:
     peers: list[Number]
     sockets: list[Number]
     t: Number
-    seen: set[Any] = field(default_factory=set)
+    seen: dict[Any, tuple[int, bool]] = field(default_factory=dict)
+
+    def visit(self, key: Any, t_ns: int) -> bool:
+        """True when the key is new. Time is in 10 minutes modulo 14 days, one of them for clocks stepping back."""
+        now = t_ns // (600 * 10**9)
+        then, known = self.seen.get(key, (None, False))
+        idle = 0 if then is None or (now - then) % 2048 > 2047 - 144 else (now - then) % 2048
+        if then is None or idle >= 7 * 144:
+            self.seen[key] = (now, False)
+            return True
+        if known or idle >= 2:
+            self.seen[key] = (now, True)
+        return False
 
 
 class Twin:
@@ -401,14 +413,16 @@ class Twin:
             zeros = [self.zero] * len(DECAYS)
             damped = [Damped(self.zero) for _ in DECAYS]
             self.devices[p.src_mac] = Device(damped, list(zeros), list(zeros), self.zero)
-        seen = self.devices[p.src_mac].seen
-        if pair not in seen and pair_back not in self.used:
+        device = self.devices[p.src_mac]
+        if device.visit(pair, p.t_ns) and pair_back not in self.used:
             p.flags |= NEW_PEER
-        seen.add(pair)
-        if p.protocol == "ports" and not p.flags & ICMP_QUOTED:
-            if socket not in seen and socket_back not in self.used:
-                p.flags |= NEW_SOCKET
-            seen.add(socket)
+        if (
+            p.protocol == "ports"
+            and not p.flags & ICMP_QUOTED
+            and device.visit(socket, p.t_ns)
+            and socket_back not in self.used
+        ):
+            p.flags |= NEW_SOCKET
         self.used |= {pair, socket}
 
     def device(self, p: Packet, t: Number, v: Number) -> list[Number]:

@@ -1,0 +1,166 @@
+"""What a packet costs, from capture bytes to its 140 values: ``python -m tests.bench.bench_kernel``.
+
+Medians of passes in one process on one thread, each beside the plain-Python twin of the same run, because only the
+ratio travels between machines. A pass is a whole file through `Extractor.push` as the agent does it (256 frames a call,
+float32 rows); the state is emptied before, the memory is already mapped, as on a gateway that has been up for a minute.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edge_agent.capture import open_file
+from edge_agent.features import Extractor
+from tests.reference import frames as craft
+from tests.reference.twin import Twin
+
+Simd = Literal["baseline", "avx2"]
+
+GOALS: dict[Simd, float] = {"baseline": 500, "avx2": 300}
+FLOOD_GOAL = 1500
+
+
+def rss_mb() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def passes(path: Path, extractor: Extractor, count: int) -> list[float]:
+    """Nanoseconds a packet, pass by pass."""
+    empty, out = extractor.save(), []
+    for _ in range(count + 1):
+        extractor.load(empty)
+        with open_file(path) as source:
+            start, rows = time.perf_counter_ns(), 0
+            while n := len(extractor.push(source)):
+                rows += n
+            out.append((time.perf_counter_ns() - start) / rows)
+    return out[1:]
+
+
+def parts(path: Path, extractor: Extractor, part: int) -> list[float]:
+    """Nanoseconds a packet for each `part` packets of one pass."""
+    out = []
+    with open_file(path) as source:
+        start, rows = time.perf_counter_ns(), 0
+        while n := len(extractor.push(source)):
+            rows += n
+            if rows >= part:
+                now = time.perf_counter_ns()
+                out.append((now - start) / rows)
+                start, rows = now, 0
+    return out
+
+
+def twin_ns(path: Path, count: int) -> float:
+    """Nanoseconds a packet of the plain-Python twin, over the first packets."""
+    from scapy.utils import RawPcapReader
+
+    with RawPcapReader(str(path)) as reader:
+        frames = []
+        for packet, meta in reader:
+            frames.append((meta.sec * 10**9 + meta.usec * 1000, meta.wirelen, bytes(packet)))
+            if len(frames) == count:
+                break
+    start = time.perf_counter_ns()
+    Twin(float).rows(frames)
+    return (time.perf_counter_ns() - start) / len(frames)
+
+
+def attack(path: Path, kind: str, count: int) -> None:
+    """A generated capture of 60-byte SYNs, 100,000 a second: `scan` makes every packet a new socket (and, by and by,
+    65,536 hosts at 16 ports), `flood` every packet a new source address."""
+    spec = craft.Spec()
+    _, packet = craft.craft(spec)
+    packet = packet.ljust(60, b"\0")
+    record = np.zeros(
+        count, [("sec", "<u4"), ("usec", "<u4"), ("captured", "<u4"), ("length", "<u4"), ("frame", "u1", (60,))]
+    )
+    order = np.arange(count, dtype=np.uint64)
+    t = np.uint64(craft.START_NS // 1000) + order * np.uint64(10)
+    record["sec"], record["usec"] = t // np.uint64(10**6), t % np.uint64(10**6)
+    record["captured"] = record["length"] = 60
+    record["frame"] = np.frombuffer(packet, np.uint8)
+    mixed = (order * np.uint64(2654435761)) & np.uint64(0xFFFFFFFF)  # a permutation of 32 bits: no repeats
+    at = {"scan": 30, "flood": 26}[kind]
+    for i in range(4):
+        record["frame"][:, at + i] = (mixed >> np.uint64(24 - 8 * i)) & np.uint64(0xFF)
+    path.write_bytes(craft.pcap([]))
+    with path.open("ab") as file:
+        record.tofile(file)
+
+
+def processor() -> str:
+    """The model name, where Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def verdict(value: float, goal: float) -> str:
+    return f"goal {goal:,.0f}: {'met' if value <= goal else 'MISSED'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_kernel", description=__doc__)
+    parser.add_argument("--passes", type=int, default=41)
+    parser.add_argument("--packets", type=int, default=1_000_000, help="of the generated scan and flood")
+    parser.add_argument("--twin-packets", type=int, default=3000)
+    arguments = parser.parse_args()
+    instances: tuple[Simd, ...] = ("baseline", "avx2") if Extractor(16).simd == "avx2" else ("baseline",)
+    print(f"{processor()}, load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
+    memory = Extractor().memory_bytes()
+    print(f"memory of 16,384 streams and 256 devices: {memory['total']:,} bytes, {memory['per_stream']} a stream\n")
+
+    data = craft.data_folder()
+    if data is None:
+        print("packets_20000.pcap: skipped, no published data (BOTWATCH_DATA)")
+    else:
+        path = data / "kitsune" / "packets_20000.pcap"
+        twin = twin_ns(path, arguments.twin_packets)
+        print(f"{path.name}, plain-Python twin: {twin:,.0f} ns a packet")
+        for simd in instances:
+            for dtype in (np.float32, np.float64):
+                times = passes(path, Extractor(simd=simd, dtype=dtype, seed=1), arguments.passes)
+                median = statistics.median(times)
+                print(
+                    f"{path.name}, {simd:8} {dtype.__name__}: median {median:,.0f} ns a packet"
+                    f" ({verdict(median, GOALS[simd])}), fastest pass {min(times):,.0f},"
+                    f" {twin / median:,.0f} x the twin"
+                )
+    with tempfile.TemporaryDirectory(prefix="botwatch-bench-") as name:
+        for kind in ("scan", "flood"):
+            path = Path(name) / f"{kind}.pcap"
+            attack(path, kind, arguments.packets)
+            twin = twin_ns(path, arguments.twin_packets)
+            for simd in instances:
+                extractor = Extractor(simd=simd, seed=1)
+                part = max(1, arguments.packets // 10)
+                times = parts(path, extractor, part)
+                before = rss_mb()
+                times += parts(path, extractor, part)
+                counts = extractor.counts()
+                evicted = sum(value for key, value in counts.items() if key.startswith("evicted") and "seen" not in key)
+                first, last = times[0], times[len(times) // 2 - 1]
+                median = statistics.median(times)
+                print(
+                    f"\ngenerated {kind}, {simd}: {arguments.packets:,} packets, median {median:,.0f} ns"
+                    f" ({verdict(median, FLOOD_GOAL)}), first {part:,}: {first:,.0f}, last: {last:,.0f},"
+                    f" {twin / median:,.0f} x the twin\n"
+                    f"  {counts['streams']:,} streams, {evicted:,} evictions;"
+                    f" RSS {before:.1f} MB after the first run, {rss_mb():.1f} MB after a second"
+                )
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()
