@@ -27,7 +27,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
 from edge_agent.contract.messages import BASE, Alert, MessageError, Status, decode, parse_topic, topic_filter
 
 logger = logging.getLogger(__name__)
@@ -354,8 +354,8 @@ class _Session:
         self._messages.append(_Message(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
 
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
-        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ..."
-            self._problem = text.rpartition("socket: ")[2][:200]
+        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells
+            self._problem = plain(text)
 
 
 def _topic(m: mqtt.MQTTMessage) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, EpisodeState, Model, check_id, clean, uuid7
 from edge_agent.detector import Detection
 
@@ -234,17 +235,8 @@ class Alerter:
     def _device(self, detection: Detection) -> Device:
         if detection.role == "victim":  # the MAC is that of the router which brought the attack
             return Device(ip=detection.device_ip)
-        mac = format_mac(detection.device_mac)
+        mac = mac_text(detection.device_mac)
         return Device(mac=mac, ip=detection.device_ip, name=self._names.get(mac, ""))
-
-
-def format_mac(mac: int) -> str:
-    """A 48-bit integer as people write it.
-
-    >>> format_mac(0xb827eb123456)
-    'b8:27:eb:12:34:56'
-    """
-    return mac.to_bytes(6, "big").hex(":")
 
 
 def _key(detection: Detection) -> tuple[str, int | str]:

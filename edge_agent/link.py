@@ -30,7 +30,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
 from edge_agent.contract.messages import Status, encode, topic
 from edge_agent.outbox import Outbox
 
@@ -347,5 +347,5 @@ class _Session:
         self._acks.append((mid, reason))
 
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
-        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ..."
-            self._problem = text.rpartition("socket: ")[2][:200]
+        if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells
+            self._problem = plain(text)

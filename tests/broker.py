@@ -86,7 +86,7 @@ class Broker:
 
 
 class Mosquitto(Broker):
-    """mosquitto with a database that is written often, so that SIGKILL loses little; ``extra`` lines are appended.
+    """mosquitto with a database that is written every second; ``extra`` lines are appended.
 
     ``config`` takes the place of all of that.
     """
@@ -95,7 +95,7 @@ class Mosquitto(Broker):
         super().__init__(folder)
         own = (
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
-            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\n"
             f"max_queued_messages 50000\n{extra}\n"
         )
         text = own if config is None else config.replace("listener 8883", f"listener {self.port} 127.0.0.1")

@@ -5,6 +5,7 @@ The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; here is what b
 
 import dataclasses
 import random
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,18 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return f"{error}" or type(error).__name__
+
+
+def plain(text: str) -> str:
+    """What paho logs about a socket, for people.
+
+    >>> plain("failed to receive on socket: [SSL: TLSV13_ALERT] tlsv13 alert certificate required (_ssl.c:2580)")
+    'tlsv13 alert certificate required'
+    >>> plain("failed to receive on socket: [Errno 104] Connection reset by peer")
+    'connection reset by peer'
+    """
+    words = text.rpartition("on socket: ")[2]
+    return re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
 
 
 class Versions:
