@@ -156,6 +156,7 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
     """The run's rows, and what each of ``networks`` says of them and decides with its own τ."""
     from converter import parity
     from converter import run as runs
+    from edge_agent import calibrate
 
     observer = parity.Observer(networks.values(), run.scaler, run.model.columns)
     with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as progress:
@@ -167,9 +168,15 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
     except ValueError as error:
         raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
     benign = rows.optimise
-    return rows, [
-        parity.Side(o, runs.decision(run, o.full[benign], o.fast[benign], rows.optimise_counts)) for o in outcomes
-    ]
+    try:
+        return rows, [
+            parity.Side(
+                o, calibrate.recalibrate(run.model.decision, o.full[benign], o.fast[benign], rows.optimise_devices)
+            )
+            for o in outcomes
+        ]
+    except ValueError as error:
+        raise runs.RunError(f"{run.path}: τ cannot be computed: {error}") from error
 
 
 def _representative(run: "Run") -> dict[str, NDArray[np.float32]]:

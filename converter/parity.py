@@ -1,7 +1,7 @@
 """What a conversion changed: scores, decisions and classes of each variant against the Keras networks it came from.
 
-Both sides decide with their own τ, computed by the same rule on the same benign rows. Nothing here knows how a variant
-was made; `failures` is where the bounds of a bundle stand.
+Both sides decide with their own τ and limit, computed by the same rule on the same benign rows. Nothing here knows how
+a variant was made; `failures` is where the bounds of a bundle stand.
 """
 
 import statistics
@@ -39,13 +39,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows the outcomes are of, as masks (n,), and the damped counts of the optimise rows, (m, 10)."""
+    """The rows the outcomes are of, as masks (n,), and whose rows the optimise rows are, (m,)."""
 
     optimise: NDArray[np.bool_]
     test: NDArray[np.bool_]
     attack: NDArray[np.bool_]
     label: NDArray[np.str_]
-    optimise_counts: Array
+    optimise_devices: NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Side:
     decision: Decision
 
     def full(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Rows of ``mask`` above τ of all columns."""
-        return np.asarray(self.outcome.full[mask] > self.decision.full.tau)
+        """Rows of ``mask`` above the limit of all columns: those that count in a vote."""
+        return np.asarray(self.outcome.full[mask] > self.decision.full.limit)
 
     def fast(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Rows of ``mask`` above τ of the columns that forget fast."""
-        return np.asarray(self.outcome.fast[mask] > self.decision.fast.tau)
+        """Rows of ``mask`` above the limit of the columns that forget fast."""
+        return np.asarray(self.outcome.fast[mask] > self.decision.fast.limit)
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class ClassFlips:
 
 @dataclass(frozen=True)
 class Parity:
-    """Everything measured of one variant; ``us_per_row`` is model -> batch size -> median microseconds."""
+    """Everything measured of one variant; ``tau`` and ``limit`` by rule, ``us_per_row`` by model and batch size."""
 
     variant: str
-    tau_full: float
-    tau_fast: float
+    tau: dict[str, float]
+    limit: dict[str, float]
     benign: Flips
     attack: Flips
     classes: ClassFlips | None
@@ -130,7 +130,7 @@ class Observer:
         self._outcomes: list[list[Outcome]] = [[] for _ in self._pairs]
         self._part: list[NDArray[np.str_]] = []
         self._label: list[NDArray[np.str_]] = []
-        self._counts: list[Array] = []
+        self._devices: list[NDArray[np.str_]] = []
 
     def see(self, block: Block) -> None:
         """Score and classify the block's rows."""
@@ -144,7 +144,7 @@ class Observer:
             outcomes.append(Outcome(scorer.full(values), scorer.fast(values), classes))
         self._part.append(block.part[used])
         self._label.append(block.label[used])
-        self._counts.append(block.counts[(block.part == "optimise") & (block.label == BENIGN)])
+        self._devices.append(block.device[(block.part == "optimise") & (block.label == BENIGN)])
 
     def seen(self) -> tuple[Rows, list[Outcome]]:
         """What the rows were and what each pair said of them; ValueError when there were none."""
@@ -157,7 +157,7 @@ class Observer:
             test=(part == "test") & benign,
             attack=(part != "optimise") & ~benign,
             label=label,
-            optimise_counts=np.concatenate(self._counts),
+            optimise_devices=np.concatenate(self._devices),
         )
         return rows, [_joined(outcomes) for outcomes in self._outcomes]
 
@@ -183,8 +183,8 @@ def compare(
     """The parity of one variant; what breaks a bound, and ``defects`` found elsewhere, are its failures."""
     parity = Parity(
         variant=variant,
-        tau_full=ours.decision.full.tau,
-        tau_fast=ours.decision.fast.tau,
+        tau={"full": ours.decision.full.tau, "fast": ours.decision.fast.tau},
+        limit={"full": ours.decision.full.limit, "fast": ours.decision.fast.limit},
         benign=flips(rows.test, ours, keras),
         attack=flips(rows.attack, ours, keras),
         classes=class_flips(rows, ours.outcome, keras.outcome),
@@ -286,8 +286,8 @@ def _share(found: Flips) -> str:
 
 
 NOTES = (
-    "Flips: rows whose decision (score > τ, each side with its own τ) differs from the Keras networks', the worse of "
-    "the rules full and fast. Score error: relative, on benign test rows. Bytes: autoencoder + classifier. "
+    "Flips: rows whose decision (score above the limit, each side with its own) differs from the Keras networks', the "
+    "worse of the rules full and fast. Score error: relative, on benign test rows. Bytes: autoencoder + classifier. "
     "Times: the autoencoder on the converting machine, one thread, median of 7 passes; noisy, for ratios only."
 )
 

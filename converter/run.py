@@ -10,14 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from edge_agent import calibrate
-from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision
 from edge_agent.contract.scaling import Array, Scaler, ScalingError
@@ -43,7 +40,6 @@ class ModelFile:
     classes: tuple[str, ...]
     scaler: dict[str, object]
     decision: Decision
-    decision_settings: dict[str, object]
     generated: bool
     normal: dict[str, tuple[float, ...]]
     seed: int
@@ -60,10 +56,10 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive rows: raw values (n, columns), damped counts (n, 10; zeros if unknown), part and label."""
+    """Some consecutive rows: raw values (n, columns), and whose they are, of which part and label."""
 
     values: Array
-    counts: Array
+    device: NDArray[np.str_]
     part: NDArray[np.str_]
     label: NDArray[np.str_]
 
@@ -77,7 +73,6 @@ class Run:
     scaler: Scaler
     created: datetime.datetime
     rows: int
-    counted: bool  # the rows have the damped counts; published rows have none
 
     @property
     def classifier(self) -> Path | None:
@@ -105,13 +100,12 @@ class Run:
 
     def blocks(self) -> Iterator[Block]:
         """Every row, in the file's order, at most `BLOCK` at a time."""
-        counts = COUNT_COLUMNS if self.counted else ()
-        scan = self._scan([*dict.fromkeys((*self.model.columns, *counts)), "part", "label"])
+        scan = self._scan([*self.model.columns, "device", "part", "label"])
         for start in range(0, self.rows, BLOCK):
             frame = scan.slice(start, BLOCK).collect()
             yield Block(
                 _floats(frame, self.model.columns),
-                _floats(frame, counts) if counts else np.zeros((len(frame), len(COUNT_COLUMNS)), dtype=np.float32),
+                frame["device"].to_numpy().astype(np.str_),
                 frame["part"].to_numpy().astype(np.str_),
                 frame["label"].to_numpy().astype(np.str_),
             )
@@ -157,7 +151,7 @@ def load(path: str | Path) -> Run:
         raise RunError(f"{path / MODEL}: scaler has {len(scaler.mean)} columns, model {len(model.columns)}")
     if model.classes and not (path / CLASSIFIER_KERAS).is_file():
         raise RunError(f"{path}: {MODEL} names classes, but {CLASSIFIER_KERAS} (for {CLASSIFIER}) is missing")
-    return Run(path, model, scaler, _created(path), *_check_rows(path / ROWS, model))
+    return Run(path, model, scaler, _created(path), _check_rows(path / ROWS, model))
 
 
 def _created(path: Path) -> datetime.datetime:
@@ -170,40 +164,29 @@ def _created(path: Path) -> datetime.datetime:
         raise RunError(f"{path / PROVENANCE}: not JSON with an ISO date in 'created': {error}") from error
 
 
-def _check_rows(path: Path, model: ModelFile) -> tuple[int, bool]:
-    """Number of rows, and whether they have the damped counts, which a decision with bounds on them needs."""
+def _check_rows(path: Path, model: ModelFile) -> int:
+    """Number of rows; RunError when a column is missing or of another type."""
     try:
         scan = pl.scan_parquet(path)
         schema = scan.collect_schema()
         rows = int(scan.select(pl.len()).collect().item())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RunError(f"{path}: not a Parquet file: {' '.join(str(error).split())[:200]}") from error
-    counted = bool(model.decision_settings.get("floors")) or all(c in schema for c in COUNT_COLUMNS)
-    for column in (*model.columns, *(COUNT_COLUMNS if counted else ())):
+    for column in model.columns:
         if column not in schema:
             raise RunError(f"{path}: column {column!r} is missing")
         if not schema[column].is_numeric():
             raise RunError(f"{path}: column {column!r} holds {schema[column]}, expected numbers")
-    for column in ("part", "label"):
+    for column in ("device", "part", "label"):
         if schema.get(column) != pl.String:
             raise RunError(f"{path}: column {column!r} is missing or not text")
-    return rows, counted
-
-
-def decision(run: Run, full: NDArray[Any], fast: NDArray[Any], counts: NDArray[Any]) -> Decision:
-    """`calibrate.decide` as the run called it, on other scores of the same rows."""
-    if not np.isfinite(counts).all():
-        raise RunError(f"{run.path / ROWS}: a damped count is not finite")
-    arguments: dict[str, Any] = dict(run.model.decision_settings)
-    try:
-        return calibrate.decide(full, fast, counts, **arguments)
-    except (TypeError, ValueError, KeyError) as error:
-        raise RunError(f"{run.path}: τ cannot be computed: {error}") from error
+    return rows
 
 
 def difference(ours: Decision, theirs: Decision) -> str:
-    """The τ that differs by more than 1 % between the Keras models' scores here and the run; "" when none does."""
-    for rule, mine, other in (("full", ours.full.tau, theirs.full.tau), ("fast", ours.fast.tau, theirs.fast.tau)):
-        if abs(mine - other) > 0.01 * abs(other):
-            return f"τ of rule {rule} is {mine:.6g} on these rows, {other:.6g} in {MODEL}"
+    """What of τ differs by more than 1 % between the Keras models' scores here and the run; "" when nothing does."""
+    for rule, mine, other in (("full", ours.full, theirs.full), ("fast", ours.fast, theirs.fast)):
+        for name, here, there in (("τ", mine.tau, other.tau), ("limit", mine.limit, other.limit)):
+            if abs(here - there) > 0.01 * abs(there):
+                return f"{name} of rule {rule} is {here:.6g} on these rows, {there:.6g} in {MODEL}"
     return ""

@@ -1,6 +1,7 @@
 """Small runs as `botwatch trainer fit` writes them: real networks, trained for a second on synthetic rows."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from math import ceil
@@ -12,11 +13,12 @@ import polars as pl
 from converter import quantize
 from edge_agent import calibrate
 from edge_agent.contract import scaling
+from edge_agent.contract.bundle import Decision
 from edge_agent.contract.columns import CLEAN, DEVICE, DEVICE_COLUMNS
 from edge_agent.detector import Scorer
 
 CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
-SETTINGS = {"n": 6.0, "margin": 1.5, "floors": {"device_L1_new_peers": 10.0}, "vote_k": 14, "vote_w": 16}
+FLOORS = {"device_L1_new_peers": 10.0}
 
 
 def synthetic(columns: int, rows: int, seed: int, shift: float = 0.0, spread: float = 0.5) -> np.ndarray:
@@ -88,7 +90,7 @@ def write_run(
         | {
             "part": np.repeat([part for _, part, *_ in blocks], lengths),
             "label": np.repeat([label for _, _, label, _ in blocks], lengths),
-            "device": ["plug"] * len(raw),
+            "device": np.where(np.arange(len(raw)) % 500 < 250, "plug", "camera"),
             "mac": np.full(len(raw), 1, np.uint64),
             "t_ns": np.arange(len(raw), dtype=np.int64),
         }
@@ -97,9 +99,11 @@ def write_run(
     scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
     optimise = pl.read_parquet(path / "rows.parquet").filter(part="optimise")
     rows = optimise.select(columns).to_numpy()
-    decision = calibrate.decide(
-        scorer.full(rows), scorer.fast(rows), optimise.select(calibrate.COUNT_COLUMNS).to_numpy(), **SETTINGS
+    limits = functools.partial(
+        calibrate.threshold, devices=optimise["device"].to_numpy(), n=6.0, margin=1.5, floor=0.0, k=14, w=16
     )
+    bounds = calibrate.count_bounds(optimise.select(calibrate.COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
+    decision = Decision(limits(scorer.full(rows)), limits(scorer.fast(rows)), bounds, 14, 16, 1.5, 0.0)
     model = {
         "format": 1,
         "schemas": [CLEAN, DEVICE] if set(columns) & set(DEVICE_COLUMNS) else [CLEAN],
@@ -107,7 +111,6 @@ def write_run(
         "classes": classes,
         "scaler": scaler.to_json(),
         "decision": dataclasses.asdict(decision),
-        "decision_settings": SETTINGS,
         "generated": True,
         "normal": {c: [float(np.median(raw[:4000, i])), float(raw[:4000, i].max())] for i, c in enumerate(columns)},
         "seed": 3,

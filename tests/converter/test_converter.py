@@ -16,9 +16,9 @@ from synthetic_run import synthetic, write_run
 
 from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
-from converter.run import Run, decision, load
+from converter.run import Run, load
 from edge_agent import runtime
-from edge_agent.calibrate import COUNT_COLUMNS
+from edge_agent.calibrate import COUNT_COLUMNS, recalibrate
 from edge_agent.contract import bundle
 from edge_agent.detector import Scorer
 from edge_agent.runtime import VARIANTS, Model, ModelError
@@ -58,9 +58,11 @@ def test_tau_in_the_manifest_is_that_of_the_bundles_own_model(
     scorer = Scorer(Model(made.autoencoder), made.scaler, made.manifest.columns)
     optimise = pl.read_parquet(run / "rows.parquet").filter(part="optimise")
     rows = optimise.select(made.manifest.columns).to_numpy()
-    again = decision(load(run), scorer.full(rows), scorer.fast(rows), optimise.select(COUNT_COLUMNS).to_numpy())
+    model = load(run).model
+    again = recalibrate(model.decision, scorer.full(rows), scorer.fast(rows), optimise["device"].to_numpy())
     assert again.full.tau == pytest.approx(made.manifest.decision.full.tau, rel=1e-6)
     assert again.fast.tau == pytest.approx(made.manifest.decision.fast.tau, rel=1e-6)
+    assert again.full.limit == pytest.approx(made.manifest.decision.full.limit, rel=1e-6)
     assert again.counts == made.manifest.decision.counts
     assert (again.vote_k, again.vote_w) == (14, 16)
 
@@ -236,21 +238,12 @@ def test_variant_without_benign_test_rows_is_refused(few: Path, tmp_path: Path) 
     assert found.failures == ("no benign test rows to compare decisions on",)
 
 
-def test_published_rows_without_damped_counts_convert(few: Path, tmp_path: Path) -> None:
-    """N-BaIoT's files have no device columns; the run then has no bounds on them either."""
+def test_bounds_of_the_counts_rule_are_the_runs_own(few: Path, tmp_path: Path) -> None:
+    """No network has a say in a count, and the converter need not see the rows they came from."""
     copy = copied(few, tmp_path)
     pl.read_parquet(copy / "rows.parquet").drop(COUNT_COLUMNS).write_parquet(copy / "rows.parquet")
-    changed(copy, lambda model: model["decision_settings"].update(floors={}))
-    assert variants(load(copy), tmp_path, ("float32",))["float32"].decision.counts == {}
-
-
-def test_rows_without_the_damped_counts_that_a_decision_bounds_are_refused(
-    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = copied(few, tmp_path)
-    pl.read_parquet(copy / "rows.parquet").drop(COUNT_COLUMNS[3]).write_parquet(copy / "rows.parquet")
-    assert main([str(copy), "--out", str(tmp_path / "bundle")]) == 2
-    assert_one_line(capsys, COUNT_COLUMNS[3])
+    found = variants(load(copy), tmp_path, ("float32",))["float32"].decision.counts
+    assert found == load(few).model.decision.counts != {}
 
 
 def test_layer_without_bias_is_counted(few: Path) -> None:

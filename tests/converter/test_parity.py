@@ -12,12 +12,12 @@ from edge_agent.contract.bundle import Decision, Threshold
 BENIGN, ATTACK = 4000, 1000
 
 
-def side(tau: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_flips: int = 0) -> Side:
-    """What networks say that are right but for so many rows: benign 0.5, attack 2.0, τ between."""
+def side(limit: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_flips: int = 0) -> Side:
+    """What networks say that are right but for so many rows: benign 0.5, attack 2.0, the limit between."""
     full = np.repeat(np.float32([0.5, 2.0]), [BENIGN, ATTACK])
     fast, classes = full.copy(), np.repeat(np.int16([0, 1]), [BENIGN, ATTACK])
     full[:benign_flips], fast[:fast_flips], classes[BENIGN : BENIGN + class_flips] = 3.0, 3.0, 2
-    threshold = Threshold(tau, 3.0, 0.5, 0.1, 0.1, 0.9, 100)
+    threshold = Threshold(limit=limit, highest=0.5, tau=0.8, n=3.0, mean=0.5, std=0.1, min=0.1, max=0.9, rows=100)
     return Side(Outcome(full, fast, classes), Decision(threshold, threshold, {}))
 
 
@@ -26,7 +26,7 @@ ROWS = Rows(
     test=np.arange(BENIGN + ATTACK) < BENIGN,
     attack=np.arange(BENIGN + ATTACK) >= BENIGN,
     label=np.repeat(["benign", "scan"], [BENIGN, ATTACK]),
-    optimise_counts=np.zeros((0, 10), dtype=np.float32),
+    optimise_devices=np.zeros(0, dtype=np.str_),
 )
 SIZES = {"autoencoder.tflite": 65536, "classifier.tflite": 8192}
 TIMES = {"autoencoder.tflite": {1: 2.0, 64: 0.5}}
@@ -40,9 +40,9 @@ def test_equal_networks_break_no_bound() -> None:
     assert compared(side()).failures == ()
 
 
-def test_scores_and_tau_that_move_together_flip_nothing() -> None:
-    """Each side decides with its own τ: a format that scores everything higher is no worse for it."""
-    ours = side(tau=1.5)
+def test_scores_and_limit_that_move_together_flip_nothing() -> None:
+    """Each side decides with its own limit: a format that scores everything higher is no worse for it."""
+    ours = side(limit=1.5)
     ours = replace(ours, outcome=replace(ours.outcome, full=ours.outcome.full * 1.5, fast=ours.outcome.fast * 1.5))
     assert compared(ours).benign.share == 0
     assert compared(ours).benign.error_median == pytest.approx(0.5)

@@ -15,7 +15,7 @@ from edge_agent.contract.bundle import Bundle, BundleError, Decision, Manifest, 
 from edge_agent.contract.columns import CLEAN, DEVICE
 
 COLUMNS = ("H_L1_weight", "H_L1_mean", "device_L1_new_peers")
-TAU = Threshold(tau=2.5, n=3.0, mean=1.0, std=0.5, min=0.1, max=4.0, rows=100)
+TAU = Threshold(limit=3.0, highest=1.5, tau=2.5, n=3.0, mean=1.0, std=0.5, min=0.1, max=4.0, rows=100)
 
 
 def manifest(**changes: object) -> Manifest:
