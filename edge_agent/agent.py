@@ -29,8 +29,8 @@ Alert = dict[str, Any]
 class Agent:
     """Packets in, alerts out, for one bundle.
 
-    Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that a
-    replay delivered twice is stored once.
+    Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that
+    a replay delivered twice is stored once.
     """
 
     def __init__(self, config: AgentConfig, bundle: Bundle):

@@ -59,7 +59,7 @@ class AgentConfig:
     extractor: ExtractorConfig = ExtractorConfig()
     alerts: AlertsConfig = AlertsConfig()
     outbox: OutboxConfig = OutboxConfig()
-    broker: BrokerConfig = BrokerConfig()
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
 
     def __post_init__(self) -> None:
         check_id(self.gateway)

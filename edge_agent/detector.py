@@ -8,8 +8,9 @@ through the router, the monitored address it was sent to. The first can be a sou
 the router that carries other people's packets is neither.
 
 What a slow column remembers. After a flood the columns of λ = 0.01 need many minutes to forget it, so from an alarm on
-a subject is judged by what is new: the error over the fast columns, and the counts of new peers and sockets beyond what
-is left of those of some seconds ago. It returns to the full rule when that has been quiet for a while.
+a subject is judged by what goes on now: the error over the fast columns, the counts of new peers and sockets beyond
+what is left of those of some seconds ago, and the full error while the device is about as loud as in the attack. It
+returns to the full rule when that has been quiet for a while.
 """
 
 import ipaddress
@@ -37,6 +38,9 @@ AFTERMATH_S = 1000.0
 
 FRESH_S = 10.0
 """Seconds over which a slow count must have grown past its bound, on its own, to be new."""
+
+LOUD = 0.5
+"""Share of an alarm's highest packet rate (λ = 1) from which a sender counts as loud as in the attack."""
 
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
@@ -84,6 +88,8 @@ class Scorer:
     def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
         self._predict, self._scaler = predict, scaler
         self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
+        if self._slow.all():  # a model of slow columns alone knows no other rule
+            self._slow[:] = False
 
     def full(self, values: NDArray[Any]) -> Array:
         """Mean squared error over all columns, shape (n,)."""
@@ -147,6 +153,7 @@ class _Sender:
     """What a MAC has shown of itself: it is a device, or the router that carries remote peers' packets."""
 
     local: int = 0  # packets with a monitored source address
+    address: str = ""  # the newest of those: its own, also while it sends under others
     carried: int = 0  # packets of remote peers that answer something: only a router sends those
 
 
@@ -170,6 +177,7 @@ class _Subject:
     packets: int = 0
     bytes: int = 0
     class_sum: NDArray[np.float64] | None = None
+    peak: float = 0.0  # highest packet weight (λ = 1) of a flagged row of the newest alarm
     aftermath: bool = False
     last_vote_ns: int = 0
     snapshots: deque[tuple[int, NDArray[np.float64]]] = field(
@@ -209,6 +217,7 @@ class Detector:
         self._networks = Networks.parse(networks)
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
         self._bounds = np.array([manifest.decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
+        self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._senders: OrderedDict[int, _Sender] = OrderedDict()
         self._subjects: OrderedDict[int | bytes, _Subject] = OrderedDict()
         self.counters = {"scored": 0, "flagged": 0, "votes": 0, "subjects_evicted": 0, "senders_evicted": 0}
@@ -227,7 +236,7 @@ class Detector:
         found.sort(key=lambda d: d.t_ns)
         return found
 
-    # -- who -------------------------------------------------------------------------------------------------------
+    # -- who --
 
     def _by_subject(self, meta: NDArray[Any]) -> list[tuple[int | bytes, NDArray[np.intp]]]:
         """Rows grouped by subject, each group in packet order; updates what is known of every sender."""
@@ -246,6 +255,10 @@ class Detector:
             router = (carried > 0) | (local == 0)
             incoming = ~inside & router & (to_inside[index] | (carried > 0))
             sender.carried, sender.local = int(carried[-1]), int(local[-1])
+            with_ip = inside & (meta["ip_version"][index] != 0) & (meta["src"][index].any(axis=1))
+            if with_ip.any():
+                last = meta[index[np.flatnonzero(with_ip)[-1]]]
+                sender.address = _text(last["src"], last["ip_version"])
             own = index[~incoming]
             if len(own):
                 groups.append((int(mac), own))
@@ -277,7 +290,7 @@ class Detector:
         self._subjects.move_to_end(key)
         return self._subjects[key]
 
-    # -- what ------------------------------------------------------------------------------------------------------
+    # -- what --
 
     def _judge(
         self,
@@ -312,13 +325,14 @@ class Detector:
         warm = meta["t_ns"] - subject.first_ns < decision.warmup_s * _S
         bounds = self._bounds * np.where(warm, decision.warmup_factor, 1.0)[:, None]
         strict = np.where(warm, decision.warmup_score_factor, 1.0)
-        score_ratio = scores[index] / (decision.full.tau * strict)
+        score_ratio = scores[index] / (decision.full.limit * strict)
         count_ratio = (counts / bounds).max(axis=1)
         opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
         counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
         full = (np.maximum(score_ratio, count_ratio) > 1.0) & counted
+        loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
-        return _Batch(meta, values[index], counts, bounds, score_ratio, count_ratio, counted, full, strict)
+        return _Batch(meta, values[index], counts, bounds, score_ratio, count_ratio, counted, full, strict, loudness)
 
     def _advance(self, key: int | bytes, subject: _Subject, batch: "_Batch", at: int, found: list[Detection]) -> int:
         """Take in rows from ``at`` up to where something changes; returns the row after the last one taken."""
@@ -326,14 +340,14 @@ class Detector:
         end = len(batch.meta)
         t_ns = batch.meta["t_ns"]
         if subject.aftermath:
-            tau = decision.fast.tau
+            limit = decision.fast.limit
             # one reference for the counts per second of packet time, so that a flood is judged in whole arrays
             second = t_ns[at] // _S
             end = at + 1 + int(np.argmax(np.append(t_ns[at + 1 :] // _S != second, True)))
             score_ratio, count_ratio = self._what_is_new(subject, batch, at, end)
             hits = (np.maximum(score_ratio, count_ratio) > 1.0) & batch.counted[at:end]
         else:
-            tau = decision.full.tau
+            limit = decision.full.limit
             score_ratio, count_ratio = batch.score_ratio[at:end], batch.count_ratio[at:end]
             hits = batch.full[at:end]
 
@@ -357,7 +371,7 @@ class Detector:
             if len(voted):
                 last = int(voted[-1])
                 subject.last_vote_ns = int(t_ns[at + last])
-                subject.pending = (batch, at + last, bool(score_ratio[last] >= count_ratio[last]), tau)
+                subject.pending = (batch, at + last, bool(score_ratio[last] >= count_ratio[last]), limit)
             if flagged[taken - 1] < self._clear:
                 subject.alarm = False
                 if subject.pending:
@@ -366,7 +380,7 @@ class Detector:
                 found.append(self._detection(key, subject))
         elif changes.any():
             self._begin(subject, batch, end - 1)
-            subject.pending = (batch, end - 1, bool(score_ratio[taken - 1] >= count_ratio[taken - 1]), tau)
+            subject.pending = (batch, end - 1, bool(score_ratio[taken - 1] >= count_ratio[taken - 1]), limit)
             found.append(self._detection(key, subject))
         elif subject.aftermath:
             quiet = t_ns[end - 1] - subject.last_vote_ns > AFTERMATH_S * _S
@@ -393,7 +407,9 @@ class Detector:
         passed = np.maximum(t_ns - then, 0)[:, None] / _S
         left = counts * np.exp2(-_COUNT_DECAY * passed)
         fresh = batch.counts[at:end] - np.where(_COUNT_DECAY < 1.0, left, 0.0)
-        score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.tau * batch.strict[at:end])
+        score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.limit * batch.strict[at:end])
+        loud = batch.loudness[at:end] >= LOUD * subject.peak
+        score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
         return score_ratio, (fresh / batch.bounds[at:end]).max(axis=1)
 
     def _remember(
@@ -423,11 +439,13 @@ class Detector:
             subject.packets += end - at
             subject.bytes += int(meta["length"].sum())
             subject.class_sum = subject.class_sum + probabilities.sum(axis=0)
+            subject.peak = max(subject.peak, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row on."""
         first = int(np.argmax(subject.hits))
         subject.alarm = True
+        subject.peak = float(batch.loudness[row])
         subject.alarm_first_ns = int(subject.t_ns[first])
         subject.count = int(subject.hits.sum())
         subject.packets = len(subject.hits) - first
@@ -439,12 +457,12 @@ class Detector:
             # nothing is old yet: what made this alarm is all new
             subject.snapshots.append((int(batch.meta["t_ns"][row]), np.zeros(len(COUNT_COLUMNS))))
 
-    # -- telling ---------------------------------------------------------------------------------------------------
+    # -- telling --
 
     def _detection(self, key: int | bytes, subject: _Subject) -> Detection:
         """The subject's newest vote as a Detection."""
         assert subject.pending is not None
-        batch, row, by_score, tau = subject.pending
+        batch, row, by_score, limit = subject.pending
         subject.pending = None
         subject.emitted_ns = int(batch.meta["t_ns"][row])
         self.counters["votes"] += 1
@@ -454,7 +472,7 @@ class Detector:
         statistic = float(ranked[min(decision.vote_k, len(ranked)) - 1])
         strongest = int(np.argmax(batch.counts[row] / batch.bounds[row]))
         if by_score:
-            limit = tau * float(batch.strict[row])
+            limit *= float(batch.strict[row])
             top = self._top(batch.values[row])
         else:
             limit = float(batch.bounds[row][strongest])
@@ -467,7 +485,7 @@ class Detector:
             t_ns=int(meta["t_ns"]),
             first_ns=min(subject.alarm_first_ns, int(meta["t_ns"])),
             device_mac=int(meta["src_mac"]),
-            device_ip=target if victim else source,
+            device_ip=target if victim else self._senders[int(meta["src_mac"])].address or source,
             role="victim" if victim else "source",
             method="autoencoder" if by_score else "counts",
             class_name=name,
@@ -531,7 +549,8 @@ class _Batch:
     count_ratio: NDArray[np.float64]
     counted: NDArray[np.bool_]
     full: NDArray[np.bool_]
-    strict: NDArray[np.float64]  # factor of τ
+    strict: NDArray[np.float64]  # factor of the limit of the score
+    loudness: NDArray[np.float64]  # the sender's packet weight at λ = 1
 
 
 def _text(address: NDArray[np.uint8], version: int) -> str:

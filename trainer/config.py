@@ -80,13 +80,15 @@ def _floors() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecisionSettings:
-    """What `edge_agent.calibrate.decide` is called with, beside the scores."""
+    """What `edge_agent.calibrate` is told, beside the scores; what is not of it goes into the bundle's `Decision`."""
 
     n: float = 10.0
     margin: float = 2.0
     floors: dict[str, float] = field(default_factory=_floors)
     vote_k: int = 15
     vote_w: int = 20
+    vote_margin: float = 2.0
+    vote_floor: float = 1.0
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
     warmup_score_factor: float = 10.0

@@ -13,7 +13,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +21,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent import calibrate
+from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract import settings
 from edge_agent.contract.bundle import BENIGN
+from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
 from trainer.config import Entry
 
-MANIFEST = "manifest.yaml"
 BATCH = 4096
 """Frames pushed through the extractor at a time."""
 
@@ -243,80 +242,13 @@ class _Builder:
 # ---- captures ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Attack:
-    """When an attack capture's device attacked; ``spoofed`` says that it lied about its address."""
-
-    start: datetime
-    end: datetime
-    spoofed: bool = False
-
-    def __post_init__(self) -> None:
-        if self.start.tzinfo is None or self.end.tzinfo is None:
-            raise ValueError("start and end need a time zone (2026-01-05T10:20:00Z)")
-        if self.end < self.start:
-            raise ValueError("end is before start")
-
-
-@dataclass(frozen=True)
-class Capture:
-    """One file of a manifest. Without ``mac`` every row counts as the device's."""
-
-    file: Path
-    device: str
-    label: str
-    mac: str | None = None
-    kind: str | None = None
-    attack: Attack | None = None
-
-    def __post_init__(self) -> None:
-        if self.mac is not None:
-            parse_mac(self.mac)
-        if self.label == BENIGN and self.attack is not None:
-            raise ValueError(f"{self.file}: a benign capture has no attack")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A folder of captures: which device each is of, and what happened in it."""
-
-    captures: tuple[Capture, ...]
-    generated: bool = False
-    seed: int | None = None
-
-
-def parse_mac(text: str) -> int:
-    """A MAC as a 48-bit integer; ValueError when it is none.
-
-    >>> hex(parse_mac("02:00:5e:00:00:fF"))
-    '0x2005e0000ff'
-    """
-    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
-        raise ValueError(f"mac: {text!r} is no MAC address (02:00:5e:00:00:01)")
-    return int(re.sub("[:-]", "", text), 16)
-
-
-def mac_text(mac: int) -> str:
-    """A 48-bit integer as text.
-
-    >>> mac_text(0x2005e0000ff)
-    '02:00:5e:00:00:ff'
-    """
-    return ":".join(f"{byte:02x}" for byte in int(mac).to_bytes(6, "big"))
-
-
 def _load_captures(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
     """Adds what is asked for; returns every (device, label) the source holds."""
-    path = entry.path / MANIFEST if entry.path.is_dir() else entry.path
     try:
-        manifest = settings.load(Manifest, path)
+        manifest, path, root = captures.load(entry.path, entry.root)
     except settings.SettingsError as error:
         raise DatasetError(str(error)) from error
-    root = entry.root if entry.root is not None else path.parent
     chosen = [c for c in manifest.captures if _wanted(entry, c.device, c.label)]
-    for capture in chosen:
-        if not (root / capture.file).is_file():
-            raise DatasetError(f"{path}: names {capture.file}, which is not in {root}")
     builder.read(path)
     builder.generated |= manifest.generated
     groups: dict[tuple[str, ...], list[Capture]] = {}
@@ -324,8 +256,8 @@ def _load_captures(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
         key = (capture.device,) if capture.label == BENIGN else (capture.device, str(capture.file), capture.label)
         groups.setdefault(key, []).append(capture)
     with Progress("captures", len(chosen)) as progress:
-        for captures in groups.values():
-            _extract_group(captures, root, builder, progress)
+        for group in groups.values():
+            _extract_group(group, root, builder, progress)
     return {(capture.device, capture.label) for capture in manifest.captures}
 
 
@@ -333,7 +265,7 @@ def _wanted(entry: Entry, device: str, label: str) -> bool:
     return (not entry.devices or device in entry.devices) and (not entry.labels or label in entry.labels)
 
 
-def _extract_group(captures: list[Capture], root: Path, builder: _Builder, progress: Progress) -> None:
+def _extract_group(group: list[Capture], root: Path, builder: _Builder, progress: Progress) -> None:
     """Push files of one device through one extractor, in the order of their first packets."""
     from edge_agent import capture as sources
     from edge_agent import features
@@ -355,10 +287,10 @@ def _extract_group(captures: list[Capture], root: Path, builder: _Builder, progr
                 raise DatasetError(str(error)) from error
         return int(rows.meta["t_ns"][0]) if len(rows) else 0
 
-    if len(captures) > 1:
-        captures = sorted(captures, key=lambda c: first_ns(root / c.file))
+    if len(group) > 1:
+        group = sorted(group, key=lambda c: first_ns(root / c.file))
     extractor = features.Extractor(builder.limits.max_streams, jitter=jitter, seed=0)  # seeded: same rows every time
-    for capture in captures:
+    for capture in group:
         name = str(capture.file)
         builder.expect(name, capture.label)
         read = 0
@@ -392,15 +324,11 @@ def _labelled(capture: Capture, meta: Any, use_lead: bool) -> Iterator[tuple[str
         return
     attacking = np.ones(len(meta), dtype=bool) if own is None else meta["src_mac"] == own
     if capture.attack is not None:
-        start, end = _ns(capture.attack.start), _ns(capture.attack.end)
-        attacking &= (meta["t_ns"] >= start) & (meta["t_ns"] <= end)
+        start = capture.attack.start_ns
+        attacking &= (meta["t_ns"] >= start) & (meta["t_ns"] <= capture.attack.end_ns)
         if use_lead:
             yield from by_sender(meta["t_ns"] < start)
     yield capture.device, capture.label, attacking
-
-
-def _ns(when: datetime) -> int:
-    return (when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
 # ---- Parquet files of rows ---------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from polars.io.plugins import register_io_source
 
 from edge_agent.capture import CaptureError, open_file
 from edge_agent.contract import columns as cols
+from edge_agent.contract.captures import mac_text
 from edge_agent.features import PORTS, Extractor
 from edge_agent.progress import Progress
-from trainer.dataset import BATCH, META_COLUMNS, SCHEMA_KEY, mac_text
+from trainer.dataset import BATCH, META_COLUMNS, SCHEMA_KEY
 
 ROW_GROUP = 1 << 16
 

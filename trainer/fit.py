@@ -5,6 +5,7 @@ measure it, train the classifier and, when asked for, rank columns. Importing th
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -71,7 +72,6 @@ class Run:
     classes: tuple[str, ...]
     classifier: Any  # None when there was nothing to tell apart
     decision: Decision
-    decision_settings: dict[str, Any]
     normal: dict[str, tuple[float, float]]
     generated: bool
     metrics: dict[str, Any]
@@ -112,7 +112,7 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
         part: (_scored(scorer.full, table, rows, at), _scored(scorer.fast, table, rows, at))
         for part, rows in (("optimise", parts.optimise), ("test", parts.test), ("attack", parts.attack))
     }
-    decision, decision_settings = _decide(config, table, parts, scores["optimise"])
+    decision = _decide(config, table, parts, scores["optimise"])
     metrics = _measure(table, parts, decision, scores, ranked)
     metrics["autoencoder"] = {
         "columns": len(columns),
@@ -139,7 +139,6 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
         classes,
         told_apart,
         decision,
-        decision_settings,
         normal,
         table.generated,
         metrics,
@@ -257,16 +256,28 @@ def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: Inde
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
 
-def _decide(config: Config, table: Table, parts: Parts, scores: tuple[Array, Array]) -> tuple[Decision, dict[str, Any]]:
-    """The decision for the float model, and the keyword arguments that give it again."""
-    chosen = plain(config.decision)
-    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):
-        counts = table.values[np.ix_(parts.optimise, _positions(table, calibrate.COUNT_COLUMNS))]
-    else:  # published rows have no device columns: no counts rule
-        chosen["floors"] = {}
-        counts = np.zeros((len(parts.optimise), len(calibrate.COUNT_COLUMNS)), dtype=np.float32)
+def _decide(config: Config, table: Table, parts: Parts, scores: tuple[Array, Array]) -> Decision:
+    """The decision for the float model, from benign rows that are not for testing."""
+    chosen = config.decision
+    bounds: dict[str, float] = {}
+    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
+        rows = np.concatenate([parts.train, parts.optimise])
+        counts = table.values[np.ix_(rows, _positions(table, calibrate.COUNT_COLUMNS))]
+        bounds = calibrate.count_bounds(counts, chosen.margin, chosen.floors)
+    limits = functools.partial(
+        calibrate.threshold,
+        devices=table.device[parts.optimise],
+        n=chosen.n,
+        margin=chosen.vote_margin,
+        floor=chosen.vote_floor,
+        k=chosen.vote_k,
+        w=chosen.vote_w,
+    )
+    rules = {
+        f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in ("n", "margin", "floors")
+    }
     try:
-        return calibrate.decide(*scores, counts, **chosen), chosen
+        return Decision(limits(scores[0]), limits(scores[1]), bounds, **rules)
     except ValueError as error:
         raise FitError(f"no τ: {error}") from error
 
@@ -284,8 +295,8 @@ def _measure(
         full, fast = scores[part]
         return {
             "rows": int(mask.sum()),
-            "full": _share(full[mask] > decision.full.tau),
-            "fast": _share(fast[mask] > decision.fast.tau),
+            "full": _share(full[mask] > decision.full.limit),
+            "fast": _share(fast[mask] > decision.fast.limit),
         }
 
     devices = {}
@@ -477,7 +488,6 @@ def save(run: Run, out: Path, command: str, took_s: float) -> None:
             "classes": run.classes,
             "scaler": run.scaler.to_json(),
             "decision": dataclasses.asdict(run.decision),
-            "decision_settings": run.decision_settings,
             "generated": run.generated,
             "normal": run.normal,
             "seed": run.config.seed,

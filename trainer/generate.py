@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.contract.captures import mac_text
 from edge_agent.progress import Progress
 
 Records = npt.NDArray[np.void]
@@ -468,15 +469,6 @@ def _public_address(rng: random.Random) -> int:
 
 def _multicast_mac(address: int) -> int:
     return 0x01005E000000 | address & 0x7FFFFF
-
-
-def mac_text(mac: int) -> str:
-    """A MAC address as tools write it.
-
-    >>> mac_text(0x020000000101)
-    '02:00:00:00:01:01'
-    """
-    return ":".join(f"{byte:02x}" for byte in mac.to_bytes(6, "big"))
 
 
 @dataclass(frozen=True)

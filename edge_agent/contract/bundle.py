@@ -39,8 +39,14 @@ class BundleError(Exception):
 
 @dataclass(frozen=True)
 class Threshold:
-    """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from."""
+    """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from.
 
+    ``limit`` is what a vote is compared with: τ, or more where ``highest``, the highest vote statistic that a benign
+    device reached, comes close to it.
+    """
+
+    limit: float
+    highest: float
     tau: float
     n: float
     mean: float
@@ -59,7 +65,9 @@ class Decision:
     still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound). In a
     device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter: τ times
     ``warmup_score_factor``, the bounds times ``warmup_factor``. A device alarms when ``vote_k`` of its last ``vote_w``
-    rows are flagged.
+    rows are flagged; the limit of that vote is τ, but at least ``vote_margin`` times the highest of benign devices and
+    at least ``vote_floor``: scores are in units of the benign rows' own variance, so 1 is as far off as a benign row is
+    from the mean of all.
     """
 
     full: Threshold
@@ -67,6 +75,8 @@ class Decision:
     counts: dict[str, float]
     vote_k: int = 15
     vote_w: int = 20
+    vote_margin: float = 2.0
+    vote_floor: float = 1.0
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
     warmup_score_factor: float = 10.0

@@ -49,7 +49,7 @@ class Scaler:
         """Scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
         x: Array = np.asarray(values, dtype=np.float32)
         if self.squash == "log1p":
-            x = np.copysign(np.log1p(np.abs(x)), x).astype(np.float32)
+            x = np.multiply(np.sign(x), np.log1p(np.abs(x)), dtype=np.float32)
         z: Array = (x - self.mean.astype(np.float32)) / self.scale.astype(np.float32)
         return z
 

@@ -90,8 +90,8 @@ def test_tau_is_that_of_the_weights_in_the_folder(saved):
     scorer = Scorer(autoencoder.predictor(network), Scaler.from_json(model["scaler"]), model["columns"])
     values = rows.select(model["columns"]).to_numpy()
     full, fast = scorer.full(values), scorer.fast(values)
-    counts = rows.select(calibrate.COUNT_COLUMNS).to_numpy()
-    again = calibrate.decide(full, fast, counts, **model["decision_settings"])
+    made = settings.build(Decision, model["decision"], "model.json")
+    again = calibrate.recalibrate(made, full, fast, rows["device"].to_numpy())
     assert _flat(dataclasses.asdict(again)) == pytest.approx(_flat(model["decision"]), rel=1e-5)
     mean, std = full.astype(np.float64).mean(), full.astype(np.float64).std()
     assert model["decision"]["full"]["tau"] == pytest.approx(mean + 10 * std, rel=1e-5)
@@ -129,14 +129,14 @@ def test_metrics_are_what_the_rows_say(saved):
     metrics, run, table = saved.json("metrics.json"), saved.run, saved.table
     parts = fit.split(run.config, table)
     scorer = Scorer(autoencoder.predictor(run.network), run.scaler, run.columns)
-    test = scorer.full(table.values[parts.test]) > run.decision.full.tau
+    test = scorer.full(table.values[parts.test]) > run.decision.full.limit
     assert metrics["false_positive_rate"]["full"] == pytest.approx(test.mean())
     assert metrics["false_positive_rate"]["rows"] == len(parts.test)
     for label in ("mirai.scan", "gafgyt.udp"):
         rows = table.values[table.label == table.labels.index(label)]
         found = metrics["detection_rate"][label]
         assert found["rows"] == len(rows)
-        assert found["full"] == pytest.approx((scorer.full(rows) > run.decision.full.tau).mean())
+        assert found["full"] == pytest.approx((scorer.full(rows) > run.decision.full.limit).mean())
     told = metrics["classifier"]
     matrix = np.array(told["confusion"])
     assert told["accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
@@ -171,7 +171,7 @@ def test_test_rows_and_attacks_have_no_say_in_what_is_trained(saved, make_table)
 def test_the_folder_says_everything_the_converter_needs(saved):
     model = saved.json("model.json")
     assert set(model) == {
-        *("format", "schemas", "columns", "classes", "scaler", "decision", "decision_settings", "generated", "normal"),
+        *("format", "schemas", "columns", "classes", "scaler", "decision", "generated", "normal"),
         *("seed", "provenance"),
     }
     assert model["format"] == 1
@@ -323,7 +323,7 @@ def test_published_rows_have_no_counts_rule(make_table, tmp_path):
     table = make_table(columns=columns)
     run = fit.fit(config(table, schemas=(COMPAT,), classifier=OFF), table, silent)
     assert run.decision.counts == {}
-    assert run.decision_settings["floors"] == {}
+    assert run.decision.counts == {}
 
 
 def test_without_jitter_columns_compat_rows_make_a_clean_model(make_table):

@@ -1,0 +1,105 @@
+"""A set of capture files and what happened in each: the manifest that generator, trainer and demo share."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from edge_agent.contract import settings
+from edge_agent.contract.bundle import BENIGN
+
+MANIFEST = "manifest.yaml"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """When an attack capture's device attacked; ``spoofed`` says that it lied about its address."""
+
+    start: datetime
+    end: datetime
+    spoofed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError("start and end need a time zone (2026-01-05T10:20:00Z)")
+        if self.end < self.start:
+            raise ValueError("end is before start")
+
+    @property
+    def start_ns(self) -> int:
+        """Unix ns of the first attack packet."""
+        return _ns(self.start)
+
+    @property
+    def end_ns(self) -> int:
+        """Unix ns of the last attack packet."""
+        return _ns(self.end)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One file of a manifest. Without ``mac`` every row counts as the device's.
+
+    ``expected`` false: whether the attack is found is reported, but nobody promised it.
+    """
+
+    file: Path
+    device: str
+    label: str
+    mac: str | None = None
+    kind: str | None = None
+    attack: Attack | None = None
+    expected: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mac is not None:
+            parse_mac(self.mac)
+        if self.label == BENIGN and self.attack is not None:
+            raise ValueError(f"{self.file}: a benign capture has no attack")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder of captures: which device each is of, and what happened in it."""
+
+    captures: tuple[Capture, ...]
+    generated: bool = False
+    seed: int | None = None
+
+
+def load(path: Path, root: Path | None = None) -> tuple[Manifest, Path, Path]:
+    """The manifest at ``path`` (a file, or a folder that holds one), its own path, and where its files start from.
+
+    SettingsError when it is not one, or names a file that is not there.
+    """
+    path = path / MANIFEST if path.is_dir() else path
+    manifest = settings.load(Manifest, path)
+    root = root if root is not None else path.parent
+    for capture in manifest.captures:
+        if not (root / capture.file).is_file():
+            raise settings.SettingsError(f"{path}: names {capture.file}, which is not in {root}")
+    return manifest, path, root
+
+
+def parse_mac(text: str) -> int:
+    """A MAC as a 48-bit integer; ValueError when it is none.
+
+    >>> hex(parse_mac("02:00:5e:00:00:fF"))
+    '0x2005e0000ff'
+    """
+    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
+        raise ValueError(f"mac: {text!r} is no MAC address (02:00:5e:00:00:01)")
+    return int(re.sub("[:-]", "", text), 16)
+
+
+def mac_text(mac: int) -> str:
+    """A 48-bit integer as people write it.
+
+    >>> mac_text(0x2005e0000ff)
+    '02:00:5e:00:00:ff'
+    """
+    return ":".join(f"{byte:02x}" for byte in int(mac).to_bytes(6, "big"))
+
+
+def _ns(when: datetime) -> int:
+    return (when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
