@@ -59,6 +59,11 @@ class Agent:
             yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
             seen(len(rows))
 
+    def finish(self) -> list[Alert]:
+        """The last alerts: nothing more will come, so every open episode ends."""
+        told = [alert for detection in self.detector.finish() for alert in self.alerter.consider(detection)]
+        return told + self.alerter.finish()
+
     def counts(self) -> dict[str, int]:
         """Counters of all parts, for a report and for health messages."""
         alerts = {f"alerts_{state}": getattr(self.alerter.counts, state) for state in ("new", "update", "end")}
@@ -83,7 +88,7 @@ def replay(
                 for alert in agent.alerts(source, seen):
                     give(alert)
     finally:
-        for alert in agent.alerter.finish():
+        for alert in agent.finish():
             give(alert)
     return time.monotonic() - began
 

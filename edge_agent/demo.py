@@ -220,7 +220,8 @@ def _broker(out: Path) -> Iterator[str]:
     log = out / "broker.log"
     if mosquitto:
         config = out / "mosquitto.conf"
-        config.write_text(f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 50000\n")
+        lines = (f"user {getpass.getuser()}", f"listener {port} 127.0.0.1", "allow_anonymous true")
+        config.write_text("\n".join((*lines, "max_queued_messages 50000", "")))  # at 1,000, its default, it drops
         command = [mosquitto, "-c", str(config)]
     else:
         command = [sys.executable, "-c", _AMQTT, str(port)]

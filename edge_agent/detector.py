@@ -42,6 +42,9 @@ FRESH_S = 10.0
 LOUD = 0.5
 """Share of an alarm's highest packet rate (λ = 1) from which a sender counts as loud as in the attack."""
 
+STALE_S = 2.0
+"""Seconds after which a vote is told even when no other follows it."""
+
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
@@ -172,12 +175,13 @@ class _Subject:
     alarm: bool = False
     alarm_first_ns: int = 0
     emitted_ns: int = 0
-    pending: "tuple[_Batch, int, bool, float] | None" = None  # newest vote not told yet: row, by score?, τ in force
+    pending: "_Vote | None" = None  # the newest vote, not told yet
     count: int = 0
     packets: int = 0
     bytes: int = 0
     class_sum: NDArray[np.float64] | None = None
-    peak: float = 0.0  # highest packet weight (λ = 1) of a flagged row of the newest alarm
+    peak: float = 0.0  # highest packet weight (λ = 1) of a flagged row of the newest alarm, up to the last second
+    peak_now: float = 0.0  # the same of this second
     aftermath: bool = False
     last_vote_ns: int = 0
     snapshots: deque[tuple[int, NDArray[np.float64]]] = field(
@@ -220,6 +224,7 @@ class Detector:
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._senders: OrderedDict[int, _Sender] = OrderedDict()
         self._subjects: OrderedDict[int | bytes, _Subject] = OrderedDict()
+        self._untold: dict[int | bytes, _Subject] = {}
         self.counters = {"scored": 0, "flagged": 0, "votes": 0, "subjects_evicted": 0, "senders_evicted": 0}
 
     def observe(self, rows: Rows) -> list[Detection]:
@@ -233,7 +238,25 @@ class Detector:
         for key, index in self._by_subject(rows.meta):
             subject = self._subject(key, int(rows.meta["t_ns"][index[0]]))
             found += self._judge(key, subject, rows, values, scores, index)
+            if subject.pending:
+                self._untold[key] = subject
+        found += self._tell_untold(int(rows.meta["t_ns"][-1]) - int(STALE_S * _S))
         found.sort(key=lambda d: d.t_ns)
+        return found
+
+    def finish(self) -> list[Detection]:
+        """The votes not told yet, when no more rows will come."""
+        return self._tell_untold(None)
+
+    def _tell_untold(self, until_ns: int | None) -> list[Detection]:
+        """Votes that are not newer than ``until_ns`` (None: all) and after which nothing came that told them."""
+        found = []
+        for key, subject in list(self._untold.items()):
+            if subject.pending and until_ns is not None and subject.pending.t_ns > until_ns:
+                continue
+            if subject.pending:
+                found.append(self._detection(key, subject))
+            del self._untold[key]
         return found
 
     # -- who --
@@ -363,24 +386,33 @@ class Detector:
         if changes.any():
             end = at + int(np.argmax(changes)) + 1
         taken = end - at
+        hits, by_score = hits[:taken], score_ratio[:taken] >= count_ratio[:taken]
         ratio = np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
-        self._remember(subject, batch, at, end, hits[:taken], ratio)
 
         if subject.alarm:
-            voted = np.flatnonzero(hits[:taken])
-            if len(voted):
-                last = int(voted[-1])
-                subject.last_vote_ns = int(t_ns[at + last])
-                subject.pending = (batch, at + last, bool(score_ratio[last] >= count_ratio[last]), limit)
-            if flagged[taken - 1] < self._clear:
-                subject.alarm = False
-                if subject.pending:
-                    found.append(self._detection(key, subject))
-            elif changes.any() and subject.pending:
+            over = flagged[taken - 1] < self._clear
+            told = bool(changes.any()) and not over
+            votes = np.flatnonzero(hits)
+            earlier = votes[:-1] if told else votes
+            done = 0
+            if len(earlier):
+                done = int(earlier[-1]) + 1
+                self._remember(subject, batch, at, at + done, hits[:done], ratio[:done])
+                subject.pending = self._vote(subject, batch, at + done - 1, by_score[done - 1], limit)
+            if told and subject.pending and t_ns[end - 1] - subject.pending.t_ns >= STALE_S * _S:
                 found.append(self._detection(key, subject))
-        elif changes.any():
+            self._remember(subject, batch, at + done, end, hits[done:], ratio[done:])
+            if told:
+                subject.pending = self._vote(subject, batch, end - 1, by_score[-1], limit)
+            if (told or over) and subject.pending:
+                found.append(self._detection(key, subject))
+            if over:
+                subject.alarm = False
+            return end
+        self._remember(subject, batch, at, end, hits, ratio)
+        if changes.any():
             self._begin(subject, batch, end - 1)
-            subject.pending = (batch, end - 1, bool(score_ratio[taken - 1] >= count_ratio[taken - 1]), limit)
+            subject.pending = self._vote(subject, batch, end - 1, by_score[-1], limit)
             found.append(self._detection(key, subject))
         elif subject.aftermath:
             quiet = t_ns[end - 1] - subject.last_vote_ns > AFTERMATH_S * _S
@@ -401,6 +433,7 @@ class Detector:
         t_ns = batch.meta["t_ns"][at:end]
         if subject.snapshots and t_ns[0] // _S != subject.snapshots[-1][0] // _S:
             subject.snapshots.append((int(t_ns[0]), batch.counts[at]))
+            subject.peak = max(subject.peak, subject.peak_now)
         while len(subject.snapshots) > 1 and t_ns[0] - subject.snapshots[1][0] >= FRESH_S * _S:
             subject.snapshots.popleft()
         then, counts = subject.snapshots[0]
@@ -422,6 +455,8 @@ class Detector:
         ratio: NDArray[np.float32],
     ) -> None:
         """Append rows to the vote window and, in an alarm, to its totals."""
+        if at == end:
+            return
         w = self._decision.vote_w
         meta = batch.meta[at:end]
         probabilities = np.zeros((end - at, len(self._classes)))
@@ -439,13 +474,13 @@ class Detector:
             subject.packets += end - at
             subject.bytes += int(meta["length"].sum())
             subject.class_sum = subject.class_sum + probabilities.sum(axis=0)
-            subject.peak = max(subject.peak, float(batch.loudness[at:end][hits].max(initial=0.0)))
+            subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row on."""
         first = int(np.argmax(subject.hits))
         subject.alarm = True
-        subject.peak = float(batch.loudness[row])
+        subject.peak, subject.peak_now = float(batch.loudness[row]), 0.0
         subject.alarm_first_ns = int(subject.t_ns[first])
         subject.count = int(subject.hits.sum())
         subject.packets = len(subject.hits) - first
@@ -459,25 +494,42 @@ class Detector:
 
     # -- telling --
 
-    def _detection(self, key: int | bytes, subject: _Subject) -> Detection:
-        """The subject's newest vote as a Detection."""
-        assert subject.pending is not None
-        batch, row, by_score, limit = subject.pending
-        subject.pending = None
-        subject.emitted_ns = int(batch.meta["t_ns"][row])
-        self.counters["votes"] += 1
-        meta = batch.meta[row]
-        decision = self._decision
+    def _vote(self, subject: _Subject, batch: "_Batch", row: int, by_score: bool, limit: float) -> "_Vote":
+        """What the subject's newest row, which voted, says of the alarm; later rows do not change it."""
+        subject.last_vote_ns = int(batch.meta["t_ns"][row])
         ranked = np.sort(subject.ratio)[::-1]
-        statistic = float(ranked[min(decision.vote_k, len(ranked)) - 1])
+        return _Vote(
+            subject.last_vote_ns,
+            batch,
+            row,
+            bool(by_score),
+            limit * float(batch.strict[row]),
+            float(ranked[min(self._decision.vote_k, len(ranked)) - 1]),
+            float(subject.hits.mean()),
+            max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
+            subject.count,
+            subject.packets,
+            subject.bytes,
+            subject.class_sum,
+        )
+
+    def _detection(self, key: int | bytes, subject: _Subject) -> Detection:
+        """The subject's pending vote as a Detection."""
+        vote = subject.pending
+        assert vote is not None
+        subject.pending = None
+        subject.emitted_ns = vote.t_ns
+        self.counters["votes"] += 1
+        batch, row = vote.batch, vote.row
+        meta = batch.meta[row]
         strongest = int(np.argmax(batch.counts[row] / batch.bounds[row]))
-        if by_score:
-            limit *= float(batch.strict[row])
+        if vote.by_score:
+            limit = vote.limit
             top = self._top(batch.values[row])
         else:
             limit = float(batch.bounds[row][strongest])
             top = ((COUNT_COLUMNS[strongest], float(batch.counts[row][strongest])),)
-        name, confidence = self._name(subject)
+        name, confidence = self._name(vote)
         victim = isinstance(key, bytes)
         source = _text(meta["src"], meta["ip_version"])
         target = _text(meta["dst"], meta["ip_version"])
@@ -487,33 +539,32 @@ class Detector:
             device_mac=int(meta["src_mac"]),
             device_ip=target if victim else self._senders[int(meta["src_mac"])].address or source,
             role="victim" if victim else "source",
-            method="autoencoder" if by_score else "counts",
+            method="autoencoder" if vote.by_score else "counts",
             class_name=name,
             confidence=confidence,
-            score=max(statistic, 0.0) * limit,
+            score=max(vote.statistic, 0.0) * limit,
             threshold=limit,
-            window_s=max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
-            count=max(subject.count, 1),
-            packets=subject.packets,
-            bytes=subject.bytes,
+            window_s=vote.window_s,
+            count=max(vote.count, 1),
+            packets=vote.packets,
+            bytes=vote.bytes,
             src_ip=source,
             src_port=int(meta["sport"]),
             dest_ip=target,
             dest_port=int(meta["dport"]),
             proto=_proto(meta),
             top_features=top,
-            explanation=self._sentence(top[0], by_score, meta),
+            explanation=self._sentence(top[0], vote.by_score, meta),
         )
 
-    def _name(self, subject: _Subject) -> tuple[str, float]:
+    def _name(self, vote: "_Vote") -> tuple[str, float]:
         """The class of all the alarm has flagged so far; `unknown` when the classifier does not stand for one."""
-        share = float(subject.hits.mean())
-        if self._classify is None or subject.class_sum is None:
-            return "anomaly", share
-        mean = subject.class_sum / max(float(subject.class_sum.sum()), 1e-9)
+        if self._classify is None or vote.class_sum is None:
+            return "anomaly", vote.share
+        mean = vote.class_sum / max(float(vote.class_sum.sum()), 1e-9)
         best = int(np.argmax(mean))
         if self._classes[best] == BENIGN or mean[best] < self._decision.reject:
-            return "unknown", share
+            return "unknown", vote.share
         return self._classes[best], min(float(mean[best]), 1.0)
 
     def _top(self, values: NDArray[Any]) -> tuple[tuple[str, float], ...]:
@@ -535,6 +586,24 @@ class Detector:
             )
         median, high = self._normal.get(column, (0.0, 0.0))[:2]
         return f"{column} is {value:.4g}; normal is {median:.4g}, rarely above {high:.4g}"[:200]
+
+
+@dataclass(frozen=True)
+class _Vote:
+    """A vote as of its row."""
+
+    t_ns: int
+    batch: "_Batch"
+    row: int
+    by_score: bool
+    limit: float  # of the score, of the rule in force
+    statistic: float  # k-th largest of the window's ratios to their limits
+    share: float  # of the window's rows that are flagged
+    window_s: float
+    count: int
+    packets: int
+    bytes: int
+    class_sum: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ class Scaler:
         """Scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
         x: Array = np.asarray(values, dtype=np.float32)
         if self.squash == "log1p":
-            x = np.multiply(np.sign(x), np.log1p(np.abs(x)), dtype=np.float32)
-        z: Array = (x - self.mean.astype(np.float32)) / self.scale.astype(np.float32)
-        return z
+            logs: Array = np.log1p(np.abs(x), dtype=np.float32)
+            x = np.copysign(logs, x, out=logs)
+        return np.asarray((x - self.mean.astype(np.float32)) / self.scale.astype(np.float32), dtype=np.float32)
 
     def network_input(self, z: Array) -> Array:
         """``z`` as the networks were trained to see it."""
