@@ -170,4 +170,4 @@ class Extractor:
     def _room(self, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         if limit < 1:
             raise ValueError(f"limit {limit} is not positive")
-        return np.empty((limit, len(ALL_COLUMNS)), self._dtype), np.zeros(limit, ROW_META)
+        return np.empty((limit, len(ALL_COLUMNS)), self._dtype), np.empty(limit, ROW_META)

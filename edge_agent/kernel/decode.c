@@ -51,6 +51,14 @@ static uint64_t mac(const uint8_t *p)
     return (uint64_t)be16(p) << 32 | (uint64_t)be16(p + 2) << 16 | be16(p + 4);
 }
 
+/* In one store of eight bytes, the rest being zero: the statistics read it back at once in words of eight. */
+static void put_ipv4(uint8_t address[16], const uint8_t *p)
+{
+    uint64_t word = 0;
+    memcpy(&word, p, 4);
+    memcpy(address, &word, 8);
+}
+
 bool decode_supports(int linktype)
 {
     switch (linktype) {
@@ -193,10 +201,8 @@ static enum malformed ipv4(struct span s, struct row_meta *row, enum port_class 
         return BAD_IP;
     row->ip_version = 4;
     row->proto = s.at[9];
-    memset(row->src, 0, 16);
-    memset(row->dst, 0, 16);
-    memcpy(row->src, s.at + 12, 4);
-    memcpy(row->dst, s.at + 16, 4);
+    put_ipv4(row->src, s.at + 12);
+    put_ipv4(row->dst, s.at + 16);
 
     size_t header = (size_t)(s.at[0] & 15) * 4, total = be16(s.at + 2);
     if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cut a larger one (TSO) */
@@ -248,10 +254,8 @@ static enum malformed arp(struct span s, struct row_meta *row, enum port_class *
     if (left(s) < 28)
         return SHORT_ARP;
     row->ip_version = 4;
-    memset(row->src, 0, 16);
-    memset(row->dst, 0, 16);
-    memcpy(row->src, s.at + 14, 4);
-    memcpy(row->dst, s.at + 24, 4);
+    put_ipv4(row->src, s.at + 14);
+    put_ipv4(row->dst, s.at + 24);
     return WELL_FORMED;
 }
 
@@ -352,9 +356,11 @@ enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t capture
         type = captured > 0 && frame[0] >> 4 == 6 ? TYPE_IPV6 : TYPE_IPV4;
         break;
     }
-    put_mac(row->src, row->src_mac); /* until an address is read */
-    put_mac(row->dst, row->dst_mac);
     fault = network(s, type, row, ports);
+    if (row->ip_version == 0) {
+        put_mac(row->src, row->src_mac);
+        put_mac(row->dst, row->dst_mac);
+    }
     if (fault != WELL_FORMED)
         row->flags |= TRUNCATED;
     return fault;

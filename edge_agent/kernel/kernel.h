@@ -65,8 +65,9 @@
  *     bucket   0 tag[8] 32 | 32 stamp[8] 32          tag = 12 bits of the hash | 20 bits record number; 0 = free
  *                                                    stamp = 1 bit "met again" | 31 bits time of last packet, 2^20 ns
  *
- * A key may lie in either of two buckets (the emptier at insertion) and there are at least two ways per record, so buckets do not
- * overflow before the pool is full: up to the capacity nothing is evicted and results do not depend on the hash seed. At capacity a
+ * A key may lie in either of two buckets: it goes into its first while that is less than half full, else into the emptier.
+ * There are at least two ways per record, so buckets do not overflow before the pool is full (at capacity the fullest holds 7):
+ * up to the capacity nothing is evicted and results do not depend on the hash seed. At capacity a
  * new stream takes the place of one from its own two buckets: first of those seen once or idle for 5,300 s
  * (lambda 0.01 has forgotten them to the last bit), the oldest; else the oldest. A scan therefore turns over its own records
  * and the streams that answer survive. Evictions are counted per table.

@@ -48,12 +48,11 @@ INLINE VEC FN(flush)(VEC v)
     return FN(keep_where)(v > 1e-290, v);
 }
 
-/* 2^(-lambda gap), gap >= 0: 2^n by the exponent, 2^r = 1 + r q(r) for |r| <= 1/2 with q the degree-10 Chebyshev interpolant
- * of (2^r - 1)/r (error 3e-18). 0 below 2^-1021. */
-INLINE VEC FN(decay)(int base, double gap)
+/* 2^x, x <= 0: 2^n by the exponent, 2^r = 1 + r q(r) for |r| <= 1/2 with q the degree-10 Chebyshev interpolant of
+ * (2^r - 1)/r (error 3e-18). 0 below 2^-1021. */
+INLINE VEC FN(power)(VEC x)
 {
     const double round = 0x1.8p52; /* adding it leaves the nearest integer in the low bits */
-    VEC x = FN(load)(minus_lambda, base) * gap;
     VEC shifted = x + round;
     VEC r = x - (shifted - round), r2 = r * r, r4 = r2 * r2;
     VEC low = (0x1.62e42fefa39efp-1 + r * 0x1.ebfbdff82c598p-3) + r2 * (0x1.c6b08d704a0c2p-5 + r * 0x1.3b2ab6fba1ddap-7);
@@ -62,6 +61,11 @@ INLINE VEC FN(decay)(int base, double gap)
     VEC power = 1.0 + r * (low + r4 * (mid + r4 * top));
     BITS scaled = (BITS)power + ((BITS)shifted << 52);
     return FN(keep_where)(x > -1021.0, (VEC)scaled);
+}
+
+INLINE VEC FN(decay)(int base, double gap)
+{
+    return FN(power)(FN(load)(minus_lambda, base) * gap);
 }
 
 struct FN(moment) {
@@ -128,40 +132,56 @@ INLINE void FN(put_2d)(const struct duo *d, double *out, int base, VEC f, VEC f_
     FN(put)(out + 6, base, 7, pcc);
 }
 
+/* How much each stream keeps. */
+struct FN(decays) {
+    VEC of[GAPS];
+};
+
+INLINE struct FN(decays) FN(decays_of)(const struct step *s, int base)
+{
+    struct FN(decays) d;
+    d.of[GAP_HOST] = FN(decay)(base, s->gap[GAP_HOST]);
+    d.of[GAP_DEVICE] = FN(decay)(base, s->gap[GAP_DEVICE]);
+    d.of[GAP_HH] = FN(decay)(base, s->gap[GAP_HH]);
+    d.of[GAP_HPHP] = FN(decay)(base, s->gap[GAP_HPHP]);
+    d.of[GAP_HH_CF3] = d.of[GAP_JITTER] = d.of[GAP_HH];
+    d.of[GAP_HPHP_CF3] = d.of[GAP_HPHP];
+    d.of[GAP_MAC] = d.of[GAP_HOST];
+    if (s->pair.reversed)
+        d.of[GAP_HH_CF3] = FN(decay)(base, s->gap[GAP_HH_CF3]);
+    if (s->socket.reversed)
+        d.of[GAP_HPHP_CF3] = FN(decay)(base, s->gap[GAP_HPHP_CF3]);
+    if (s->gap[GAP_JITTER] != s->gap[GAP_HH]) /* a reverse packet came between */
+        d.of[GAP_JITTER] = FN(decay)(base, s->gap[GAP_JITTER]);
+    if (s->mac != NULL)
+        d.of[GAP_MAC] = FN(decay)(base, s->gap[GAP_MAC]);
+    return d;
+}
+
 /* Independent work stands together, so that the processor can overlap its long chains of divisions. */
-INLINE void FN(row)(const struct step *s, double *out, int base)
+INLINE void FN(row)(const struct step *s, double *out, int base, struct FN(decays) f)
 {
     struct host *host = s->host, *mac = s->mac;
     struct way *hh = s->pair.forward, *hphp = s->socket.forward;
     struct jitter *jitter = s->jitter;
     struct device *device = s->device;
 
-    VEC f_host = FN(decay)(base, s->host_gap), f_device = FN(decay)(base, s->device_gap);
-    VEC f_hh = FN(decay)(base, s->pair.gap), f_hphp = FN(decay)(base, s->socket.gap);
-    VEC f_hh_cf3 = f_hh, f_hphp_cf3 = f_hphp, f_jitter = f_hh;
-    if (s->pair.reversed)
-        f_hh_cf3 = FN(decay)(base, s->pair.cf3_gap);
-    if (s->socket.reversed)
-        f_hphp_cf3 = FN(decay)(base, s->socket.cf3_gap);
-    if (s->jitter_gap != s->pair.gap) /* a reverse packet came between */
-        f_jitter = FN(decay)(base, s->jitter_gap);
-
-    struct FN(moment) m_host = FN(add)(host->w, host->mean, host->var, base, f_host, s->length);
-    struct FN(moment) m_device = FN(add)(device->w, device->mean, device->var, base, f_device, s->length);
-    struct FN(moment) m_hh = FN(add)(hh->w, hh->mean, hh->var, base, f_hh, s->length);
-    struct FN(moment) m_hphp = FN(add)(hphp->w, hphp->mean, hphp->var, base, f_hphp, s->length);
-    struct FN(moment) m_jitter = FN(add)(jitter->w, jitter->mean, jitter->var, base, f_jitter, s->jitter_value);
+    struct FN(moment) m_host = FN(add)(host->w, host->mean, host->var, base, f.of[GAP_HOST], s->length);
+    struct FN(moment) m_device = FN(add)(device->w, device->mean, device->var, base, f.of[GAP_DEVICE], s->length);
+    struct FN(moment) m_hh = FN(add)(hh->w, hh->mean, hh->var, base, f.of[GAP_HH], s->length);
+    struct FN(moment) m_hphp = FN(add)(hphp->w, hphp->mean, hphp->var, base, f.of[GAP_HPHP], s->length);
+    struct FN(moment) m_jitter = FN(add)(jitter->w, jitter->mean, jitter->var, base, f.of[GAP_JITTER], s->jitter_value);
 
     FN(put_1d)(out + H, base, m_host);
     if (mac != NULL)
-        m_host = FN(add)(mac->w, mac->mean, mac->var, base, FN(decay)(base, s->mac_gap), s->length);
+        m_host = FN(add)(mac->w, mac->mean, mac->var, base, f.of[GAP_MAC], s->length);
     FN(put_1d)(out + MI_DIR, base, m_host);
     FN(put_1d)(out + HH_JIT, base, m_jitter);
-    FN(put_2d)(&s->pair, out + HH, base, f_hh, f_hh_cf3, m_hh);
-    FN(put_2d)(&s->socket, out + HPHP, base, f_hphp, f_hphp_cf3, m_hphp);
+    FN(put_2d)(&s->pair, out + HH, base, f.of[GAP_HH], f.of[GAP_HH_CF3], m_hh);
+    FN(put_2d)(&s->socket, out + HPHP, base, f.of[GAP_HPHP], f.of[GAP_HPHP_CF3], m_hphp);
 
-    VEC peers = FN(flush)(FN(load)(device->peers, base) * f_device) + s->new_peer;
-    VEC sockets = FN(flush)(FN(load)(device->sockets, base) * f_device) + s->new_socket;
+    VEC peers = FN(flush)(FN(load)(device->peers, base) * f.of[GAP_DEVICE]) + s->new_peer;
+    VEC sockets = FN(flush)(FN(load)(device->sockets, base) * f.of[GAP_DEVICE]) + s->new_socket;
     FN(store)(device->peers, base, peers);
     FN(store)(device->sockets, base, sockets);
     FN(put)(out + DEVICE, base, 5, m_device.w);

@@ -148,6 +148,12 @@ static uint32_t free_ways(const struct bucket *b)
     return match(b->tag, 0, 0);
 }
 
+static inline uint32_t ways_in(uint32_t mask)
+{
+    static const uint8_t bits[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
+    return (uint32_t)bits[mask & 15] + bits[mask >> 4];
+}
+
 static uint32_t tag_of(uint64_t hash)
 {
     uint32_t tag = (uint32_t)(hash >> 52) << NUMBER_BITS;
@@ -178,28 +184,30 @@ static bool equal_keys(const uint64_t *a, const uint64_t *b, int words)
     return difference == 0;
 }
 
-/* The way to give up among two buckets: of those met once or forgotten the oldest, else the oldest. */
-static uint32_t *victim(struct bucket *a, struct bucket *b, uint32_t now, struct bucket **holder)
+/* What makes a way the one to give up, higher first: met once or forgotten before the others, then age; 0 for a free way. Without
+ * branches, for the vectoriser. */
+static inline void rank_ways(const struct bucket *b, uint32_t now, int32_t rank[WAYS])
 {
-    uint32_t *worst = NULL;
-    uint32_t worst_rank = 0;
-    for (int i = 0; i < 2 * WAYS; i++) {
-        struct bucket *at = i < WAYS ? a : b;
-        if (at->tag[i % WAYS] == 0)
-            continue;
-        uint32_t stamp = at->stamp[i % WAYS], age = (now - stamp) & STAMP_TIME;
-        if (age > STAMP_TIME / 2)
-            age = 0; /* the clock stepped back */
-        uint32_t rank = age + 1; /* < 2^31 */
-        if ((stamp & MET_AGAIN) == 0 || age > FORGOTTEN)
-            rank |= 0x80000000u;
-        if (rank > worst_rank) {
-            worst_rank = rank;
-            worst = &at->tag[i % WAYS];
-            *holder = at;
-        }
+    for (int i = 0; i < WAYS; i++) {
+        int32_t age = (int32_t)((now - b->stamp[i]) & STAMP_TIME);
+        age = age > STAMP_TIME / 2 ? 0 : age; /* the clock stepped back */
+        int32_t first = (b->stamp[i] & MET_AGAIN) == 0 || age > FORGOTTEN ? STAMP_TIME / 2 + 1 : 0;
+        rank[i] = b->tag[i] != 0 ? (age + first) | 1 : 0; /* | 1: not 0 */
     }
-    return worst;
+}
+
+/* The way to give up among two buckets: 0 .. 7 of a, 8 .. 15 of b; -1 when both are empty. */
+static inline int victim(const struct bucket *a, const struct bucket *b, uint32_t now)
+{
+    int32_t rank[2 * WAYS], worst = 0;
+    int way = -1;
+    rank_ways(a, now, rank);
+    rank_ways(b, now, rank + WAYS);
+    for (int i = 0; i < 2 * WAYS; i++) {
+        way = rank[i] > worst ? i : way;
+        worst = rank[i] > worst ? rank[i] : worst;
+    }
+    return way;
 }
 
 /* A place for a new key: its record's number, with the key in the index. Not inlined: the common case is a hit. */
@@ -210,7 +218,7 @@ static __attribute__((noinline)) uint32_t insert(struct table *t, uint64_t hash,
 
     if (t->used < t->capacity && (free_a | free_b) != 0) {
         number = t->used++;
-        if (__builtin_popcount(free_b) > __builtin_popcount(free_a)) {
+        if (ways_in(free_a) <= WAYS / 2 && ways_in(free_b) > ways_in(free_a)) {
             a = b;
             free_a = free_b;
         }
@@ -219,21 +227,22 @@ static __attribute__((noinline)) uint32_t insert(struct table *t, uint64_t hash,
         a->stamp[way] = now & STAMP_TIME;
         return number;
     }
-    struct bucket *holder = NULL;
-    uint32_t *tag = victim(a, b, now, &holder);
-    for (uint32_t i = 1; tag == NULL; i++) { /* both empty although the pool is full: take a record from elsewhere */
-        struct bucket *other = &t->buckets[(first_bucket(t, hash) + i) & t->mask];
-        tag = victim(other, other, now, &holder);
+    int way = victim(a, b, now);
+    struct bucket *holder = way < WAYS ? a : b;
+    for (uint32_t i = 1; way < 0; i++) { /* both empty although the pool is full: take a record from elsewhere */
+        holder = &t->buckets[(first_bucket(t, hash) + i) & t->mask];
+        way = victim(holder, holder, now);
     }
     t->evicted++;
-    number = *tag & NUMBER;
+    way %= WAYS;
+    number = holder->tag[way] & NUMBER;
     if (holder != a && holder != b) {
-        *tag = 0;
+        holder->tag[way] = 0;
         holder = a;
-        tag = &a->tag[0];
+        way = 0;
     }
-    *tag = tag_of(hash) | number;
-    holder->stamp[tag - holder->tag] = now & STAMP_TIME;
+    holder->tag[way] = tag_of(hash) | number;
+    holder->stamp[way] = now & STAMP_TIME;
     return number;
 }
 
@@ -263,7 +272,7 @@ static inline __attribute__((always_inline)) void *find(struct table *t, size_t 
         }
     }
     uint64_t *made = record(t, insert(t, hash, now), size);
-    memset(made, 0, size);
+    memset(made, 0, t->record); /* of unknown size, so that libc does it: rep stos is slower */
     memcpy(made, key, sizeof *key * (size_t)words);
     *fresh = true;
     return made;
@@ -275,20 +284,35 @@ static inline void prefetch_index(const struct table *t, uint64_t hash)
     __builtin_prefetch(&t->buckets[second_bucket(t, hash)], 1);
 }
 
-/* Where find() will probably succeed, judged by the tag alone, with that record on its way. Packets in between may move it. */
-static inline __attribute__((always_inline)) uint32_t locate(const struct table *t, size_t size, uint64_t hash)
+static inline __attribute__((always_inline)) void prefetch_record(const struct table *t, size_t size, uint32_t number)
 {
-    uint32_t tag = tag_of(hash), at = first_bucket(t, hash), ways = same_tag(&t->buckets[at], tag);
-    if (ways == 0) {
-        at = second_bucket(t, hash);
-        ways = same_tag(&t->buckets[at], tag);
-        if (ways == 0)
-            return NOWHERE;
-    }
-    uint32_t way = (uint32_t)__builtin_ctz(ways);
-    const uint8_t *start = record(t, t->buckets[at].tag[way] & NUMBER, size);
+    const uint8_t *start = record(t, number, size);
     for (size_t i = 0; i < size; i += LINE)
         __builtin_prefetch(start + i, 1);
+}
+
+/* Where find() will probably succeed, judged by the tag alone, with that record on its way, or the record that a new key will
+ * probably get. Packets in between may change either. */
+static inline __attribute__((always_inline)) uint32_t locate(const struct table *t, size_t size, uint64_t hash, uint32_t now)
+{
+    uint32_t tag = tag_of(hash), at = first_bucket(t, hash), other = second_bucket(t, hash);
+    uint32_t ways = same_tag(&t->buckets[at], tag);
+    if (ways == 0) {
+        ways = same_tag(&t->buckets[other], tag);
+        if (ways == 0) {
+            if (t->used < t->capacity) {
+                prefetch_record(t, size, t->used);
+            } else {
+                int way = victim(&t->buckets[at], &t->buckets[other], now);
+                if (way >= 0)
+                    prefetch_record(t, size, t->buckets[way < WAYS ? at : other].tag[way % WAYS] & NUMBER);
+            }
+            return NOWHERE;
+        }
+        at = other;
+    }
+    uint32_t way = (uint32_t)__builtin_ctz(ways);
+    prefetch_record(t, size, t->buckets[at].tag[way] & NUMBER);
     return at * WAYS + way;
 }
 
@@ -331,8 +355,10 @@ static void prepare(struct kernel *k, struct pending *p)
     const struct row_meta *row = p->row;
     uint64_t src[2], dst[2], kind = row->ip_version != 0 ? row->ip_version : (uint64_t)KIND_MAC;
     const uint64_t *s = k->secret;
-    memcpy(src, row->src, 16);
-    memcpy(dst, row->dst, 16);
+    for (int i = 0; i < 2; i++) { /* as decode_frame stored them: a wider load would have to wait for the cache */
+        memcpy(&src[i], row->src + 8 * i, 8);
+        memcpy(&dst[i], row->dst + 8 * i, 8);
+    }
 
     uint64_t src_hash = mum(src[0] ^ s[0], src[1] ^ kind ^ s[1]), dst_hash = mum(dst[0] ^ s[0], dst[1] ^ kind ^ s[1]);
     bool same = src[0] == dst[0] && src[1] == dst[1];
@@ -379,9 +405,10 @@ static void prepare(struct kernel *k, struct pending *p)
 
 static inline void locate_records(const struct kernel *k, struct pending *p)
 {
-    p->host_slot = locate(&k->table[HOSTS], sizeof(struct host), p->host_hash);
-    p->pair_slot = locate(&k->table[PAIRS], sizeof(struct pair), p->pair_hash);
-    p->socket_slot = locate(&k->table[SOCKETS], sizeof(struct channel), p->socket_hash);
+    uint32_t now = (uint32_t)(p->row->t_ns >> STAMP_SHIFT);
+    p->host_slot = locate(&k->table[HOSTS], sizeof(struct host), p->host_hash, now);
+    p->pair_slot = locate(&k->table[PAIRS], sizeof(struct pair), p->pair_hash, now);
+    p->socket_slot = locate(&k->table[SOCKETS], sizeof(struct channel), p->socket_hash, now);
 }
 
 /* ---- what a device has seen ---- */
@@ -457,23 +484,24 @@ static inline uint32_t *socket_bucket(uint32_t *seen, uint64_t hash)
 
 static const double minus_lambda[LANES] = {-5, -3, -1, -0.1, -0.01, -0.01};
 
-/* A channel as one packet uses it: kernel.h, THE RECORDS. Gaps are seconds, not negative. */
+/* The gaps over which one packet decays something, in seconds, not negative. CF3's are its own: kernel.h, THE RECORDS. */
+enum { GAP_HOST, GAP_DEVICE, GAP_HH, GAP_HPHP, GAP_HH_CF3, GAP_HPHP_CF3, GAP_JITTER, GAP_MAC, GAPS };
+
+/* A channel as one packet uses it. */
 struct duo {
     struct way *forward, *reverse;
     double *cf3;
-    double gap, cf3_gap, reverse_gap;
+    double reverse_gap;
     bool reversed, self; /* the reverse has been seen; it is the direction itself */
 };
 
 struct step {
-    double length;
+    double gap[GAPS];
+    double length, jitter_value, new_peer, new_socket;
     struct host *host, *mac; /* mac: NULL where MI_dir equals H */
-    double host_gap, mac_gap;
     struct duo pair, socket;
     struct jitter *jitter;
-    double jitter_gap, jitter_value;
     struct device *device;
-    double device_gap, new_peer, new_socket;
 };
 
 typedef double v2d __attribute__((vector_size(16)));
@@ -500,9 +528,9 @@ static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
 
 static void compute_baseline(const struct step *s, double *out)
 {
-    baseline_row(s, out, 0);
-    baseline_row(s, out, 2);
-    baseline_row(s, out, 4);
+    baseline_row(s, out, 0, baseline_decays_of(s, 0));
+    baseline_row(s, out, 2, baseline_decays_of(s, 2));
+    baseline_row(s, out, 4, baseline_decays_of(s, 4));
 }
 
 static void narrow_baseline(const double *from, float *to)
@@ -536,8 +564,16 @@ typedef uint64_t v4u __attribute__((vector_size(32)));
 
 static __attribute__((target("avx2"))) void compute_avx2(const struct step *s, double *out)
 {
-    avx2_row(s, out, 0);
-    avx2_rest_row(s, out, 4);
+    avx2_row(s, out, 0, avx2_decays_of(s, 0));
+
+    /* The fifth decay has a vector to itself, so all gaps share two: the same arithmetic in other lanes. */
+    struct avx2_rest_decays rest;
+    for (int i = 0; i < GAPS; i += 4) {
+        v4d power = avx2_power(avx2_load(s->gap, i) * minus_lambda[4]);
+        for (int j = 0; j < 4; j++)
+            rest.of[i + j] = (v2d){power[j], power[j]};
+    }
+    avx2_rest_row(s, out, 4, rest);
 }
 
 static __attribute__((target("avx2"))) void narrow_avx2(const double *from, float *to)
@@ -552,9 +588,9 @@ static double seconds(int64_t t)
     return (double)(t / 1000000000) + (double)(t % 1000000000) / 1e9;
 }
 
-static inline double gap(const struct kernel *k, int64_t later, int64_t earlier)
+static inline double gap(bool float_time, int64_t later, int64_t earlier)
 {
-    if (k->settings.float_time)
+    if (float_time)
         return seconds(later) - seconds(earlier);
     return (double)(int64_t)((uint64_t)later - (uint64_t)earlier) * 1e-9; /* unsigned: a forged state must not overflow */
 }
@@ -564,21 +600,23 @@ static inline double not_negative(double x)
     return x > 0 ? x : 0;
 }
 
-/* Fill a duo for a packet at t and move the channel's times on. */
-static inline void advance(const struct kernel *k, struct channel *c, int way, bool self, int64_t t, struct duo *d)
+/* Fill a duo for a packet at t, and the gaps of its decay and of CF3's; move the channel's times on. */
+static inline void advance(struct channel *c, int way, bool self, bool float_time, int64_t t, struct duo *d, double *decay_gap,
+                           double *cf3_gap)
 {
-    double since = gap(k, t, c->t), lead = gap(k, c->t, c->c);
+    double since = gap(float_time, t, c->t), lead = gap(float_time, c->t, c->c);
+    int64_t reverse_last = c->last[way ^ !self];
     d->forward = &c->way[way];
-    d->reverse = &c->way[self ? way : !way];
+    d->reverse = &c->way[way ^ !self];
     d->cf3 = c->cf3;
     d->self = self;
-    d->reversed = self || c->last[!way] != NEVER;
-    d->gap = not_negative(since);
-    d->reverse_gap = self || c->last[!way] == NEVER ? 0 : gap(k, t, c->last[!way]);
+    d->reversed = self || reverse_last != NEVER;
+    d->reverse_gap = self || reverse_last == NEVER ? 0 : gap(float_time, t, reverse_last);
+    *decay_gap = not_negative(since);
     if (self || since <= 0)
-        d->cf3_gap = d->gap;
+        *cf3_gap = *decay_gap;
     else
-        d->cf3_gap = lead > 0 ? gap(k, t, c->c) : 2 * since; /* once for each direction */
+        *cf3_gap = lead > 0 ? gap(float_time, t, c->c) : 2 * since; /* once for each direction */
     if (lead > 0 || (self && since > 0))
         c->c = t;
     if (since > 0)
@@ -606,7 +644,8 @@ static void take_state(struct host *to, const struct host *from)
     memcpy(to->var, from->var, sizeof to->var);
 }
 
-static void compute_row(struct kernel *k, const struct pending *p, double *out)
+static inline __attribute__((always_inline)) void compute_row(struct kernel *k, const struct pending *p, bool float_time,
+                                                              double *out)
 {
     struct row_meta *row = p->row;
     int64_t t = row->t_ns;
@@ -631,7 +670,7 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
 
     s.host = find(&k->table[HOSTS], sizeof *s.host, p->host_key, 3, p->host_hash, p->host_slot, now, &fresh);
     s.mac = NULL;
-    s.mac_gap = 0;
+    s.gap[GAP_MAC] = 0;
     if (fresh) {
         s.host->mac = row->src_mac;
     } else if (s.host->mac != row->src_mac) {
@@ -642,30 +681,30 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
             take_state(mac_record(k, p, row->src_mac, now, &fresh), &nothing);
         }
         s.mac = mac_record(k, p, row->src_mac, now, &fresh);
-        since = gap(k, t, s.mac->t);
-        s.mac_gap = not_negative(since);
+        since = gap(float_time, t, s.mac->t);
+        s.gap[GAP_MAC] = not_negative(since);
         if (since > 0)
             s.mac->t = t;
     }
-    since = gap(k, t, s.host->t);
-    s.host_gap = not_negative(since);
+    since = gap(float_time, t, s.host->t);
+    s.gap[GAP_HOST] = not_negative(since);
     if (since > 0)
         s.host->t = t;
 
     struct pair *pair = find(&k->table[PAIRS], sizeof *pair, p->pair_key, 5, p->pair_hash, p->pair_slot, now, &fresh);
     if (fresh)
         never(&pair->channel);
-    advance(k, &pair->channel, p->pair_way, p->self_pair, t, &s.pair);
+    advance(&pair->channel, p->pair_way, p->self_pair, float_time, t, &s.pair, &s.gap[GAP_HH], &s.gap[GAP_HH_CF3]);
     int64_t *last = &pair->channel.last[p->pair_way];
     bool pair_reply = pair->channel.last[p->self_pair ? p->pair_way : !p->pair_way] != NEVER;
     s.jitter = &pair->jitter[p->pair_way];
     if (*last == NEVER) {
-        s.jitter_gap = s.pair.gap; /* its state is zero: any decay does */
+        s.gap[GAP_JITTER] = s.gap[GAP_HH]; /* its state is zero: any decay does */
         s.jitter_value = k->settings.compat ? seconds(t) : 0;
         *last = t;
     } else {
-        since = gap(k, t, *last);
-        s.jitter_gap = s.jitter_value = not_negative(since);
+        since = gap(float_time, t, *last);
+        s.gap[GAP_JITTER] = s.jitter_value = not_negative(since);
         if (since > 0)
             *last = t;
     }
@@ -673,13 +712,13 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
     struct channel *socket = find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot, now, &fresh);
     if (fresh)
         never(socket);
-    advance(k, socket, p->socket_way, p->self_socket, t, &s.socket);
+    advance(socket, p->socket_way, p->self_socket, float_time, t, &s.socket, &s.gap[GAP_HPHP], &s.gap[GAP_HPHP_CF3]);
     bool socket_reply = socket->last[p->self_socket ? p->socket_way : !p->socket_way] != NEVER;
     if (socket->last[p->socket_way] < t)
         socket->last[p->socket_way] = t;
 
-    since = gap(k, t, s.device->t);
-    s.device_gap = not_negative(since);
+    since = gap(float_time, t, s.device->t);
+    s.gap[GAP_DEVICE] = not_negative(since);
     if (since > 0)
         s.device->t = t;
     if (visit(peers, p->peer_hash, unit, &k->counters.evicted_seen_peers) && !pair_reply)
@@ -695,6 +734,17 @@ static void compute_row(struct kernel *k, const struct pending *p, double *out)
         k->counters.clock_backward++;
     k->counters.last_t = t;
     k->compute(&s, out);
+}
+
+/* Two instances, so that the many gaps of a row do not ask each time. */
+static __attribute__((noinline)) void compute_row_ns(struct kernel *k, const struct pending *p, double *out)
+{
+    compute_row(k, p, false, out);
+}
+
+static __attribute__((noinline)) void compute_row_float(struct kernel *k, const struct pending *p, double *out)
+{
+    compute_row(k, p, true, out);
 }
 
 size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result)
@@ -728,12 +778,13 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
         for (int i = 0; i < waiting; i++) {
             if (i + AHEAD < waiting)
                 locate_records(k, &k->pending[i + AHEAD]);
-            if (rows->doubles) {
-                compute_row(k, &k->pending[i], (double *)rows->values + made * COLUMNS);
-            } else {
-                compute_row(k, &k->pending[i], scratch);
+            double *out = rows->doubles ? (double *)rows->values + made * COLUMNS : scratch;
+            if (k->settings.float_time)
+                compute_row_float(k, &k->pending[i], out);
+            else
+                compute_row_ns(k, &k->pending[i], out);
+            if (!rows->doubles)
                 k->narrow(scratch, (float *)rows->values + made * COLUMNS);
-            }
             made++;
         }
         k->counters.rows += (uint64_t)waiting;
