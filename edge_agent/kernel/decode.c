@@ -78,7 +78,8 @@ static void set_ports(struct row_meta *row, enum port_class *ports, const uint8_
     *ports = WITH_PORTS;
 }
 
-/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later says that this is not the first fragment. */
+/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later says that this is not
+ * the first fragment. */
 static enum malformed skip_extensions(struct span *s, uint8_t *next, bool *fragment, bool *later)
 {
     for (int i = 0; i < MAX_EXTENSIONS; i++) {

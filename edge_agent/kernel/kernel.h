@@ -41,12 +41,12 @@
  *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 - 40                         = 320
  *
  * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
- * then and MI_dir is copied out of H; from its second MAC on (host.mac == SEVERAL_MACS) every (MAC, address) has a record of its own in
- * `macs`. Equal histories are equal states, so this changes no result.
+ * then and MI_dir is copied out of H; from its second MAC on (host.mac == SEVERAL_MACS) every (MAC, address) has a record
+ * of its own in `macs`. Equal histories are equal states, so this changes no result.
  *
  * A pair or socket record belongs to an unordered pair: way[0] is the direction whose source is the smaller key. Both
- * directions are decayed on every packet of either, hence one time t. CF3 is the sum of residual products. Its own time C and
- * the published rule (FEATURES.md section 3) reduce, because both directions share t, to
+ * directions are decayed on every packet of either, hence one time t. CF3 is the sum of residual products, with a time C
+ * of its own. Because both directions share t, the published rule (FEATURES.md section 3) reduces to
  *
  *     gap > 0, t_rec == C   CF3 *= f; CF3 *= f   (decayed for each direction)
  *     gap > 0, t_rec >  C   CF3 *= D(now - C); C = now
@@ -65,27 +65,29 @@
  *     bucket   0 tag[8] 32 | 32 stamp[8] 32          tag = 12 bits of the hash | 20 bits record number; 0 = free
  *                                                    stamp = 1 bit "met again" | 31 bits time of last packet, 2^20 ns
  *
- * A key may lie in either of two buckets: it goes into its first while that is less than half full, else into the emptier.
- * There are at least two ways per record, so buckets do not overflow before the pool is full (at capacity the fullest holds 7):
- * up to the capacity nothing is evicted and results do not depend on the hash seed. At capacity a
- * new stream takes the place of one from its own two buckets: first of those seen once or idle for 5,300 s
- * (lambda 0.01 has forgotten them to the last bit), the oldest; else the oldest. A scan therefore turns over its own records
- * and the streams that answer survive. Evictions are counted per table.
+ * A key may lie in either of two buckets: it goes into its first while that is less than half full, else into the
+ * emptier. There are at least two ways per record, so buckets do not overflow before the pool is full (in 17,000 simulated
+ * fillings the fullest held 7): up to the capacity nothing is evicted and results do not depend on the hash seed. At
+ * capacity a new stream takes the place of one from its own two buckets: of those seen once or idle for 5,300 s (lambda
+ * 0.01 has forgotten them to the last bit) the oldest; else the oldest. A scan therefore turns over its own records and
+ * the streams that answer survive. Evictions are counted per table.
  *
- * Capacities for max_streams = n: sockets n, pairs n/2, hosts n/2, macs n/4. At n = 16,384 and 256 devices: 23 MB, mapped
- * when touched.
+ * Capacities for max_streams = n: sockets n, pairs n/2, hosts n/2, macs n/4. At n = 16,384 and 256 devices: 23.5 MB,
+ * mapped when touched.
  *
  *
  * WHAT A DEVICE HAS SEEN
  *
- * Per device two sets, of 1,024 source -> destination pairs and 4,096 source:port -> destination:port sockets, four bytes an entry:
+ * Per device two sets, of 1,024 source -> destination pairs and 4,096 source:port -> destination:port sockets, four bytes
+ * an entry:
  *
  *     entry    20 bits of the hash (never 0) | 1 bit known | 11 bits time, in units of 10 minutes, modulo 14 days
  *     bucket   8 entries, the latest inserted or refreshed first
  *
  * An unknown entry keeps the time of its first visit; met again two units later (10 to 20 minutes) it becomes known, and a
  * known one keeps the time of its last visit. A full bucket gives up its oldest unknown entry, else its oldest known one: a
- * flood replaces its own entries. An entry idle for 7 to 13 days is forgotten (idle for longer it looks younger by 14 days). Two keys are confused with probability 8 in 2^20
+ * flood replaces its own entries. An entry idle for 7 to 13 days is forgotten (idle for longer it looks younger by 14
+ * days). Two keys are confused with probability 8 in 2^20
  * per look-up, which can hide one new socket and nothing else.
  *
  * A packet opens a peer (socket) when the device's set does not hold it and it is not a reply, i.e. its pair (socket) record
@@ -154,8 +156,8 @@ enum malformed {
 
 bool decode_supports(int linktype);
 
-/* Read one frame into *row and *ports. `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are undefined. row->flags has no
- * NEW_* yet. linktype must be supported. */
+/* Read one frame into *row and *ports; `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are
+ * undefined. row->flags has no NEW_* yet. linktype must be supported. */
 enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
                             struct row_meta *row, enum port_class *ports);
 
@@ -219,8 +221,8 @@ struct source {
     void *context;
 };
 
-/* Take up to rows->limit frames, and more only while they have given no row at all. Returns the number of rows written; 0 means that
- * the source has ended or failed, which *result tells. */
+/* Take up to rows->limit frames, and more only while they have given no row at all. Returns the number of rows written;
+ * 0 means that the source has ended or failed, which *result tells. */
 size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result);
 
 enum { MAX_COUNTS = 48 };

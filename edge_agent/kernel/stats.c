@@ -184,8 +184,8 @@ static bool equal_keys(const uint64_t *a, const uint64_t *b, int words)
     return difference == 0;
 }
 
-/* What makes a way the one to give up, higher first: met once or forgotten before the others, then age; 0 for a free way. Without
- * branches, for the vectoriser. */
+/* What makes a way the one to give up, higher first: met once or forgotten before the others, then age; 0 for a free way.
+ * Without branches, for the vectoriser. */
 static inline void rank_ways(const struct bucket *b, uint32_t now, int32_t rank[WAYS])
 {
     for (int i = 0; i < WAYS; i++) {
@@ -291,8 +291,8 @@ static inline __attribute__((always_inline)) void prefetch_record(const struct t
         __builtin_prefetch(start + i, 1);
 }
 
-/* Where find() will probably succeed, judged by the tag alone, with that record on its way, or the record that a new key will
- * probably get. Packets in between may change either. */
+/* Where find() will probably succeed, judged by the tag alone, with that record on its way, or the record that a new key
+ * will probably get. Packets in between may change either. */
 static inline __attribute__((always_inline)) uint32_t locate(const struct table *t, size_t size, uint64_t hash, uint32_t now)
 {
     uint32_t tag = tag_of(hash), at = first_bucket(t, hash), other = second_bucket(t, hash);
@@ -709,7 +709,8 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
             *last = t;
     }
 
-    struct channel *socket = find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot, now, &fresh);
+    struct channel *socket = find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot, now,
+                                  &fresh);
     if (fresh)
         never(socket);
     advance(socket, p->socket_way, p->self_socket, float_time, t, &s.socket, &s.gap[GAP_HPHP], &s.gap[GAP_HPHP_CF3]);
@@ -754,7 +755,8 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
     *result = CAPTURE_FRAME;
     while (*result == CAPTURE_FRAME && made < rows->limit && (taken < rows->limit || made == 0)) {
         int waiting = 0;
-        while (waiting < BATCH && made + (size_t)waiting < rows->limit && (taken < rows->limit || made + (size_t)waiting == 0)) {
+        while (waiting < BATCH && made + (size_t)waiting < rows->limit &&
+               (taken < rows->limit || made + (size_t)waiting == 0)) {
             struct frame frame;
             *result = source.next(source.context, &frame);
             if (*result != CAPTURE_FRAME)
@@ -763,7 +765,8 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
             k->counters.frames++;
             struct pending *p = &k->pending[waiting];
             p->row = &rows->meta[made + (size_t)waiting];
-            enum malformed fault = decode_frame(source.linktype, frame.bytes, frame.captured, frame.wire_length, p->row, &p->ports);
+            enum malformed fault = decode_frame(source.linktype, frame.bytes, frame.captured, frame.wire_length, p->row,
+                                                &p->ports);
             p->row->t_ns = frame.t_ns;
             k->counters.malformed[fault]++;
             if (frame.bad_time)

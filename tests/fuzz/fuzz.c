@@ -184,7 +184,7 @@ static void damage_state(struct fuzz *f, struct kernel *k, const struct settings
         finding("its own state refused");
     damaged = draw(f, 2) ? size : draw(f, (uint32_t)size);
     for (uint32_t n = draw(f, 64); n > 0 && damaged > 0; n--)
-        state[draw(f, draw(f, 2) ? (uint32_t)damaged : (uint32_t)(damaged < 512 ? damaged : 512))] ^= (uint8_t)(1u << draw(f, 8));
+        state[draw(f, (uint32_t)(draw(f, 2) || damaged < 512 ? damaged : 512))] ^= (uint8_t)(1u << draw(f, 8));
     uint8_t *exact = must(malloc(damaged > 0 ? damaged : 1));
     memcpy(exact, state, damaged);
     if (kernel_load(other, exact, damaged) == NULL)
