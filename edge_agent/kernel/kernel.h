@@ -87,8 +87,7 @@
  * An unknown entry keeps the time of its first visit; met again two units later (10 to 20 minutes) it becomes known, and a
  * known one keeps the time of its last visit. A full bucket gives up its oldest unknown entry, else its oldest known one: a
  * flood replaces its own entries. An entry idle for 7 to 13 days is forgotten (idle for longer it looks younger by 14
- * days). Two keys are confused with probability 8 in 2^20
- * per look-up, which can hide one new socket and nothing else.
+ * days). Two keys are confused with probability 8 in 2^20 per look-up, which can hide one new socket and nothing else.
  *
  * A packet opens a peer (socket) when the device's set does not hold it and it is not a reply, i.e. its pair (socket) record
  * has no packet yet in the reverse direction. Replies are remembered too. Later fragments, ARP, frames without ports and ICMP
