@@ -45,6 +45,12 @@ LOUD = 0.5
 STALE_S = 2.0
 """Seconds after which a vote is told even when no other follows it."""
 
+SILENCE_S = 60.0
+"""Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
+
+BACKWARD_S = 60.0
+"""A packet so much older than one before it shows a clock that was set; smaller steps are packets out of order."""
+
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
@@ -156,8 +162,11 @@ class _Sender:
     """What a MAC has shown of itself: it is a device, or the router that carries remote peers' packets."""
 
     local: int = 0  # packets with a monitored source address
-    address: str = ""  # the newest of those: its own, also while it sends under others
-    carried: int = 0  # packets of remote peers that answer something: only a router sends those
+    address: str = ""  # its own, also while it sends under others
+    by_arp: bool = False  # an ARP packet said so, where malware that spoofs with raw IP sockets does not lie
+    relays: bool = False  # a monitored address sent something to the outside by way of this MAC
+    client: bool = False  # it sent something of its own to the outside, which a router does on its other side
+    answers: bool = False  # it carried packets of remote peers to monitored addresses on sockets that were open
 
 
 @dataclass
@@ -169,7 +178,7 @@ class _Subject:
     full: NDArray[np.bool_] = field(init=False)  # the last rows under the full rule, oldest first
     hits: NDArray[np.bool_] = field(init=False)  # the same rows under the rule that was in force for each
     ratio: NDArray[np.float32] = field(init=False)  # score / threshold of the rule in force
-    t_ns: NDArray[np.int64] = field(init=False)
+    t_ns: NDArray[np.int64] = field(init=False)  # steady time, as all times here
     lengths: NDArray[np.int64] = field(init=False)
     classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
     alarm: bool = False
@@ -179,7 +188,7 @@ class _Subject:
     count: int = 0
     packets: int = 0
     bytes: int = 0
-    class_sum: NDArray[np.float64] | None = None
+    class_sum: NDArray[np.float64] = field(init=False)
     peak: float = 0.0  # highest packet weight (λ = 1) of a flagged row of the newest alarm, up to the last second
     peak_now: float = 0.0  # the same of this second
     aftermath: bool = False
@@ -195,6 +204,7 @@ class _Subject:
         self.t_ns = np.zeros(0, dtype=np.int64)
         self.lengths = np.zeros(0, dtype=np.int64)
         self.classes = np.zeros((0, self.class_count))
+        self.class_sum = np.zeros(self.class_count)
 
 
 class Detector:
@@ -222,78 +232,142 @@ class Detector:
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
         self._bounds = np.array([manifest.decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
+        self._newest_ns: int | None = None  # packet time: the latest since the clock was last set back
+        self._offset_ns = 0  # steady time = packet time + offset
         self._senders: OrderedDict[int, _Sender] = OrderedDict()
         self._subjects: OrderedDict[int | bytes, _Subject] = OrderedDict()
         self._untold: dict[int | bytes, _Subject] = {}
-        self.counters = {"scored": 0, "flagged": 0, "votes": 0, "subjects_evicted": 0, "senders_evicted": 0}
+        self.counters = {
+            "scored": 0,
+            "flagged": 0,
+            "votes": 0,
+            "clock_steps": 0,
+            "subjects_evicted": 0,
+            "senders_evicted": 0,
+        }
 
     def observe(self, rows: Rows) -> list[Detection]:
         """Score ``rows`` (in packet order) and return the votes they cause, in packet order."""
         if not len(rows):
             return []
+        t_ns = self._steady(rows.meta["t_ns"])
         values = rows.values[:, self._at]
         scores = self._scorer.full(values)
         self.counters["scored"] += len(rows)
-        found: list[Detection] = []
-        for key, index in self._by_subject(rows.meta):
-            subject = self._subject(key, int(rows.meta["t_ns"][index[0]]))
-            found += self._judge(key, subject, rows, values, scores, index)
+        found: list[tuple[int, Detection]] = []
+        groups, addresses = self._by_subject(rows.meta)
+        for key, index in groups:
+            subject = self._subject(key, int(t_ns[index[0]]))
+            batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, index)
+            at = 0
+            while at < len(index):  # cut where the rule in force or the alarm changes
+                at = self._advance(key, subject, batch, at, found)
             if subject.pending:
                 self._untold[key] = subject
-        found += self._tell_untold(int(rows.meta["t_ns"][-1]) - int(STALE_S * _S))
-        found.sort(key=lambda d: d.t_ns)
-        return found
+        self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
+        found.sort(key=lambda told: told[0])
+        return [detection for _, detection in found]
 
     def finish(self) -> list[Detection]:
         """The votes not told yet, when no more rows will come."""
-        return self._tell_untold(None)
+        found: list[tuple[int, Detection]] = []
+        self._tell_untold(None, found)
+        found.sort(key=lambda told: told[0])
+        return [detection for _, detection in found]
 
-    def _tell_untold(self, until_ns: int | None) -> list[Detection]:
+    def _tell_untold(self, until_ns: int | None, found: list[tuple[int, Detection]]) -> None:
         """Votes that are not newer than ``until_ns`` (None: all) and after which nothing came that told them."""
-        found = []
         for key, subject in list(self._untold.items()):
             if subject.pending and until_ns is not None and subject.pending.t_ns > until_ns:
                 continue
             if subject.pending:
-                found.append(self._detection(key, subject))
+                self._tell(key, subject, found)
             del self._untold[key]
-        return found
+
+    def _steady(self, t_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Packet times without the steps back of a clock that was set, or of captures in the wrong order."""
+        steady = t_ns.astype(np.int64)
+        newest = int(t_ns[0]) if self._newest_ns is None else self._newest_ns
+        at = 0
+        while at < len(t_ns):
+            latest = np.maximum.accumulate(np.concatenate([[newest], t_ns[at:]]))
+            back = t_ns[at:] < latest[:-1] - int(BACKWARD_S * _S)
+            end = at + int(np.argmax(back)) if back.any() else len(t_ns)
+            steady[at:end] += self._offset_ns
+            newest = int(latest[end - at])
+            if end < len(t_ns):
+                self._offset_ns += newest - int(t_ns[end])
+                newest = int(t_ns[end])
+                self.counters["clock_steps"] += 1
+            at = end
+        self._newest_ns = newest
+        return steady
 
     # -- who --
 
-    def _by_subject(self, meta: NDArray[Any]) -> list[tuple[int | bytes, NDArray[np.intp]]]:
-        """Rows grouped by subject, each group in packet order; updates what is known of every sender."""
+    def _by_subject(self, meta: NDArray[Any]) -> tuple[list[tuple[int | bytes, NDArray[np.intp]]], NDArray[Any]]:
+        """Rows grouped by subject, each group in packet order, and per row its sender's own address as known then.
+
+        Updates what is known of every sender. A row of a remote peer (no monitored source) is incoming when its MAC is
+        a router's: others send to the outside through it or, where that is not seen, it sends answers or nothing but
+        remote peers' packets. Any other MAC that sends under remote addresses lies.
+        """
         from_inside = self._networks.hold(meta["src"], meta["ip_version"])
         to_inside = self._networks.hold(meta["dst"], meta["ip_version"])
-        macs = meta["src_mac"]
-        groups: list[tuple[int | bytes, NDArray[np.intp]]] = []
+        ports = meta["flags"] & features.PORTS != 0
+        opens = meta["flags"] & features.NEW_SOCKET != 0
+        macs, through = meta["src_mac"], meta["dst_mac"]
+        unicast = through >> np.uint64(40) & np.uint64(1) == 0
+        outward = from_inside & ~to_inside & ports & unicast & (macs != through)
+        answer = ~from_inside & to_inside & ports & ~opens
+        addresses = np.full(len(meta), "", dtype=object)
+        groups: dict[int | bytes, list[NDArray[np.intp]]] = {}
         for mac in np.unique(macs):
             index = np.flatnonzero(macs == mac)
             sender = self._sender(int(mac))
-            inside = from_inside[index]
-            opens = meta["flags"][index] & features.NEW_SOCKET != 0
-            carried = sender.carried + np.cumsum(~inside & ~opens)
-            local = sender.local + np.cumsum(inside)
-            # a MAC that only ever sent monitored addresses and no answers of remote peers is a device that spoofs
-            router = (carried > 0) | (local == 0)
-            incoming = ~inside & router & (to_inside[index] | (carried > 0))
-            sender.carried, sender.local = int(carried[-1]), int(local[-1])
-            with_ip = inside & (meta["ip_version"][index] != 0) & (meta["src"][index].any(axis=1))
-            if with_ip.any():
-                last = meta[index[np.flatnonzero(with_ip)[-1]]]
-                sender.address = _text(last["src"], last["ip_version"])
+            remote = ~from_inside[index]
+            relays = np.full(len(index), sender.relays)
+            first = np.flatnonzero(outward & (through == mac))[:1]
+            if len(first):
+                relays |= index > first[0]
+            client = np.logical_or.accumulate(outward[index]) | sender.client
+            answers = np.logical_or.accumulate(answer[index]) | sender.answers
+            local = np.cumsum(~remote) + sender.local
+            sender.client, sender.answers, sender.local = bool(client[-1]), bool(answers[-1]), int(local[-1])
+            incoming = remote & (relays | (~client & (answers | ((local == 0) & to_inside[index]))))
+            self._own_addresses(sender, meta, index, ~remote, addresses)
             own = index[~incoming]
             if len(own):
-                groups.append((int(mac), own))
-            words = np.ascontiguousarray(meta["dst"][index[incoming]]).view("<u8").reshape(-1, 2)
-            names = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
-            for name in np.unique(names):
-                hit = index[incoming][names == name]
-                groups.append((meta["dst"][hit[0]].tobytes(), hit))
-        merged: dict[int | bytes, list[NDArray[np.intp]]] = {}
-        for key, index in groups:
-            merged.setdefault(key, []).append(index)
-        return [(key, np.sort(np.concatenate(parts))) for key, parts in merged.items()]
+                groups.setdefault(int(mac), []).append(own)
+            targets = np.ascontiguousarray(meta["dst"][index[incoming]]).view("V16").reshape(-1)
+            for target in np.unique(targets):
+                groups.setdefault(target.tobytes(), []).append(index[incoming][targets == target])
+        for mac in np.unique(through[outward]):
+            self._sender(int(mac)).relays = True
+        return [(key, np.sort(np.concatenate(parts))) for key, parts in groups.items()], addresses
+
+    def _own_addresses(
+        self,
+        sender: _Sender,
+        meta: NDArray[Any],
+        index: NDArray[np.intp],
+        inside: NDArray[np.bool_],
+        addresses: NDArray[Any],
+    ) -> None:
+        """Fill in ``addresses`` of one sender's rows: its newest by ARP, else the newest not only just begun with."""
+        rows = meta[index]
+        named = inside & (rows["ip_version"] != 0) & rows["src"].any(axis=1)
+        arp = named & (rows["flags"] & features.ARP != 0)
+        by_arp = np.logical_or.accumulate(arp) | sender.by_arp
+        said = np.where(by_arp, arp, named & (rows["flags"] & features.NEW_PEER == 0))
+        if not sender.address and named.any():
+            said[int(np.argmax(named))] = True
+        addresses[index] = sender.address
+        at = np.flatnonzero(said)
+        for i in at[np.append(True, (rows["src"][at[1:]] != rows["src"][at[:-1]]).any(axis=1))] if len(at) else at:
+            sender.address = _text(rows["src"][i], rows["ip_version"][i])
+            addresses[index[i:]] = sender.address
+        sender.by_arp = bool(by_arp[-1])
 
     def _sender(self, mac: int) -> _Sender:
         if mac not in self._senders:
@@ -315,63 +389,67 @@ class Detector:
 
     # -- what --
 
-    def _judge(
-        self,
-        key: int | bytes,
-        subject: _Subject,
-        rows: Rows,
-        values: NDArray[Any],
-        scores: Array,
-        index: NDArray[np.intp],
-    ) -> list[Detection]:
-        """Votes of one subject's rows ``index``, cut where the rule in force or the alarm changes."""
-        batch = self._weigh(key, subject, rows, values, scores, index)
-        found: list[Detection] = []
-        at = 0
-        while at < len(index):
-            at = self._advance(key, subject, batch, at, found)
-        return found
-
     def _weigh(
         self,
         key: int | bytes,
         subject: _Subject,
         rows: Rows,
+        t_ns: NDArray[np.int64],
         values: NDArray[Any],
         scores: Array,
+        addresses: NDArray[Any],
         index: NDArray[np.intp],
     ) -> "_Batch":
         """The full rule on one subject's rows."""
         decision = self._decision
         meta = rows.meta[index]
         counts = rows.values[index][:, self._counts_at].astype(np.float64)
-        warm = meta["t_ns"] - subject.first_ns < decision.warmup_s * _S
+        warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
         bounds = self._bounds * np.where(warm, decision.warmup_factor, 1.0)[:, None]
         strict = np.where(warm, decision.warmup_score_factor, 1.0)
         score_ratio = scores[index] / (decision.full.limit * strict)
-        count_ratio = (counts / bounds).max(axis=1)
+        count_ratio = counts / bounds
         opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
         counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
-        full = (np.maximum(score_ratio, count_ratio) > 1.0) & counted
+        full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
-        return _Batch(meta, values[index], counts, bounds, score_ratio, count_ratio, counted, full, strict, loudness)
+        return _Batch(
+            meta,
+            t_ns[index],
+            values[index],
+            addresses[index],
+            counts,
+            bounds,
+            score_ratio,
+            count_ratio,
+            counted,
+            full,
+            strict,
+            loudness,
+        )
 
-    def _advance(self, key: int | bytes, subject: _Subject, batch: "_Batch", at: int, found: list[Detection]) -> int:
+    def _advance(
+        self, key: int | bytes, subject: _Subject, batch: "_Batch", at: int, found: list[tuple[int, Detection]]
+    ) -> int:
         """Take in rows from ``at`` up to where something changes; returns the row after the last one taken."""
         decision = self._decision
         end = len(batch.meta)
-        t_ns = batch.meta["t_ns"]
+        t_ns = batch.t_ns
+        if subject.aftermath and t_ns[at] // _S > subject.snapshots[-1][0] // _S:
+            self._next_second(key, subject, batch, at, found)
         if subject.aftermath:
             limit = decision.fast.limit
             # one reference for the counts per second of packet time, so that a flood is judged in whole arrays
             second = t_ns[at] // _S
             end = at + 1 + int(np.argmax(np.append(t_ns[at + 1 :] // _S != second, True)))
-            score_ratio, count_ratio = self._what_is_new(subject, batch, at, end)
+            score_ratio, count_ratios = self._what_is_new(subject, batch, at, end)
+            count_ratio = count_ratios.max(axis=1)
             hits = (np.maximum(score_ratio, count_ratio) > 1.0) & batch.counted[at:end]
         else:
             limit = decision.full.limit
-            score_ratio, count_ratio = batch.score_ratio[at:end], batch.count_ratio[at:end]
+            score_ratio, count_ratios = batch.score_ratio[at:end], batch.count_ratio[at:end]
+            count_ratio = count_ratios.max(axis=1)
             hits = batch.full[at:end]
 
         kept = len(subject.hits)
@@ -386,8 +464,11 @@ class Detector:
         if changes.any():
             end = at + int(np.argmax(changes)) + 1
         taken = end - at
-        hits, by_score = hits[:taken], score_ratio[:taken] >= count_ratio[:taken]
-        ratio = np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
+        hits, ratio = hits[:taken], np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
+
+        def vote(i: int) -> _Vote:
+            by_score = bool(score_ratio[i] >= count_ratio[i])
+            return self._vote(subject, batch, at + i, limit, None if by_score else count_ratios[i])
 
         if subject.alarm:
             over = flagged[taken - 1] < self._clear
@@ -398,28 +479,43 @@ class Detector:
             if len(earlier):
                 done = int(earlier[-1]) + 1
                 self._remember(subject, batch, at, at + done, hits[:done], ratio[:done])
-                subject.pending = self._vote(subject, batch, at + done - 1, by_score[done - 1], limit)
+                subject.pending = vote(done - 1)
             if told and subject.pending and t_ns[end - 1] - subject.pending.t_ns >= STALE_S * _S:
-                found.append(self._detection(key, subject))
+                self._tell(key, subject, found)
             self._remember(subject, batch, at + done, end, hits[done:], ratio[done:])
             if told:
-                subject.pending = self._vote(subject, batch, end - 1, by_score[-1], limit)
+                subject.pending = vote(taken - 1)
             if (told or over) and subject.pending:
-                found.append(self._detection(key, subject))
+                self._tell(key, subject, found)
             if over:
                 subject.alarm = False
             return end
         self._remember(subject, batch, at, end, hits, ratio)
         if changes.any():
             self._begin(subject, batch, end - 1)
-            subject.pending = self._vote(subject, batch, end - 1, by_score[-1], limit)
-            found.append(self._detection(key, subject))
-        elif subject.aftermath:
-            quiet = t_ns[end - 1] - subject.last_vote_ns > AFTERMATH_S * _S
-            if quiet and int(subject.full.sum()) < self._clear:
-                subject.aftermath = False
-                subject.snapshots.clear()
+            subject.pending = vote(taken - 1)
+            self._tell(key, subject, found)
         return end
+
+    def _next_second(
+        self, key: int | bytes, subject: _Subject, batch: "_Batch", at: int, found: list[tuple[int, Detection]]
+    ) -> None:
+        """What changes after an attack only from one second to the next, wherever batches are cut."""
+        t_ns = int(batch.t_ns[at])
+        quiet_s = (t_ns - subject.last_vote_ns) / _S
+        if subject.alarm and quiet_s > SILENCE_S:
+            if subject.pending:
+                self._tell(key, subject, found)
+            subject.alarm = False
+            subject.hits[:] = False  # what comes now is not the same attack
+        if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.full.sum()) < self._clear:
+            subject.aftermath = False
+            subject.snapshots.clear()
+            return
+        subject.snapshots.append((t_ns, batch.counts[at].copy()))
+        subject.peak = max(subject.peak, subject.peak_now)
+        while len(subject.snapshots) > 1 and t_ns // _S - subject.snapshots[1][0] // _S >= FRESH_S:
+            subject.snapshots.popleft()
 
     @property
     def _clear(self) -> int:
@@ -430,12 +526,7 @@ class Detector:
         self, subject: _Subject, batch: "_Batch", at: int, end: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The rule after an attack, for rows of one second: fast columns, counts beyond what is left of old ones."""
-        t_ns = batch.meta["t_ns"][at:end]
-        if subject.snapshots and t_ns[0] // _S != subject.snapshots[-1][0] // _S:
-            subject.snapshots.append((int(t_ns[0]), batch.counts[at]))
-            subject.peak = max(subject.peak, subject.peak_now)
-        while len(subject.snapshots) > 1 and t_ns[0] - subject.snapshots[1][0] >= FRESH_S * _S:
-            subject.snapshots.popleft()
+        t_ns = batch.t_ns[at:end]
         then, counts = subject.snapshots[0]
         passed = np.maximum(t_ns - then, 0)[:, None] / _S
         left = counts * np.exp2(-_COUNT_DECAY * passed)
@@ -443,7 +534,7 @@ class Detector:
         score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.limit * batch.strict[at:end])
         loud = batch.loudness[at:end] >= LOUD * subject.peak
         score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
-        return score_ratio, (fresh / batch.bounds[at:end]).max(axis=1)
+        return score_ratio, fresh / batch.bounds[at:end]
 
     def _remember(
         self,
@@ -466,14 +557,15 @@ class Detector:
         subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
         subject.hits = np.concatenate([subject.hits, hits])[-w:]
         subject.ratio = np.concatenate([subject.ratio, ratio])[-w:]
-        subject.t_ns = np.concatenate([subject.t_ns, meta["t_ns"]])[-w:]
+        subject.t_ns = np.concatenate([subject.t_ns, batch.t_ns[at:end]])[-w:]
         subject.lengths = np.concatenate([subject.lengths, meta["length"]])[-w:]
         subject.classes = np.concatenate([subject.classes, probabilities])[-w:]
         if subject.alarm:
             subject.count += int(hits.sum())
             subject.packets += end - at
             subject.bytes += int(meta["length"].sum())
-            subject.class_sum = subject.class_sum + probabilities.sum(axis=0)
+            # row after row, so that no rounding depends on where batches are cut
+            subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
@@ -486,24 +578,30 @@ class Detector:
         subject.packets = len(subject.hits) - first
         subject.bytes = int(subject.lengths[first:].sum())
         subject.class_sum = subject.classes.sum(axis=0)
-        subject.last_vote_ns = int(batch.meta["t_ns"][row])
         if not subject.aftermath:
             subject.aftermath = True
             # nothing is old yet: what made this alarm is all new
-            subject.snapshots.append((int(batch.meta["t_ns"][row]), np.zeros(len(COUNT_COLUMNS))))
+            subject.snapshots.append((int(batch.t_ns[row]), np.zeros(len(COUNT_COLUMNS))))
 
     # -- telling --
 
-    def _vote(self, subject: _Subject, batch: "_Batch", row: int, by_score: bool, limit: float) -> "_Vote":
-        """What the subject's newest row, which voted, says of the alarm; later rows do not change it."""
-        subject.last_vote_ns = int(batch.meta["t_ns"][row])
+    def _vote(
+        self, subject: _Subject, batch: "_Batch", row: int, limit: float, counts: NDArray[np.float64] | None
+    ) -> "_Vote":
+        """What the subject's newest row, which voted, says of the alarm; later rows do not change it.
+
+        ``counts`` are the ratios of the counts to their bounds where one of them decided, None where the score did.
+        """
+        subject.last_vote_ns = int(batch.t_ns[row])
         ranked = np.sort(subject.ratio)[::-1]
+        count = None if counts is None else int(np.argmax(counts))
         return _Vote(
             subject.last_vote_ns,
-            batch,
-            row,
-            bool(by_score),
-            limit * float(batch.strict[row]),
+            batch.meta[row].copy(),
+            batch.values[row].copy(),
+            batch.addresses[row],
+            limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
+            None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
             float(ranked[min(self._decision.vote_k, len(ranked)) - 1]),
             float(subject.hits.mean()),
             max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
@@ -513,37 +611,35 @@ class Detector:
             subject.class_sum,
         )
 
-    def _detection(self, key: int | bytes, subject: _Subject) -> Detection:
+    def _tell(self, key: int | bytes, subject: _Subject, found: list[tuple[int, Detection]]) -> None:
         """The subject's pending vote as a Detection."""
         vote = subject.pending
         assert vote is not None
         subject.pending = None
         subject.emitted_ns = vote.t_ns
         self.counters["votes"] += 1
-        batch, row = vote.batch, vote.row
-        meta = batch.meta[row]
-        strongest = int(np.argmax(batch.counts[row] / batch.bounds[row]))
-        if vote.by_score:
-            limit = vote.limit
-            top = self._top(batch.values[row])
+        meta = vote.meta
+        if vote.count_at is None:
+            top = self._top(vote.values)
         else:
-            limit = float(batch.bounds[row][strongest])
-            top = ((COUNT_COLUMNS[strongest], float(batch.counts[row][strongest])),)
+            column, count = vote.count_at
+            top = ((COUNT_COLUMNS[column], count),)
         name, confidence = self._name(vote)
         victim = isinstance(key, bytes)
         source = _text(meta["src"], meta["ip_version"])
         target = _text(meta["dst"], meta["ip_version"])
-        return Detection(
-            t_ns=int(meta["t_ns"]),
-            first_ns=min(subject.alarm_first_ns, int(meta["t_ns"])),
+        t_ns = int(meta["t_ns"])
+        detection = Detection(
+            t_ns=t_ns,
+            first_ns=t_ns - max(vote.t_ns - subject.alarm_first_ns, 0),
             device_mac=int(meta["src_mac"]),
-            device_ip=target if victim else self._senders[int(meta["src_mac"])].address or source,
+            device_ip=target if victim else vote.address or source,
             role="victim" if victim else "source",
-            method="autoencoder" if vote.by_score else "counts",
+            method="autoencoder" if vote.count_at is None else "counts",
             class_name=name,
             confidence=confidence,
-            score=max(vote.statistic, 0.0) * limit,
-            threshold=limit,
+            score=max(vote.statistic, 0.0) * vote.limit,
+            threshold=vote.limit,
             window_s=vote.window_s,
             count=max(vote.count, 1),
             packets=vote.packets,
@@ -554,12 +650,13 @@ class Detector:
             dest_port=int(meta["dport"]),
             proto=_proto(meta),
             top_features=top,
-            explanation=self._sentence(top[0], vote.by_score, meta),
+            explanation=self._sentence(top[0], vote.count_at is None, meta),
         )
+        found.append((vote.t_ns, detection))
 
     def _name(self, vote: "_Vote") -> tuple[str, float]:
         """The class of all the alarm has flagged so far; `unknown` when the classifier does not stand for one."""
-        if self._classify is None or vote.class_sum is None:
+        if self._classify is None:
             return "anomaly", vote.share
         mean = vote.class_sum / max(float(vote.class_sum.sum()), 1e-9)
         best = int(np.argmax(mean))
@@ -592,18 +689,19 @@ class Detector:
 class _Vote:
     """A vote as of its row."""
 
-    t_ns: int
-    batch: "_Batch"
-    row: int
-    by_score: bool
-    limit: float  # of the score, of the rule in force
+    t_ns: int  # steady
+    meta: NDArray[Any]  # copies, so that an untold vote does not hold its whole batch
+    values: NDArray[Any]
+    address: str  # the sender's own
+    limit: float  # of the score or count that decided, under the rule in force
+    count_at: tuple[int, float] | None  # which of COUNT_COLUMNS decided, and what is new of it
     statistic: float  # k-th largest of the window's ratios to their limits
     share: float  # of the window's rows that are flagged
     window_s: float
     count: int
     packets: int
     bytes: int
-    class_sum: NDArray[np.float64] | None
+    class_sum: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -611,18 +709,20 @@ class _Batch:
     """One subject's rows of one `Detector.observe` call under the full rule."""
 
     meta: NDArray[Any]
+    t_ns: NDArray[np.int64]  # steady
     values: NDArray[Any]
+    addresses: NDArray[Any]  # the sender's own, as known at each row
     counts: NDArray[np.float64]
     bounds: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
-    count_ratio: NDArray[np.float64]
+    count_ratio: NDArray[np.float64]  # (n, COUNT_COLUMNS)
     counted: NDArray[np.bool_]
     full: NDArray[np.bool_]
     strict: NDArray[np.float64]  # factor of the limit of the score
     loudness: NDArray[np.float64]  # the sender's packet weight at λ = 1
 
 
-def _text(address: NDArray[np.uint8], version: int) -> str:
+def _text(address: NDArray[Any], version: Any) -> str:
     """An address of ROW_META as text; "" without IP."""
     if version == 4:
         return str(ipaddress.IPv4Address(address[:4].tobytes()))
