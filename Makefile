@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 bench: $(READY)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.bench_kernel
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

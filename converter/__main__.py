@@ -167,11 +167,15 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
         rows, outcomes = observer.seen()
     except ValueError as error:
         raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
-    benign = rows.optimise
+    benign = rows.benign
     try:
         return rows, [
             parity.Side(
-                o, calibrate.recalibrate(run.model.decision, o.full[benign], o.fast[benign], rows.optimise_devices)
+                o,
+                calibrate.recalibrate(
+                    run.model.decision,
+                    calibrate.Benign(o.full[benign], o.fast[benign], rows.groups[benign], rows.optimise[benign]),
+                ),
             )
             for o in outcomes
         ]

@@ -39,13 +39,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows the outcomes are of, as masks (n,), and whose rows the optimise rows are, (m,)."""
+    """The rows the outcomes are of, as masks (n,), with label and the device and part each is of (n,)."""
 
+    benign: NDArray[np.bool_]
     optimise: NDArray[np.bool_]
     test: NDArray[np.bool_]
     attack: NDArray[np.bool_]
     label: NDArray[np.str_]
-    optimise_devices: NDArray[np.str_]
+    groups: NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Parity:
 
 
 class Observer:
-    """Runs several pairs of networks over a run's rows, block by block; rows of the train part are left out.
+    """Runs several pairs of networks over a run's rows, block by block; attack rows of the train part are left out.
 
     Each of ``networks`` has an autoencoder and, where the run has classes, a classifier, by their names in a bundle.
     """
@@ -130,11 +131,11 @@ class Observer:
         self._outcomes: list[list[Outcome]] = [[] for _ in self._pairs]
         self._part: list[NDArray[np.str_]] = []
         self._label: list[NDArray[np.str_]] = []
-        self._devices: list[NDArray[np.str_]] = []
+        self._groups: list[NDArray[np.str_]] = []
 
     def see(self, block: Block) -> None:
         """Score and classify the block's rows."""
-        used = block.part != "train"
+        used = (block.part != "train") | (block.label == BENIGN)
         if not used.any():
             return
         values = block.values[used]
@@ -144,20 +145,21 @@ class Observer:
             outcomes.append(Outcome(scorer.full(values), scorer.fast(values), classes))
         self._part.append(block.part[used])
         self._label.append(block.label[used])
-        self._devices.append(block.device[(block.part == "optimise") & (block.label == BENIGN)])
+        self._groups.append(np.char.add(np.char.add(block.part[used], " "), block.device[used]))
 
     def seen(self) -> tuple[Rows, list[Outcome]]:
         """What the rows were and what each pair said of them; ValueError when there were none."""
         if not self._part:
-            raise ValueError("every row is a train row: nothing to compute τ from or to compare")
+            raise ValueError("every row is a train row of an attack: nothing to compute τ from or to compare")
         part, label = np.concatenate(self._part), np.concatenate(self._label)
         benign = label == BENIGN
         rows = Rows(
+            benign=benign,
             optimise=(part == "optimise") & benign,
             test=(part == "test") & benign,
             attack=(part != "optimise") & ~benign,
             label=label,
-            optimise_devices=np.concatenate(self._devices),
+            groups=np.concatenate(self._groups),
         )
         return rows, [_joined(outcomes) for outcomes in self._outcomes]
 

@@ -48,7 +48,16 @@ REPLAY = [
 ]
 """What is replayed: another home on other days, with a kind of device (bulb) and a variant that were not fitted."""
 
-TRAINER = {"autoencoder": {"epochs": 150, "patience": 20}, "classifier": {"training": {"epochs": 40, "batch": 1024}}}
+TRAINER = {
+    "autoencoder": {"epochs": 60, "patience": 20},
+    "classifier": {
+        "rows_per_class": 4000,
+        "classes": {"mirai.ack": "mirai", "mirai.udp": "mirai"},
+        "training": {"epochs": 60, "batch": 256},
+    },
+}
+"""Shorter than the defaults, for three minutes. Mirai's ack and udp floods differ in 12 bytes of 566, which the squash and
+int8 cannot hold apart: they are one class, the family."""
 
 READY_S, DELIVER_S = 20.0, 30.0
 
@@ -362,7 +371,12 @@ def _close(verdicts: list[Verdict], generated: bool) -> bool:
         if v.capture.label == BENIGN:
             benign.add_row(str(v.capture.file), str(v.false_alerts))
             continue
-        right = "right" if v.said == v.capture.label else "" if v.said in ("", "anomaly", "unknown") else "wrong"
+        if v.said in ("", "anomaly", "unknown"):
+            right = ""
+        elif v.said == v.capture.label:
+            right = "right"
+        else:
+            right = "right family" if v.said == v.capture.label.partition(".")[0] else "wrong"
         attacks.add_row(
             str(v.capture.file),
             v.capture.label,

@@ -88,10 +88,9 @@ class DecisionSettings:
     vote_k: int = 15
     vote_w: int = 20
     vote_margin: float = 2.0
-    vote_floor: float = 1.0
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
-    warmup_score_factor: float = 10.0
+    warmup_score_factor: float = 5.0
     reject: float = 0.5
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ measure it, train the classifier and, when asked for, rank columns. Importing th
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -38,8 +37,8 @@ from trainer.protocol import OPTIMISE, TEST, TRAIN
 FORMAT = 1
 """Format of model.json."""
 
-TRAIN_ROWS, PART_ROWS, ATTACK_ROWS = 20_000, 200_000, 5_000
-"""Bounds of rows.parquet: of the train part, of the optimise and test parts each, of each attack."""
+PART_ROWS, ATTACK_ROWS = 200_000, 5_000
+"""Bounds of rows.parquet: of each part of the benign rows, of each attack."""
 
 Index = NDArray[np.intp]
 
@@ -58,6 +57,11 @@ class Parts:
     attack: Index  # every attack row, whatever its part
     part: NDArray[np.int8]  # per row, benign and attack alike
     short: tuple[str, ...]  # devices and attack captures with too few rows for three parts
+
+    def kept(self) -> dict[str, Index]:
+        """The benign parts as rows.parquet keeps them, from which the decision can be computed again."""
+        parts = {"train": self.train, "optimise": self.optimise, "test": self.test}
+        return {name: rows[protocol.spread(len(rows), PART_ROWS)] for name, rows in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,9 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
     scorer = Scorer(autoencoder.predictor(network), scaler, columns)
     scores = {
         part: (_scored(scorer.full, table, rows, at), _scored(scorer.fast, table, rows, at))
-        for part, rows in (("optimise", parts.optimise), ("test", parts.test), ("attack", parts.attack))
+        for part, rows in {**parts.kept(), "attack": parts.attack}.items()
     }
-    decision = _decide(config, table, parts, scores["optimise"])
+    decision = _decide(config, table, parts, scores)
     metrics = _measure(table, parts, decision, scores, ranked)
     metrics["autoencoder"] = {
         "columns": len(columns),
@@ -175,7 +179,6 @@ def split(config: Config, table: Table) -> Parts:
             f"{need.gap_s:g} s between them"
         )
     train, optimise, test = chosen
-    optimise = optimise[protocol.spread(len(optimise), PART_ROWS)]  # so that τ can be computed again from rows.parquet
     attack = attack[np.lexsort((table.t_ns[attack], table.capture[attack], table.label[attack]))]
     return Parts(train, optimise, test, attack, part, tuple(short))
 
@@ -256,28 +259,26 @@ def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: Inde
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
 
-def _decide(config: Config, table: Table, parts: Parts, scores: tuple[Array, Array]) -> Decision:
-    """The decision for the float model, from benign rows that are not for testing."""
+def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[Array, Array]]) -> Decision:
+    """The decision for the float model, from benign rows alone."""
     chosen = config.decision
+    benign = parts.kept()
     bounds: dict[str, float] = {}
     if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
-        rows = np.concatenate([parts.train, parts.optimise])
-        counts = table.values[np.ix_(rows, _positions(table, calibrate.COUNT_COLUMNS))]
-        bounds = calibrate.count_bounds(counts, chosen.margin, chosen.floors)
-    limits = functools.partial(
-        calibrate.threshold,
-        devices=table.device[parts.optimise],
-        n=chosen.n,
-        margin=chosen.vote_margin,
-        floor=chosen.vote_floor,
-        k=chosen.vote_k,
-        w=chosen.vote_w,
-    )
+        at = _positions(table, calibrate.COUNT_COLUMNS)
+        counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
+        bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
     rules = {
         f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in ("n", "margin", "floors")
     }
+    of_all = calibrate.Benign(
+        np.concatenate([scores[part][0] for part in benign]),
+        np.concatenate([scores[part][1] for part in benign]),
+        np.concatenate([table.device[rows] * len(benign) + i for i, rows in enumerate(benign.values())]),
+        np.repeat([part == "optimise" for part in benign], [len(rows) for rows in benign.values()]),
+    )
     try:
-        return Decision(limits(scores[0]), limits(scores[1]), bounds, **rules)
+        return calibrate.decide(of_all, chosen.n, bounds, **rules)
     except ValueError as error:
         raise FitError(f"no τ: {error}") from error
 
@@ -295,8 +296,8 @@ def _measure(
         full, fast = scores[part]
         return {
             "rows": int(mask.sum()),
-            "full": _share(full[mask] > decision.full.limit),
-            "fast": _share(fast[mask] > decision.fast.limit),
+            "full": _share(full[mask] > decision.full.tau),
+            "fast": _share(fast[mask] > decision.fast.tau),
         }
 
     devices = {}
@@ -305,7 +306,7 @@ def _measure(
         counts = [int((table.device[rows] == code).sum()) for rows in (parts.train, parts.optimise, parts.test)]
         devices[name] = {
             **dict(zip(("train", "optimise", "test"), counts, strict=True)),
-            "false_positive_rate": rates("test", table.device[parts.test] == code),
+            "false_positive_rate": rates("test", table.device[parts.kept()["test"]] == code),
         }
     attacks = {
         table.labels[code]: rates("attack", table.label[parts.attack] == code)
@@ -320,7 +321,7 @@ def _measure(
             "attack": len(parts.attack),
         },
         "threshold": {"full": dataclasses.asdict(decision.full), "fast": dataclasses.asdict(decision.fast)},
-        "false_positive_rate": rates("test", np.ones(len(parts.test), dtype=bool)),
+        "false_positive_rate": rates("test", np.ones(len(scores["test"][0]), dtype=bool)),
         "detection_rate": attacks,
         "devices": devices,
         "short": list(parts.short),
@@ -342,7 +343,8 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
     def line(name: str, t: Threshold) -> str:
         return (
             f"{name:<5} mean {t.mean:.6g}, min {t.min:.6g}, max {t.max:.6g}, std {t.std:.6g}, "
-            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows)"
+            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); "
+            f"limit of a vote {t.limit:.6g}, the highest of a benign device is {t.highest:.6g}"
         )
 
     say(line("full", decision.full))
@@ -427,9 +429,7 @@ def _rows(table: Table, parts: Parts, columns: tuple[str, ...], at: Index) -> pl
         rows = parts.attack[table.label[parts.attack] == code]
         attacks.append(rows[protocol.spread(len(rows), ATTACK_ROWS)])
     chosen = {
-        "train": parts.train[protocol.spread(len(parts.train), TRAIN_ROWS, block=1)],
-        "optimise": parts.optimise,
-        "test": parts.test[protocol.spread(len(parts.test), PART_ROWS)],
+        **parts.kept(),
         "attack": np.concatenate(attacks) if attacks else np.zeros(0, dtype=np.intp),
     }
     rows = np.concatenate(list(chosen.values()))

@@ -65,9 +65,7 @@ class Decision:
     still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound). In a
     device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter: τ times
     ``warmup_score_factor``, the bounds times ``warmup_factor``. A device alarms when ``vote_k`` of its last ``vote_w``
-    rows are flagged; the limit of that vote is τ, but at least ``vote_margin`` times the highest of benign devices and
-    at least ``vote_floor``: scores are in units of the benign rows' own variance, so 1 is as far off as a benign row is
-    from the mean of all.
+    rows are flagged; ``vote_margin`` is how far the limit of that vote is kept from benign devices' highest.
     """
 
     full: Threshold
@@ -76,10 +74,9 @@ class Decision:
     vote_k: int = 15
     vote_w: int = 20
     vote_margin: float = 2.0
-    vote_floor: float = 1.0
     warmup_s: float = 600.0
     warmup_factor: float = 2.0
-    warmup_score_factor: float = 10.0
+    warmup_score_factor: float = 5.0
     reject: float = 0.5
 
     def __post_init__(self) -> None:

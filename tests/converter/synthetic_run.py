@@ -1,9 +1,8 @@
 """Small runs as `botwatch trainer fit` writes them: real networks, trained for a second on synthetic rows."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 
@@ -13,12 +12,18 @@ import polars as pl
 from converter import quantize
 from edge_agent import calibrate
 from edge_agent.contract import scaling
-from edge_agent.contract.bundle import Decision
 from edge_agent.contract.columns import CLEAN, DEVICE, DEVICE_COLUMNS
 from edge_agent.detector import Scorer
 
 CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
 FLOORS = {"device_L1_new_peers": 10.0}
+
+
+def benign_scores(scorer: Scorer, rows: pl.DataFrame, columns: Sequence[str]) -> calibrate.Benign:
+    """What a decision is computed from: the scores of a run's benign rows."""
+    values = rows.select(columns).to_numpy()
+    groups = (rows["part"] + " " + rows["device"]).to_numpy()
+    return calibrate.Benign(scorer.full(values), scorer.fast(values), groups, (rows["part"] == "optimise").to_numpy())
 
 
 def synthetic(columns: int, rows: int, seed: int, shift: float = 0.0, spread: float = 0.5) -> np.ndarray:
@@ -97,13 +102,9 @@ def write_run(
     ).write_parquet(path / "rows.parquet")
 
     scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
-    optimise = pl.read_parquet(path / "rows.parquet").filter(part="optimise")
-    rows = optimise.select(columns).to_numpy()
-    limits = functools.partial(
-        calibrate.threshold, devices=optimise["device"].to_numpy(), n=6.0, margin=1.5, floor=0.0, k=14, w=16
-    )
-    bounds = calibrate.count_bounds(optimise.select(calibrate.COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
-    decision = Decision(limits(scorer.full(rows)), limits(scorer.fast(rows)), bounds, 14, 16, 1.5, 0.0)
+    benign = pl.read_parquet(path / "rows.parquet").filter(label="benign")
+    bounds = calibrate.count_bounds(benign.select(calibrate.COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
+    decision = calibrate.decide(benign_scores(scorer, benign, columns), 6.0, bounds, vote_k=14, vote_w=16)
     model = {
         "format": 1,
         "schemas": [CLEAN, DEVICE] if set(columns) & set(DEVICE_COLUMNS) else [CLEAN],

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import FEW
-from synthetic_run import synthetic, write_run
+from synthetic_run import benign_scores, synthetic, write_run
 
 from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
@@ -56,10 +56,9 @@ def test_tau_in_the_manifest_is_that_of_the_bundles_own_model(
 ) -> None:
     made = write(load(run), converted[variant], variant, "7", tmp_path / "out")
     scorer = Scorer(Model(made.autoencoder), made.scaler, made.manifest.columns)
-    optimise = pl.read_parquet(run / "rows.parquet").filter(part="optimise")
-    rows = optimise.select(made.manifest.columns).to_numpy()
-    model = load(run).model
-    again = recalibrate(model.decision, scorer.full(rows), scorer.fast(rows), optimise["device"].to_numpy())
+    benign = pl.read_parquet(run / "rows.parquet").filter(label="benign")
+    again = recalibrate(load(run).model.decision, benign_scores(scorer, benign, made.manifest.columns))
+    assert again.full.limit == pytest.approx(made.manifest.decision.full.limit, rel=1e-6)
     assert again.full.tau == pytest.approx(made.manifest.decision.full.tau, rel=1e-6)
     assert again.fast.tau == pytest.approx(made.manifest.decision.fast.tau, rel=1e-6)
     assert again.full.limit == pytest.approx(made.manifest.decision.full.limit, rel=1e-6)

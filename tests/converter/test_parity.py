@@ -26,7 +26,8 @@ ROWS = Rows(
     test=np.arange(BENIGN + ATTACK) < BENIGN,
     attack=np.arange(BENIGN + ATTACK) >= BENIGN,
     label=np.repeat(["benign", "scan"], [BENIGN, ATTACK]),
-    optimise_devices=np.zeros(0, dtype=np.str_),
+    benign=np.arange(BENIGN + ATTACK) < BENIGN,
+    groups=np.repeat(["test plug", "attack plug"], [BENIGN, ATTACK]),
 )
 SIZES = {"autoencoder.tflite": 65536, "classifier.tflite": 8192}
 TIMES = {"autoencoder.tflite": {1: 2.0, 64: 0.5}}

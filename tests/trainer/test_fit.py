@@ -85,13 +85,14 @@ def test_the_scaler_knows_the_benign_train_rows_only(saved):
 def test_tau_is_that_of_the_weights_in_the_folder(saved):
     """Scores of the saved model on the saved optimise rows give the decision again."""
     model = saved.json("model.json")
-    rows = pl.read_parquet(saved.path / "rows.parquet").filter(pl.col("part") == "optimise")
+    rows = pl.read_parquet(saved.path / "rows.parquet").filter(pl.col("label") == "benign")
     network = keras.models.load_model(saved.path / "autoencoder.keras")
     scorer = Scorer(autoencoder.predictor(network), Scaler.from_json(model["scaler"]), model["columns"])
-    values = rows.select(model["columns"]).to_numpy()
-    full, fast = scorer.full(values), scorer.fast(values)
+    values, optimise = rows.select(model["columns"]).to_numpy(), (rows["part"] == "optimise").to_numpy()
+    groups = (rows["part"] + " " + rows["device"]).to_numpy()
+    scores = calibrate.Benign(scorer.full(values), scorer.fast(values), groups, optimise)
     made = settings.build(Decision, model["decision"], "model.json")
-    again = calibrate.recalibrate(made, full, fast, rows["device"].to_numpy())
+    again, full = calibrate.recalibrate(made, scores), scores.full[optimise]
     assert _flat(dataclasses.asdict(again)) == pytest.approx(_flat(model["decision"]), rel=1e-5)
     mean, std = full.astype(np.float64).mean(), full.astype(np.float64).std()
     assert model["decision"]["full"]["tau"] == pytest.approx(mean + 10 * std, rel=1e-5)
@@ -129,14 +130,14 @@ def test_metrics_are_what_the_rows_say(saved):
     metrics, run, table = saved.json("metrics.json"), saved.run, saved.table
     parts = fit.split(run.config, table)
     scorer = Scorer(autoencoder.predictor(run.network), run.scaler, run.columns)
-    test = scorer.full(table.values[parts.test]) > run.decision.full.limit
+    test = scorer.full(table.values[parts.test]) > run.decision.full.tau
     assert metrics["false_positive_rate"]["full"] == pytest.approx(test.mean())
     assert metrics["false_positive_rate"]["rows"] == len(parts.test)
     for label in ("mirai.scan", "gafgyt.udp"):
         rows = table.values[table.label == table.labels.index(label)]
         found = metrics["detection_rate"][label]
         assert found["rows"] == len(rows)
-        assert found["full"] == pytest.approx((scorer.full(rows) > run.decision.full.limit).mean())
+        assert found["full"] == pytest.approx((scorer.full(rows) > run.decision.full.tau).mean())
     told = metrics["classifier"]
     matrix = np.array(told["confusion"])
     assert told["accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
