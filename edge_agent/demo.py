@@ -56,7 +56,7 @@ TRAINER = {
         "training": {"epochs": 60, "batch": 256},
     },
 }
-"""Shorter than the defaults, for three minutes. Mirai's ack and udp floods differ in 12 bytes of 566, which the squash and
+"""Shorter than the defaults, for three minutes. Mirai's ack and udp floods differ in 12 bytes of 566, which squash and
 int8 cannot hold apart: they are one class, the family."""
 
 READY_S, DELIVER_S = 20.0, 30.0

@@ -74,8 +74,11 @@ class ClassifierSettings:
 
 
 def _floors() -> dict[str, float]:
-    peers = {"5": 6.0, "3": 8.0, "1": 10.0, "0.1": 15.0, "0.01": 30.0}
-    return {c: peers[c.split("_L")[1].split("_")[0]] for c in COUNT_COLUMNS}
+    """About 1.5 times what healthy devices reach when they start (IoTEnsemble, IoT Sentinel and Kitsune's captures)."""
+    peers = {"5": 12.0, "3": 12.0, "1": 12.0, "0.1": 20.0, "0.01": 30.0}
+    sockets = {"5": 25.0, "3": 25.0, "1": 30.0, "0.1": 60.0, "0.01": 200.0}
+    of = {"new_peers": peers, "new_sockets": sockets}
+    return {c: of[c.split("_", 2)[2]][c.split("_")[1].removeprefix("L")] for c in COUNT_COLUMNS}
 
 
 @dataclass(frozen=True)
