@@ -569,12 +569,14 @@ class Detector:
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
-        """An alarm begins with the window that voted for it, from its first flagged row on."""
-        first = int(np.argmax(subject.hits))
+        """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
+        hits = np.flatnonzero(subject.hits)
+        after_silence = np.diff(subject.t_ns[hits], prepend=subject.t_ns[hits[0]]) > SILENCE_S * _S
+        first = int(hits[np.flatnonzero(after_silence)[-1] if after_silence.any() else 0])
         subject.alarm = True
         subject.peak, subject.peak_now = float(batch.loudness[row]), 0.0
         subject.alarm_first_ns = int(subject.t_ns[first])
-        subject.count = int(subject.hits.sum())
+        subject.count = int(subject.hits[first:].sum())
         subject.packets = len(subject.hits) - first
         subject.bytes = int(subject.lengths[first:].sum())
         subject.class_sum = subject.classes.sum(axis=0)

@@ -147,8 +147,8 @@ def test_few_flagged_rows_among_many_are_no_detection(bundle, plug):
     """One packet of a new kind in three is flagged for a long time, and never 15 of 20."""
     calm = [f for f in plug.life if f[0] < plug.begins]
     last = [f for f in calm if f[2][6:12] == plug.mac.to_bytes(6, "big")][-1]
-    decision = dataclasses.replace(bundle.manifest.decision, counts={"device_L5_new_peers": 0.9})
-    detector, extractor = Detector(dataclasses.replace(bundle, manifest=_with(bundle, decision))), Extractor(4096)
+    manifest = dataclasses.replace(bundle.manifest, decision=_decision(bundle, {"device_L5_new_peers": 0.9}))
+    detector, extractor = Detector(dataclasses.replace(bundle, manifest=manifest)), Extractor(4096)
     detector.observe(extractor.push_frames(calm))
     before, told = detector.counters["flagged"], []
     for i, data in enumerate(scan(60, plug.ip, mac=plug.mac)):
@@ -158,8 +158,9 @@ def test_few_flagged_rows_among_many_are_no_detection(bundle, plug):
     assert told == []
 
 
-def _with(bundle: Bundle, decision: bundles.Decision) -> bundles.Manifest:
-    return dataclasses.replace(bundle.manifest, decision=decision)
+def _decision(bundle: Bundle, counts: dict[str, float]) -> bundles.Decision:
+    """The bundle's own with other bounds of the counts rule."""
+    return dataclasses.replace(bundle.manifest.decision, counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +271,17 @@ def test_a_second_attack_while_the_first_is_remembered_is_a_new_episode(judge, p
     assert len({a.id for a in alerts}) == 2
 
 
-def test_an_episode_of_a_device_that_falls_silent_ends_in_time_and_the_next_begins_at_its_own_attack(judge, plug):
-    """An alarm went on until its device had sent 13 more rows: what came minutes later was told as the same attack."""
+def test_after_a_silence_an_attack_is_not_the_one_before_it(judge, bundle, plug, tmp_path):
+    """An alarm went on until its device had sent 13 more rows: one odd packet minutes later was a new episode, and an
+    attack then was told with the beginning and the packets of the first."""
+    counts = {"device_L5_new_peers": 0.9}  # every new peer is flagged
+    nervous = other_bundle(bundle, tmp_path / "nervous", decision=_decision(bundle, counts))
     before = [f for f in plug.life if f[0] < plug.begins]
-    alive = steady([packet(plug.ip, CLOUD, 40000, 443, mac=plug.mac)] * 3, plug.begins + 110 * S, 0.01)
     again = plug.begins + 7 * MINUTE
     attacks = [steady(scan(600, plug.ip, s, mac=plug.mac), t, 20) for s, t in ((1, plug.begins), (2, again))]
+    odd = steady(scan(2, plug.ip, 3, mac=plug.mac), plug.begins + 3 * MINUTE, 0.02)
     other = [(t, n, packet("192.168.38.9", CLOUD, mac=9)) for t, n, _ in plug.life]  # somebody else tells the time
-    alerts = judge(before, alive, *attacks, other)
+    alerts = judge(before, odd, *attacks, other, by=nervous)
     ends = [a for a in alerts if a.state == "end"]
     assert [s for s in states(alerts) if s != "update"] == ["new", "end", "new", "end"]
     assert ends[0].last_ns < plug.begins + 31 * S
