@@ -54,9 +54,11 @@ def vote_statistic(scores: NDArray[Any], k: int, w: int) -> NDArray[np.float64]:
     >>> vote_statistic(np.array([5.0, 1.0, 4.0, 3.0]), 2, 3)
     array([0., 1., 4., 3.])
     """
-    padded = np.concatenate([np.zeros(w - 1), np.asarray(scores, dtype=np.float64)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, w)
-    return np.partition(windows, w - k, axis=1)[:, w - k] if len(windows) else np.zeros(0)
+    scores = np.asarray(scores, dtype=np.float64)
+    if not len(scores):
+        return scores
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(w - 1), scores]), w)
+    return np.partition(windows, w - k, axis=1)[:, w - k]
 
 
 def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) -> dict[str, float]:

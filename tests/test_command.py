@@ -1,0 +1,106 @@
+"""The `botwatch` command: every role answers, says an example, and loads nothing it does not need."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from edge_agent.command import ROLES, main, usage
+
+COMMANDS = {
+    "agent": ["replay"],
+    "trainer": ["extract", "fit", "generate"],
+    "converter": [],
+    "collector": ["serve", "alerts"],
+    "demo": [],
+}
+HEAVY = ("tensorflow", "keras", "polars", "numpy", "ai_edge_litert", "paho", "sqlalchemy", "rich", "scapy")
+
+
+def botwatch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "edge_agent.command", *words], capture_output=True, text=True)
+
+
+def test_every_role_is_listed_with_what_it_does():
+    assert set(COMMANDS) == set(ROLES)
+    for role, (_, _, does) in ROLES.items():
+        assert re.search(rf"^  {role} +{re.escape(does)}$", usage(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [[role, *sub] for role in COMMANDS for sub in ([], *([c] for c in COMMANDS[role]))])
+def test_every_help_has_an_example_of_itself(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    example = re.search(r"example:\s+(botwatch .*)", text)
+    assert example
+    assert example[1].split()[: len(words) + 1] == ["botwatch", *words]
+    for sub in COMMANDS[words[0]] if len(words) == 1 else []:
+        assert f"\n    {sub} " in text
+
+
+def test_the_sub_commands_tested_are_all_there_are(capsys):
+    for role, commands in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([role, "--help"])
+        listed = re.findall(r"^    ([a-z-]+)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+        assert sorted(listed) == sorted(commands), role
+
+
+@pytest.mark.parametrize("words", [["agent"], ["agent", "replay"], ["--version"]])
+def test_the_agents_help_is_quick_since_it_loads_nothing_heavy(words):
+    """0.3 s of CPU is the bound; what would cost it is not imported, which a busy machine cannot blur."""
+    words = words if words[0].startswith("--") else [*words, "--help"]
+    program = f"""
+import json, sys
+from edge_agent.command import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out.splitlines()[-1]) == []
+
+
+def test_without_a_role_or_with_an_unknown_one_it_says_what_there_is():
+    bare, unknown = botwatch(), botwatch("agnet", "replay")
+    assert (bare.returncode, unknown.returncode) == (2, 2)
+    assert "botwatch ROLE --help" in bare.stdout
+    assert unknown.stderr == f"botwatch: unknown role 'agnet'; known: {', '.join(ROLES)}\n"
+
+
+def test_it_is_the_same_as_the_packages_own_command():
+    assert botwatch("agent", "--help").stdout == (
+        subprocess.run([sys.executable, "-m", "edge_agent", "--help"], capture_output=True, text=True).stdout
+    )
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert re.fullmatch(r"botwatch \d+\.\d+\.\d+\n", botwatch("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["collector", "alerts", "--db", "x.sqlite"], "sqlalchemy"),
+        (["trainer", "extract", "x.pcap", "--out", "x.parquet"], "polars"),
+        (["converter", "run", "--out", "bundle"], "polars"),
+    ],
+)
+def test_a_role_that_is_not_installed_says_what_to_install(words, missing, tmp_path):
+    """As on a gateway, where only the agent's own dependencies are."""
+    (tmp_path / "run").mkdir()
+    program = f"""
+import sys
+sys.modules[{missing!r}] = None
+from edge_agent.command import main
+sys.exit(main({words!r}))
+"""
+    end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert end.stderr.startswith(f"botwatch {words[0]}: {missing} is not installed; install botwatch[")

@@ -1,0 +1,145 @@
+"""Who may import whom (ARCHITECTURE section 3): read from the source, imports within functions included."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("edge_agent", "trainer", "converter", "collector")
+HEAVY = {"tensorflow", "keras", "polars", "sklearn", "matplotlib", "lime", "sqlalchemy", "fastapi"}
+
+OWNERS = {
+    "edge_agent._kernel": {"edge_agent.features", "edge_agent.capture"},
+    "ai_edge_litert": {"edge_agent.runtime"},
+    "tflite_runtime": {"edge_agent.runtime"},
+    "paho": {"edge_agent.link", "collector.ingest"},
+    "sqlite3": {"edge_agent.state"},
+    "sqlalchemy": {"collector.store"},
+}
+"""Third parties (and the native part) -> the only modules that know them."""
+
+LAYERS = (
+    {"contract"},
+    {"capture", "runtime", "state", "progress"},
+    {"features", "calibrate", "outbox"},
+    {"detector", "link"},
+    {"alerts", "config"},
+    {"agent"},
+    {"__main__", "command", "demo"},
+)
+"""The agent's modules from the bottom: each imports from below only."""
+
+SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress"}
+"""What trainer and converter take from the agent."""
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return found
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """What a module imports, as far as it can be a module: `from a import b` gives a and a.b."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            found |= {str(name.value) for name in node.args if isinstance(name, ast.Constant)}
+    return found
+
+
+ALL = {name: imports(tree) for package in PACKAGES for name, tree in modules(package).items()}
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def part(name: str) -> str:
+    """edge_agent.contract.columns -> contract."""
+    return [*name.split("."), ""][1]
+
+
+def layer(name: str) -> int:
+    places = [i for i, names in enumerate(LAYERS) if part(name) in names]
+    assert places, f"{name} has no place in LAYERS"
+    return places[0]
+
+
+def test_there_is_something_to_look_at():
+    assert {"edge_agent.detector", "trainer.fit", "converter.parity", "collector.store"} <= set(ALL)
+    assert "edge_agent._kernel" in ALL["edge_agent.features"]
+
+
+def test_within_the_agent_imports_point_downwards():
+    for name, used in ALL.items():
+        if not within(name, "edge_agent") or name == "edge_agent":
+            continue
+        for other in used:
+            known = within(other, "edge_agent") and part(other) not in ("", "_kernel")
+            if known and part(other) != part(name) and any(part(other) in names for names in LAYERS):
+                assert layer(other) < layer(name), f"{name} imports {other}"
+
+
+def test_contract_imports_nothing_of_the_agent_but_itself():
+    for name, used in ALL.items():
+        if within(name, "edge_agent.contract"):
+            outside = {m for m in used if m.split(".")[0] in PACKAGES and not within(m, "edge_agent.contract")}
+            assert outside == {"edge_agent"} & outside, f"{name} imports {outside}"
+            third = {m.split(".")[0] for m in used} - set(sys.stdlib_module_names) - {"edge_agent"}
+            assert third <= {"numpy", "yaml"}, f"{name} imports {third}"
+
+
+def test_the_agent_needs_nobody_and_nothing_heavy():
+    for name, used in ALL.items():
+        if within(name, "edge_agent"):
+            assert not {m.split(".")[0] for m in used} & (HEAVY | {"trainer", "converter", "collector"}), name
+
+
+@pytest.mark.parametrize("package", ["trainer", "converter", "collector"])
+def test_the_roles_do_not_import_one_another(package):
+    others = {"trainer", "converter", "collector"} - {package}
+    for name, used in ALL.items():
+        if within(name, package):
+            assert not {m.split(".")[0] for m in used} & others, name
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"), [("trainer", SHARED), ("converter", SHARED), ("collector", {"contract"})]
+)
+def test_of_the_agent_each_role_imports_only_what_is_shared(package, allowed):
+    for name, used in ALL.items():
+        if within(name, package):
+            taken = {part(m) for m in used if within(m, "edge_agent")} - {""}
+            assert taken <= allowed, f"{name} imports {taken - allowed} of edge_agent"
+
+
+@pytest.mark.parametrize("third", OWNERS)
+def test_each_third_party_has_one_owner(third):
+    users = {name for name, used in ALL.items() if any(within(m, third) for m in used)}
+    assert users <= OWNERS[third]
+
+
+def test_only_the_agents_modules_have_a_place_in_the_layers():
+    own = {part(name) for name in ALL if within(name, "edge_agent")} - {""}
+    assert own == set().union(*LAYERS)
+
+
+def test_everything_that_is_imported_from_outside_is_declared():
+    """Names as in pyproject.toml's dependencies, of the base for the agent and the collector's contract."""
+    text = (ROOT / "pyproject.toml").read_text()
+    declared = {"yaml": "pyyaml", "paho": "paho-mqtt", "ai_edge_litert": "ai-edge-litert", "keras": "tensorflow"}
+    for name, used in ALL.items():
+        for module in {m.split(".")[0] for m in used} - set(sys.stdlib_module_names) - set(PACKAGES):
+            package = declared.get(module, module.replace("_", "-"))
+            assert f'"{package}' in text, f"{name} imports {module}"
