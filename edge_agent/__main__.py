@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command: 0 done, 1 something could not be done to its end, 2 wrongly asked."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return _replay(args)
+    try:
+        return _replay(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough; Python must not complain about it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -57,7 +65,7 @@ def _replay(args: argparse.Namespace) -> int:
     from edge_agent.contract.broker import BrokerError
     from edge_agent.contract.messages import MessageError
     from edge_agent.progress import Progress
-    from edge_agent.runtime import ModelError, RuntimeUnavailable
+    from edge_agent.runtime import ModelError, RuntimeUnavailable, selftest
     from edge_agent.state import StateError
 
     try:
@@ -72,7 +80,8 @@ def _replay(args: argparse.Namespace) -> int:
         if folder is None:
             return _say("no bundle: give --bundle DIR or set `bundle` in the configuration")
         bundle = bundles.load(folder)
-        agent = agents.Agent(config, bundle)
+        agent = agents.Agent(config, bundle, seed=0)
+        selftest(bundle)
         publisher = agents.Publisher(config) if args.broker else None
     except (settings.SettingsError, BrokerError, MessageError, bundles.BundleError, ModelError) as error:
         return _say(error)
@@ -86,13 +95,14 @@ def _replay(args: argparse.Namespace) -> int:
         if publisher:
             publisher.give(alert)
 
-    status, left = 0, 0
+    status, left, began = 0, 0, time.monotonic()
     with publisher.running() if publisher else nullcontext():
         with Progress("packets") as progress:
             try:
-                seconds = agents.replay(agent, args.files, give, progress.step)
+                agents.replay(agent, args.files, give, progress.step)
             except (CaptureError, StateError) as error:
-                status, seconds = _say(error, 1), 0.0
+                status = _say(error, 1)
+        seconds = time.monotonic() - began
         if publisher:
             left = publisher.link.flush(args.wait)
             trouble = publisher.link.trouble

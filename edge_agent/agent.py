@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from edge_agent.alerts import Alerter
 from edge_agent.capture import Source, open_file
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
-from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.detector import Detector
 from edge_agent.features import Extractor
 from edge_agent.link import Link
@@ -30,23 +29,28 @@ class Agent:
     """Packets in, alerts out, for one bundle.
 
     Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that
-    a replay delivered twice is stored once.
+    a replay delivered twice is stored once. For that, ``seed`` must be given too: which streams a full table gives up
+    is drawn by it. Live it must not be, lest an attacker choose streams that collide.
     """
 
-    def __init__(self, config: AgentConfig, bundle: Bundle):
-        self.extractor = Extractor(config.extractor.max_streams, max_devices=config.extractor.max_devices)
+    def __init__(self, config: AgentConfig, bundle: Bundle, *, seed: int | None = None):
+        sizes = config.extractor
+        self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.detector = Detector(bundle, config.networks)
-        self.alerter = Alerter(
-            config.gateway,
-            config.site,
-            messages.Model(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
-            version("botwatch"),
-            names=config.names,
-            update_s=config.alerts.update_s,
-            end_s=config.alerts.end_s,
-            max_open=config.alerts.max_open,
-            rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
-        )
+        try:
+            self.alerter = Alerter(
+                config.gateway,
+                config.site,
+                messages.Model(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
+                version("botwatch"),
+                names=config.names,
+                update_s=config.alerts.update_s,
+                end_s=config.alerts.end_s,
+                max_open=config.alerts.max_open,
+                rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
+            )
+        except ValueError as error:  # the configuration has been checked; what is left is the bundle's version
+            raise BundleError(f"{bundle.path}: {error}") from error
 
     def alerts(self, source: Source, seen: Callable[[int], None] = lambda frames: None) -> Iterator[Alert]:
         """Alerts of a source's packets, as they come; ``seen`` is told how many rows each step took.
@@ -75,13 +79,12 @@ def replay(
     files: Sequence[Path],
     give: Callable[[Alert], None],
     seen: Callable[[int], None] = lambda frames: None,
-) -> float:
-    """Judge capture files one after the other as if they came in live; returns the seconds it took.
+) -> None:
+    """Judge capture files one after the other as if they came in live.
 
     Episodes still open at the end of the last file are ended there. CaptureError when a file cannot be read to its end;
     the alerts of what came before it have been given.
     """
-    began = time.monotonic()
     try:
         for file in files:
             with open_file(file) as source:
@@ -90,7 +93,6 @@ def replay(
     finally:
         for alert in agent.finish():
             give(alert)
-    return time.monotonic() - began
 
 
 class Publisher:

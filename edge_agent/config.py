@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.contract.broker import BrokerConfig
-from edge_agent.contract.messages import check_id
+from edge_agent.contract.captures import mac_text, parse_mac
+from edge_agent.contract.messages import MAX_PAYLOAD, check_id
 from edge_agent.detector import PRIVATE_NETWORKS, Networks
 
 
@@ -43,13 +44,13 @@ class OutboxConfig:
     max_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.max_bytes < 1:
-            raise ValueError("max_rows and max_bytes must be positive")
+        if self.max_rows < 1 or self.max_bytes < MAX_PAYLOAD:
+            raise ValueError(f"max_rows must be at least 1, max_bytes at least {MAX_PAYLOAD}, the largest alert")
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """The whole of agent.yaml."""
+    """The whole of agent.yaml. MACs of ``names`` may be written in any usual way; here they are as alerts have them."""
 
     gateway: str = "gw-001"
     site: str = ""
@@ -63,4 +64,8 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check_id(self.gateway)
+        if len(self.site) > 63:
+            raise ValueError(f"site: {len(self.site)} characters, the bound is 63")
         Networks.parse(self.networks)
+        names = {mac_text(parse_mac(mac)): name for mac, name in self.names.items()}
+        object.__setattr__(self, "names", names)

@@ -220,7 +220,15 @@ class Detector:
                 f"{bundle.path}: trained on {cols.COMPAT}, whose jitter columns hold the date; live or replayed "
                 f"traffic needs {cols.CLEAN}, or a model without the HH_jit columns"
             )
-        self._decision = manifest.decision
+        decision = manifest.decision
+        for name, limit in {"full": decision.full.limit, "fast": decision.fast.limit, **decision.counts}.items():
+            if not limit > 0:  # 0 of 0 is no number, and nothing would ever be above it
+                raise BundleError(f"{bundle.path}: the limit of {name} is {limit:g}, must be above 0")
+        if unknown := set(decision.counts) - set(COUNT_COLUMNS):
+            raise BundleError(
+                f"{bundle.path}: bounds {', '.join(sorted(unknown))}, which the counts rule does not know"
+            )
+        self._decision = decision
         self._columns = manifest.columns
         self._at = np.array(cols.indices(manifest.columns))
         self._scaler = bundle.scaler

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.contract import captures
+from tests.reference.frames import pcap
+from tests.traffic import Frame, S, merged, read, scan, spoofed, steady
+
 FIT = """
 data: [{kind: captures, path: captures}]
 split: {gap_rows: 20, gap_s: 5.0, min_rows: 20}
@@ -64,3 +68,26 @@ def real_captures() -> Path:
     if not (folder / "attack").is_dir():
         pytest.skip(f"no published captures in {folder}; BOTWATCH_DATA names the folder that has pcap/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def attack_frames(home: Home) -> list[Frame]:
+    """A plug's morning with a minute of scanning in it; later a flood under more sources than the tables hold."""
+    manifest, _, root = captures.load(home.later)
+    own = next(c for c in manifest.captures if c.device == "plug-1")
+    life, mac = read(root / own.file), captures.parse_mac(own.mac or "")
+    start = life[0][0] + 15 * 60 * S
+    source = next(d[26:30] for _, _, d in life if d[6:12] == mac.to_bytes(6, "big") and d[12:14] == b"\x08\x00")
+    ip = ".".join(map(str, source))
+    return merged(
+        [f for f in life if f[0] < start + 8 * 60 * S],
+        steady(scan(1200, ip, mac=mac), start, 20),
+        steady(spoofed(9000, mac=mac), start + 4 * 60 * S, 300),
+    )
+
+
+@pytest.fixture(scope="session")
+def attack_capture(attack_frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("captures") / "attack.pcap"
+    path.write_bytes(pcap(attack_frames, nanoseconds=True))
+    return path

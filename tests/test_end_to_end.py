@@ -1,0 +1,103 @@
+"""The spine: capture -> fit -> bundle -> agent -> broker -> collector, each a process as a user starts it."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.broker import Mosquitto, any_broker, needs_mosquitto, wait_until
+from tests.collector.test_collector_command import Collector
+from tests.conftest import Home
+from tests.reference.frames import pcap
+
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
+)
+
+
+class Gateway:
+    """`botwatch agent replay` of one gateway."""
+
+    def __init__(self, name: str, home: Home, folder: Path) -> None:
+        self.name, self.bundle, self.outbox = name, home.bundle, folder / f"{name}.sqlite"
+
+    def start(self, address: str, *captures: Path, wait: float = 20.0) -> subprocess.Popen[str]:
+        words = ["agent", "replay", *captures, "--bundle", self.bundle, "--gateway", self.name]
+        words += ["--broker", address, "--outbox", self.outbox, "--wait", wait]
+        command = [sys.executable, "-m", "edge_agent.command", *map(str, words)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def replay(self, address: str, *captures: Path, wait: float = 20.0) -> tuple[int, list[dict], str]:
+        """Exit status, the alerts on stdout, and what it said."""
+        process = self.start(address, *captures, wait=wait)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def listed(collector: Collector) -> list[dict]:
+    """What `botwatch collector alerts --json` prints."""
+    words = ["collector", "alerts", "--json", "--last", "0", "--db", str(collector.db)]
+    command = [sys.executable, "-m", "edge_agent.command", *words]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def keys(alerts: list[dict]) -> set[tuple[str, int]]:
+    found = [(own(a)["id"], own(a)["seq"]) for a in alerts]
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+def own(alert: dict) -> dict:
+    return alert["alert"]["context"]["botwatch"]
+
+
+@pytest.fixture
+def silence(tmp_path: Path) -> Path:
+    """A capture of nothing: to replay it is to deliver what waits."""
+    (tmp_path / "silence.pcap").write_bytes(pcap([]))
+    return tmp_path / "silence.pcap"
+
+
+def test_an_attack_in_a_capture_is_once_in_the_collector_however_often_it_is_replayed(home, attack_capture, tmp_path):
+    with any_broker(tmp_path / "broker") as broker, Collector(broker, tmp_path / "c.sqlite") as collector:
+        status, alerts, _ = Gateway("gw-1", home, tmp_path).replay(broker.address, attack_capture)
+        assert status == 0
+        wait_until(lambda: collector.stored() == keys(alerts))
+        assert [s for s in (own(a)["state"] for a in alerts) if s != "update"] == ["new", "end", "new", "end"]
+        assert [own(a)["class"] for a in alerts if own(a)["state"] == "end"] == ["mirai.scan", "gafgyt.udp"]
+        assert listed(collector) == alerts
+        for alert in listed(collector):
+            SCHEMA.validate(alert)
+        (tmp_path / "gw-1.sqlite").unlink()
+        assert Gateway("gw-1", home, tmp_path).replay(broker.address, attack_capture)[:2] == (0, alerts)
+        assert collector.end(15) == 0
+        assert f"{len(alerts)} stored, {len(alerts)} repeated, 0 rejected" in collector.said()
+        assert listed(collector) == alerts
+
+
+@needs_mosquitto
+def test_a_collector_killed_in_the_middle_and_a_broker_that_is_away_cost_nothing(
+    home, attack_capture, silence, tmp_path
+):
+    broker, gateway = Mosquitto(tmp_path / "broker"), Gateway("gw-2", home, tmp_path)
+    status, alerts, said = gateway.replay(broker.address, attack_capture, wait=0.1)
+    assert status == 1
+    assert f"{len(alerts)} alerts wait" in said
+    with broker, Collector(broker, tmp_path / "c.sqlite") as collector:
+        other = Gateway("gw-3", home, tmp_path)
+        process = other.start(broker.address, attack_capture)
+        wait_until(lambda: collector.stored())
+        collector.end(9)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert gateway.replay(broker.address, silence)[:2] == (0, [])
+        collector.start()
+        expected = keys(alerts) | keys([json.loads(line) for line in out.splitlines()])
+        wait_until(lambda: collector.stored() == expected)
+        assert keys(listed(collector)) == expected
