@@ -193,9 +193,9 @@ class _Subject:
     peak_now: float = 0.0  # the same of this second
     aftermath: bool = False
     last_vote_ns: int = 0
-    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(
-        default_factory=deque
-    )  # (ns, COUNT_COLUMNS), a second each
+    newest: tuple[int, NDArray[np.float64]] = field(init=False)  # time and COUNT_COLUMNS of the last row
+    second: int = 0  # of packet time, in an aftermath
+    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)  # the last rows of past seconds
 
     def __post_init__(self) -> None:
         self.full = np.zeros(0, dtype=bool)
@@ -205,6 +205,7 @@ class _Subject:
         self.lengths = np.zeros(0, dtype=np.int64)
         self.classes = np.zeros((0, self.class_count))
         self.class_sum = np.zeros(self.class_count)
+        self.newest = self.first_ns, np.zeros(len(COUNT_COLUMNS))
 
 
 class Detector:
@@ -444,7 +445,7 @@ class Detector:
         decision = self._decision
         end = len(batch.meta)
         t_ns = batch.t_ns
-        if subject.aftermath and t_ns[at] // _S > subject.snapshots[-1][0] // _S:
+        if subject.aftermath and t_ns[at] // _S > subject.second:
             self._next_second(key, subject, batch, at, found)
         if subject.aftermath:
             limit = decision.fast.limit
@@ -520,7 +521,8 @@ class Detector:
             subject.aftermath = False
             subject.snapshots.clear()
             return
-        subject.snapshots.append((t_ns, batch.counts[at].copy()))
+        subject.second = t_ns // _S
+        subject.snapshots.append(subject.newest)
         subject.peak = max(subject.peak, subject.peak_now)
         while len(subject.snapshots) > 1 and t_ns // _S - subject.snapshots[1][0] // _S >= FRESH_S:
             subject.snapshots.popleft()
@@ -556,6 +558,7 @@ class Detector:
         """Append rows to the vote window and, in an alarm, to its totals."""
         if at == end:
             return
+        subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
         w = self._decision.vote_w
         meta = batch.meta[at:end]
         probabilities = np.zeros((end - at, len(self._classes)))
@@ -590,6 +593,7 @@ class Detector:
         subject.class_sum = subject.classes.sum(axis=0)
         if not subject.aftermath:
             subject.aftermath = True
+            subject.second = int(batch.t_ns[row]) // _S
             # nothing is old yet: what made this alarm is all new
             subject.snapshots.append((int(batch.t_ns[row]), np.zeros(len(COUNT_COLUMNS))))
 

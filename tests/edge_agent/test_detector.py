@@ -271,6 +271,17 @@ def test_a_second_attack_while_the_first_is_remembered_is_a_new_episode(judge, p
     assert len({a.id for a in alerts}) == 2
 
 
+def test_a_device_that_speaks_only_long_after_its_attack_did_not_go_on_with_it(judge, plug):
+    """What the last second of a flood had opened was taken for new 28 s later, at the device's next packets."""
+    before = [f for f in plug.life if f[0] < plug.begins]
+    over = plug.begins + 30 * S
+    rare = steady([packet(plug.ip, CLOUD, 40000, 443, mac=plug.mac)] * 12, over + 11 * S, 0.1)
+    alerts = judge(before, rare, steady(spoofed(9000, mac=plug.mac), plug.begins, 300))
+    assert [s for s in states(alerts) if s != "update"] == ["new", "end"]
+    assert over - S < alerts[-1].last_ns < over
+    assert alerts[-1].t_ns == alerts[-1].last_ns + MINUTE
+
+
 def test_after_a_silence_an_attack_is_not_the_one_before_it(judge, bundle, plug, tmp_path):
     """An alarm went on until its device had sent 13 more rows: one odd packet minutes later was a new episode, and an
     attack then was told with the beginning and the packets of the first."""
