@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import features
+from edge_agent import explain, features
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
@@ -635,9 +635,11 @@ class Detector:
         meta = vote.meta
         if vote.count_at is None:
             top = self._top(vote.values)
+            why = explain.score(*top[0], self._normal.get(top[0][0], ()))
         else:
             column, count = vote.count_at
             top = ((COUNT_COLUMNS[column], count),)
+            why = explain.count(*top[0], vote.limit, int(meta["dport"]))
         name, confidence = self._name(vote)
         victim = isinstance(key, bytes)
         source = _text(meta["src"], meta["ip_version"])
@@ -664,7 +666,7 @@ class Detector:
             dest_port=int(meta["dport"]),
             proto=_proto(meta),
             top_features=top,
-            explanation=self._sentence(top[0], vote.count_at is None, meta),
+            explanation=why[:200],
         )
         found.append((vote.t_ns, detection))
 
@@ -683,20 +685,6 @@ class Detector:
         z, rebuilt = self._scorer.rebuilt(values[None, :])
         order = np.argsort((z - rebuilt)[0] ** 2)[::-1][:EXPLAINED]
         return tuple((self._columns[i], _finite(float(values[i]))) for i in order)
-
-    def _sentence(self, top: tuple[str, float], by_score: bool, meta: NDArray[Any]) -> str:
-        column, value = top
-        if not by_score:
-            decay = float(column.split("_L")[1].split("_")[0])
-            what = "peers" if column.endswith("peers") else "sockets"
-            bound = self._decision.counts[column]
-            port = f", now port {int(meta['dport'])}" if meta["dport"] else ""
-            return (
-                f"opened {value:.0f} {what} it never used before within about {1.44 / decay:.2g} s{port}; "
-                f"normal is at most {bound:.0f}"
-            )
-        median, high = self._normal.get(column, (0.0, 0.0))[:2]
-        return f"{column} is {value:.4g}; normal is {median:.4g}, rarely above {high:.4g}"[:200]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ OWNERS = {
 
 LAYERS = (
     {"contract"},
-    {"capture", "runtime", "state", "progress"},
+    {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
     {"detector", "link"},
     {"alerts", "config"},
