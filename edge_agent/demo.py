@@ -233,7 +233,11 @@ def _broker(out: Path) -> Iterator[str]:
         config.write_text("\n".join((*lines, "max_queued_messages 50000", "")))  # at 1,000, its default, it drops
         command = [mosquitto, "-c", str(config)]
     else:
-        command = [sys.executable, "-c", _AMQTT, str(port)]
+        command = [sys.executable, "-c", AMQTT, str(port)]
+    # amqtt knows no MQTT 5 and does not answer to it either: nobody shall wait for that
+    version = {"broker": {"version": "auto" if mosquitto else "3.1.1"}}
+    for role in ("agent", "collector"):
+        (out / f"{role}.yaml").write_text(yaml.safe_dump(version))
 
     def listens() -> bool:
         with socket.socket() as client:
@@ -245,7 +249,7 @@ def _broker(out: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
 
 
-_AMQTT = """
+AMQTT = """
 import asyncio, sys
 from amqtt.broker import Broker
 async def main():
@@ -257,13 +261,16 @@ async def main():
     await asyncio.Event().wait()
 asyncio.run(main())
 """
+"""A broker of MQTT 3.1.1 on the loopback port given as argument."""
 
 
 @contextlib.contextmanager
 def _collector(out: Path, address: str) -> Iterator[Path]:
     """A collector at the broker, and what it stores on our terminal; gives its database."""
     database, log = out / "alerts.sqlite", out / "collector.log"
-    with _process(_command("collector", "serve", "--broker", address, "--db", database), log) as serve:
+    with _process(
+        _command("collector", "serve", "--config", out / "collector.yaml", "--broker", address, "--db", database), log
+    ) as serve:
         _until(lambda: "subscribed" in log.read_text(errors="replace"), serve, "collector", log)
         with _process(_command("collector", "alerts", "--follow", "--db", database), None):
             yield database
@@ -278,7 +285,8 @@ def _replay(manifest: Manifest, root: Path, out: Path, address: str) -> list[tup
         (out / folder).mkdir()
 
     def one(capture: Capture, gateway: str) -> None:
-        words = ["agent", "replay", root / capture.file, "--bundle", out / "bundle", "--broker", address]
+        words = ["agent", "replay", root / capture.file, "--config", out / "agent.yaml", "--bundle", out / "bundle"]
+        words += ["--broker", address]
         words += ["--gateway", gateway, "--outbox", out / "outbox" / f"{gateway}.sqlite", "--wait", DELIVER_S]
         with (
             open(out / "agent" / f"{gateway}.jsonl", "wb") as alerts,

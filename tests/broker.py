@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.demo import AMQTT
+
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
@@ -110,21 +112,8 @@ class Mosquitto(Broker):
 class Amqtt(Broker):
     """amqtt in a process of its own, anonymous."""
 
-    _PROGRAM = """
-import asyncio, sys
-from amqtt.broker import Broker
-async def main():
-    broker = Broker({
-        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{sys.argv[1]}"}},
-        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-    })
-    await broker.start()
-    await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
     def command(self) -> list[str]:
-        return [sys.executable, "-c", self._PROGRAM, str(self.port)]
+        return [sys.executable, "-c", AMQTT, str(self.port)]
 
 
 def any_broker(folder: Path) -> Broker:
