@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #define X86 1
 #endif
@@ -13,20 +13,21 @@
 static const int64_t NEVER = INT64_MIN;
 static const uint64_t SEVERAL_MACS = UINT64_MAX;
 
+struct moments {
+    double w[LANES], mean[LANES], var[LANES];
+};
+
 struct host {
     uint64_t key[3]; /* address, kind (in `macs`: | MAC << 16) */
     uint64_t mac;    /* the only MAC so far, or SEVERAL_MACS */
     int64_t t;
     uint64_t unused;
-    double w[LANES], mean[LANES], var[LANES];
+    struct moments m;
 };
 
 struct way {
-    double w[LANES], mean[LANES], var[LANES], residual[LANES];
-};
-
-struct jitter {
-    double w[LANES], mean[LANES], var[LANES];
+    struct moments m;
+    double residual[LANES];
 };
 
 /* What HH and HpHp have in common. */
@@ -41,14 +42,15 @@ struct channel {
 
 struct pair {
     struct channel channel;
-    struct jitter jitter[2];
+    struct moments jitter[2];
     uint64_t unused[4];
 };
 
 struct device {
     uint64_t key[3];
     int64_t t;
-    double w[LANES], mean[LANES], var[LANES], peers[LANES], sockets[LANES];
+    struct moments m;
+    double peers[LANES], sockets[LANES];
     uint64_t number; /* of this record, hence of its seen sets */
     uint64_t unused[5];
 };
@@ -113,8 +115,7 @@ struct kernel {
     uint64_t secret[4];
     struct table table[TABLES];
     uint32_t *seen; /* max_devices x SEEN */
-    void (*compute)(const struct step *, double *out);
-    void (*narrow)(const double *from, float *to); /* a row */
+    void (*compute[2])(const struct step *, void *out); /* a row of floats, of doubles */
     const char *simd;
     void *memory;
     size_t bytes;
@@ -500,7 +501,7 @@ struct step {
     double length, jitter_value, new_peer, new_socket;
     struct host *host, *mac; /* mac: NULL where MI_dir equals H */
     struct duo pair, socket;
-    struct jitter *jitter;
+    struct moments *jitter;
     struct device *device;
 };
 
@@ -524,19 +525,29 @@ static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
 #define FN(name) baseline_##name
 #define TARGET
 #define SQRT(x) sqrt_v2d(x)
+#ifdef X86
+#define FLOATS(x) _mm_cvtpd_ps((__m128d)(x))
+#endif
 #include "lanes.h"
 
-static void compute_baseline(const struct step *s, double *out)
+static inline __attribute__((always_inline)) void compute_baseline(const struct step *s, struct baseline_cells out)
 {
-    baseline_row(s, out, 0, baseline_decays_of(s, 0));
-    baseline_row(s, out, 2, baseline_decays_of(s, 2));
-    baseline_row(s, out, 4, baseline_decays_of(s, 4));
+    v2d fifth[GAPS / 2];
+    for (int i = 0; i < GAPS / 2; i++)
+        fifth[i] = baseline_power(baseline_load(s->gap, 2 * i) * minus_lambda[4]);
+    baseline_main_row(s, out, 0);
+    baseline_main_row(s, out, 2);
+    baseline_fifth_row(s, out, fifth);
 }
 
-static void narrow_baseline(const double *from, float *to)
+static void floats_baseline(const struct step *s, void *out)
 {
-    for (int i = 0; i < COLUMNS; i++)
-        to[i] = (float)from[i];
+    compute_baseline(s, (struct baseline_cells){out, false});
+}
+
+static void doubles_baseline(const struct step *s, void *out)
+{
+    compute_baseline(s, (struct baseline_cells){out, true});
 }
 
 #ifdef X86
@@ -544,42 +555,47 @@ typedef double v4d __attribute__((vector_size(32)));
 typedef int64_t v4i __attribute__((vector_size(32)));
 typedef uint64_t v4u __attribute__((vector_size(32)));
 
+#define AVX2 __attribute__((target("avx2")))
+
 #define VEC v4d
 #define MASK v4i
 #define BITS v4u
 #define N 4
 #define FN(name) avx2_##name
-#define TARGET __attribute__((target("avx2")))
+#define TARGET AVX2
 #define SQRT(x) (v4d)_mm256_sqrt_pd((__m256d)(x))
+#define FLOATS(x) _mm256_cvtpd_ps((__m256d)(x))
 #include "lanes.h"
 
 #define VEC v2d
 #define MASK v2i
 #define BITS v2u
 #define N 2
-#define FN(name) avx2_rest_##name
-#define TARGET __attribute__((target("avx2")))
+#define FN(name) avx2_half_##name
+#define TARGET AVX2
 #define SQRT(x) (v2d)_mm_sqrt_pd((__m128d)(x))
+#define FLOATS(x) _mm_cvtpd_ps((__m128d)(x))
 #include "lanes.h"
 
-static __attribute__((target("avx2"))) void compute_avx2(const struct step *s, double *out)
+static inline __attribute__((always_inline)) AVX2 void compute_avx2(const struct step *s, void *out, bool doubles)
 {
-    avx2_row(s, out, 0, avx2_decays_of(s, 0));
-
-    /* The fifth decay has a vector to itself, so all gaps share two: the same arithmetic in other lanes. */
-    struct avx2_rest_decays rest;
-    for (int i = 0; i < GAPS; i += 4) {
-        v4d power = avx2_power(avx2_load(s->gap, i) * minus_lambda[4]);
-        for (int j = 0; j < 4; j++)
-            rest.of[i + j] = (v2d){power[j], power[j]};
+    v2d fifth[GAPS / 2];
+    for (int i = 0; i < GAPS / 4; i++) {
+        v4d power = avx2_power(avx2_load(s->gap, 4 * i) * minus_lambda[4]);
+        memcpy(&fifth[2 * i], &power, sizeof power);
     }
-    avx2_rest_row(s, out, 4, rest);
+    avx2_main_row(s, (struct avx2_cells){out, doubles}, 0);
+    avx2_half_fifth_row(s, (struct avx2_half_cells){out, doubles}, fifth);
 }
 
-static __attribute__((target("avx2"))) void narrow_avx2(const double *from, float *to)
+static AVX2 void floats_avx2(const struct step *s, void *out)
 {
-    for (int i = 0; i < COLUMNS; i++)
-        to[i] = (float)from[i];
+    compute_avx2(s, out, false);
+}
+
+static AVX2 void doubles_avx2(const struct step *s, void *out)
+{
+    compute_avx2(s, out, true);
 }
 #endif
 
@@ -639,13 +655,11 @@ static __attribute__((noinline)) struct host *mac_record(struct kernel *k, const
 static void take_state(struct host *to, const struct host *from)
 {
     to->t = from->t;
-    memcpy(to->w, from->w, sizeof to->w);
-    memcpy(to->mean, from->mean, sizeof to->mean);
-    memcpy(to->var, from->var, sizeof to->var);
+    to->m = from->m;
 }
 
 static inline __attribute__((always_inline)) void compute_row(struct kernel *k, const struct pending *p, bool float_time,
-                                                              double *out)
+                                                              bool doubles, void *out)
 {
     struct row_meta *row = p->row;
     int64_t t = row->t_ns;
@@ -734,24 +748,23 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
     if (t < k->counters.last_t)
         k->counters.clock_backward++;
     k->counters.last_t = t;
-    k->compute(&s, out);
+    k->compute[doubles](&s, out);
 }
 
 /* Two instances, so that the many gaps of a row do not ask each time. */
-static __attribute__((noinline)) void compute_row_ns(struct kernel *k, const struct pending *p, double *out)
+static __attribute__((noinline)) void compute_row_ns(struct kernel *k, const struct pending *p, bool doubles, void *out)
 {
-    compute_row(k, p, false, out);
+    compute_row(k, p, false, doubles, out);
 }
 
-static __attribute__((noinline)) void compute_row_float(struct kernel *k, const struct pending *p, double *out)
+static __attribute__((noinline)) void compute_row_float(struct kernel *k, const struct pending *p, bool doubles, void *out)
 {
-    compute_row(k, p, true, out);
+    compute_row(k, p, true, doubles, out);
 }
 
 size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result)
 {
     size_t made = 0, taken = 0;
-    double scratch[COLUMNS];
     *result = CAPTURE_FRAME;
     while (*result == CAPTURE_FRAME && made < rows->limit && (taken < rows->limit || made == 0)) {
         int waiting = 0;
@@ -781,13 +794,11 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
         for (int i = 0; i < waiting; i++) {
             if (i + AHEAD < waiting)
                 locate_records(k, &k->pending[i + AHEAD]);
-            double *out = rows->doubles ? (double *)rows->values + made * COLUMNS : scratch;
+            void *out = (uint8_t *)rows->values + made * COLUMNS * (rows->doubles ? sizeof(double) : sizeof(float));
             if (k->settings.float_time)
-                compute_row_float(k, &k->pending[i], out);
+                compute_row_float(k, &k->pending[i], rows->doubles, out);
             else
-                compute_row_ns(k, &k->pending[i], out);
-            if (!rows->doubles)
-                k->narrow(scratch, (float *)rows->values + made * COLUMNS);
+                compute_row_ns(k, &k->pending[i], rows->doubles, out);
             made++;
         }
         k->counters.rows += (uint64_t)waiting;
@@ -857,13 +868,13 @@ struct kernel *kernel_new(const struct settings *settings, enum simd simd)
     uint64_t state = settings->seed;
     for (int i = 0; i < 4; i++)
         k->secret[i] = splitmix(&state);
-    k->compute = compute_baseline;
-    k->narrow = narrow_baseline;
+    k->compute[false] = floats_baseline;
+    k->compute[true] = doubles_baseline;
     k->simd = "baseline";
 #ifdef X86
     if (avx2 && simd != SIMD_BASELINE) {
-        k->compute = compute_avx2;
-        k->narrow = narrow_avx2;
+        k->compute[false] = floats_avx2;
+        k->compute[true] = doubles_avx2;
         k->simd = "avx2";
     }
 #endif
