@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.messages import MAX_VERSION
 from edge_agent.progress import Progress
 from edge_agent.runtime import VARIANTS
 
@@ -67,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _version(text: str) -> str:
-    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected at most 64 letters, digits, '.', '+' and '-'")
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+-]*", text) or len(text) > MAX_VERSION:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at most {MAX_VERSION} letters, digits, '.', '+' and '-'")
     return text
 
 

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import CLASSES, Alert, Clock, Device, EpisodeState, Model, check_id, clean, uuid7
+from edge_agent.contract.messages import (
+    CLASSES,
+    MAX_VERSION,
+    Alert,
+    Clock,
+    Device,
+    EpisodeState,
+    Model,
+    check_id,
+    clean,
+    uuid7,
+)
 from edge_agent.detector import Detection
 
 _LARGEST = 1e300  # JSON has no infinity
@@ -83,7 +94,7 @@ class Alerter:
         check_id(gateway)
         for what, text, most in (
             ("site", site, 63),
-            ("model version", model.version, 40),
+            ("model version", model.version, MAX_VERSION),
             ("agent version", agent_version, 20),
             ("interface", interface, 15),
         ):

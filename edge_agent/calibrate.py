@@ -90,7 +90,7 @@ def recalibrate(decision: Decision, benign: Benign) -> Decision:
 
 
 def decide(benign: Benign, n: float, counts: dict[str, float], **rules: Any) -> Decision:
-    """A new decision: τ = mean + n·std, ``counts`` as of `count_bounds`, ``rules`` the other fields of `Decision`."""
+    """A new decision: τ = mean + n·std, ``counts`` as of `count_bounds`, ``rules`` the fields of `Rules`."""
     nothing = Threshold(1.0, 0.0, 1.0, n, 0.0, 0.0, 0.0, 0.0, 0)
     return recalibrate(Decision(nothing, nothing, counts, **rules), benign)
 

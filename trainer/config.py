@@ -11,6 +11,7 @@ from typing import Any, Literal
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
+from edge_agent.contract.bundle import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
 from trainer.protocol import Split
 
@@ -82,28 +83,22 @@ def _floors() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class DecisionSettings:
-    """What `edge_agent.calibrate` is told, beside the scores; what is not of it goes into the bundle's `Decision`."""
+class DecisionSettings(Rules):
+    """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are."""
 
     n: float = 10.0
     margin: float = 2.0
     floors: dict[str, float] = field(default_factory=_floors)
-    vote_k: int = 15
-    vote_w: int = 20
-    vote_margin: float = 2.0
-    warmup_s: float = 600.0
-    warmup_factor: float = 2.0
-    warmup_score_factor: float = 5.0
-    reject: float = 0.5
 
     def __post_init__(self) -> None:
-        for column in self.floors:
+        super().__post_init__()
+        if not self.n >= 0 or not self.margin >= 1:
+            raise ValueError(f"n must be at least 0, margin at least 1, they are {self.n:g} and {self.margin:g}")
+        for column, floor in self.floors.items():
             if column not in COUNT_COLUMNS:
                 raise ValueError(f"floors: unknown column {column!r}; known: {', '.join(COUNT_COLUMNS)}")
-        if not 1 <= self.vote_k <= self.vote_w <= 1000:
-            raise ValueError(f"expected 1 <= vote_k <= vote_w <= 1000, found {self.vote_k} and {self.vote_w}")
-        if not 0 <= self.reject < 1:
-            raise ValueError(f"reject must be at least 0 and below 1, is {self.reject}")
+            if not floor > 0:
+                raise ValueError(f"floors: {column} must be above 0, is {floor:g}")
 
 
 @dataclass(frozen=True)

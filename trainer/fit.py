@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edge_agent import calibrate
 from edge_agent.contract import columns as cols
 from edge_agent.contract import scaling
-from edge_agent.contract.bundle import BENIGN, Decision, Threshold, replace_file
+from edge_agent.contract.bundle import BENIGN, Decision, Rules, Threshold, replace_file
 from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detector import Scorer
@@ -268,9 +268,7 @@ def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[
         at = _positions(table, calibrate.COUNT_COLUMNS)
         counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
         bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
-    rules = {
-        f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in ("n", "margin", "floors")
-    }
+    rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
     of_all = calibrate.Benign(
         np.concatenate([scores[part][0] for part in benign]),
         np.concatenate([scores[part][1] for part in benign]),

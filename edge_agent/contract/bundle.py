@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
+from edge_agent.contract.messages import MAX_VERSION
 from edge_agent.contract.scaling import Scaler, ScalingError
 
 FORMAT = 1
@@ -56,21 +57,16 @@ class Threshold:
     rows: int
 
 
-@dataclass(frozen=True)
-class Decision:
-    """When scores become a detection; computed by `edge_agent.calibrate` from benign rows alone.
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What of a decision is chosen, not computed; the trainer's configuration says it, the bundle carries it.
 
-    ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
-    (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound). In a
-    device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter: τ times
-    ``warmup_score_factor``, the bounds times ``warmup_factor``. A device alarms when ``vote_k`` of its last ``vote_w``
-    rows are flagged; ``vote_margin`` is how far the limit of that vote is kept from benign devices' highest.
+    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged; ``vote_margin`` is how far the limit of
+    that vote is kept from benign devices' highest. In a device's first ``warmup_s`` seconds, when it connects to
+    everything at once, both rules are stricter: the limit of the score times ``warmup_score_factor``, the bounds of the
+    counts times ``warmup_factor``. A class less probable than ``reject`` is told as `unknown`.
     """
 
-    full: Threshold
-    fast: Threshold
-    counts: dict[str, float]
     vote_k: int = 15
     vote_w: int = 20
     vote_margin: float = 2.0
@@ -82,6 +78,27 @@ class Decision:
     def __post_init__(self) -> None:
         if not 1 <= self.vote_k <= self.vote_w <= 1000:
             raise ValueError(f"vote_k {self.vote_k} of vote_w {self.vote_w}: expected 1 <= vote_k <= vote_w <= 1000")
+        for key in ("vote_margin", "warmup_factor", "warmup_score_factor"):
+            if not getattr(self, key) >= 1:  # a smaller one would make a rule looser, 0 flag every row
+                raise ValueError(f"{key} must be at least 1, is {getattr(self, key):g}")
+        if not self.warmup_s >= 0:
+            raise ValueError(f"warmup_s must be at least 0, is {self.warmup_s:g}")
+        if not 0 <= self.reject < 1:
+            raise ValueError(f"reject must be at least 0 and below 1, is {self.reject:g}")
+
+
+@dataclass(frozen=True)
+class Decision(Rules):
+    """When scores become a detection; computed by `edge_agent.calibrate` from benign rows alone.
+
+    ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
+    (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound).
+    """
+
+    full: Threshold
+    fast: Threshold
+    counts: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,12 @@ class Manifest:
                 raise ValueError(f"column {column!r} is in none of the schemas {', '.join(self.schemas)}")
         if not self.columns or len(set(self.columns)) != len(self.columns):
             raise ValueError("columns must be named, each once")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must be named, each once")
+        if not 1 <= len(self.version) <= MAX_VERSION:
+            raise ValueError(
+                f"version {self.version[:80]!r}: {len(self.version)} characters, the bound is {MAX_VERSION}"
+            )
 
 
 @dataclass(frozen=True)
@@ -172,9 +195,8 @@ class Bundle:
             raise BundleError(f"{path}: holds {', '.join(sorted(found))}, expected {', '.join(shapes)}")
         for name, array in found.items():
             if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(found["rows"]), *shapes[name]):
-                raise BundleError(
-                    f"{path}: {name} is {array.dtype} {array.shape}, expected float32 (n, *{shapes[name]})"
-                )
+                shape = ", ".join(map(str, ("n", *shapes[name])))
+                raise BundleError(f"{path}: {name} is {array.dtype} {array.shape}, expected float32 ({shape})")
         if not len(found["rows"]):
             raise BundleError(f"{path}: no rows")
         return found

@@ -286,6 +286,10 @@ class Device:
     name: str = ""
 
 
+MAX_VERSION = 40
+"""Characters of a bundle's version, in the bundle and in every alert."""
+
+
 @dataclass(frozen=True)
 class Model:
     """The bundle that decided; ``generated`` when it was trained on generated captures, so that nobody is fooled."""

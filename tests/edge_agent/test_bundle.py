@@ -148,6 +148,13 @@ def drop(path: str) -> Callable[[dict], None]:
         (put("decision/surprise", 1), r"\[decision\]: unknown key 'surprise'"),
         (drop("normal"), "missing key 'normal'"),
         (put("version", 7), "version: expected str, found 7"),
+        (put("version", "1" * 41), "41 characters, the bound is 40"),  # no alert could carry it
+        (put("version", ""), "version '': 0 characters"),
+        (put("classes", ["benign", "benign"]), "classes must be named, each once"),
+        (put("decision/warmup_factor", 0), r"\[decision\]: warmup_factor must be at least 1, is 0"),  # all flagged
+        (put("decision/warmup_score_factor", 0.5), "warmup_score_factor must be at least 1, is 0.5"),
+        (put("decision/warmup_s", -1), "warmup_s must be at least 0, is -1"),
+        (put("decision/reject", 1), "reject must be at least 0 and below 1, is 1"),
         (put("decision/vote_k", 21), r"\[decision\]: vote_k 21 of vote_w 20"),
         (put("decision/full/tau", "2"), r"\[decision.full\]: tau: expected float"),
         (put("decision/full/tau", float("nan")), "NaN is not a finite number"),

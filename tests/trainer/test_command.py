@@ -79,6 +79,10 @@ def test_the_config_shipped_is_complete_and_says_the_defaults():
         ("data: [{kind: rows, path: x}]\ndrop_columns: [HHjit]", "drop_columns: no column starts with 'HHjit'"),
         ("data: [{kind: rows, path: x}]\nschemas: [nbaiot115]", "unknown schema 'nbaiot115'"),
         ("data: [{kind: rows, path: x}]\ndecision: {floors: {device_L5_mean: 1}}", "unknown column 'device_L5_mean'"),
+        ("data: [{kind: rows, path: x}]\ndecision: {floors: {device_L5_new_peers: 0}}", "must be above 0, is 0"),
+        ("data: [{kind: rows, path: x}]\ndecision: {n: .nan}", "x.yaml [decision]: n must be at least 0"),
+        ("data: [{kind: rows, path: x}]\ndecision: {vote_k: 30}", "x.yaml [decision]: vote_k 30 of vote_w 20"),
+        ("data: [{kind: rows, path: x}]\ndecision: {vote_margin: 0}", "vote_margin must be at least 1, is 0"),
         ("data: [{kind: rows, path: x}", "x.yaml line 1: not YAML"),
     ],
 )
