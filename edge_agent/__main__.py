@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -38,9 +39,19 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts, through the outbox, over MQTT")
     replay.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
     replay.add_argument(
-        "--wait", type=float, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
+        "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +117,8 @@ def _replay(args: argparse.Namespace) -> int:
         if publisher:
             left = publisher.link.flush(args.wait)
             trouble = publisher.link.trouble
-    for line in agents.report(agent.counts(), seconds):
+    counts = agent.counts() | (publisher.counts() if publisher else {})
+    for line in agents.report(counts, seconds):
         print(line, file=sys.stderr)
     if left:
         why = f" ({trouble})" if trouble else ""

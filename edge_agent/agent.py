@@ -12,7 +12,7 @@ from edge_agent.alerts import Alerter
 from edge_agent.capture import Source, open_file
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
-from edge_agent.contract.bundle import Bundle, BundleError
+from edge_agent.contract.bundle import Bundle
 from edge_agent.detector import Detector
 from edge_agent.features import Extractor
 from edge_agent.link import Link
@@ -37,20 +37,17 @@ class Agent:
         sizes = config.extractor
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.detector = Detector(bundle, config.networks)
-        try:
-            self.alerter = Alerter(
-                config.gateway,
-                config.site,
-                messages.Model(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
-                version("botwatch"),
-                names=config.names,
-                update_s=config.alerts.update_s,
-                end_s=config.alerts.end_s,
-                max_open=config.alerts.max_open,
-                rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
-            )
-        except ValueError as error:  # the configuration has been checked; what is left is the bundle's version
-            raise BundleError(f"{bundle.path}: {error}") from error
+        self.alerter = Alerter(
+            config.gateway,
+            config.site,
+            messages.Model(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
+            version("botwatch"),
+            names=config.names,
+            update_s=config.alerts.update_s,
+            end_s=config.alerts.end_s,
+            max_open=config.alerts.max_open,
+            rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
+        )
 
     def alerts(self, source: Source, seen: Callable[[int], None] = lambda frames: None) -> Iterator[Alert]:
         """Alerts of a source's packets, as they come; ``seen`` is told how many rows each step took.
@@ -70,8 +67,10 @@ class Agent:
 
     def counts(self) -> dict[str, int]:
         """Counters of all parts, for a report and for health messages."""
-        alerts = {f"alerts_{state}": getattr(self.alerter.counts, state) for state in ("new", "update", "end")}
-        return {**self.extractor.counts(), **self.detector.counters, **alerts}
+        told = self.alerter.counts
+        alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
+        bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
+        return {**self.extractor.counts(), **self.detector.counters, **alerts, **bounds}
 
 
 def replay(
@@ -111,6 +110,11 @@ class Publisher:
         state = alert["alert"]["context"]["botwatch"]["state"]
         self.outbox.put(self._topic, messages.encode(alert), droppable=state == "update")
 
+    def counts(self) -> dict[str, int]:
+        """Alerts that were dropped because the outbox was full."""
+        lost = self.outbox.counts
+        return {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
+
     @contextmanager
     def running(self) -> Iterator["Publisher"]:
         """Connect and ship until the block ends; what the broker did not take stays in the outbox."""
@@ -124,7 +128,10 @@ class Publisher:
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:
-    """The closing lines of a replay."""
+    """The closing lines of a replay: what everybody asks for, then whatever else was counted."""
     rate = counts["frames"] / seconds if seconds else 0.0
     yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
-    yield ", ".join(f"{key} {value:,}" for key, value in counts.items() if key != "frames" and value)
+    evicted = sum(value for key, value in counts.items() if "evicted" in key)
+    first = {key: counts[key] for key in ("rows", "malformed", "devices")} | {"evicted": evicted}
+    rest = {key: value for key, value in counts.items() if value and key not in first and key != "frames"}
+    yield ", ".join(f"{key} {value:,}" for key, value in (first | rest).items())

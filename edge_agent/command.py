@@ -30,7 +30,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one role; 2 on a wrong command line."""
+    """Run one role; 2 on a wrong command line, 130 when interrupted (128 + SIGINT, as shells count)."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         role = importlib.import_module(module)
         return int(role.main(argv[1:]))
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         if not extras or (error.name or "").split(".")[0] in ("edge_agent", "trainer", "converter", "collector"):
             raise

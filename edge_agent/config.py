@@ -7,6 +7,7 @@ from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
 from edge_agent.detector import PRIVATE_NETWORKS, Networks
+from edge_agent.outbox import MAX_BYTES, MAX_ROWS
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class OutboxConfig:
     """Where alerts wait for the broker, and how many may."""
 
     path: Path = Path("botwatch-agent.sqlite")
-    max_rows: int = 20_000
-    max_bytes: int = 64 << 20
+    max_rows: int = MAX_ROWS
+    max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.max_bytes < MAX_PAYLOAD:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from edge_agent.command import ROLES, main, usage
+from tests.broker import wait_until
 
 COMMANDS = {
     "agent": ["replay"],
@@ -104,3 +106,13 @@ sys.exit(main({words!r}))
     end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert (end.returncode, end.stdout) == (2, "")
     assert end.stderr.startswith(f"botwatch {words[0]}: {missing} is not installed; install botwatch[")
+
+
+def test_interrupted_a_role_ends_without_a_traceback(tmp_path):
+    words = ["trainer", "generate", "--out", str(tmp_path / "captures"), "--days", "30"]
+    with subprocess.Popen([sys.executable, "-m", "edge_agent.command", *words], stderr=subprocess.PIPE) as process:
+        wait_until(lambda: any((tmp_path / "captures").rglob("*.pcap*")))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert b"Traceback" not in said

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from edge_agent import agent as agents
 from edge_agent.__main__ import main
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
@@ -222,11 +223,6 @@ def test_a_bundle_whose_rule_could_not_work_is_refused(ask, attack_capture, home
     refused(ask(attack_capture, bundle=other.path), words)
 
 
-def test_a_bundle_whose_version_no_alert_can_carry_is_refused(ask, attack_capture, home, tmp_path):
-    other = other_bundle(bundles.load(home.bundle), tmp_path / "other", version="1" * 41)
-    refused(ask(attack_capture, bundle=other.path), "model version", "41 characters, the bound is 40")
-
-
 def test_without_a_bundle_it_says_how_to_give_one(ask, attack_capture):
     refused(ask(attack_capture, bundle=None), "--bundle DIR")
 
@@ -273,6 +269,23 @@ def test_a_broker_or_gateway_that_cannot_be_is_one_line(ask, attack_capture, tmp
     refused(ask(attack_capture, "--broker", "localhost:port"), "broker 'localhost:port' is not HOST or HOST:PORT")
     refused(ask(attack_capture, "--gateway", "GW"), "gateway 'GW'")
     refused(ask(attack_capture, "--config", tmp_path / "none.yaml"), "none.yaml: cannot be read")
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "long"])
+def test_a_wait_that_never_ends_or_is_no_number_is_refused(capsys, wait):
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", "x.pcap", "--wait", wait])
+    assert stopped.value.code == 2
+    assert f"--wait: {wait!r} is no number of seconds" in capsys.readouterr().err
+
+
+def test_what_an_operator_asks_first_is_reported_even_when_it_is_zero():
+    counts = {"frames": 2000, "rows": 1999, "malformed": 0, "malformed_short_ip": 0, "devices": 1}
+    counts |= {"evicted_pairs": 3, "evicted_seen_peers": 4, "subjects_evicted": 0, "scored": 1999}
+    assert list(agents.report(counts, 2.0)) == [
+        "2,000 packets in 2.00 s (1,000 packets/s)",
+        "rows 1,999, malformed 0, devices 1, evicted 7, evicted_pairs 3, evicted_seen_peers 4, scored 1,999",
+    ]
 
 
 def test_an_outbox_that_cannot_be_opened_is_one_line(ask, attack_capture, tmp_path):
