@@ -276,11 +276,23 @@ def _collector(out: Path, address: str) -> Iterator[Path]:
             yield database
 
 
+def _gateways(manifest: Manifest) -> list[str]:
+    """An id for each capture's gateway, after its device and file; numbered where two would be the same."""
+    names: list[str] = []
+    for capture in manifest.captures:
+        name = re.sub("[^a-z0-9]+", "-", f"{capture.device}-{capture.file.stem}".lower()).strip("-")
+        free = name = name[:55].strip("-") or "capture"
+        number = 1
+        while free in names:
+            number += 1
+            free = f"{name}-{number}"
+        names.append(free)
+    return names
+
+
 def _replay(manifest: Manifest, root: Path, out: Path, address: str) -> list[tuple[Capture, str]]:
     """Every capture through an agent of its own, two at a time; returns each with its gateway's id."""
-    names = [
-        (c, re.sub("[^a-z0-9]+", "-", f"{c.device}-{c.file.stem}".lower())[:63].strip("-")) for c in manifest.captures
-    ]
+    names = list(zip(manifest.captures, _gateways(manifest), strict=True))
     for folder in ("outbox", "agent"):
         (out / folder).mkdir()
 
@@ -309,7 +321,10 @@ def _stored(database: Path, out: Path) -> list[dict[str, Any]]:
     deadline = time.monotonic() + DELIVER_S
     while True:
         command = _command("collector", "alerts", "--json", "--last", 0, "--db", database)
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise DemoError(f"`{' '.join(command[3:])}` ended with status {done.returncode}: {done.stderr.strip()}")
+        listed = done.stdout.splitlines()
         if len(listed) >= sent:
             break
         if time.monotonic() > deadline:
@@ -408,7 +423,3 @@ def _close(verdicts: list[Verdict], generated: bool) -> bool:
         f"{false} false alerts" + (f"; missed: {', '.join(missed)}" if missed else "")
     )
     return bool(missed or false)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
