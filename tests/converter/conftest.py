@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from synthetic_run import write_run
 
 from converter.__main__ import Converted, main, variants
 from converter.run import load
 from edge_agent.contract.columns import ALL_COLUMNS, NBAIOT_COLUMNS
+from tests.converter.synthetic_run import write_run
 
 FEW = tuple(c for c in NBAIOT_COLUMNS if c.startswith(("H_L", "HpHp_L1_")))
 """22 columns, no HH_jit, none of the device's."""

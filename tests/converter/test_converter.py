@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import FEW
-from synthetic_run import benign_scores, synthetic, write_run
 
 from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
@@ -22,6 +20,8 @@ from edge_agent.calibrate import COUNT_COLUMNS, recalibrate
 from edge_agent.contract import bundle
 from edge_agent.detector import Scorer
 from edge_agent.runtime import VARIANTS, Model, ModelError
+from tests.converter.conftest import FEW
+from tests.converter.synthetic_run import benign_scores, synthetic, write_run
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -264,7 +264,7 @@ def test_help_is_quick_and_shows_an_example() -> None:
     assert "'polars'" not in shown
 
 
-@pytest.mark.parametrize("version", ["", "../9", "a b", "x" * 65])
+@pytest.mark.parametrize("version", ["", "../9", "a b", "x" * 41])
 def test_bundle_version_that_is_no_name_is_refused(version: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--out", "x", "--bundle-version", version])

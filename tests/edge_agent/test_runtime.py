@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_bundle import COLUMNS, manifest
 
 from converter import quantize
 from edge_agent import runtime
@@ -18,6 +17,7 @@ from edge_agent.contract import bundle
 from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER, SELFTEST, Bundle, BundleError
 from edge_agent.contract.scaling import Scaler, row_error
 from edge_agent.runtime import Model, ModelError
+from tests.edge_agent.test_bundle import COLUMNS, manifest
 
 ROWS = np.random.default_rng(4).lognormal(2, 1, (40, 3)).astype(np.float32)
 
