@@ -8,6 +8,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +62,12 @@ def run(captures: list[Path], out: Path, schema: Literal["clean", "compat"], max
         if rows:
             os.replace(temporary, out)
     except OSError as error:
-        print(f"botwatch trainer extract: {out}: cannot be written: {error.strerror}", file=sys.stderr)
+        why = error.strerror or str(error).partition("\n")[0]  # polars gives its own words only
+        print(f"botwatch trainer extract: {out}: cannot be written: {why}", file=sys.stderr)
         return 2
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, it need not go
+            temporary.unlink(missing_ok=True)
     for name, count in extractor.counts().items():
         print(f"{name}: {count:,}")
     for reason in damage:

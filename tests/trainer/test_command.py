@@ -103,6 +103,17 @@ def test_files_that_are_not_there_are_named(tmp_path, capsys):
     assert "gone.parquet" in refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", out)
 
 
+@pytest.mark.parametrize("words", [["generate", "--out", "{}"], ["extract", "x.pcap", "--out", "{}/x.parquet"]])
+def test_where_nothing_can_be_written_is_named(tmp_path, capsys, write_pcap, traffic, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    write_pcap(tmp_path / "x.pcap", traffic(CAMERA, 5))
+    (tmp_path / "file").write_text("")
+    assert main([word.format(tmp_path / "file") for word in words]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'file'}" in said.splitlines()[-1]
+    assert "None" not in said
+
+
 def test_a_run_folder_that_cannot_be_is_refused_before_the_training(tmp_path, capsys, write_pcap, traffic):
     write_pcap(tmp_path / "captures" / "day.pcap", traffic(CAMERA, 5))
     (tmp_path / "captures" / "manifest.yaml").write_text("captures: [{file: day.pcap, device: c, label: benign}]")

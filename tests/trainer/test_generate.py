@@ -284,6 +284,7 @@ def test_nothing_here_can_send_a_packet():
         ({"infected": ("plug-9",)}, "plug-9"),
         ({"hours": 25.0}, "25"),
         ({"snaplen": 10}, "snaplen"),
+        ({"start": datetime(1900, 1, 1, tzinfo=UTC)}, "start is 1900-01-01"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_by_name(tmp_path, change, named):
