@@ -530,6 +530,10 @@ static inline __attribute__((always_inline)) v2d sqrt_v2d(v2d x)
 #endif
 #include "lanes.h"
 
+_Static_assert(GAPS % 4 == 0 && GAP_DEVICE == GAP_HOST + 1 && GAP_HPHP == GAP_HH + 1 && GAP_HPHP_CF3 == GAP_HH_CF3 + 1 &&
+               GAP_MAC == GAP_JITTER + 1 && GAP_HOST % 2 == 0 && GAP_HH % 2 == 0 && GAP_HH_CF3 % 2 == 0 && GAP_JITTER % 2 == 0,
+               "fifth_row() takes the gaps in these pairs");
+
 static inline __attribute__((always_inline)) void compute_baseline(const struct step *s, struct baseline_cells out)
 {
     v2d fifth[GAPS / 2];
