@@ -383,7 +383,7 @@ def _close(verdicts: list[Verdict], generated: bool) -> bool:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 150)
-    kind = "generated traffic" if generated else "captures of real traffic"
+    kind = "generated traffic" if generated else "given captures"
     attacks = Table(title=f"Attacks ({kind})")
     for name in ("capture", "attack", "detected", "packets to alert", "ms to alert", "class said", "", "false alerts"):
         attacks.add_column(name, justify="right" if "to alert" in name or name == "false alerts" else "left")

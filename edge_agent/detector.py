@@ -83,7 +83,7 @@ class Detection:
     src_port: int
     dest_ip: str
     dest_port: int
-    proto: str  # EVE spelling: "TCP", "UDP", "ICMP", "IPV6-ICMP", "ARP", "IP"
+    proto: str  # EVE spelling: "TCP", "UDP", "ICMP", "IPV6-ICMP", "ARP" ..., a number if it has no name
     top_features: tuple[tuple[str, float], ...]  # <= 5 columns, largest share of the error first, value in its own unit
     explanation: str  # one sentence, <= 200 characters
 
