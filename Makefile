@@ -22,7 +22,9 @@ test: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m pytest -q
 
+# Ten minutes of fuzzing, and floods at their full rates where `make test` sends a few packets a second.
 test-long: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds 600
 	BOTWATCH_LONG=1 $(BIN)/python -m pytest -q
 
 check: $(READY)
