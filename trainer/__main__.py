@@ -4,11 +4,18 @@ TensorFlow and polars are imported by the sub-command that needs them, not here.
 """
 
 import argparse
+import importlib
 import shlex
 import sys
 from pathlib import Path
 
 PROG = "botwatch trainer"
+
+MODULES = {
+    "generate": "write labelled captures of generated devices and attacks",
+}
+"""Sub-commands of modules of the same name: ``add_arguments(parser)`` (which also describes it), ``run(args, command)``
+with the command line as typed; it returns the exit status."""
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -56,17 +63,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         help="where the config's first data source lies, instead of its path",
     )
 
-    generate = commands.add_parser(
-        "generate",
-        help="write labelled captures of generated devices and attacks",
-        description="Write captures of generated IoT devices, healthy and infected, and a manifest. Sends nothing.",
-        epilog=f"example:\n  {PROG} generate --out captures --seed 7",
-        formatter_class=raw,
-    )
-    if command == "generate":  # the only sub-command whose module knows its arguments
-        from trainer import generate as module
-
-        module.add_arguments(generate)
+    for name, summary in MODULES.items():
+        more = commands.add_parser(name, help=summary, formatter_class=raw)
+        if command == name:  # each of these modules knows its own arguments
+            importlib.import_module(f"trainer.{name}").add_arguments(more)
     return parser
 
 
@@ -74,10 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; 2 for a bad command line, config or input, 1 for a capture that ended early."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else None).parse_args(argv)
-    if args.command == "generate":
-        from trainer import generate
-
-        return generate.run(args)
+    if args.command in MODULES:
+        return int(importlib.import_module(f"trainer.{args.command}").run(args, shlex.join([*PROG.split(), *argv])))
     if args.command == "extract":
         return _extract(args)
     return _fit(args, shlex.join([*PROG.split(), *argv]))

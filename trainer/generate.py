@@ -1896,6 +1896,8 @@ def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `botwatch trainer generate`."""
+    parser.description = "Write captures of generated IoT devices, healthy and infected, and a manifest. Sends nothing."
+    parser.epilog = "example:\n  botwatch trainer generate --out captures --seed 7"
     plan = Plan()
 
     def words(text: str) -> tuple[str, ...]:
@@ -1941,7 +1943,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--snaplen", type=int, default=plan.snaplen, help="captured bytes of a frame (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, command: str) -> int:
     """`botwatch trainer generate`: 0, or 2 for a plan or a folder that cannot be."""
     plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
     began = time.monotonic()
