@@ -168,14 +168,16 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
         rows, outcomes = observer.seen()
     except ValueError as error:
         raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
-    benign = rows.benign
+    known = rows.benign & ~rows.test
     try:
         return rows, [
             parity.Side(
                 o,
                 calibrate.recalibrate(
                     run.model.decision,
-                    calibrate.Benign(o.full[benign], o.fast[benign], rows.groups[benign], rows.optimise[benign]),
+                    calibrate.Benign(
+                        o.full[known], o.fast[known], rows.groups[known], rows.optimise[known], rows.t_ns[known]
+                    ),
                 ),
             )
             for o in outcomes

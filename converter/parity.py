@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows the outcomes are of, as masks (n,), with label and the device and part each is of (n,)."""
+    """The rows the outcomes are of, as masks (n,), with label, the device and part each is of, and time (n,)."""
 
     benign: NDArray[np.bool_]
     optimise: NDArray[np.bool_]
@@ -47,6 +47,7 @@ class Rows:
     attack: NDArray[np.bool_]
     label: NDArray[np.str_]
     groups: NDArray[np.str_]
+    t_ns: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Observer:
         self._part: list[NDArray[np.str_]] = []
         self._label: list[NDArray[np.str_]] = []
         self._groups: list[NDArray[np.str_]] = []
+        self._t_ns: list[NDArray[np.int64]] = []
 
     def see(self, block: Block) -> None:
         """Score and classify the block's rows."""
@@ -146,6 +148,7 @@ class Observer:
         self._part.append(block.part[used])
         self._label.append(block.label[used])
         self._groups.append(np.char.add(np.char.add(block.part[used], " "), block.device[used]))
+        self._t_ns.append(block.t_ns[used])
 
     def seen(self) -> tuple[Rows, list[Outcome]]:
         """What the rows were and what each pair said of them; ValueError when there were none."""
@@ -160,6 +163,7 @@ class Observer:
             attack=(part != "optimise") & ~benign,
             label=label,
             groups=np.concatenate(self._groups),
+            t_ns=np.concatenate(self._t_ns),
         )
         return rows, [_joined(outcomes) for outcomes in self._outcomes]
 

@@ -56,12 +56,13 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive rows: raw values (n, columns), and whose they are, of which part and label."""
+    """Some consecutive rows: raw values (n, columns), whose they are, of which part and label, and their time."""
 
     values: Array
     device: NDArray[np.str_]
     part: NDArray[np.str_]
     label: NDArray[np.str_]
+    t_ns: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Run:
 
     def blocks(self) -> Iterator[Block]:
         """Every row, in the file's order, at most `BLOCK` at a time."""
-        scan = self._scan([*self.model.columns, "device", "part", "label"])
+        scan = self._scan([*self.model.columns, "device", "part", "label", "t_ns"])
         for start in range(0, self.rows, BLOCK):
             frame = scan.slice(start, BLOCK).collect()
             yield Block(
@@ -108,6 +109,7 @@ class Run:
                 frame["device"].to_numpy().astype(np.str_),
                 frame["part"].to_numpy().astype(np.str_),
                 frame["label"].to_numpy().astype(np.str_),
+                frame["t_ns"].to_numpy().astype(np.int64),
             )
 
     def take(self, wanted: NDArray[np.int64]) -> Array:
@@ -180,6 +182,8 @@ def _check_rows(path: Path, model: ModelFile) -> int:
     for column in ("device", "part", "label"):
         if schema.get(column) != pl.String:
             raise RunError(f"{path}: column {column!r} is missing or not text")
+    if schema.get("t_ns") != pl.Int64:
+        raise RunError(f"{path}: column 't_ns' is missing or not whole nanoseconds")
     return rows
 
 

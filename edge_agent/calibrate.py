@@ -1,28 +1,56 @@
-"""From benign scores to the decision a bundle carries: τ, vote and the bounds of the counts rule.
+"""From benign scores to the decision a bundle carries: τ, vote, alarm budget and the bounds of the counts rule.
 
 Used by the trainer (float model), the converter (each quantised variant, on its own scores) and on site. Only benign
-rows come in here: no attack label has a way to influence a decision.
+train and optimise rows come in here: no attack label and no test row has a way to influence a decision.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.bundle import Decision, Threshold
+from edge_agent.contract.bundle import Decision, Tail, Threshold
 from edge_agent.contract.columns import DEVICE_COLUMNS
 
 COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
 """The columns of the counts rule."""
 
+PEAK_S = 600.0
+"""Seconds of traffic that give one peak: votes closer together are one burst and would be one alert."""
 
-def threshold(scores: NDArray[Any], *, n: float, highest: float, margin: float) -> Threshold:
-    """τ = mean(MSE) + n·std(MSE) over the scores (m,) of benign optimise rows (Meidan et al. 2018).
+PEAK_ROWS = 1000
+"""The same for rows without times (published ones)."""
 
-    The limit of a vote is τ, but at least ``margin`` times ``highest``, the highest vote of a benign device: mean and
-    spread say little of how long a device stays high. ValueError without rows or with a score that is not finite.
+TAIL_SHARE = 0.1
+"""Share of the peaks that is taken for the tail."""
+
+MIN_PEAKS = 15
+"""Fewer exceedances than this say nothing of a tail."""
+
+RESAMPLES = 400
+
+VOTE_SHARE = 0.75
+"""Share of the window's rows that make a vote, where the window comes from the autocorrelation."""
+
+MIN_WINDOW, MAX_WINDOW = 10, 20
+"""Bounds of that window: fewer rows are one burst, more delay every alert; what correlation a window does not cover,
+the tail of its own votes does."""
+
+WEEK_DAYS = 7.0
+
+
+def threshold(
+    scores: NDArray[Any], *, n: float, quantile: float, method: str, tail: Tail, highest: float, margin: float
+) -> Threshold:
+    """τ = mean(MSE) + n·std(MSE) over the scores (m,) of benign optimise rows (Meidan et al. 2018), and the limit.
+
+    ``method`` says what the limit of a vote is: τ itself (`mean_std`), the ``quantile`` of the same scores (`quantile`)
+    or, never below τ, the upper bound of the ``tail`` of benign votes (`tail`). Whatever it is, it stays at least
+    ``margin`` times ``highest``, the highest vote of a benign device. ValueError without rows or with a score that is
+    not finite.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not len(scores):
@@ -30,22 +58,18 @@ def threshold(scores: NDArray[Any], *, n: float, highest: float, margin: float) 
     if not np.isfinite(scores).all():
         raise ValueError("a score is not finite")
     mean, std = float(scores.mean()), float(scores.std())
-    tau = mean + n * std
+    tau, high = mean + n * std, float(np.quantile(scores, quantile))
+    chosen = {"mean_std": tau, "quantile": high, "tail": max(tau, tail.bound)}[method]
     figures = (mean, std, float(scores.min()), float(scores.max()), len(scores))
-    return Threshold(max(tau, margin * highest), highest, tau, n, *figures)
+    return Threshold(max(chosen, margin * highest), highest, tau, high, tail, n, *figures)
 
 
 def highest_vote(scores: NDArray[Any], groups: NDArray[Any], k: int, w: int) -> float:
     """The highest vote statistic within any group of rows; ``groups`` (m,) says which device (and part) each is of.
 
-    The rows of a group are in time order. All benign rows count, those for testing too: it takes months of traffic to
-    see what a device does once a month, so none may be left out. 0 without rows.
+    The rows of a group are in time order. 0 without rows.
     """
-    order = np.argsort(groups, kind="stable")
-    cuts = np.flatnonzero(np.diff(np.unique(groups, return_inverse=True)[1][order])) + 1
-    return max(
-        (float(vote_statistic(part, k, w).max(initial=0.0)) for part in np.split(scores[order], cuts)), default=0.0
-    )
+    return max((float(vote_statistic(scores[rows], k, w).max(initial=0.0)) for rows in _each(groups)), default=0.0)
 
 
 def vote_statistic(scores: NDArray[Any], k: int, w: int) -> NDArray[np.float64]:
@@ -61,6 +85,78 @@ def vote_statistic(scores: NDArray[Any], k: int, w: int) -> NDArray[np.float64]:
     return np.partition(windows, w - k, axis=1)[:, w - k]
 
 
+def vote_window(scores: NDArray[Any], groups: NDArray[Any]) -> tuple[int, int]:
+    """(k, w) of the vote from how long benign scores stay alike: k of the last w rows must be flagged.
+
+    The window is twice the median, over devices, of the lag at which the autocorrelation of log scores falls to 1/e:
+    shorter ones would see one burst of like rows only. Within `MIN_WINDOW` to `MAX_WINDOW`.
+    """
+    lags = [correlation_rows(scores[rows]) for rows in _each(groups) if len(rows) > 10 * MAX_WINDOW]
+    w = int(np.clip(round(2 * float(np.median(lags))) if lags else MAX_WINDOW, MIN_WINDOW, MAX_WINDOW))
+    return math.ceil(VOTE_SHARE * w), w
+
+
+def correlation_rows(scores: NDArray[Any], most: int = 512) -> int:
+    """Rows after which the autocorrelation of the log of ``scores`` (n,) has fallen to 1/e; at most ``most``.
+
+    >>> correlation_rows(np.repeat([1.0, 9.0, 2.0, 7.0, 1.0, 8.0], 20))
+    8
+    """
+    logs = np.log(np.maximum(np.asarray(scores, dtype=np.float64), 1e-12))
+    logs = logs - logs.mean()
+    power = float(logs @ logs)
+    if power <= 0.0:
+        return 1
+    spectrum = np.fft.rfft(logs, 2 * len(logs))  # zeros behind: no wrap-around
+    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[: min(len(logs), most)] / power
+    below = correlation < math.exp(-1)
+    return int(np.argmax(below)) if below.any() else len(correlation)
+
+
+def peaks(votes: NDArray[Any], t_ns: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+    """The highest vote of each ten minutes of one device with traffic in them, and how many days those are."""
+    if not len(votes):
+        return np.zeros(0), 0.0
+    timed = t_ns[-1] > t_ns[0]
+    interval = (t_ns - t_ns[0]) // int(PEAK_S * 1e9) if timed else np.arange(len(votes)) // PEAK_ROWS
+    starts = np.flatnonzero(np.diff(interval, prepend=-1))
+    return np.maximum.reduceat(np.asarray(votes, dtype=np.float64), starts), len(starts) * PEAK_S / 86_400.0
+
+
+def tail(highs: NDArray[Any], days: float, *, budget: float, confidence: float) -> Tail:
+    """The vote that benign devices exceed ``budget`` times a device-week, from the ``highs`` of `peaks` in ``days``.
+
+    Peaks over threshold (Pickands 1975) on the logarithms: a generalised Pareto tail by probability-weighted moments
+    (Hosking and Wallis 1987), its shape held at 0 or above since no score is known to have an end. ``bound`` is the
+    upper ``confidence`` bound of the limit, by a seeded bootstrap of the peaks. All zeros with too few peaks.
+    """
+    logs = np.sort(np.log(np.maximum(np.asarray(highs, dtype=np.float64), 1e-12)))
+    count = int(len(logs) * TAIL_SHARE)
+    if count < MIN_PEAKS or not days > 0:
+        return Tail(0.0, 0.0, 0.0, len(logs), days, 0.0, 0.0)
+    wanted = budget / WEEK_DAYS * days  # exceedances allowed in as many days as were seen
+
+    def fit(sample: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Level, scale, shape and limit of samples (m, n) of log peaks, each (m,)."""
+        ranked = np.sort(sample, axis=1)
+        level = ranked[:, -count - 1]
+        over = ranked[:, -count:] - level[:, None]
+        first = over.mean(axis=1)
+        second = (over * ((count - 0.65 - np.arange(count)) / count)).mean(axis=1)
+        free = np.where(first > 2 * second, 2.0 - first / np.maximum(first - 2 * second, 1e-9), 0.0)
+        shape = np.clip(free, 0.0, 0.5)
+        scale = first * (1.0 - shape)
+        ratio = max(count / wanted, 1.0)
+        growth = np.where(shape > 1e-6, (ratio**shape - 1.0) / np.maximum(shape, 1e-6), math.log(ratio))
+        return np.stack([level, scale, shape, level + scale * growth])
+
+    level, scale, shape, limit = fit(logs[None])[:, 0]
+    rng = np.random.default_rng(len(logs))
+    resampled = fit(rng.choice(logs, size=(RESAMPLES, len(logs))))[3]
+    bound = max(float(np.quantile(resampled, confidence)), float(limit))
+    return Tail(math.exp(level), float(scale), float(shape), len(logs), days, math.exp(limit), math.exp(bound))
+
+
 def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) -> dict[str, float]:
     """Bounds of the counts rule: ``margin`` times the highest of all benign rows (m, 10), at least the column's floor.
 
@@ -72,12 +168,13 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
 
 @dataclass(frozen=True)
 class Benign:
-    """Scores of all benign rows, in time order within each group, and which of them are for τ."""
+    """Scores of benign train and optimise rows, in time order within each group, and which of them are for τ."""
 
     full: NDArray[Any]
     fast: NDArray[Any]
     groups: NDArray[Any]  # which device and part a row is of
     optimise: NDArray[np.bool_]
+    t_ns: NDArray[np.int64]  # packet time; all equal where it is not known
 
 
 def recalibrate(decision: Decision, benign: Benign) -> Decision:
@@ -91,10 +188,28 @@ def recalibrate(decision: Decision, benign: Benign) -> Decision:
 
 def decide(benign: Benign, n: float, counts: dict[str, float], **rules: Any) -> Decision:
     """A new decision: τ = mean + n·std, ``counts`` as of `count_bounds`, ``rules`` the fields of `Rules`."""
-    nothing = Threshold(1.0, 0.0, 1.0, n, 0.0, 0.0, 0.0, 0.0, 0)
+    unknown = Tail(0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    nothing = Threshold(1.0, 0.0, 1.0, 1.0, unknown, n, 0.0, 0.0, 0.0, 0.0, 0)
     return recalibrate(Decision(nothing, nothing, counts, **rules), benign)
 
 
 def _limits(scores: NDArray[Any], benign: Benign, n: float, decision: Decision) -> Threshold:
-    highest = highest_vote(scores, benign.groups, decision.vote_k, decision.vote_w)
-    return threshold(scores[benign.optimise], n=n, highest=highest, margin=decision.vote_margin)
+    k, w = decision.vote_k, decision.vote_w
+    found = [peaks(vote_statistic(scores[rows], k, w), benign.t_ns[rows]) for rows in _each(benign.groups)]
+    highs = np.concatenate([high for high, _ in found]) if found else np.zeros(0)
+    return threshold(
+        scores[benign.optimise],
+        n=n,
+        quantile=decision.quantile,
+        method=decision.method,
+        tail=tail(highs, sum(days for _, days in found), budget=decision.budget, confidence=decision.confidence),
+        highest=float(highs.max(initial=0.0)),
+        margin=decision.vote_margin,
+    )
+
+
+def _each(groups: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Row numbers of each group, ascending."""
+    order = np.argsort(groups, kind="stable")
+    cuts = np.flatnonzero(np.diff(np.unique(groups, return_inverse=True)[1][order])) + 1
+    return np.split(order, cuts) if len(order) else []

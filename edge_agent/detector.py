@@ -51,9 +51,13 @@ SILENCE_S = 60.0
 BACKWARD_S = 60.0
 """A packet so much older than one before it shows a clock that was set; smaller steps are packets out of order."""
 
+TALLY_S = 64
+"""Seconds between the moments a subject's own counts are referred to; 2^(5·64) is far within a float64."""
+
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+_COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
 
 
@@ -99,6 +103,9 @@ class Scorer:
         self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
         if self._slow.all():  # a model of slow columns alone knows no other rule
             self._slow[:] = False
+        self._device = np.array([column.startswith("device_") for column in columns])
+        if self._device.all():
+            self._device[:] = False
 
     def full(self, values: NDArray[Any]) -> Array:
         """Mean squared error over all columns, shape (n,)."""
@@ -110,6 +117,14 @@ class Scorer:
         z[:, self._slow] = 0.0
         rebuilt = self._predict(self._scaler.network_input(z))
         return row_error(z[:, ~self._slow], rebuilt[:, ~self._slow])
+
+    def carried(self, values: NDArray[Any]) -> Array:
+        """Mean squared error with the sender's device columns shown and counted as normal, (n,): the score of a router,
+        whose device columns are of all that it carries."""
+        z = self._scaler.z(values)
+        z[:, self._device] = 0.0
+        rebuilt = self._predict(self._scaler.network_input(z))
+        return row_error(z[:, ~self._device], rebuilt[:, ~self._device])
 
     def rebuilt(self, values: NDArray[Any]) -> tuple[Array, Array]:
         """The scaled rows and the network's reconstruction of them, both (n, k)."""
@@ -177,6 +192,7 @@ class _Subject:
     class_count: int
     full: NDArray[np.bool_] = field(init=False)  # the last rows under the full rule, oldest first
     hits: NDArray[np.bool_] = field(init=False)  # the same rows under the rule that was in force for each
+    counted: NDArray[np.bool_] = field(init=False)  # those of them that the counts rule flagged
     ratio: NDArray[np.float32] = field(init=False)  # score / threshold of the rule in force
     t_ns: NDArray[np.int64] = field(init=False)  # steady time, as all times here
     lengths: NDArray[np.int64] = field(init=False)
@@ -195,17 +211,44 @@ class _Subject:
     last_vote_ns: int = 0
     newest: tuple[int, NDArray[np.float64]] = field(init=False)  # time and COUNT_COLUMNS of the last row
     second: int = 0  # of packet time, in an aftermath
+    tally: NDArray[np.float64] = field(init=False)  # its own COUNT_COLUMNS, as of ``tally_ns``
+    tally_ns: int = 0
+    tallied_ns: int = 0  # the latest row in it
     snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)  # the last rows of past seconds
 
     def __post_init__(self) -> None:
         self.full = np.zeros(0, dtype=bool)
         self.hits = np.zeros(0, dtype=bool)
+        self.counted = np.zeros(0, dtype=bool)
         self.ratio = np.zeros(0, dtype=np.float32)
         self.t_ns = np.zeros(0, dtype=np.int64)
         self.lengths = np.zeros(0, dtype=np.int64)
         self.classes = np.zeros((0, self.class_count))
         self.class_sum = np.zeros(self.class_count)
         self.newest = self.first_ns, np.zeros(len(COUNT_COLUMNS))
+        self.tally = np.zeros(len(COUNT_COLUMNS))
+
+    def own_counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
+        """COUNT_COLUMNS of this subject's rows alone, (n, columns), for rows at ``t_ns`` with ``flags`` of ROW_META.
+
+        Times are referred to whole multiples of `TALLY_S` and summed row by row, so that no rounding depends on where
+        batches are cut.
+        """
+        opened = np.where(_COUNTS_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
+        late = np.maximum.accumulate(np.maximum(t_ns, self.tallied_ns))
+        spans = late // (TALLY_S * _S)
+        counts = np.empty((len(t_ns), len(COUNT_COLUMNS)))
+        for span in np.unique(spans):
+            rows, start = spans == span, int(span) * TALLY_S * _S
+            if start > self.tally_ns:
+                self.tally *= np.exp2(-_COUNT_DECAY * ((start - self.tally_ns) / _S))
+                self.tally_ns = start
+            past = np.exp2(_COUNT_DECAY * ((late[rows] - start) / _S)[:, None])
+            sums = np.cumsum(np.concatenate([self.tally[None], np.where(opened[rows] != 0, past, 0.0)]), axis=0)[1:]
+            self.tally = sums[-1].copy()
+            counts[rows] = sums / past
+        self.tallied_ns = int(late[-1])
+        return counts
 
 
 class Detector:
@@ -264,10 +307,10 @@ class Detector:
         scores = self._scorer.full(values)
         self.counters["scored"] += len(rows)
         found: list[tuple[int, Detection]] = []
-        groups, addresses = self._by_subject(rows.meta)
+        groups, addresses, carries = self._by_subject(rows.meta)
         for key, index in groups:
             subject = self._subject(key, int(t_ns[index[0]]))
-            batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, index)
+            batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, carries, index)
             at = 0
             while at < len(index):  # cut where the rule in force or the alarm changes
                 at = self._advance(key, subject, batch, at, found)
@@ -314,8 +357,11 @@ class Detector:
 
     # -- who --
 
-    def _by_subject(self, meta: NDArray[Any]) -> tuple[list[tuple[int | bytes, NDArray[np.intp]]], NDArray[Any]]:
-        """Rows grouped by subject, each group in packet order, and per row its sender's own address as known then.
+    def _by_subject(
+        self, meta: NDArray[Any]
+    ) -> tuple[list[tuple[int | bytes, NDArray[np.intp]]], NDArray[Any], NDArray[np.bool_]]:
+        """Rows grouped by subject, each group in packet order; per row its sender's own address as known then, and
+        whether its sender was known then to carry other people's packets.
 
         Updates what is known of every sender. A row of a remote peer (no monitored source) is incoming when its MAC is
         a router's: others send to the outside through it or, where that is not seen, it sends answers or nothing but
@@ -330,6 +376,7 @@ class Detector:
         outward = from_inside & ~to_inside & ports & unicast & (macs != through)
         answer = ~from_inside & to_inside & ports & ~opens
         addresses = np.full(len(meta), "", dtype=object)
+        carries = np.zeros(len(meta), dtype=bool)
         groups: dict[int | bytes, list[NDArray[np.intp]]] = {}
         for mac in np.unique(macs):
             index = np.flatnonzero(macs == mac)
@@ -339,6 +386,7 @@ class Detector:
             first = np.flatnonzero(outward & (through == mac))[:1]
             if len(first):
                 relays |= index > first[0]
+            carries[index] = relays
             client = np.logical_or.accumulate(outward[index]) | sender.client
             answers = np.logical_or.accumulate(answer[index]) | sender.answers
             local = np.cumsum(~remote) + sender.local
@@ -353,7 +401,7 @@ class Detector:
                 groups.setdefault(target.tobytes(), []).append(index[incoming][targets == target])
         for mac in np.unique(through[outward]):
             self._sender(int(mac)).relays = True
-        return [(key, np.sort(np.concatenate(parts))) for key, parts in groups.items()], addresses
+        return [(key, np.sort(np.concatenate(parts))) for key, parts in groups.items()], addresses, carries
 
     def _own_addresses(
         self,
@@ -407,16 +455,22 @@ class Detector:
         values: NDArray[Any],
         scores: Array,
         addresses: NDArray[Any],
+        carries: NDArray[np.bool_],
         index: NDArray[np.intp],
     ) -> "_Batch":
-        """The full rule on one subject's rows."""
+        """The full rule on one subject's rows. What a router sends of its own is not judged by what it carries."""
         decision = self._decision
         meta = rows.meta[index]
-        counts = rows.values[index][:, self._counts_at].astype(np.float64)
+        counts, score = rows.values[index][:, self._counts_at].astype(np.float64), scores[index]
+        shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else carries[index]
+        if shared.any():
+            counts[shared] = subject.own_counts(t_ns[index][shared], meta["flags"][shared])
+            if not isinstance(key, bytes):
+                score[shared] = self._scorer.carried(values[index][shared])
         warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
         bounds = self._bounds * np.where(warm, decision.warmup_factor, 1.0)[:, None]
         strict = np.where(warm, decision.warmup_score_factor, 1.0)
-        score_ratio = scores[index] / (decision.full.limit * strict)
+        score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds
         opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
         counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
@@ -461,45 +515,47 @@ class Detector:
             count_ratio = count_ratios.max(axis=1)
             hits = batch.full[at:end]
 
-        kept = len(subject.hits)
-        window = np.cumsum(np.concatenate([[0], subject.hits, hits]))
-        high = np.arange(kept + 1, kept + 1 + len(hits))
-        flagged = window[high] - window[np.maximum(high - decision.vote_w, 0)]
+        counted = hits & (count_ratio > 1.0)
+        flagged = _in_window(subject.hits, hits, decision.vote_w)
+        by_count = _in_window(subject.counted, counted, decision.vote_w)
         if not subject.alarm:
-            changes = flagged >= decision.vote_k
+            changes = (flagged >= decision.vote_k) | (by_count >= decision.count_votes)
+            over = np.zeros(len(hits), dtype=bool)
         else:
-            due = hits & (t_ns[at:end] >= subject.emitted_ns + _S)
-            changes = (flagged < self._clear) | due
+            over = (flagged < self._clear) & (by_count < self._clear_counts)
+            changes = over | (hits & (t_ns[at:end] >= subject.emitted_ns + _S))
         if changes.any():
             end = at + int(np.argmax(changes)) + 1
         taken = end - at
-        hits, ratio = hits[:taken], np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
+        hits, counted = hits[:taken], counted[:taken]
+        ratio = np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
 
         def vote(i: int) -> _Vote:
-            by_score = bool(score_ratio[i] >= count_ratio[i])
+            enough = int(subject.hits.sum()) >= decision.vote_k
+            by_score = bool(score_ratio[i] >= count_ratio[i] if enough else count_ratio[i] <= 1.0)
             return self._vote(subject, batch, at + i, limit, None if by_score else count_ratios[i])
 
         if subject.alarm:
-            over = flagged[taken - 1] < self._clear
-            told = bool(changes.any()) and not over
+            ended = bool(over[taken - 1])
+            told = bool(changes.any()) and not ended
             votes = np.flatnonzero(hits)
             earlier = votes[:-1] if told else votes
             done = 0
             if len(earlier):
                 done = int(earlier[-1]) + 1
-                self._remember(subject, batch, at, at + done, hits[:done], ratio[:done])
+                self._remember(subject, batch, at, at + done, hits[:done], counted[:done], ratio[:done])
                 subject.pending = vote(done - 1)
             if told and subject.pending and t_ns[end - 1] - subject.pending.t_ns >= STALE_S * _S:
                 self._tell(key, subject, found)
-            self._remember(subject, batch, at + done, end, hits[done:], ratio[done:])
+            self._remember(subject, batch, at + done, end, hits[done:], counted[done:], ratio[done:])
             if told:
                 subject.pending = vote(taken - 1)
-            if (told or over) and subject.pending:
+            if (told or ended) and subject.pending:
                 self._tell(key, subject, found)
-            if over:
+            if ended:
                 subject.alarm = False
             return end
-        self._remember(subject, batch, at, end, hits, ratio)
+        self._remember(subject, batch, at, end, hits, counted, ratio)
         if changes.any():
             self._begin(subject, batch, end - 1)
             subject.pending = vote(taken - 1)
@@ -516,8 +572,8 @@ class Detector:
             if subject.pending:
                 self._tell(key, subject, found)
             subject.alarm = False
-            subject.hits[:] = False  # what comes now is not the same attack
-        if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.full.sum()) < self._clear:
+            subject.hits[:] = subject.counted[:] = False  # what comes now is not the same attack
+        if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.full.sum()) < self._clear_counts:
             subject.aftermath = False
             subject.snapshots.clear()
             return
@@ -531,6 +587,11 @@ class Detector:
     def _clear(self) -> int:
         """Flagged rows of the window below which an alarm is over: half of what began it, so that it does not flap."""
         return (self._decision.vote_k + 1) // 2
+
+    @property
+    def _clear_counts(self) -> int:
+        """The same for rows that the counts rule flagged."""
+        return (self._decision.count_votes + 1) // 2
 
     def _what_is_new(
         self, subject: _Subject, batch: "_Batch", at: int, end: int
@@ -553,6 +614,7 @@ class Detector:
         at: int,
         end: int,
         hits: NDArray[np.bool_],
+        counted: NDArray[np.bool_],
         ratio: NDArray[np.float32],
     ) -> None:
         """Append rows to the vote window and, in an alarm, to its totals."""
@@ -567,6 +629,7 @@ class Detector:
             probabilities[hits] = self._classify(self._scaler.network_input(z))
         subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
         subject.hits = np.concatenate([subject.hits, hits])[-w:]
+        subject.counted = np.concatenate([subject.counted, counted])[-w:]
         subject.ratio = np.concatenate([subject.ratio, ratio])[-w:]
         subject.t_ns = np.concatenate([subject.t_ns, batch.t_ns[at:end]])[-w:]
         subject.lengths = np.concatenate([subject.lengths, meta["length"]])[-w:]
@@ -607,7 +670,9 @@ class Detector:
         ``counts`` are the ratios of the counts to their bounds where one of them decided, None where the score did.
         """
         subject.last_vote_ns = int(batch.t_ns[row])
+        enough = self._decision.vote_k if counts is None else self._decision.count_votes
         ranked = np.sort(subject.ratio)[::-1]
+        statistic = float(ranked[min(enough, int(subject.hits.sum())) - 1])
         count = None if counts is None else int(np.argmax(counts))
         return _Vote(
             subject.last_vote_ns,
@@ -616,8 +681,9 @@ class Detector:
             batch.addresses[row],
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
-            float(ranked[min(self._decision.vote_k, len(ranked)) - 1]),
-            float(subject.hits.mean()),
+            statistic,
+            # a count is a sum over many packets: it is as sure as it is far beyond its bound
+            float(subject.hits.mean() if counts is None else max(subject.hits.mean(), 1.0 - 0.5 / max(statistic, 1.0))),
             max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
             subject.count,
             subject.packets,
@@ -698,7 +764,7 @@ class _Vote:
     limit: float  # of the score or count that decided, under the rule in force
     count_at: tuple[int, float] | None  # which of COUNT_COLUMNS decided, and what is new of it
     statistic: float  # k-th largest of the window's ratios to their limits
-    share: float  # of the window's rows that are flagged
+    share: float  # of the window's rows that are flagged; of a count, how far beyond its bound it is: 0.5 to 1
     window_s: float
     count: int
     packets: int
@@ -722,6 +788,13 @@ class _Batch:
     full: NDArray[np.bool_]
     strict: NDArray[np.float64]  # factor of the limit of the score
     loudness: NDArray[np.float64]  # the sender's packet weight at λ = 1
+
+
+def _in_window(past: NDArray[np.bool_], now: NDArray[np.bool_], w: int) -> NDArray[np.int64]:
+    """For each row of ``now``, how many of the last ``w`` rows are set, those of ``past`` before it included."""
+    window = np.cumsum(np.concatenate([[0], past, now]))
+    high = np.arange(len(past) + 1, len(past) + 1 + len(now))
+    return np.asarray(window[high] - window[np.maximum(high - w, 0)])
 
 
 def _text(address: NDArray[Any], version: Any) -> str:

@@ -84,9 +84,13 @@ def _floors() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecisionSettings(Rules):
-    """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are."""
+    """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are.
+
+    With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` are replaced by what the autocorrelation of benign scores asks for.
+    """
 
     n: float = 10.0
+    vote: Literal["auto", "fixed"] = "auto"
     margin: float = 2.0
     floors: dict[str, float] = field(default_factory=_floors)
 

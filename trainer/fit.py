@@ -260,21 +260,25 @@ def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: Inde
 
 
 def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[Array, Array]]) -> Decision:
-    """The decision for the float model, from benign rows alone."""
+    """The decision for the float model, from benign train and optimise rows alone."""
     chosen = config.decision
-    benign = parts.kept()
+    benign = {part: rows for part, rows in parts.kept().items() if part != "test"}
     bounds: dict[str, float] = {}
     if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
         at = _positions(table, calibrate.COUNT_COLUMNS)
         counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
         bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
     rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
+    rows = np.concatenate(list(benign.values()))
     of_all = calibrate.Benign(
         np.concatenate([scores[part][0] for part in benign]),
         np.concatenate([scores[part][1] for part in benign]),
         np.concatenate([table.device[rows] * len(benign) + i for i, rows in enumerate(benign.values())]),
         np.repeat([part == "optimise" for part in benign], [len(rows) for rows in benign.values()]),
+        table.t_ns[rows],
     )
+    if chosen.vote == "auto":
+        rules["vote_k"], rules["vote_w"] = calibrate.vote_window(of_all.full, of_all.groups)
     try:
         return calibrate.decide(of_all, chosen.n, bounds, **rules)
     except ValueError as error:
@@ -342,8 +346,12 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
         return (
             f"{name:<5} mean {t.mean:.6g}, min {t.min:.6g}, max {t.max:.6g}, std {t.std:.6g}, "
             f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); "
-            f"limit of a vote {t.limit:.6g}, the highest of a benign device is {t.highest:.6g}"
+            f"{t.quantile:.6g} by quantile; limit of a vote {t.limit:.6g}: the highest of a benign device is "
+            f"{t.highest:.6g}, the tail of {t.tail.peaks:,} peaks in {t.tail.days:.3g} device-days gives "
+            f"{t.tail.limit:.6g}, bound {t.tail.bound:.6g}"
         )
+
+    say(f"vote: {decision.vote_k} of {decision.vote_w} rows, {decision.count_votes} by counts")
 
     say(line("full", decision.full))
     say(line("fast", decision.fast))

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +39,36 @@ class BundleError(Exception):
 
 
 @dataclass(frozen=True)
+class Tail:
+    """The upper tail of benign devices' votes, and where it meets the alarm budget; see `edge_agent.calibrate.tail`.
+
+    ``limit`` is the vote that benign devices exceed as often as the budget allows, ``bound`` its upper confidence bound
+    (both in units of the score; 0 when there were too few ``peaks``). ``level`` is where the tail begins, ``scale`` and
+    ``shape`` (ξ) are of the generalised Pareto distribution of the log exceedances. ``days`` are device-days.
+    """
+
+    level: float
+    scale: float
+    shape: float
+    peaks: int
+    days: float
+    limit: float
+    bound: float
+
+
+@dataclass(frozen=True)
 class Threshold:
     """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from.
 
-    ``limit`` is what a vote is compared with: τ, or more where ``highest``, the highest vote statistic that a benign
-    device reached, comes close to it.
+    ``limit`` is what a vote is compared with, chosen by `Rules.method` among τ, ``quantile`` (of the same rows) and the
+    bound of ``tail``, or more where ``highest``, the highest vote statistic that a benign device reached, comes close.
     """
 
     limit: float
     highest: float
     tau: float
+    quantile: float
+    tail: Tail
     n: float
     mean: float
     std: float
@@ -61,23 +81,38 @@ class Threshold:
 class Rules:
     """What of a decision is chosen, not computed; the trainer's configuration says it, the bundle carries it.
 
-    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged; ``vote_margin`` is how far the limit of
-    that vote is kept from benign devices' highest. In a device's first ``warmup_s`` seconds, when it connects to
+    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged, or ``count_votes`` of them by the counts
+    rule, whose columns are sums over many packets already. The limit of a vote comes by ``method``: from rows (τ by
+    `mean_std` or the ``quantile``) or from the `tail` of benign votes, at its upper ``confidence`` bound, for a
+    ``budget`` of false alerts per device-week; ``vote_margin`` is how far it is kept from benign devices' highest vote
+    at least. In a device's first ``warmup_s`` seconds, when it connects to
     everything at once, both rules are stricter: the limit of the score times ``warmup_score_factor``, the bounds of the
     counts times ``warmup_factor``. A class less probable than ``reject`` is told as `unknown`.
     """
 
     vote_k: int = 15
     vote_w: int = 20
+    count_votes: int = 3
+    method: Literal["tail", "mean_std", "quantile"] = "tail"
+    budget: float = 1.0
+    confidence: float = 0.95
+    quantile: float = 0.9999
     vote_margin: float = 2.0
     warmup_s: float = 600.0
-    warmup_factor: float = 2.0
+    warmup_factor: float = 1.5
     warmup_score_factor: float = 5.0
     reject: float = 0.5
 
     def __post_init__(self) -> None:
         if not 1 <= self.vote_k <= self.vote_w <= 1000:
             raise ValueError(f"vote_k {self.vote_k} of vote_w {self.vote_w}: expected 1 <= vote_k <= vote_w <= 1000")
+        if not 1 <= self.count_votes <= self.vote_w:
+            raise ValueError(f"count_votes {self.count_votes}: expected 1 to vote_w {self.vote_w}")
+        for key in ("confidence", "quantile"):
+            if not 0.5 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 0.5 and below 1, is {getattr(self, key):g}")
+        if not 0 < self.budget <= 1000:
+            raise ValueError(f"budget must be above 0 and at most 1000 alerts a device-week, is {self.budget:g}")
         for key in ("vote_margin", "warmup_factor", "warmup_score_factor"):
             if not getattr(self, key) >= 1:  # a smaller one would make a rule looser, 0 flag every row
                 raise ValueError(f"{key} must be at least 1, is {getattr(self, key):g}")

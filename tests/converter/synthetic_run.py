@@ -20,10 +20,12 @@ FLOORS = {"device_L1_new_peers": 10.0}
 
 
 def benign_scores(scorer: Scorer, rows: pl.DataFrame, columns: Sequence[str]) -> calibrate.Benign:
-    """What a decision is computed from: the scores of a run's benign rows."""
+    """What a decision is computed from: the scores of a run's benign train and optimise rows."""
+    rows = rows.filter(pl.col("part") != "test")
     values = rows.select(columns).to_numpy()
     groups = (rows["part"] + " " + rows["device"]).to_numpy()
-    return calibrate.Benign(scorer.full(values), scorer.fast(values), groups, (rows["part"] == "optimise").to_numpy())
+    optimise, t_ns = (rows["part"] == "optimise").to_numpy(), rows["t_ns"].to_numpy()
+    return calibrate.Benign(scorer.full(values), scorer.fast(values), groups, optimise, t_ns)
 
 
 def synthetic(columns: int, rows: int, seed: int, shift: float = 0.0, spread: float = 0.5) -> np.ndarray:
@@ -97,7 +99,7 @@ def write_run(
             "label": np.repeat([label for _, _, label, _ in blocks], lengths),
             "device": np.where(np.arange(len(raw)) % 500 < 250, "plug", "camera"),
             "mac": np.full(len(raw), 1, np.uint64),
-            "t_ns": np.arange(len(raw), dtype=np.int64),
+            "t_ns": np.arange(len(raw), dtype=np.int64) * 100_000_000,
         }
     ).write_parquet(path / "rows.parquet")
 

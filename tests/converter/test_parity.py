@@ -7,7 +7,7 @@ import pytest
 
 from converter import parity
 from converter.parity import Outcome, Parity, Rows, Side
-from edge_agent.contract.bundle import Decision, Threshold
+from edge_agent.contract.bundle import Decision, Tail, Threshold
 
 BENIGN, ATTACK = 4000, 1000
 
@@ -17,7 +17,8 @@ def side(limit: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_f
     full = np.repeat(np.float32([0.5, 2.0]), [BENIGN, ATTACK])
     fast, classes = full.copy(), np.repeat(np.int16([0, 1]), [BENIGN, ATTACK])
     full[:benign_flips], fast[:fast_flips], classes[BENIGN : BENIGN + class_flips] = 3.0, 3.0, 2
-    threshold = Threshold(limit=limit, highest=0.5, tau=0.8, n=3.0, mean=0.5, std=0.1, min=0.1, max=0.9, rows=100)
+    tail = Tail(level=0.2, scale=0.8, shape=0.0, peaks=400, days=2.5, limit=0.6, bound=0.9)
+    threshold = Threshold(limit, 0.5, 0.8, 0.9, tail, 3.0, 0.5, 0.1, 0.1, 0.9, 100)
     return Side(Outcome(full, fast, classes), Decision(threshold, threshold, {}))
 
 
@@ -28,6 +29,7 @@ ROWS = Rows(
     label=np.repeat(["benign", "scan"], [BENIGN, ATTACK]),
     benign=np.arange(BENIGN + ATTACK) < BENIGN,
     groups=np.repeat(["test plug", "attack plug"], [BENIGN, ATTACK]),
+    t_ns=np.arange(BENIGN + ATTACK) * 1_000_000_000,
 )
 SIZES = {"autoencoder.tflite": 65536, "classifier.tflite": 8192}
 TIMES = {"autoencoder.tflite": {1: 2.0, 64: 0.5}}

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from edge_agent.contract import bundle
-from edge_agent.contract.bundle import Bundle, BundleError, Decision, Manifest, Threshold
+from edge_agent.contract.bundle import Bundle, BundleError, Decision, Manifest, Tail, Threshold
 from edge_agent.contract.columns import CLEAN, DEVICE
 
 COLUMNS = ("H_L1_weight", "H_L1_mean", "device_L1_new_peers")
-TAU = Threshold(limit=3.0, highest=1.5, tau=2.5, n=3.0, mean=1.0, std=0.5, min=0.1, max=4.0, rows=100)
+TAIL = Tail(level=0.2, scale=0.8, shape=0.1, peaks=400, days=2.5, limit=2.0, bound=2.9)
+TAU = Threshold(
+    limit=3.0, highest=1.5, tau=2.5, quantile=2.7, tail=TAIL, n=3.0, mean=1.0, std=0.5, min=0.1, max=4.0, rows=100
+)
 
 
 def manifest(**changes: object) -> Manifest:

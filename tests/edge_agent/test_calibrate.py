@@ -9,28 +9,125 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edge_agent import calibrate
-from edge_agent.calibrate import COUNT_COLUMNS, Benign, count_bounds, decide, highest_vote, threshold, vote_statistic
-from edge_agent.contract.bundle import Decision
+from edge_agent.calibrate import (
+    COUNT_COLUMNS,
+    Benign,
+    correlation_rows,
+    count_bounds,
+    decide,
+    highest_vote,
+    peaks,
+    tail,
+    threshold,
+    vote_statistic,
+    vote_window,
+)
+from edge_agent.contract.bundle import Decision, Tail
 
 SCORES = st.integers(1, 60).flatmap(lambda n: arrays(np.float64, n, elements=st.floats(0, 1e6, width=32)))
 
 
+NO_TAIL = Tail(0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
+PLAIN = {"n": 3.0, "quantile": 0.99, "method": "tail", "tail": NO_TAIL, "highest": 0.0, "margin": 2.0}
+
+
 def test_tau_is_mean_plus_n_standard_deviations():
-    found = threshold(np.array([1.0, 2.0, 3.0, 6.0]), n=3.0, highest=0.0, margin=2.0)
+    found = threshold(np.array([1.0, 2.0, 3.0, 6.0]), **PLAIN)
     assert found.tau == pytest.approx(3.0 + 3.0 * np.sqrt(3.5))
     assert found.limit == found.tau
     assert (found.mean, found.min, found.max, found.rows, found.n) == (3.0, 1.0, 6.0, 4, 3.0)
 
 
-def test_the_limit_keeps_its_margin_from_the_highest_benign_vote():
-    found = threshold(np.array([1.0, 1.0]), n=3.0, highest=5.0, margin=2.0)
+@pytest.mark.parametrize("method", ["tail", "mean_std", "quantile"])
+def test_the_limit_keeps_its_margin_from_the_highest_benign_vote(method):
+    found = threshold(np.array([1.0, 1.0]), **PLAIN | {"method": method, "highest": 5.0})
     assert (found.tau, found.highest, found.limit) == (1.0, 5.0, 10.0)
+
+
+def test_the_method_says_which_figure_is_the_limit():
+    scores, tail = np.arange(101.0), Tail(1.0, 1.0, 0.0, 50, 3.0, 400.0, 900.0)
+    found = {m: threshold(scores, **PLAIN | {"method": m, "tail": tail}) for m in ("tail", "mean_std", "quantile")}
+    assert found["quantile"].limit == pytest.approx(99.0)
+    assert found["mean_std"].limit == pytest.approx(scores.mean() + 3 * scores.std())
+    assert found["tail"].limit == 900.0
+
+
+def test_a_tail_bound_below_tau_does_not_lower_the_limit():
+    tail = Tail(1.0, 1.0, 0.0, 50, 3.0, 0.1, 0.2)
+    found = threshold(np.array([1.0, 2.0, 3.0]), **PLAIN | {"tail": tail})
+    assert found.limit == found.tau
 
 
 @pytest.mark.parametrize(("scores", "words"), [([], "no benign rows"), ([1.0, np.nan], "finite"), ([np.inf], "finite")])
 def test_a_threshold_of_nothing_or_of_what_is_no_number_is_refused(scores, words):
     with pytest.raises(ValueError, match=words):
-        threshold(np.array(scores), n=3.0, highest=0.0, margin=2.0)
+        threshold(np.array(scores), **PLAIN)
+
+
+def test_the_tail_of_known_peaks_gives_the_level_of_its_budget():
+    """Log peaks from an exponential tail: the level exceeded once in so many device-days is known exactly."""
+    highs = np.exp(np.random.default_rng(3).exponential(0.5, 20_000))  # 144 peaks a day, scale 0.5
+    days = len(highs) / 144
+    found = tail(highs, days, budget=7.0, confidence=0.95)  # once a device-day
+    true = np.exp(0.5 * np.log(144))
+    assert found.limit == pytest.approx(true, rel=0.15)
+    assert found.limit < found.bound < 2 * true
+    assert (found.peaks, found.days) == (20_000, days)
+    assert found.shape < 0.1
+
+
+def test_the_bound_of_the_tail_holds_as_often_as_it_says():
+    """Of many small samples, at least about 95 % have a bound above the true level."""
+    true, held = np.exp(0.8 * np.log(400 / (1 / 7 * 400 / 144))), 0
+    for seed in range(60):
+        highs = np.exp(np.random.default_rng(seed).exponential(0.8, 400))
+        held += tail(highs, 400 / 144, budget=1.0, confidence=0.95).bound >= true
+    assert held >= 54
+
+
+def test_a_smaller_budget_and_fewer_peaks_mean_a_higher_bound():
+    highs = np.exp(np.random.default_rng(5).exponential(0.5, 2000))
+    often, seldom = (tail(highs, 14.0, budget=b, confidence=0.95) for b in (10.0, 0.1))
+    assert seldom.limit > often.limit
+    few = tail(highs[:200], 1.4, budget=10.0, confidence=0.95)
+    assert few.bound / few.limit > often.bound / often.limit
+
+
+def test_the_tail_does_not_depend_on_the_order_of_the_peaks():
+    highs = np.exp(np.random.default_rng(5).exponential(0.5, 500))
+    assert tail(highs, 3.0, budget=1.0, confidence=0.95) == tail(highs[::-1], 3.0, budget=1.0, confidence=0.95)
+
+
+def test_too_few_peaks_have_no_tail():
+    assert tail(np.ones(100), 1.0, budget=1.0, confidence=0.95).bound == 0.0
+    assert tail(np.zeros(0), 0.0, budget=1.0, confidence=0.95).bound == 0.0
+
+
+def test_peaks_are_the_highest_vote_of_ten_minutes_with_traffic():
+    t_ns = np.array([0, 1, 599, 600, 5000, 5001]) * 1_000_000_000
+    highs, days = peaks(np.array([1.0, 3.0, 2.0, 5.0, 4.0, 1.0]), t_ns)
+    assert highs.tolist() == [3.0, 5.0, 4.0]
+    assert days == pytest.approx(1800 / 86400)
+
+
+def test_rows_without_times_give_a_peak_per_thousand():
+    highs, days = peaks(np.arange(2500.0), np.zeros(2500, dtype=np.int64))
+    assert highs.tolist() == [999.0, 1999.0, 2499.0]
+    assert days == pytest.approx(1800 / 86400)
+
+
+def test_the_window_spans_twice_what_benign_scores_stay_alike_for():
+    rng = np.random.default_rng(1)
+    bursts = np.repeat(np.exp(rng.normal(size=1000)), 12)  # bursts of twelve like rows: the autocorrelation falls
+    lag = correlation_rows(bursts)  # to 1/e after some eight
+    assert 6 <= lag <= 9
+    assert vote_window(bursts, np.zeros(len(bursts))) == (-(-3 * 2 * lag // 4), 2 * lag)
+    assert vote_window(np.exp(rng.normal(size=5000)), np.zeros(5000))[1] == 10  # no correlation: the shortest
+    assert vote_window(np.repeat(bursts, 20), np.zeros(20 * len(bursts)))[1] == 20  # too much: the longest
+
+
+def test_devices_with_few_rows_do_not_set_the_window():
+    assert vote_window(np.ones(40), np.repeat([0, 1], 20)) == (15, 20)
 
 
 @given(SCORES, st.integers(1, 20), st.integers(0, 10))
@@ -67,7 +164,8 @@ def test_count_bounds_are_a_margin_over_what_benign_devices_reach_but_at_least_t
 def benign() -> Benign:
     rng = np.random.default_rng(1)
     full, fast = rng.gamma(2.0, 0.1, (2, 400))
-    return Benign(full, fast, np.repeat([0, 1], 200), np.arange(400) % 2 == 0)
+    t_ns = np.arange(400) * 60_000_000_000
+    return Benign(full, fast, np.repeat([0, 1], 200), np.arange(400) % 2 == 0, t_ns)
 
 
 def test_a_decision_has_limits_of_its_own_scores_and_the_rules_given(benign):

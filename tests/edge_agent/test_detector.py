@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent import detector as detectors
+from edge_agent import features
 from edge_agent.agent import Agent, replay
+from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.capture import open_file
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
@@ -130,7 +132,8 @@ def test_a_device_with_no_attack_is_never_told_about(judge, home):
 
 def test_only_k_flagged_rows_of_w_are_a_detection(bundle, plug):
     """Rows alone, however far above τ, find nothing."""
-    k, detector, extractor = bundle.manifest.decision.vote_k, Detector(bundle), Extractor(4096)
+    k, extractor = bundle.manifest.decision.vote_k, Extractor(4096)
+    detector = Detector(_with(bundle, {}))
     detector.observe(extractor.push_frames([f for f in plug.life if f[0] < plug.begins]))
     before = detector.counters["flagged"]
     for frame in steady(scan(200, plug.ip, mac=plug.mac), plug.begins, 100):
@@ -143,19 +146,39 @@ def test_only_k_flagged_rows_of_w_are_a_detection(bundle, plug):
     assert told[0].score >= told[0].threshold
 
 
+def test_counts_need_fewer_votes_since_each_is_a_sum_of_many_packets(bundle, plug):
+    bound = bundle.manifest.decision.counts["device_L1_new_peers"]
+    detector, extractor = Detector(_with(bundle, {"device_L1_new_peers": bound})), Extractor(4096)
+    detector.observe(extractor.push_frames([f for f in plug.life if f[0] < plug.begins]))
+    sent, told = 0, []
+    for frame in steady(scan(200, plug.ip, mac=plug.mac), plug.begins, 1000):
+        sent += 1
+        if told := detector.observe(extractor.push_frames([frame])):
+            break
+    assert (told[0].method, told[0].score > told[0].threshold) == ("counts", True)
+    assert told[0].confidence >= 0.5
+    assert sent <= bound + bundle.manifest.decision.count_votes + 1
+
+
 def test_few_flagged_rows_among_many_are_no_detection(bundle, plug):
-    """One packet of a new kind in three is flagged for a long time, and never 15 of 20."""
+    """One packet of a new kind in eight is flagged for a long time, and never k of w, nor three by counts."""
     calm = [f for f in plug.life if f[0] < plug.begins]
     last = [f for f in calm if f[2][6:12] == plug.mac.to_bytes(6, "big")][-1]
-    manifest = dataclasses.replace(bundle.manifest, decision=_decision(bundle, {"device_L5_new_peers": 0.9}))
-    detector, extractor = Detector(dataclasses.replace(bundle, manifest=manifest)), Extractor(4096)
+    detector, extractor = Detector(_with(bundle, {"device_L5_new_peers": 0.9})), Extractor(4096)
     detector.observe(extractor.push_frames(calm))
     before, told = detector.counters["flagged"], []
     for i, data in enumerate(scan(60, plug.ip, mac=plug.mac)):
         t = plug.begins + i * 10 * S
-        told += detector.observe(extractor.push_frames([(t, 60, data), (t + 3 * S, *last[1:]), (t + 6 * S, *last[1:])]))
+        told += detector.observe(extractor.push_frames([(t, 60, data), *((t + k * S, *last[1:]) for k in range(2, 9))]))
     assert detector.counters["flagged"] - before >= 60
     assert told == []
+
+
+def _with(bundle: Bundle, counts: dict[str, float]) -> Bundle:
+    """The bundle with other bounds of the counts rule."""
+    return dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, decision=_decision(bundle, counts))
+    )
 
 
 def _decision(bundle: Bundle, counts: dict[str, float]) -> bundles.Decision:
@@ -166,7 +189,7 @@ def _decision(bundle: Bundle, counts: dict[str, float]) -> bundles.Decision:
 @pytest.mark.parametrize(
     "attack",
     [
-        lambda plug, at: steady(scan(26, plug.ip, mac=plug.mac), at, 100),
+        lambda plug, at: steady(scan(18, plug.ip, mac=plug.mac), at, 100),
         lambda plug, at: steady(one_socket(600, plug.ip, mac=plug.mac), at, 200),
     ],
     ids=["counts", "autoencoder"],
@@ -344,6 +367,31 @@ def test_a_flood_from_outside_names_its_victim_and_not_the_router(judge, plug):
     assert [s for s in states(alerts) if s != "update"] == ["new", "end"]
     for alert in alerts:
         assert (alert.role, alert.device.ip, alert.device.mac) == ("victim", plug.ip, "")
+
+
+def test_a_flood_it_carries_is_not_held_against_the_router(judge, plug):
+    """Its device columns count what it carries and remember that for minutes; it opens little itself."""
+    flood = steady(spoofed(900, plug.ip, mac=plug.router_mac, to_mac=plug.mac), plug.begins, 300)
+    own = steady(scan(6, "192.168.38.1", mac=plug.router_mac), plug.begins + 20 * S, 0.5)
+    assert {a.role for a in judge(plug.life, flood, own)} == {"victim"}
+
+
+def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
+    """Also over many spans of reference, with packets out of order, and however the rows are cut."""
+    rng = np.random.default_rng(4)
+    t_ns = np.sort(rng.integers(0, 400 * S, 300))
+    t_ns[100:103] = t_ns[[102, 100, 101]]
+    flags = rng.choice([0, features.NEW_SOCKET, features.NEW_SOCKET | features.NEW_PEER], 300)
+    whole, cut = detectors._Subject(0, 0), detectors._Subject(0, 0)
+    counts = whole.own_counts(t_ns, flags)
+    pieces = np.concatenate([cut.own_counts(t_ns[i : i + 7], flags[i : i + 7]) for i in range(0, 300, 7)])
+    assert (counts == pieces).all()
+    late = np.maximum.accumulate(t_ns)
+    for i, column in enumerate(COUNT_COLUMNS):
+        decay = float(column.split("_L")[1].split("_")[0])
+        opened = flags & (features.NEW_PEER if column.endswith("peers") else features.NEW_SOCKET) != 0
+        at = [(opened[: r + 1] * 2.0 ** (-decay * (late[r] - late[: r + 1]) / S)).sum() for r in range(300)]
+        assert counts[:, i] == pytest.approx(np.array(at), rel=1e-9, abs=1e-12)
 
 
 def test_a_flood_seen_from_the_victims_side_alone_names_the_victim(judge):
