@@ -6,6 +6,7 @@ train and optimise rows come in here: no attack label and no test row has a way 
 
 import dataclasses
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,21 @@ MIN_WINDOW, MAX_WINDOW = 10, 20
 the tail of its own votes does."""
 
 WEEK_DAYS = 7.0
+
+OWN_ROWS, OWN_S, OWN_LATEST_S = 2000, 900.0, 86_400.0
+"""A device's own limit takes part after so many packets and so many seconds, at the latest after a day."""
+
+OWN_MINUTES = 1440
+"""Minutes with traffic that are remembered of a device: a day of a busy one, a week of a quiet one."""
+
+OWN_SHARE = 0.99
+"""Quantile of a device's minutes that stands for them: a camera's bursts were seen to fill one minute in thirty."""
+
+OWN_PRIOR = 3.0
+"""Independent minutes that the shared limit weighs as much as."""
+
+OWN_CAP, OWN_COUNTS_CAP = 16.0, 4.0
+"""A device's limits are at most so many times the shared ones; a device that reaches this is nearly unprotected."""
 
 
 def threshold(
@@ -105,7 +121,7 @@ def correlation_rows(scores: NDArray[Any], most: int = 512) -> int:
     logs = np.log(np.maximum(np.asarray(scores, dtype=np.float64), 1e-12))
     logs = logs - logs.mean()
     power = float(logs @ logs)
-    if power <= 0.0:
+    if power <= 1e-12 * len(logs):  # all alike but for rounding
         return 1
     spectrum = np.fft.rfft(logs, 2 * len(logs))  # zeros behind: no wrap-around
     correlation = np.fft.irfft(np.abs(spectrum) ** 2)[: min(len(logs), most)] / power
@@ -166,6 +182,74 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
     return {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, highest, strict=True) if c in floors}
 
 
+class Own:
+    """What one device's traffic on site says of its limits, minute by minute; for `factors` of the shared ones.
+
+    A device noisier than those the model was fitted on gets limits of its own: the shared limit, shrunk (in logarithms)
+    towards ``margin`` times the device's own high minutes by its effective sample size. They are never below the shared
+    ones, come down again as calm minutes come in, and are held below a cap.
+    """
+
+    def __init__(self, first_ns: int, margin: float):
+        self._first_ns, self._margin = first_ns, margin
+        self._minutes: deque[tuple[float, float]] = deque(maxlen=OWN_MINUTES)
+        self._open = (0.0, 0.0)
+        self._recent = np.zeros(0)
+        self._factors = (1.0, 1.0)
+        self.rows, self.left_out = 0, 0
+        self.learnt = False
+        """Whether there is enough to go by."""
+
+    @property
+    def minutes(self) -> int:
+        """Minutes with traffic that were taken in and are remembered."""
+        return len(self._minutes)
+
+    @property
+    def capped(self) -> bool:
+        """Whether a limit is held at its cap: the device is noisier than can be protected."""
+        return self._factors[0] >= OWN_CAP or self._factors[1] >= OWN_COUNTS_CAP
+
+    def see(self, scores: NDArray[Any], counts: NDArray[Any], k: int, w: int) -> None:
+        """Rows of one minute: scores (n,) and highest counts (n,), both in units of the shared limits."""
+        scores = np.concatenate([self._recent, scores])
+        votes = vote_statistic(scores, k, w)[len(self._recent) :]
+        self._open = (
+            max(self._open[0], float(votes.max(initial=0.0))),
+            max(self._open[1], float(np.max(counts, initial=0.0))),
+        )
+        self._recent = scores[-(w - 1) :]
+        self.rows += len(votes)
+
+    def end_minute(self, t_ns: int, keep: bool) -> None:
+        """A minute is over at ``t_ns``; nothing is learnt of it unless ``keep``: the device was in an alarm."""
+        passed = (t_ns - self._first_ns) / 1e9
+        self.learnt = (self.rows >= OWN_ROWS and passed >= OWN_S) or passed >= OWN_LATEST_S
+        if keep:
+            self._minutes.append(self._open)
+            self._factors = self._fit()
+        else:
+            self.left_out += 1
+            self._recent = np.zeros(0)  # the next minute's votes are not to hold rows of this one
+        self._open = (0.0, 0.0)
+
+    def factors(self) -> tuple[float, float]:
+        """What the shared limit of the score and the bounds of the counts are multiplied with, both at least 1."""
+        return self._factors
+
+    def _fit(self) -> tuple[float, float]:
+        found = []
+        for column, cap in ((0, OWN_CAP), (1, OWN_COUNTS_CAP)):
+            peaks = np.array([minute[column] for minute in self._minutes])
+            high = self._margin * float(np.quantile(peaks, OWN_SHARE))
+            if high <= 1.0:
+                found.append(1.0)
+                continue
+            independent = len(peaks) / max(1, correlation_rows(peaks))
+            found.append(min(high ** (independent / (independent + OWN_PRIOR)), cap))
+        return found[0], found[1]
+
+
 @dataclass(frozen=True)
 class Benign:
     """Scores of benign train and optimise rows, in time order within each group, and which of them are for τ."""
@@ -178,11 +262,15 @@ class Benign:
 
 
 def recalibrate(decision: Decision, benign: Benign) -> Decision:
-    """``decision`` for another form of its model: τ and limits of its own scores of the same rows, the rest as is."""
+    """``decision`` for another form of its model: τ and limits of its own scores of the same rows, the rest as is.
+
+    The fast rule is in force only after an alarm, so the alarm budget is not its business: its limit comes from rows.
+    """
+    by_rows = dataclasses.replace(decision, method="mean_std" if decision.method == "tail" else decision.method)
     return dataclasses.replace(
         decision,
         full=_limits(benign.full, benign, decision.full.n, decision),
-        fast=_limits(benign.fast, benign, decision.fast.n, decision),
+        fast=_limits(benign.fast, benign, decision.fast.n, by_rows),
     )
 
 

@@ -15,14 +15,14 @@ returns to the full rule when that has been quiet for a while.
 
 import ipaddress
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import explain, features
+from edge_agent import calibrate, explain, features
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
@@ -211,6 +211,8 @@ class _Subject:
     last_vote_ns: int = 0
     newest: tuple[int, NDArray[np.float64]] = field(init=False)  # time and COUNT_COLUMNS of the last row
     second: int = 0  # of packet time, in an aftermath
+    own: "calibrate.Own | None" = None  # with ``learn``
+    minute: int = 0  # of packet time, with ``learn``
     tally: NDArray[np.float64] = field(init=False)  # its own COUNT_COLUMNS, as of ``tally_ns``
     tally_ns: int = 0
     tallied_ns: int = 0  # the latest row in it
@@ -254,11 +256,15 @@ class _Subject:
 class Detector:
     """Rows in, detections out, for one bundle.
 
+    With ``learn`` every device gets limits of its own from its traffic here (`calibrate.Own`); until there is enough of
+    that, the limit of its score is as high as an own limit can be, and only the counts rule works as ever.
+
     BundleError when the bundle's schema cannot occur in live traffic; `runtime.ModelError` when a model does not load.
     """
 
-    def __init__(self, bundle: Bundle, networks: Sequence[str] = PRIVATE_NETWORKS):
+    def __init__(self, bundle: Bundle, networks: Sequence[str] = PRIVATE_NETWORKS, *, learn: bool = False):
         manifest = bundle.manifest
+        self._learn = learn
         if cols.COMPAT in manifest.schemas:
             raise BundleError(
                 f"{bundle.path}: trained on {cols.COMPAT}, whose jitter columns hold the date; live or replayed "
@@ -310,10 +316,12 @@ class Detector:
         groups, addresses, carries = self._by_subject(rows.meta)
         for key, index in groups:
             subject = self._subject(key, int(t_ns[index[0]]))
-            batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, carries, index)
-            at = 0
-            while at < len(index):  # cut where the rule in force or the alarm changes
-                at = self._advance(key, subject, batch, at, found)
+            learns = self._learn and isinstance(key, int)  # a victim is told by what others do to it
+            for piece in self._by_minute(subject, t_ns, index) if learns else (index,):
+                batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, carries, piece)
+                at = 0
+                while at < len(piece):  # cut where the rule in force or the alarm changes
+                    at = self._advance(key, subject, batch, at, found)
             if subject.pending:
                 self._untold[key] = subject
         self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
@@ -446,6 +454,27 @@ class Detector:
 
     # -- what --
 
+    def own(self, mac: int) -> calibrate.Own | None:
+        """What was learnt of a device here; None without ``learn`` or of a device not seen."""
+        subject = self._subjects.get(mac)
+        return subject.own if subject else None
+
+    def _by_minute(
+        self, subject: _Subject, t_ns: NDArray[np.int64], index: NDArray[np.intp]
+    ) -> Iterator[NDArray[np.intp]]:
+        """Rows of one subject cut at whole minutes of packet time: own limits change only there."""
+        if subject.own is None:
+            subject.own = calibrate.Own(subject.first_ns, self._decision.vote_margin)
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
+        for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
+            minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
+            if minute > subject.minute:
+                if subject.minute:
+                    calm = not subject.alarm and subject.last_vote_ns < subject.minute * 60 * _S
+                    subject.own.end_minute((subject.minute + 1) * 60 * _S, calm)
+                subject.minute = minute
+            yield piece
+
     def _weigh(
         self,
         key: int | bytes,
@@ -468,8 +497,14 @@ class Detector:
             if not isinstance(key, bytes):
                 score[shared] = self._scorer.carried(values[index][shared])
         warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
-        bounds = self._bounds * np.where(warm, decision.warmup_factor, 1.0)[:, None]
-        strict = np.where(warm, decision.warmup_score_factor, 1.0)
+        own_score, own_counts = 1.0, 1.0
+        if subject.own is not None:
+            subject.own.see(
+                score / decision.full.limit, (counts / self._bounds).max(axis=1), decision.vote_k, decision.vote_w
+            )
+            own_score, own_counts = subject.own.factors() if subject.own.learnt else (calibrate.OWN_CAP, 1.0)
+        bounds = self._bounds * np.where(warm, max(decision.warmup_factor, own_counts), own_counts)[:, None]
+        strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds
         opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0

@@ -12,6 +12,7 @@ from edge_agent import calibrate
 from edge_agent.calibrate import (
     COUNT_COLUMNS,
     Benign,
+    Own,
     correlation_rows,
     count_bounds,
     decide,
@@ -146,6 +147,87 @@ def test_the_highest_vote_is_taken_within_each_device(scores, devices, k):
     groups = np.random.default_rng(len(scores)).integers(0, devices, len(scores))
     expected = max(vote_statistic(scores[groups == g], k, k + 2).max() for g in np.unique(groups))
     assert highest_vote(scores, groups, k, k + 2) == expected
+
+
+HOUR = 3600 * 1_000_000_000
+
+
+def lived(scores: np.ndarray, per_minute: int = 50, counts: float = 0.1, alarms: frozenset[int] = frozenset()) -> Own:
+    """A device's minutes, one after the other; the vote is 2 of 3."""
+    own = Own(0, 2.0)
+    for minute, rows in enumerate(scores.reshape(-1, per_minute)):
+        own.see(rows, np.full(len(rows), counts), 2, 3)
+        own.end_minute((minute + 1) * 60 * 1_000_000_000, minute not in alarms)
+    return own
+
+
+def test_a_device_like_those_of_the_fit_keeps_the_shared_limits():
+    assert lived(np.random.default_rng(1).uniform(0, 0.4, 5000)).factors() == (1.0, 1.0)
+
+
+def test_a_noisier_device_gets_a_limit_above_its_own_minutes():
+    scores = np.random.default_rng(2).uniform(0, 3.0, 50 * 600)
+    own = lived(scores)
+    assert vote_statistic(scores, 2, 3).max() < own.factors()[0] < 6.0
+    assert own.learnt
+    assert not own.capped
+
+
+def test_an_own_limit_is_shrunk_towards_the_shared_one_while_little_is_known():
+    scores = np.random.default_rng(2).uniform(0, 3.0, 50 * 600)
+    few, many = lived(scores[: 50 * 16]).factors()[0], lived(scores).factors()[0]
+    assert 1.0 < few < many
+
+
+def test_an_own_limit_tightens_again_when_the_device_calms_down():
+    loud, calm = np.full(50 * 8, 4.0), np.full(50 * 1200, 0.1)
+    assert lived(loud).factors()[0] > 3.0
+    assert lived(np.concatenate([loud, calm[: 50 * 300]])).factors()[0] > 3.0
+    assert lived(np.concatenate([loud, calm])).factors() == (1.0, 1.0)
+
+
+def test_one_minute_in_a_hundred_may_be_anything():
+    scores = np.random.default_rng(2).uniform(0, 0.4, (1200, 50))
+    scores[::300] = 500.0  # and the minute after, whose first vote still holds rows of it
+    assert lived(scores).factors() == (1.0, 1.0)
+
+
+def test_nothing_is_learnt_of_minutes_in_an_alarm():
+    scores = np.full((100, 50), 0.1)
+    scores[30:60] = 500.0
+    own = lived(scores, alarms=frozenset(range(30, 60)))
+    assert (own.factors(), own.minutes, own.left_out) == ((1.0, 1.0), 70, 30)
+
+
+def test_an_own_limit_has_a_cap_and_says_so():
+    own = lived(np.full(50 * 200, 1e6), counts=1e6)
+    assert own.factors() == (calibrate.OWN_CAP, calibrate.OWN_COUNTS_CAP)
+    assert own.capped
+
+
+def test_a_device_takes_part_after_two_thousand_packets_and_a_quarter_of_an_hour_or_a_day():
+    busy, quiet = Own(0, 2.0), Own(0, 2.0)
+    for minute in range(1, 15):
+        busy.see(np.ones(1000), np.ones(1000), 2, 3)
+        busy.end_minute(minute * HOUR // 60, True)
+        assert not busy.learnt
+    busy.end_minute(HOUR // 4, True)
+    assert busy.learnt
+    for hour in range(1, 24):
+        quiet.see(np.ones(3), np.ones(3), 2, 3)
+        quiet.end_minute(hour * HOUR, True)
+        assert not quiet.learnt
+    quiet.end_minute(24 * HOUR, True)
+    assert quiet.learnt
+
+
+def test_votes_across_minutes_count():
+    own = Own(0, 2.0)
+    for minute in range(2000):  # one flagged row at the end of a minute, one at the start of the next
+        rows = np.array([5.0, 0.0, 0.0, 5.0])
+        own.see(rows, np.zeros(4), 2, 3)
+        own.end_minute(minute, True)
+    assert own.factors()[0] > 5.0
 
 
 def test_the_highest_vote_of_no_rows_is_zero():

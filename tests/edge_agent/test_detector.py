@@ -181,6 +181,13 @@ def _with(bundle: Bundle, counts: dict[str, float]) -> Bundle:
     )
 
 
+def _with_limit(bundle: Bundle, limit: float) -> Bundle:
+    """The bundle with another limit of the score."""
+    decision = bundle.manifest.decision
+    decision = dataclasses.replace(decision, full=dataclasses.replace(decision.full, limit=limit))
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, decision=decision))
+
+
 def _decision(bundle: Bundle, counts: dict[str, float]) -> bundles.Decision:
     """The bundle's own with other bounds of the counts rule."""
     return dataclasses.replace(bundle.manifest.decision, counts=counts)
@@ -244,6 +251,34 @@ def test_what_is_found_does_not_depend_on_where_batches_are_cut(bundle, eventful
     for low, high in zip([0, *cuts], [*cuts, len(eventful)], strict=True):
         told += detector.observe(Rows(eventful.values[low:high], eventful.meta[low:high]))
     assert sorted(told + detector.finish(), key=repr) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+def test_what_is_learnt_does_not_depend_on_the_size_of_batches(bundle, eventful, plug, batch):
+    low = _with_limit(bundle, 0.2)  # so low that devices get limits of their own
+    whole, cut = Detector(low, learn=True), Detector(low, learn=True)
+    expected = sorted(found(whole, eventful, len(eventful)), key=repr)
+    assert sorted(found(cut, eventful, batch), key=repr) == expected
+    mine, theirs = whole.own(plug.mac), cut.own(plug.mac)
+    assert mine.minutes == theirs.minutes > 10
+    assert mine.left_out == theirs.left_out > 0
+    assert mine.factors() == theirs.factors()
+
+
+def test_a_noisy_device_alerts_until_it_has_limits_of_its_own(bundle, plug):
+    """Under a limit that its ordinary traffic exceeds; an attack is found after that as before."""
+    mine = {"mac": plug.mac, "src": plug.ip}
+    bursts = [steady(one_socket(500, **mine), plug.life[0][0] + at * MINUTE, 100) for at in range(1, 110, 7)]
+    begins = plug.life[0][0] + 117 * MINUTE
+    rows = rows_of(plug.life, *bursts, steady(scan(100, **mine), begins, 20))
+
+    def told(learn: bool) -> list[int]:
+        return [d.t_ns for d in found(Detector(bundle, learn=learn), rows) if d.device_mac == plug.mac]
+
+    assert len([t for t in told(learn=False) if t < begins]) > 10
+    learnt = told(learn=True)
+    assert learnt
+    assert min(learnt) >= begins
 
 
 # -- episodes --
