@@ -275,7 +275,7 @@ def recalibrate(decision: Decision, benign: Benign) -> Decision:
 
 
 def decide(benign: Benign, n: float, counts: dict[str, float], **rules: Any) -> Decision:
-    """A new decision: τ = mean + n·std, ``counts`` as of `count_bounds`, ``rules`` the fields of `Rules`."""
+    """A new decision: τ = mean + n·std, ``counts`` as of `count_bounds`, ``rules`` the other fields of `Decision`."""
     unknown = Tail(0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
     nothing = Threshold(1.0, 0.0, 1.0, 1.0, unknown, n, 0.0, 0.0, 0.0, 0.0, 0)
     return recalibrate(Decision(nothing, nothing, counts, **rules), benign)

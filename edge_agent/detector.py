@@ -274,7 +274,7 @@ class Detector:
         for name, limit in {"full": decision.full.limit, "fast": decision.fast.limit, **decision.counts}.items():
             if not limit > 0:  # 0 of 0 is no number, and nothing would ever be above it
                 raise BundleError(f"{bundle.path}: the limit of {name} is {limit:g}, must be above 0")
-        if unknown := set(decision.counts) - set(COUNT_COLUMNS):
+        if unknown := {*decision.counts, *decision.warmup_counts} - set(COUNT_COLUMNS):
             raise BundleError(
                 f"{bundle.path}: bounds {', '.join(sorted(unknown))}, which the counts rule does not know"
             )
@@ -288,7 +288,8 @@ class Detector:
         self._normal = manifest.normal
         self._networks = Networks.parse(networks)
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
-        self._bounds = np.array([manifest.decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
+        self._bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
+        self._warm_bounds = np.maximum(self._bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._newest_ns: int | None = None  # packet time: the latest since the clock was last set back
         self._offset_ns = 0  # steady time = packet time + offset
@@ -503,7 +504,7 @@ class Detector:
                 score / decision.full.limit, (counts / self._bounds).max(axis=1), decision.vote_k, decision.vote_w
             )
             own_score, own_counts = subject.own.factors() if subject.own.learnt else (calibrate.OWN_CAP, 1.0)
-        bounds = self._bounds * np.where(warm, max(decision.warmup_factor, own_counts), own_counts)[:, None]
+        bounds = own_counts * np.where(warm[:, None], self._warm_bounds, self._bounds)
         strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds

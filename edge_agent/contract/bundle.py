@@ -13,7 +13,7 @@ import math
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,9 +85,9 @@ class Rules:
     rule, whose columns are sums over many packets already. The limit of a vote comes by ``method``: from rows (τ by
     `mean_std` or the ``quantile``) or from the `tail` of benign votes, at its upper ``confidence`` bound, for a
     ``budget`` of false alerts per device-week; ``vote_margin`` is how far it is kept from benign devices' highest vote
-    at least. In a device's first ``warmup_s`` seconds, when it connects to
-    everything at once, both rules are stricter: the limit of the score times ``warmup_score_factor``, the bounds of the
-    counts times ``warmup_factor``. A class less probable than ``reject`` is told as `unknown`.
+    at least. In a device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter:
+    the limit of the score times ``warmup_score_factor``, the counts by bounds of their own. A class less probable than
+    ``reject`` is told as `unknown`.
     """
 
     vote_k: int = 15
@@ -99,7 +99,6 @@ class Rules:
     quantile: float = 0.9999
     vote_margin: float = 2.0
     warmup_s: float = 600.0
-    warmup_factor: float = 1.5
     warmup_score_factor: float = 5.0
     reject: float = 0.5
 
@@ -113,7 +112,7 @@ class Rules:
                 raise ValueError(f"{key} must be at least 0.5 and below 1, is {getattr(self, key):g}")
         if not 0 < self.budget <= 1000:
             raise ValueError(f"budget must be above 0 and at most 1000 alerts a device-week, is {self.budget:g}")
-        for key in ("vote_margin", "warmup_factor", "warmup_score_factor"):
+        for key in ("vote_margin", "warmup_score_factor"):
             if not getattr(self, key) >= 1:  # a smaller one would make a rule looser, 0 flag every row
                 raise ValueError(f"{key} must be at least 1, is {getattr(self, key):g}")
         if not self.warmup_s >= 0:
@@ -128,12 +127,14 @@ class Decision(Rules):
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound).
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound), in
+    warm-up ``warmup_counts`` does where it is higher.
     """
 
     full: Threshold
     fast: Threshold
     counts: dict[str, float]
+    warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
