@@ -10,8 +10,9 @@ import yaml
 from collector.ingest import CollectorConfig
 from edge_agent.config import AgentConfig
 from edge_agent.contract import captures, settings
+from edge_agent.contract.columns import COPIES
 from trainer.config import Config as TrainerConfig
-from trainer.config import plain
+from trainer.config import load, plain, presets
 
 CONFIGS = Path(str(files("configs")))
 ROLES = {"agent.yaml": AgentConfig, "collector.yaml": CollectorConfig, "trainer.yaml": TrainerConfig}
@@ -49,6 +50,20 @@ def test_a_mistyped_key_in_it_is_named(name):
 
 def test_no_configuration_is_untested():
     assert {path.name for path in CONFIGS.glob("*.yaml")} == set(ROLES)
+
+
+@pytest.mark.parametrize("name", ["log2021", "nbaiot-live", "paper", "seed"])
+def test_a_preset_loads_by_its_name(name, tmp_path):
+    assert set(presets()) == {"log2021", "nbaiot-live", "paper", "seed"}
+    loaded = load(Path(name), data=tmp_path)
+    assert loaded.data[0].path == tmp_path
+    assert loaded == dataclasses.replace(load(presets()[name]), data=loaded.data)
+
+
+def test_a_preset_for_live_traffic_has_no_column_that_a_gateway_cannot_see_or_that_repeats_another():
+    columns = load(presets()["nbaiot-live"]).model_columns()
+    assert len(columns) == 85
+    assert not any(c.startswith("HH_jit") or COPIES.get(c) in columns for c in columns)
 
 
 @pytest.mark.parametrize("name", ["fit.yaml", "replay.yaml"])

@@ -13,6 +13,8 @@ PROG = "botwatch trainer"
 
 MODULES = {
     "generate": "write labelled captures of generated devices and attacks",
+    "study": "the original studies' experiments by one preset, honest numbers beside theirs",
+    "sweep": "how many columns, which activation and optimiser: a table and a figure",
 }
 """Sub-commands of modules of the same name: ``add_arguments(parser)`` (which also describes it), ``run(args, command)``
 with the command line as typed; it returns the exit status."""
@@ -53,7 +55,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --out runs/home --top-n 20",
         formatter_class=raw,
     )
-    fit.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; configs/trainer.yaml explains every key")
+    fit.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="YAML file, or the name of a preset: nbaiot-live, seed, log2021, paper; configs/trainer.yaml explains "
+        "every key",
+    )
     fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder to write")
     fit.add_argument("--top-n", type=int, metavar="N", help="keep only the N best columns by Fisher score")
     fit.add_argument(
@@ -61,6 +69,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="where the config's first data source lies, instead of its path",
+    )
+    fit.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write losses for TensorBoard (needs the package tensorboard)"
+    )
+    fit.add_argument(
+        "--checkpoints", type=Path, metavar="DIR", help="keep the best network so far there while it trains"
     )
 
     for name, summary in MODULES.items():
@@ -93,7 +107,15 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     from trainer import autoencoder, dataset, fit
 
     try:
-        fit.run(chosen, args.out, command)
+        watches = [
+            watch(folder)
+            for watch, folder in (
+                (autoencoder.tensorboard, args.tensorboard),
+                (autoencoder.checkpoints, args.checkpoints),
+            )
+            if folder is not None
+        ]
+        fit.run(chosen, args.out, command, autoencoder.all_of(watches))
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
         return _refuse(error)
     except OSError as error:  # inputs are read in dataset: what is left is the run folder

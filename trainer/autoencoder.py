@@ -1,61 +1,99 @@
 """The autoencoder: its layers, how it is trained, how it is called. Scaling and τ are not its knowledge.
 
-Meidan et al. 2018 shape it: hidden layers of ceil(.75 .5 .25 .5 .75 · n), tanh, linear output, mean squared error.
+Meidan et al. 2018 shape it: hidden layers of ceil(.75 .5 .25 .5 .75 · n), tanh, linear output, mean squared error; that
+is what `Network` says when nothing else is asked for.
 Importing this module imports TensorFlow.
 """
 
 import contextlib
+import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
-from trainer.config import Training
+from trainer.config import Network, Training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # notices and warnings of TensorFlow's C++; its errors still show
 
 import keras
 import tensorflow as tf
 
-WIDTHS = (0.75, 0.5, 0.25, 0.5, 0.75)
+OPTIMISERS = {
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+    "nadam": keras.optimizers.Nadam,
+    "rmsprop": keras.optimizers.RMSprop,
+    "adagrad": keras.optimizers.Adagrad,
+    "sgd": keras.optimizers.SGD,
+}
+"""`Training.optimiser` -> Keras's class; without momentum and decay, as Keras has them."""
+
 PREDICT_BATCH = 8192
 TENSORFLOW: str = tf.__version__
+
+
+Watch = Callable[[Any, int, float, float], None]
+"""Told after every epoch: the network as it is then, the epoch's number, its loss and its validation loss."""
 
 
 class TrainingError(Exception):
     """A training that cannot give a model; the message says why."""
 
 
-def hidden(columns: int) -> tuple[int, ...]:
+def hidden(columns: int, network: Network | None = None) -> tuple[int, ...]:
     """Widths of the hidden layers.
 
-    >>> hidden(115)
-    (87, 58, 29, 58, 87)
+    >>> hidden(115), hidden(10, Network((0.75, 0.33), rounding="floor"))
+    ((87, 58, 29, 58, 87), (7, 3))
     """
-    return tuple(math.ceil(share * columns) for share in WIDTHS)
+    network = network or Network()
+    whole = math.ceil if network.rounding == "ceil" else math.floor
+    return tuple(max(1, whole(share * columns)) for share in network.hidden)
 
 
-def build(columns: int) -> Any:
+def build(columns: int, network: Network | None = None) -> Any:
     """An untrained network (n, columns) -> (n, columns); 33,900 parameters at 115 columns."""
+    network = network or Network()
     layers = [keras.layers.Input((columns,), name="z")]
-    layers += [keras.layers.Dense(w, activation="tanh", name=f"hidden{i}") for i, w in enumerate(hidden(columns), 1)]
-    return keras.Sequential([*layers, keras.layers.Dense(columns, name="rebuilt")], name="autoencoder")
+    layers += [
+        keras.layers.Dense(width, activation=network.activation, name=f"hidden{i}")
+        for i, width in enumerate(hidden(columns, network), 1)
+    ]
+    layers.append(keras.layers.Dense(columns, name="rebuilt"))
+    if network.head == "clipped":
+        layers.append(clipped())
+    return keras.Sequential(layers, name="autoencoder")
 
 
-def train(inputs: Array, validation: Array, training: Training, seed: int) -> tuple[Any, dict[str, Any]]:
+def clipped() -> Any:
+    """The output min(1, max(0, x)): no gradient where x is outside (0, 1)."""
+    return keras.layers.ReLU(max_value=1.0, name="clipped")
+
+
+def train(
+    inputs: Array,
+    validation: Array,
+    training: Training,
+    seed: int,
+    network: Network | None = None,
+    watch: Watch | None = None,
+) -> tuple[Any, dict[str, Any]]:
     """Fit on clipped z of benign train rows; returns the network with its best weights, and its history.
 
     The target is the clipped input itself, although rows are scored against the unclipped z: the network never sees
     what lies beyond the clip, so an unclipped target would only let a few wild rows pull the weights of all others.
     """
     start(seed)
-    model = build(inputs.shape[1])
+    model = build(inputs.shape[1], network)
     squares = keras.losses.MeanSquaredError()
-    return model, run_epochs(model, squares, (inputs, inputs), (validation, validation), training, seed)
+    history = run_epochs(model, squares, (inputs, inputs), (validation, validation), training, seed, watch=watch)
+    return model, history
 
 
 def run_epochs(
@@ -66,8 +104,9 @@ def run_epochs(
     training: Training,
     seed: int,
     weights: Array | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Adam over (inputs, targets) in mini-batches until ``validation`` stops improving; restores the best weights.
+    """Steps over (inputs, targets) in mini-batches until ``validation`` stops improving; restores the best weights.
 
     The history names the epoch they are of. Own loop rather than ``Model.fit``: without tf.data between the rows and
     the step it is a quarter faster at full size, ten times on small sets, and repeatable from one NumPy generator.
@@ -89,6 +128,8 @@ def run_epochs(
             checks.append(float(loss(validation[1], predict(validation[0]))))
             if not math.isfinite(losses[-1]) or not math.isfinite(checks[-1]):
                 raise TrainingError(f"{model.name}: the loss stopped being a number; a lower learning_rate may help")
+            if watch is not None:
+                watch(model, epoch, losses[-1], checks[-1])
             if checks[-1] < best - training.min_delta or epoch == 1:
                 best, best_epoch, kept = checks[-1], epoch, model.get_weights()
             progress.step(note=f"epochs, loss {losses[-1]:.4g}, validation {checks[-1]:.4g}, best at {best_epoch}")
@@ -100,7 +141,7 @@ def run_epochs(
 
 def stepper(model: Any, loss: Any, training: Training) -> Callable[[Array, Array, Array], Any]:
     """One step of the optimiser on a batch: inputs (n, k), targets (n, m), weights (n,) -> the batch's loss."""
-    optimizer = keras.optimizers.Adam(training.learning_rate)
+    optimizer = OPTIMISERS[training.optimiser](training.learning_rate)
     optimizer.build(model.trainable_variables)
     widths = [(model.input_shape[-1],), (model.output_shape[-1],), ()]
 
@@ -116,6 +157,56 @@ def stepper(model: Any, loss: Any, training: Training) -> Callable[[Array, Array
         return value
 
     return step  # type: ignore[no-any-return]
+
+
+def all_of(watches: Sequence[Watch]) -> Watch:
+    """One watch that tells each of ``watches``."""
+
+    def watch(model: Any, epoch: int, loss: float, validation: float) -> None:
+        for each in watches:
+            each(model, epoch, loss, validation)
+
+    return watch
+
+
+def tensorboard(folder: Path) -> Watch:
+    """A watch that writes loss and validation loss of each network for TensorBoard; TrainingError without its package.
+
+    TensorFlow's summaries are only a front for the `tensorboard` package, which botwatch does not need otherwise.
+    """
+    writers: dict[str, Any] = {}
+
+    def watch(model: Any, epoch: int, loss: float, validation: float) -> None:
+        if model.name not in writers:
+            writers[model.name] = tf.summary.create_file_writer(str(folder / model.name))
+        with writers[model.name].as_default(step=epoch):
+            tf.summary.scalar("loss", loss)
+            tf.summary.scalar("validation loss", validation)
+        writers[model.name].flush()
+
+    if importlib.util.find_spec("tensorboard") is None:
+        raise TrainingError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")
+    return watch
+
+
+def checkpoints(folder: Path) -> Watch:
+    """A watch that keeps the network of the lowest validation loss so far as ``folder``/NAME.keras."""
+    lowest: dict[str, float] = {}
+
+    def watch(model: Any, epoch: int, loss: float, validation: float) -> None:
+        if validation < lowest.get(model.name, math.inf):
+            lowest[model.name] = validation
+            folder.mkdir(parents=True, exist_ok=True)
+            save(model, folder / f"{model.name}.keras")
+
+    return watch
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a network; the file appears whole or not at all."""
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # Keras goes by the suffix
+    model.save(temporary)
+    os.replace(temporary, path)
 
 
 def predictor(model: Any) -> Callable[[Array], Array]:
@@ -136,5 +227,6 @@ def start(seed: int) -> None:
     """Weights drawn from ``seed``, operations repeatable: one thread, since sums depend on how many share them."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+    tf.get_logger().setLevel("ERROR")  # its notices of retracing: every network is a function of its own
     with contextlib.suppress(RuntimeError):  # TensorFlow already runs in this process and keeps its threads
         tf.config.threading.set_intra_op_parallelism_threads(1)

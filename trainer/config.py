@@ -5,6 +5,7 @@ Light on purpose: a mistyped key is reported before TensorFlow is imported.
 
 import dataclasses
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,21 +38,45 @@ class Scaling:
     squash: Literal["log1p", "none"] = "log1p"
     clip: float | None = 10.0
     floor: float = SCALE_FLOOR
+    fit_on: Literal["train", "train+optimise"] = "train"  # the latter lets τ's rows into the scaler, as the study did
 
     def __post_init__(self) -> None:
         if not self.floor > 0 or (self.clip is not None and not self.clip > 0):
             raise ValueError("clip and floor must be above 0")
 
 
+Activation = Literal["tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "softsign"]
+Optimiser = Literal["adam", "adamw", "nadam", "rmsprop", "adagrad", "sgd"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Shape of the autoencoder. ``hidden`` are widths of the hidden layers as shares of the number of columns.
+
+    ``head`` `clipped` is min(1, max(0, w·h + b)), the output the study's slides show: a baseline. Its gradient is zero
+    outside (0, 1), so a column that starts there never learns, and z outside cannot be rebuilt.
+    """
+
+    hidden: tuple[float, ...] = (0.75, 0.5, 0.25, 0.5, 0.75)
+    rounding: Literal["ceil", "floor"] = "ceil"
+    activation: Activation = "tanh"
+    head: Literal["linear", "clipped"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not self.hidden or not all(0 < share <= 10 for share in self.hidden):
+            raise ValueError("hidden: shares of the number of columns must be above 0 and at most 10, at least one")
+
+
 @dataclass(frozen=True)
 class Training:
-    """How a network is fitted: Adam, early stopping that restores the weights of the best epoch."""
+    """How a network is fitted: mini-batches, early stopping that restores the weights of the best epoch."""
 
     epochs: int = 500
     batch: int = 1024
     learning_rate: float = 4e-3
     patience: int = 20
     min_delta: float = 1e-4
+    optimiser: Optimiser = "adam"
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.patience) < 1:
@@ -67,19 +92,32 @@ class ClassifierSettings:
     enabled: bool = True
     rows_per_class: int = 20_000  # of the train part; more are sampled evenly, what imbalance is left is weighted
     classes: dict[str, str] = field(default_factory=dict)  # label -> class, for labels trained as one
+    hidden: tuple[int, ...] = (8, 8)  # widths of the hidden layers
+    head: Literal["softmax", "clipped"] = "softmax"  # clipped: min(1, max(0, w·h + b)) per class, a baseline
     training: Training = Training(epochs=200, batch=256, patience=15)
 
     def __post_init__(self) -> None:
         if self.rows_per_class < 1:
             raise ValueError("rows_per_class must be at least 1")
+        if not all(1 <= width <= 4096 for width in self.hidden):
+            raise ValueError("hidden: widths must be between 1 and 4096")
 
 
-def _floors() -> dict[str, float]:
-    """About 1.5 times what healthy devices reach when they start (IoTEnsemble, IoT Sentinel and Kitsune's captures)."""
-    peers = {"5": 12.0, "3": 12.0, "1": 12.0, "0.1": 20.0, "0.01": 30.0}
-    sockets = {"5": 25.0, "3": 25.0, "1": 30.0, "0.1": 60.0, "0.01": 200.0}
-    of = {"new_peers": peers, "new_sockets": sockets}
-    return {c: of[c.split("_", 2)[2]][c.split("_")[1].removeprefix("L")] for c in COUNT_COLUMNS}
+_STARTS = {
+    "new_peers": {"5": 8.0, "3": 8.0, "1": 8.0, "0.1": 13.0, "0.01": 20.0},
+    "new_sockets": {"5": 16.0, "3": 16.0, "1": 20.0, "0.1": 40.0, "0.01": 133.0},
+}
+"""About the highest counts of healthy devices when they start, as IoTEnsemble, IoT Sentinel and Kitsune captured them."""
+
+
+def _floors(peers: float, sockets: float) -> dict[str, float]:
+    """Those counts, times a factor for each kind."""
+    found = {}
+    for column in COUNT_COLUMNS:
+        _, decay, kind = column.split("_", 2)
+        start = _STARTS[kind][decay.removeprefix("L")]
+        found[column] = float(round(start * (peers if kind == "new_peers" else sockets)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,17 +130,49 @@ class DecisionSettings(Rules):
     n: float = 10.0
     vote: Literal["auto", "fixed"] = "auto"
     margin: float = 2.0
-    floors: dict[str, float] = field(default_factory=_floors)
+    # a device that has lost its network opens new sockets to old peers
+    floors: dict[str, float] = field(default_factory=lambda: _floors(1.0, 1.5))
+    warmup_floors: dict[str, float] = field(default_factory=lambda: _floors(2.25, 2.25))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.n >= 0 or not self.margin >= 1:
             raise ValueError(f"n must be at least 0, margin at least 1, they are {self.n:g} and {self.margin:g}")
-        for column, floor in self.floors.items():
-            if column not in COUNT_COLUMNS:
-                raise ValueError(f"floors: unknown column {column!r}; known: {', '.join(COUNT_COLUMNS)}")
-            if not floor > 0:
-                raise ValueError(f"floors: {column} must be above 0, is {floor:g}")
+        for key in ("floors", "warmup_floors"):
+            for column, floor in getattr(self, key).items():
+                if column not in COUNT_COLUMNS:
+                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(COUNT_COLUMNS)}")
+                if not floor > 0:
+                    raise ValueError(f"{key}: {column} must be above 0, is {floor:g}")
+
+
+@dataclass(frozen=True)
+class DeviceStudy:
+    """How a study trained one device's autoencoder, and the τ (tr*) and window (ws*) it published for it."""
+
+    learning_rate: float
+    epochs: int
+    tr: float
+    ws: int
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or not self.tr > 0 or min(self.epochs, self.ws) < 1:
+            raise ValueError("learning_rate and tr must be above 0, epochs and ws at least 1")
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What `botwatch trainer study` measures beside a fit."""
+
+    max_n: int = 10  # its table of τ = mean + N·std goes from 1 to this
+    leave_out: tuple[str, ...] = ()  # labels that take no part; they are scored apart
+    rows_per_type: int = 100_000  # of each Mirai type, for the classifier of types
+    per_device: bool = False  # an autoencoder for each device beside the shared one
+    devices: dict[str, DeviceStudy] = field(default_factory=dict)  # others are trained as `autoencoder` says
+
+    def __post_init__(self) -> None:
+        if min(self.max_n, self.rows_per_type) < 1:
+            raise ValueError("max_n and rows_per_type must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -115,15 +185,18 @@ class Config:
     columns: tuple[str, ...] = ()  # empty: all of the schemas
     drop_columns: tuple[str, ...] = ()  # prefixes: HH_jit drops the 15 jitter columns
     top_n: int | None = None  # keep the n best by Fisher score
+    rank_by: Literal["label", "family", "attack"] = "label"  # what the score tells apart
     max_rows: int = 200_000  # per file, device and label
     max_streams: int = 16_384
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)
     attack_split: Split = field(default_factory=lambda: Split(gap_rows=50, gap_s=0.0))
     scaling: Scaling = Scaling()
+    network: Network = Network()
     autoencoder: Training = Training()
     classifier: ClassifierSettings = ClassifierSettings()
     decision: DecisionSettings = DecisionSettings()
+    study: StudySettings = field(default_factory=StudySettings)
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -157,11 +230,23 @@ class Config:
         return tuple(chosen)
 
 
-def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Config:
-    """The configuration at ``path`` with absolute paths; SettingsError says what is wrong.
+PROTOCOLS = Path("protocols")
 
-    ``data`` replaces where the first source of rows lies (its root when it has one), ``top_n`` the config's own.
+
+def presets() -> dict[str, Path]:
+    """The configurations that come with botwatch, by name."""
+    folder = Path(str(files("configs"))) / PROTOCOLS
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Config:
+    """The configuration at ``path``, or the preset of that name, with absolute paths; SettingsError says what is wrong.
+
+    ``data`` replaces where the first source of rows lies (its root when it has one), ``top_n`` the config's own. Where
+    published files are expected, a Parquet file of rows or captures with a manifest do as well.
     """
+    if not path.exists() and str(path) in (known := presets()):
+        path = known[str(path)]
     config = settings.load(Config, path)
     base = path.resolve().parent
     entries = [
@@ -169,6 +254,10 @@ def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Conf
     ]
     if data is not None:
         first, data = entries[0], data.resolve()
+        if first.kind == "nbaiot" and data.suffix == ".parquet":
+            first = dataclasses.replace(first, kind="rows")
+        elif first.kind == "nbaiot" and (data.suffix == ".yaml" or (data / "manifest.yaml").is_file()):
+            first = dataclasses.replace(first, kind="captures")
         entries[0] = (
             dataclasses.replace(first, path=data) if first.root is None else dataclasses.replace(first, root=data)
         )

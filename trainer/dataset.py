@@ -424,7 +424,7 @@ def _load_nbaiot(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
             f"{entry.path}: published rows carry the date in HH_jit; "
             f"say schemas: [{cols.COMPAT}] or drop_columns: [HH_jit]"
         )
-    found = _find_nbaiot(entry.path)
+    found = find_nbaiot(entry.path)
     chosen = [(device, label, path) for device, label, path in found if _wanted(entry, device, label)]
     with Progress("reading rows", len(chosen)) as progress:
         for device, label, path in chosen:
@@ -442,7 +442,7 @@ def _load_nbaiot(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
     return {(device, label) for device, label, _ in found}
 
 
-def _find_nbaiot(root: Path) -> list[tuple[str, str, Path]]:
+def find_nbaiot(root: Path) -> list[tuple[str, str, Path]]:
     """(device, label, file) of every published file under ``root``, in a fixed order."""
     if root.suffix.lower() in (".zip", ".rar"):
         raise DatasetError(f"{root}: is packed; unpack it and name the folder")

@@ -84,7 +84,12 @@ class Run:
     inputs: dict[str, str]
 
 
-def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run:
+def fit(
+    config: Config,
+    table: Table,
+    say: Callable[[str], None] = print,
+    watch: autoencoder.Watch | None = None,
+) -> Run:
     """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading."""
     parts = split(config, table)
     if parts.short:
@@ -95,7 +100,10 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
     schemas = _schemas(config, columns)
 
     train_rows = table.values[np.ix_(parts.train, at)]
-    scaler = _fit_scaler(train_rows, config)
+    if config.scaling.fit_on == "train":
+        scaler = fit_scaler(train_rows, config)
+    else:
+        scaler = fit_scaler(table.values[np.ix_(np.concatenate([parts.train, parts.optimise]), at)], config)
     constant = [c for c, spread in zip(columns, np.ptp(train_rows, axis=0), strict=True) if spread == 0]
     if constant:
         say(f"constant in the benign train rows: {', '.join(constant)}")
@@ -103,11 +111,12 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
     inputs = scaler.network_input(scaler.z(train_rows))
     del train_rows
     validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
+    hidden = autoencoder.hidden(len(columns), config.network)
     say(
-        f"autoencoder: {len(columns)}-{'-'.join(map(str, autoencoder.hidden(len(columns))))}-{len(columns)}, "
+        f"autoencoder: {len(columns)}-{'-'.join(map(str, hidden))}-{len(columns)}, "
         f"{len(parts.train):,} train and {len(parts.optimise):,} optimise rows"
     )
-    network, ae_history = autoencoder.train(inputs, validation, config.autoencoder, config.seed)
+    network, ae_history = autoencoder.train(inputs, validation, config.autoencoder, config.seed, config.network, watch)
     del inputs, validation
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {_best(ae_history)}")
 
@@ -120,7 +129,7 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
     metrics = _measure(table, parts, decision, scores, ranked)
     metrics["autoencoder"] = {
         "columns": len(columns),
-        "hidden": list(autoencoder.hidden(len(columns))),
+        "hidden": list(hidden),
         "parameters": int(network.count_params()),
         "epochs": ae_history["epochs"],
         "best_epoch": ae_history["best_epoch"],
@@ -132,7 +141,7 @@ def fit(config: Config, table: Table, say: Callable[[str], None] = print) -> Run
     }
     _say_detection(metrics, decision, say)
 
-    classes, told_apart, clf_metrics, clf_history = _classify(config, table, parts, scaler, at, say)
+    classes, told_apart, clf_metrics, clf_history = _classify(config, table, parts, scaler, at, say, watch)
     metrics["classifier"] = clf_metrics
     return Run(
         config,
@@ -186,7 +195,13 @@ def split(config: Config, table: Table) -> Parts:
 def rank(config: Config, table: Table, parts: Parts) -> dict[str, float] | None:
     """Fisher score of every candidate column over train rows of all labels, squashed as the model sees them."""
     rows = np.flatnonzero(parts.part == TRAIN)
-    if len(np.unique(table.label[rows])) < 2:
+    names = {
+        "label": list(table.labels),
+        "family": [family(label) for label in table.labels],
+        "attack": ["" if label == BENIGN else "attack" for label in table.labels],
+    }[config.rank_by]
+    classes = np.array([names.index(name) for name in names])[table.label]
+    if len(np.unique(classes[rows])) < 2:
         return None
     rows = rows[protocol.spread(len(rows), PART_ROWS)]
     scores = []
@@ -194,8 +209,13 @@ def rank(config: Config, table: Table, parts: Parts) -> dict[str, float] | None:
         values = table.values[rows, i : i + 16].astype(np.float64)
         if config.scaling.squash == "log1p":
             values = np.copysign(np.log1p(np.abs(values)), values)
-        scores += ranking.fisher(values, table.label[rows]).tolist()
+        scores += ranking.fisher(values, classes[rows]).tolist()
     return dict(zip(table.columns, scores, strict=True))
+
+
+def family(label: str) -> str:
+    """What comes before the attack's own name: mirai of mirai.scan; benign is its own."""
+    return label.partition(".")[0]
 
 
 def _choose(
@@ -233,7 +253,7 @@ def _is_benign(table: Table) -> NDArray[np.bool_]:
     return np.array([label == BENIGN for label in table.labels])[table.label]
 
 
-def _fit_scaler(rows: Array, config: Config) -> Scaler:
+def fit_scaler(rows: Array, config: Config) -> Scaler:
     """`scaling.fit` a few columns at a time, since it works on float64 copies of what it is given."""
     options = config.scaling
     fits = [
@@ -280,7 +300,7 @@ def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[
     if chosen.vote == "auto":
         rules["vote_k"], rules["vote_w"] = calibrate.vote_window(of_all.full, of_all.groups)
     try:
-        return calibrate.decide(of_all, chosen.n, bounds, **rules)
+        return calibrate.decide(of_all, chosen.n, bounds, warmup_counts=chosen.warmup_floors if bounds else {}, **rules)
     except ValueError as error:
         raise FitError(f"no τ: {error}") from error
 
@@ -362,7 +382,13 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
 
 
 def _classify(
-    config: Config, table: Table, parts: Parts, scaler: Scaler, at: Index, say: Callable[[str], None]
+    config: Config,
+    table: Table,
+    parts: Parts,
+    scaler: Scaler,
+    at: Index,
+    say: Callable[[str], None],
+    watch: autoencoder.Watch | None = None,
 ) -> tuple[tuple[str, ...], Any, dict[str, Any] | None, dict[str, Any] | None]:
     """Classes (benign first), network, metrics and history; nothing when there is nothing to tell apart."""
     options = config.classifier
@@ -391,7 +417,7 @@ def _classify(
 
     train, validation = ((inputs(chosen[p]), number[chosen[p]]) for p in (TRAIN, OPTIMISE))
     say(f"classifier: {len(classes)} classes, {len(train[1]):,} train and {len(validation[1]):,} optimise rows")
-    network, history = classifier.train(train, validation, len(classes), options.training, config.seed)
+    network, history = classifier.train(train, validation, len(classes), options.training, config.seed, options, watch)
     test = np.flatnonzero(parts.part == TEST)
     predict = autoencoder.predictor(network)
     guess = np.argmax(_scored(lambda v: predict(scaler.network_input(scaler.z(v))), table, test, at), axis=1)
@@ -456,9 +482,9 @@ def save(run: Run, out: Path, command: str, took_s: float) -> None:
     """Write the run folder; model.json comes last, so a folder that has one is whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.json").unlink(missing_ok=True)
-    _save_network(run.network, out / "autoencoder.keras")
+    autoencoder.save(run.network, out / "autoencoder.keras")
     if run.classifier is not None:
-        _save_network(run.classifier, out / "classifier.keras")
+        autoencoder.save(run.classifier, out / "classifier.keras")
     else:
         (out / "classifier.keras").unlink(missing_ok=True)
     temporary = out / "rows.parquet.tmp"
@@ -507,26 +533,26 @@ def save(run: Run, out: Path, command: str, took_s: float) -> None:
     )
 
 
-def _save_network(network: Any, path: Path) -> None:
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # Keras goes by the suffix
-    network.save(temporary)
-    os.replace(temporary, path)
-
-
 def _write_json(path: Path, data: Any) -> None:
     replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
-def run(config: Config, out: Path, command: str) -> None:
-    """Load, fit, write the run folder; prints what a trainer prints."""
-    began = time.monotonic()
+def load(config: Config) -> Table:
+    """The rows the config asks for; prints how many, and the warnings."""
     limits = dataset.Limits(config.max_rows, config.max_streams, config.use_attack_lead)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN
     table = dataset.load(config.data, config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)  # before the training, which may take an hour
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))
-    fitted = fit(config, table)
+    return table
+
+
+def run(config: Config, out: Path, command: str, watch: autoencoder.Watch | None = None) -> None:
+    """Load, fit, write the run folder; prints what a trainer prints."""
+    began = time.monotonic()
+    table = load(config)
+    out.mkdir(parents=True, exist_ok=True)  # before the training, which may take an hour
+    fitted = fit(config, table, watch=watch)
     save(fitted, out, command, time.monotonic() - began)
     print(f"wrote {out}")

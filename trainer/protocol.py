@@ -2,9 +2,11 @@
 
 Rows of one burst are near copies of each other (one row is one packet), so a shuffled split tests on what it trained
 on. The gap keeps damped statistics of one part from being those of the next: it is cut from the head of the later part.
+The shuffled split is here all the same, as `random`: the original study's, to show what it hides.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,10 @@ UNUSED, TRAIN, OPTIMISE, TEST = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Split:
-    """Fractions of a device's rows, and what is left out between the parts."""
+    """Fractions of a device's rows, and what is left out between the parts.
+
+    With ``order`` `random` the fractions are of all rows of all devices together, shuffled, without gaps.
+    """
 
     train: float = 0.6
     optimise: float = 0.2
@@ -23,6 +28,7 @@ class Split:
     gap_rows: int = 200
     gap_s: float = 60.0
     min_rows: int = 50  # a part with fewer says nothing: the device then trains only
+    order: Literal["time", "random"] = "time"
 
     def __post_init__(self) -> None:
         if not all(0 < part < 1 for part in (self.train, self.optimise, self.test)):
@@ -38,17 +44,22 @@ def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> 
 
     ``group`` is a code per row: the device, or the capture and label of an attack. Rows of one group are taken in time
     order, equal times in the order given; a group whose times are all equal has none (published rows), and only
-    ``gap_rows`` applies to it.
+    ``gap_rows`` applies to it. In `random` order groups do not count, and the same rows give the same parts.
     """
     part = np.full(len(t_ns), UNUSED, dtype=np.int8)
-    short = []
+    short: list[int] = []
+    if split.order == "random":
+        order = np.random.default_rng(17).permutation(len(t_ns))
+        train_end, optimise_end, test_end = _ends(len(t_ns), split)
+        part[order[:train_end]] = TRAIN
+        part[order[train_end:optimise_end]] = OPTIMISE
+        part[order[optimise_end:test_end]] = TEST
+        return part, short
     for code in np.unique(group):
         rows = np.flatnonzero(group == code)
         rows = rows[np.argsort(t_ns[rows], kind="stable")]
         times, n = t_ns[rows], len(rows)
-        train_end = int(split.train * n)
-        optimise_end = int((split.train + split.optimise) * n)
-        test_end = min(n, round((split.train + split.optimise + split.test) * n))
+        train_end, optimise_end, test_end = _ends(n, split)
         optimise_start = _after_gap(times, train_end, split)
         test_start = _after_gap(times, optimise_end, split)
         if min(optimise_end - optimise_start, test_end - test_start, train_end) < split.min_rows:
@@ -59,6 +70,12 @@ def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> 
         part[rows[optimise_start:optimise_end]] = OPTIMISE
         part[rows[test_start:test_end]] = TEST
     return part, short
+
+
+def _ends(n: int, split: Split) -> tuple[int, int, int]:
+    """Where the three parts of ``n`` rows in order end."""
+    whole = split.train + split.optimise + split.test
+    return int(split.train * n), int((split.train + split.optimise) * n), min(n, round(whole * n))
 
 
 def _after_gap(times: NDArray[np.int64], end: int, split: Split) -> int:
