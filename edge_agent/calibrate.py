@@ -197,8 +197,9 @@ class Own:
         self._recent = np.zeros(0)
         self._factors = (1.0, 1.0)
         self.rows, self.left_out = 0, 0
-        self.learnt = False
-        """Whether there is enough to go by."""
+        self.learnt_ns: int | None = None
+        """Since when there is enough to go by."""
+        self.judged, self.flagged = 0, 0  # rows since then, and those of them above a limit
 
     @property
     def minutes(self) -> int:
@@ -209,6 +210,11 @@ class Own:
     def capped(self) -> bool:
         """Whether a limit is held at its cap: the device is noisier than can be protected."""
         return self._factors[0] >= OWN_CAP or self._factors[1] >= OWN_COUNTS_CAP
+
+    @property
+    def learnt(self) -> bool:
+        """Whether there is enough to go by."""
+        return self.learnt_ns is not None
 
     def see(self, scores: NDArray[Any], counts: NDArray[Any], k: int, w: int) -> None:
         """Rows of one minute: scores (n,) and highest counts (n,), both in units of the shared limits."""
@@ -224,7 +230,8 @@ class Own:
     def end_minute(self, t_ns: int, keep: bool) -> None:
         """A minute is over at ``t_ns``; nothing is learnt of it unless ``keep``: the device was in an alarm."""
         passed = (t_ns - self._first_ns) / 1e9
-        self.learnt = (self.rows >= OWN_ROWS and passed >= OWN_S) or passed >= OWN_LATEST_S
+        if self.learnt_ns is None and ((self.rows >= OWN_ROWS and passed >= OWN_S) or passed >= OWN_LATEST_S):
+            self.learnt_ns = t_ns
         if keep:
             self._minutes.append(self._open)
             self._factors = self._fit()

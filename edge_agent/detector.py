@@ -513,6 +513,9 @@ class Detector:
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
+        if subject.own is not None and subject.own.learnt:
+            subject.own.judged += len(full)
+            subject.own.flagged += int(full.sum())
         return _Batch(
             meta,
             t_ns[index],

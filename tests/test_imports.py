@@ -31,7 +31,7 @@ LAYERS = (
 )
 """The agent's modules from the bottom: each imports from below only."""
 
-SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress"}
+SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts"}
 """What trainer and converter take from the agent."""
 
 

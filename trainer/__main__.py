@@ -12,6 +12,7 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "evaluate": "judge a finished bundle on captures or rows",
     "generate": "write labelled captures of generated devices and attacks",
     "study": "the original studies' experiments by one preset, honest numbers beside theirs",
     "sweep": "how many columns, which activation and optimiser: a table and a figure",

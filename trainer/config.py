@@ -107,7 +107,7 @@ _STARTS = {
     "new_peers": {"5": 8.0, "3": 8.0, "1": 8.0, "0.1": 13.0, "0.01": 20.0},
     "new_sockets": {"5": 16.0, "3": 16.0, "1": 20.0, "0.1": 40.0, "0.01": 133.0},
 }
-"""About the highest counts of healthy devices when they start, as IoTEnsemble, IoT Sentinel and Kitsune captured them."""
+"""About the highest counts of healthy devices that start, in captures of IoTEnsemble, IoT Sentinel and Kitsune."""
 
 
 def _floors(peers: float, sockets: float) -> dict[str, float]:
@@ -124,7 +124,7 @@ def _floors(peers: float, sockets: float) -> dict[str, float]:
 class DecisionSettings(Rules):
     """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are.
 
-    With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` are replaced by what the autocorrelation of benign scores asks for.
+    With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` come from the autocorrelation of benign scores instead.
     """
 
     n: float = 10.0

@@ -154,7 +154,7 @@ def drop(path: str) -> Callable[[dict], None]:
         (put("version", "1" * 41), "41 characters, the bound is 40"),  # no alert could carry it
         (put("version", ""), "version '': 0 characters"),
         (put("classes", ["benign", "benign"]), "classes must be named, each once"),
-        (put("decision/warmup_score_factor", 0), r"\[decision\]: warmup_score_factor must be at least 1, is 0"),  # all flagged
+        (put("decision/warmup_score_factor", 0), r"\[decision\]: warmup_score_factor must be at least 1, is 0"),
         (put("decision/warmup_score_factor", 0.5), "warmup_score_factor must be at least 1, is 0.5"),
         (put("decision/warmup_s", -1), "warmup_s must be at least 0, is -1"),
         (put("decision/reject", 1), "reject must be at least 0 and below 1, is 1"),
