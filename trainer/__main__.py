@@ -12,6 +12,7 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "report": "everything known of a run as one HTML file",
     "evaluate": "judge a finished bundle on captures or rows",
     "generate": "write labelled captures of generated devices and attacks",
     "study": "the original studies' experiments by one preset, honest numbers beside theirs",
