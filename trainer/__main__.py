@@ -12,6 +12,8 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "baselines": "compare the autoencoder with simpler methods",
+    "audit": "look for leaks in a run's rows",
     "report": "everything known of a run as one HTML file",
     "evaluate": "judge a finished bundle on captures or rows",
     "generate": "write labelled captures of generated devices and attacks",

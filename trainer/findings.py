@@ -131,7 +131,7 @@ def number(value: Cell) -> str:
     if not math.isfinite(value):
         return "∞" if value > 0 else "–"
     if 0.9 < abs(value) < 1:  # what is close to one is read by how far from it
-        return f"{value:.4f}".rstrip("0")
+        return f"{value:.4f}".rstrip("0") if abs(value) < 0.99995 else f"{value:.6g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
