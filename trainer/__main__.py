@@ -12,6 +12,7 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "explain": "explain a run's detections by LIME",
     "baselines": "compare the autoencoder with simpler methods",
     "audit": "look for leaks in a run's rows",
     "report": "everything known of a run as one HTML file",

@@ -99,6 +99,7 @@ def _spearman(values: NDArray[np.float64]) -> float:
 
 def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) -> list[Rule]:
     """The best comparison on each column, the column that tells attacks apart best first."""
+    from sklearn.metrics import auc as area
     from sklearn.metrics import roc_curve
 
     found = []
@@ -107,7 +108,7 @@ def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) ->
         if np.ptp(own) == 0:
             continue
         false, true, limits = roc_curve(attack, own, drop_intermediate=True)
-        auc = float(np.trapezoid(true, false)) if hasattr(np, "trapezoid") else float(np.trapz(true, false))
+        auc = float(area(false, true))
         above = auc >= 0.5
         accuracy = (true + 1 - false) / 2 if above else (false + 1 - true) / 2
         best = int(np.argmax(accuracy))
@@ -167,8 +168,8 @@ def audit(run: Run, command: str) -> Findings:
         if ranked:
             best = ranked[0]
             lead.append(
-                f"One comparison, {best.column} {'>' if best.above else '<='} {best.limit:.4g}, tells attack rows apart "
-                f"with an AUC of {best.auc:.4f} and balanced accuracy {best.accuracy:.4f}."
+                f"One comparison, {best.column} {'>' if best.above else '<='} {best.limit:.4g}, tells attack rows "
+                f"apart with an AUC of {best.auc:.4f} and balanced accuracy {best.accuracy:.4f}."
             )
             if best.auc > 0.999:
                 warnings.append(

@@ -209,6 +209,11 @@ def save(model: Any, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def load(path: Path) -> Any:
+    """A network that was saved; OSError or ValueError when the file is none."""
+    return keras.models.load_model(path)
+
+
 def predictor(model: Any) -> Callable[[Array], Array]:
     """``model`` as a plain function on float32 rows, in batches of bounded memory."""
     shape = tf.TensorSpec((None, model.input_shape[-1]), tf.float32)

@@ -124,7 +124,12 @@ def _ensemble(z: Array, seed: int) -> Score:
     def small(rows: NDArray[Any]) -> Any:
         hidden = max(1, int(np.ceil(0.75 * rows.shape[1])))
         return MLPRegressor(
-            (hidden,), activation="tanh", max_iter=15, batch_size=256, learning_rate_init=4e-3, random_state=seed
+            hidden_layer_sizes=(hidden,),
+            activation="tanh",
+            max_iter=15,
+            batch_size=256,
+            learning_rate_init=4e-3,
+            random_state=seed,
         ).fit(rows, rows if rows.shape[1] > 1 else rows[:, 0])
 
     def errors(rows: NDArray[Any], networks: list[Any]) -> NDArray[Any]:
@@ -213,9 +218,9 @@ def _result(
     for key, rows in attacks.items():
         values = np.asarray(score(run.values[rows]), dtype=np.float64)
         above.append(float(np.mean(values > limit)))
-        votes = calibrate.vote_statistic(values - lowest, k, w) > limit - lowest
-        if votes.any():
-            to_vote.append(int(np.argmax(votes)) + 1)
+        voted = calibrate.vote_statistic(values - lowest, k, w) > limit - lowest
+        if voted.any():
+            to_vote.append(int(np.argmax(voted)) + 1)
             hits.add(key)
     return Result(
         name,

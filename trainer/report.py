@@ -268,7 +268,8 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     inputs = told.get("inputs", {})
     yield f"<h3>Inputs ({len(inputs)} files)</h3>"
     yield from _lines(
-        inputs, lambda name, digest: f"<li><code>{html.escape(Path(name).name)}</code> {digest[:16]}…</li>"
+        inputs,
+        lambda name, digest: f"<li><code>{html.escape('/'.join(Path(name).parts[-2:]))}</code> {digest[:16]}…</li>",
     )
     config = run / "config.yaml"
     if config.is_file():
@@ -404,7 +405,10 @@ def _draw_matrix(axes: Any, chart: Figure) -> None:
     values = [[float("nan") if value is None else value for value in series.y] for series in chart.series]
     finite = [value for row in values for value in row if value == value]
     top = max(finite, default=1.0) or 1.0
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    # squares as paths: an image would be a bitmap within the page
+    edges = [[i - 0.5 for i in range(n + 1)] for n in (len(names), len(values))]
+    axes.pcolormesh(*edges, values, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1)
+    axes.invert_yaxis()
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if value == value and value > 0.0005 * top:

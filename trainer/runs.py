@@ -75,7 +75,7 @@ class Run:
         from trainer import autoencoder
 
         try:
-            return autoencoder.predictor(autoencoder.keras.models.load_model(self.path / f"{name}.keras"))
+            return autoencoder.predictor(autoencoder.load(self.path / f"{name}.keras"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name}.keras: cannot be read: {error}") from error
 
@@ -101,11 +101,14 @@ def load(path: Path, most: int | None = None) -> Run:
         raise RunError(f"{path}: not as `botwatch trainer fit` writes it: {error!r}") from error
     if most is not None:
         frame = frame.filter(pl.int_range(pl.len()).over("part", "label", "device") < most)
+    part, label, device = (frame[name].to_numpy().astype(np.str_) for name in ("part", "label", "device"))
     return Run(
         path,
         tuple(columns),
         np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32),
-        *(frame[name].to_numpy().astype(np.str_) for name in ("part", "label", "device")),
+        part,
+        label,
+        device,
         frame["t_ns"].to_numpy().astype(np.int64),
         scaler,
         decision,
