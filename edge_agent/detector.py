@@ -126,6 +126,16 @@ class Scorer:
         rebuilt = self._predict(self._scaler.network_input(z))
         return row_error(z[:, ~self._device], rebuilt[:, ~self._device])
 
+    def shares(self, values: NDArray[Any], fast: bool) -> Array:
+        """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
+        z = self._scaler.z(values[None, :])
+        if fast:
+            z[:, self._slow] = 0.0
+        difference = (z - self._predict(self._scaler.network_input(z)))[0]
+        if fast:
+            difference[self._slow] = 0.0
+        return np.asarray(difference**2)
+
     def rebuilt(self, values: NDArray[Any]) -> tuple[Array, Array]:
         """The scaled rows and the network's reconstruction of them, both (n, k)."""
         z = self._scaler.z(values)
@@ -540,7 +550,7 @@ class Detector:
         t_ns = batch.t_ns
         if subject.aftermath and t_ns[at] // _S > subject.second:
             self._next_second(key, subject, batch, at, found)
-        if subject.aftermath:
+        if fast := subject.aftermath:
             limit = decision.fast.limit
             # one reference for the counts per second of packet time, so that a flood is judged in whole arrays
             second = t_ns[at] // _S
@@ -572,7 +582,7 @@ class Detector:
         def vote(i: int) -> _Vote:
             enough = int(subject.hits.sum()) >= decision.vote_k
             by_score = bool(score_ratio[i] >= count_ratio[i] if enough else count_ratio[i] <= 1.0)
-            return self._vote(subject, batch, at + i, limit, None if by_score else count_ratios[i])
+            return self._vote(subject, batch, at + i, limit, fast, None if by_score else count_ratios[i])
 
         if subject.alarm:
             ended = bool(over[taken - 1])
@@ -702,7 +712,13 @@ class Detector:
     # -- telling --
 
     def _vote(
-        self, subject: _Subject, batch: "_Batch", row: int, limit: float, counts: NDArray[np.float64] | None
+        self,
+        subject: _Subject,
+        batch: "_Batch",
+        row: int,
+        limit: float,
+        fast: bool,
+        counts: NDArray[np.float64] | None,
     ) -> "_Vote":
         """What the subject's newest row, which voted, says of the alarm; later rows do not change it.
 
@@ -719,6 +735,7 @@ class Detector:
             batch.values[row].copy(),
             batch.addresses[row],
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
+            fast,
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
             statistic,
             # a count is a sum over many packets: it is as sure as it is far beyond its bound
@@ -739,12 +756,12 @@ class Detector:
         self.counters["votes"] += 1
         meta = vote.meta
         if vote.count_at is None:
-            top = self._top(vote.values)
+            top = self._top(vote.values, vote.fast)
             why = explain.score(*top[0], self._normal.get(top[0][0], ()))
         else:
             column, count = vote.count_at
             top = ((COUNT_COLUMNS[column], count),)
-            why = explain.count(*top[0], vote.limit, int(meta["dport"]))
+            why = explain.count(*top[0], vote.limit, int(meta["dport"]), self._normal.get(top[0][0], ()))
         name, confidence = self._name(vote)
         victim = isinstance(key, bytes)
         source = _text(meta["src"], meta["ip_version"])
@@ -785,11 +802,14 @@ class Detector:
             return "unknown", vote.share
         return self._classes[best], min(float(mean[best]), 1.0)
 
-    def _top(self, values: NDArray[Any]) -> tuple[tuple[str, float], ...]:
-        """The columns with the largest share of one row's error, each with its value in its own unit."""
-        z, rebuilt = self._scorer.rebuilt(values[None, :])
-        order = np.argsort((z - rebuilt)[0] ** 2)[::-1][:EXPLAINED]
-        return tuple((self._columns[i], _finite(float(values[i]))) for i in order)
+    def _top(self, values: NDArray[Any], fast: bool) -> tuple[tuple[str, float], ...]:
+        """The columns with the largest share of one row's error, each with its value in its own unit.
+
+        Under the ``fast`` rule the slow columns have no share: they were shown as normal.
+        """
+        shares = self._scorer.shares(values, fast)
+        order = np.argsort(shares)[::-1][:EXPLAINED]
+        return tuple((self._columns[i], _finite(float(values[i]))) for i in order if shares[i] > 0)
 
 
 @dataclass(frozen=True)
@@ -801,6 +821,7 @@ class _Vote:
     values: NDArray[Any]
     address: str  # the sender's own
     limit: float  # of the score or count that decided, under the rule in force
+    fast: bool  # whether the rule of an aftermath was in force
     count_at: tuple[int, float] | None  # which of COUNT_COLUMNS decided, and what is new of it
     statistic: float  # k-th largest of the window's ratios to their limits
     share: float  # of the window's rows that are flagged; of a count, how far beyond its bound it is: 0.5 to 1

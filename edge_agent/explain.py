@@ -23,17 +23,33 @@ _WHAT = {
 _GAPS = {"weight": "packets", "mean": "mean gap of packets (s)", "variance": "variance of packet gaps"}
 
 
+_RATES = {
+    "MI_dir": "sends {} packets a second",
+    "H": "sends {} packets a second",
+    "HH": "sends {} packets a second to one host",
+    "HH_jit": "sends {} packets a second to one host",
+    "HpHp": "sends {} packets a second on one socket",
+    "device": "sends {} packets a second under all its addresses",
+}
+
+
 def score(column: str, value: float, normal: tuple[float, ...]) -> str:
     """Why a row's error is high: its worst column. ``normal`` is (median, 99.9 % quantile) of benign train rows.
 
     >>> score("HH_L1_weight", 312.4, (0.96, 20.2))
-    'packets between these hosts over about 1.4 s: 312; normal is 0.96, rarely above 20.2'
+    'sends 217 packets a second to one host, over about 1.4 s; normal is 0.667, rarely above 14'
     >>> score("HH_jit_L0.1_mean", 0.001, (4.2, 31.0))
     'mean gap of packets (s) between these hosts over about 14 s: 0.001; normal is 4.2, rarely above 31'
+    >>> score("HpHp_L5_weight", 1.0, (1.0, 4.8))
+    'packets on this socket over about 0.29 s: 1; normal is 1, rarely above 4.8'
     """
     stream, seconds, stat = _parts(column)
-    what = (_GAPS if stream == "HH_jit" else _WHAT)[stat]
-    text = f"{what} {_OF[stream]} over about {seconds:.2g} s: {_number(value)}"
+    if stat == "weight" and value >= 2:  # of fewer there is no rate to speak of
+        value, normal = value / seconds, tuple(v / seconds for v in normal)
+        text = f"{_RATES[stream].format(_number(value))}, over about {seconds:.2g} s"
+    else:
+        what = (_GAPS if stream == "HH_jit" else _WHAT)[stat]
+        text = f"{what} {_OF[stream]} over about {seconds:.2g} s: {_number(value)}"
     if len(normal) < 2:
         return text
     median, high = normal[:2]
@@ -41,16 +57,22 @@ def score(column: str, value: float, normal: tuple[float, ...]) -> str:
     return f"{text}; normal is {_number(median)}, {usual}"
 
 
-def count(column: str, value: float, bound: float, port: int) -> str:
-    """Why the counts rule fired: how many peers or sockets were new, and what the bound is; ``port`` 0: none.
+def count(column: str, value: float, bound: float, port: int, normal: tuple[float, ...] = ()) -> str:
+    """Why the counts rule fired: how many peers or sockets were new, and what is normal (without it: the bound).
 
-    >>> count("device_L0.1_new_sockets", 415.2, 44.6, 23)
-    'opened 415 sockets it never used before within about 14 s, now port 23; the bound is 45'
+    ``port`` is where to, 0: none.
+
+    >>> count("device_L0.1_new_sockets", 2300.0, 44.6, 23, (0.1, 2.9))
+    'opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2'
+    >>> count("device_L1_new_peers", 18.4, 12.0, 0)
+    'reaches 13 new addresses a second (18 within about 1.4 s); the bound is 8.3'
     """
     _, seconds, stat = _parts(column)
-    now = f", now port {port}" if port else ""
-    what = stat.removeprefix("new_")
-    return f"opened {value:.0f} {what} it never used before within about {seconds:.2g} s{now}; the bound is {bound:.0f}"
+    what = "reaches {} new addresses a second" if stat == "new_peers" else "opens {} new connections a second"
+    to = f" to port {port}" if port else ""
+    known = len(normal) > 1 and normal[1] > 0
+    usual = f"normal is below {_rate(normal[1] / seconds)}" if known else f"the bound is {_rate(bound / seconds)}"
+    return f"{what.format(_rate(value / seconds))}{to} ({value:.0f} within about {seconds:.2g} s); {usual}"
 
 
 def _parts(column: str) -> tuple[str, float, str]:
@@ -58,6 +80,11 @@ def _parts(column: str) -> tuple[str, float, str]:
     stream, _, rest = column.partition("_L")
     decay, _, stat = rest.partition("_")
     return stream, 1.44 / float(decay), stat
+
+
+def _rate(value: float) -> str:
+    """Two significant digits, as whole numbers from ten on."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _number(value: float) -> str:

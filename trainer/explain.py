@@ -222,7 +222,8 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
         lead.append(
             f"Deletion test: with the top {TOP} columns made normal the score falls below the limit in "
             f"{shares[0][0]:.0%} (LIME) and {shares[1][0]:.0%} (what the gateway names) of {len(detections)} "
-            f"detections; with those statistics made normal at every decay in {shares[0][1]:.0%} and {shares[1][1]:.0%}; goal 80 %."
+            f"detections; with those statistics made normal at every decay in {shares[0][1]:.0%} and "
+            f"{shares[1][1]:.0%}; goal 80 %."
         )
         if max(shares[1]) < 0.8:
             warnings.append(

@@ -281,6 +281,26 @@ def test_a_noisy_device_alerts_until_it_has_limits_of_its_own(bundle, plug):
     assert min(learnt) >= begins
 
 
+# -- reasons --
+
+
+def test_reasons_are_the_columns_that_made_the_error(bundle, plug):
+    rows = rows_of(plug.life, steady(one_socket(400, plug.ip, mac=plug.mac), plug.begins, 300))
+    first, *later = (d for d in found(Detector(bundle), rows) if d.method == "autoencoder")
+    assert len(first.top_features) == 5
+    assert " packets a second" in first.explanation or "packet size" in first.explanation
+    assert len(first.explanation) <= 200
+    assert later
+    for detection in later:  # λ = 0.1 and 0.01 are shown as normal then: they are no reason
+        assert not any(mark in column for column, _ in detection.top_features for mark in detectors.SLOW_DECAYS)
+
+
+def test_a_scan_is_told_in_connections_or_addresses_a_second(bundle, plug):
+    rows = rows_of(plug.life, steady(scan(400, plug.ip, mac=plug.mac), plug.begins, 100))
+    told = [d.explanation for d in found(Detector(bundle), rows) if d.method == "counts"]
+    assert any("new addresses a second to port 23" in text and "normal is below" in text for text in told)
+
+
 # -- episodes --
 
 
