@@ -12,6 +12,7 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "compare": "evaluate fits that differ in one thing (device, attack, columns ...)",
     "explain": "explain a run's detections by LIME",
     "baselines": "compare the autoencoder with simpler methods",
     "audit": "look for leaks in a run's rows",
