@@ -254,6 +254,7 @@ def write(run: "Run", chosen: Converted, variant: str, version: str, out: Path) 
         },
         provenance=model.provenance | {f"sha256 {name}": digest for name, digest in run.hashes().items()},
         files={},
+        signatures=model.signatures,
     )
     files = chosen.files | {bundle.SELFTEST: _selftest(run, chosen.networks)}
     with tempfile.TemporaryDirectory(prefix="botwatch-converter-") as trial, quantize.quiet():

@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision
+from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision, Signature
 from edge_agent.contract.scaling import Array, Scaler, ScalingError
 
 FORMAT = 1
@@ -44,6 +44,7 @@ class ModelFile:
     normal: dict[str, tuple[float, ...]]
     seed: int
     provenance: dict[str, str]
+    signatures: dict[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

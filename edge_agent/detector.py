@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import calibrate, explain, features
+from edge_agent import calibrate, classify, explain, features
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
+from edge_agent.contract.bundle import SIGNATURE, Bundle, BundleError
 from edge_agent.contract.scaling import Array, Scaler, row_error
 from edge_agent.features import Rows
 from edge_agent.runtime import Model
@@ -207,6 +207,7 @@ class _Subject:
     t_ns: NDArray[np.int64] = field(init=False)  # steady time, as all times here
     lengths: NDArray[np.int64] = field(init=False)
     classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
+    looks: NDArray[np.float64] = field(init=False)  # what the flagged ones look like, else 0
     alarm: bool = False
     alarm_first_ns: int = 0
     emitted_ns: int = 0
@@ -215,6 +216,7 @@ class _Subject:
     packets: int = 0
     bytes: int = 0
     class_sum: NDArray[np.float64] = field(init=False)
+    looks_sum: NDArray[np.float64] = field(init=False)
     peak: float = 0.0  # highest packet weight (λ = 1) of a flagged row of the newest alarm, up to the last second
     peak_now: float = 0.0  # the same of this second
     aftermath: bool = False
@@ -236,7 +238,9 @@ class _Subject:
         self.t_ns = np.zeros(0, dtype=np.int64)
         self.lengths = np.zeros(0, dtype=np.int64)
         self.classes = np.zeros((0, self.class_count))
+        self.looks = np.zeros((0, len(SIGNATURE)))
         self.class_sum = np.zeros(self.class_count)
+        self.looks_sum = np.zeros(len(SIGNATURE))
         self.newest = self.first_ns, np.zeros(len(COUNT_COLUMNS))
         self.tally = np.zeros(len(COUNT_COLUMNS))
 
@@ -295,6 +299,7 @@ class Detector:
         self._scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
         self._classify = Model(bundle.classifier) if bundle.classifier else None
         self._classes = manifest.classes
+        self._signatures = manifest.signatures
         self._normal = manifest.normal
         self._networks = Networks.parse(networks)
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
@@ -673,9 +678,11 @@ class Detector:
         w = self._decision.vote_w
         meta = batch.meta[at:end]
         probabilities = np.zeros((end - at, len(self._classes)))
+        looks = np.zeros((end - at, len(SIGNATURE)))
         if self._classify is not None and hits.any():
             z = self._scaler.z(batch.values[at:end][hits])
             probabilities[hits] = self._classify(self._scaler.network_input(z))
+            looks[hits] = classify.looks(meta[hits])
         subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
         subject.hits = np.concatenate([subject.hits, hits])[-w:]
         subject.counted = np.concatenate([subject.counted, counted])[-w:]
@@ -683,12 +690,14 @@ class Detector:
         subject.t_ns = np.concatenate([subject.t_ns, batch.t_ns[at:end]])[-w:]
         subject.lengths = np.concatenate([subject.lengths, meta["length"]])[-w:]
         subject.classes = np.concatenate([subject.classes, probabilities])[-w:]
+        subject.looks = np.concatenate([subject.looks, looks])[-w:]
         if subject.alarm:
             subject.count += int(hits.sum())
             subject.packets += end - at
             subject.bytes += int(meta["length"].sum())
             # row after row, so that no rounding depends on where batches are cut
             subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
+            subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
@@ -702,7 +711,7 @@ class Detector:
         subject.count = int(subject.hits[first:].sum())
         subject.packets = len(subject.hits) - first
         subject.bytes = int(subject.lengths[first:].sum())
-        subject.class_sum = subject.classes.sum(axis=0)
+        subject.class_sum, subject.looks_sum = subject.classes.sum(axis=0), subject.looks.sum(axis=0)
         if not subject.aftermath:
             subject.aftermath = True
             subject.second = int(batch.t_ns[row]) // _S
@@ -745,6 +754,7 @@ class Detector:
             subject.packets,
             subject.bytes,
             subject.class_sum,
+            subject.looks_sum,
         )
 
     def _tell(self, key: int | bytes, subject: _Subject, found: list[tuple[int, Detection]]) -> None:
@@ -796,11 +806,11 @@ class Detector:
         """The class of all the alarm has flagged so far; `unknown` when the classifier does not stand for one."""
         if self._classify is None:
             return "anomaly", vote.share
-        mean = vote.class_sum / max(float(vote.class_sum.sum()), 1e-9)
-        best = int(np.argmax(mean))
-        if self._classes[best] == BENIGN or mean[best] < self._decision.reject:
-            return "unknown", vote.share
-        return self._classes[best], min(float(mean[best]), 1.0)
+        rows = max(float(vote.class_sum.sum()), 1e-9)  # the probabilities of a row sum to 1
+        name, probability = classify.name(
+            self._classes, vote.class_sum / rows, vote.looks_sum / rows, self._signatures, self._decision.reject
+        )
+        return name, vote.share if probability is None else min(probability, 1.0)
 
     def _top(self, values: NDArray[Any], fast: bool) -> tuple[tuple[str, float], ...]:
         """The columns with the largest share of one row's error, each with its value in its own unit.
@@ -830,6 +840,7 @@ class _Vote:
     packets: int
     bytes: int
     class_sum: NDArray[np.float64]
+    looks_sum: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

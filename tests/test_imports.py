@@ -24,6 +24,7 @@ LAYERS = (
     {"contract"},
     {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
+    {"classify"},
     {"detector", "link"},
     {"alerts", "config"},
     {"agent"},
@@ -31,7 +32,7 @@ LAYERS = (
 )
 """The agent's modules from the bottom: each imports from below only."""
 
-SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts"}
+SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts", "classify"}
 """What trainer and converter take from the agent."""
 
 

@@ -3,6 +3,7 @@
 It sees the same clipped z as the autoencoder. Importing this module imports TensorFlow.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -61,6 +62,35 @@ def train(
         watch=watch,
     )
     return model, history
+
+
+ALIKE = 0.2
+"""Two types of a family of which so large a share is taken for the other, both ways, are not told apart."""
+
+STEP = 20 / 255
+"""Of an int8 network's input, whose range is that of the clip."""
+
+TOGETHER = {frozenset({"gafgyt.tcp", "gafgyt.udp"}): "gafgyt.tcp_udp"}
+"""Names for types that are told as one; others are told as their family."""
+
+
+def alike(matrix: NDArray[np.integer], classes: Sequence[str]) -> dict[str, str]:
+    """Types that are better told as one, by the confusion (classes, classes) of rows -> the name for them.
+
+    >>> alike(np.array([[90, 0, 0], [0, 60, 40], [0, 30, 70]]), ["benign", "gafgyt.tcp", "gafgyt.udp"])
+    {'gafgyt.tcp': 'gafgyt.tcp_udp', 'gafgyt.udp': 'gafgyt.tcp_udp'}
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    found: dict[str, str] = {}
+    for i, one in enumerate(classes):
+        for j, other in enumerate(classes[:i]):
+            kin = one.partition(".")[0]
+            if "." in one and "." in other and kin == other.partition(".")[0] and min(share[i, j], share[j, i]) > ALIKE:
+                name = TOGETHER.get(frozenset({one, other}), kin)
+                name = kin if {found.get(one, name), found.get(other, name)} != {name} else name
+                found |= dict.fromkeys([k for k, v in found.items() if v in (one, other)], name)
+                found[other] = found[one] = name
+    return dict(sorted(found.items()))
 
 
 def confusion(truth: NDArray[np.integer], guess: NDArray[np.integer], classes: int) -> NDArray[np.int64]:

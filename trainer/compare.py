@@ -358,9 +358,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `botwatch trainer compare`."""
     parser.description = (
         "Evaluate several fits that differ in one thing. chrono: the config as it is, on later captures. lodo: each "
-        "device left out in turn. lofo: each attack and family left out of the classifier. cross: each source alone, on "
-        "the others. columns: with and without the per-device columns and the counts rule. models: a shared model and "
-        "one for each device."
+        "device left out in turn. lofo: each attack and family left out of the classifier. cross: each source alone, "
+        "on the others. columns: with and without the per-device columns and the counts rule. models: a shared model "
+        "and one for each device."
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")

@@ -92,6 +92,7 @@ class ClassifierSettings:
     enabled: bool = True
     rows_per_class: int = 20_000  # of the train part; more are sampled evenly, what imbalance is left is weighted
     classes: dict[str, str] = field(default_factory=dict)  # label -> class, for labels trained as one
+    merge: bool = True  # types of a family that the rows do not tell apart become one class
     hidden: tuple[int, ...] = (8, 8)  # widths of the hidden layers
     head: Literal["softmax", "clipped"] = "softmax"  # clipped: min(1, max(0, w·h + b)) per class, a baseline
     training: Training = Training(epochs=200, batch=256, patience=15)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edge_agent import calibrate
 from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import BENIGN
+from edge_agent.contract.bundle import BENIGN, SIGNATURE
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
@@ -93,6 +93,7 @@ class Table:
     t_ns: NDArray[np.int64]
     mac: NDArray[np.uint64]
     generated: bool
+    looks: Array | None = None  # (n, SIGNATURE) of packets, see `edge_agent.classify`; NaN for rows without a packet
     inputs: dict[str, str] = field(default_factory=dict)  # file -> SHA-256
     warnings: tuple[str, ...] = ()
 
@@ -141,32 +142,35 @@ def _available(entry: Entry) -> frozenset[str]:
     return frozenset(_parquet_schema(entry.path))
 
 
+_Chunk = tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64], Array]
+
+
 class _Thinned:
     """At most ``limit`` rows of a sequence, as blocks of neighbours in even strides."""
 
     def __init__(self, limit: int):
         self._limit, self._block = limit, max(1, min(BLOCK, limit // 8))
         self._stride, self.seen, self.kept = 1, 0, 0
-        self._chunks: list[tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64]]] = []
+        self._chunks: list[_Chunk] = []
 
-    def add(self, values: Array, t_ns: NDArray[np.int64], mac: NDArray[np.uint64]) -> None:
+    def add(self, values: Array, t_ns: NDArray[np.int64], mac: NDArray[np.uint64], looks: Array) -> None:
         block = np.arange(self.seen, self.seen + len(values)) // self._block
         self.seen += len(values)
-        self._keep((block, values, t_ns, mac))
+        self._keep((block, values, t_ns, mac, looks))
         while self.kept > self._limit:
             self._stride *= 2
             chunks, self._chunks, self.kept = self._chunks, [], 0
             for chunk in chunks:
                 self._keep(chunk)
 
-    def _keep(self, chunk: tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64]]) -> None:
+    def _keep(self, chunk: _Chunk) -> None:
         keep = chunk[0] % self._stride == 0
         if keep.any():
-            block, values, t_ns, mac = chunk
-            self._chunks.append((block[keep], values[keep], t_ns[keep], mac[keep]))
+            block, values, t_ns, mac, looks = chunk
+            self._chunks.append((block[keep], values[keep], t_ns[keep], mac[keep], looks[keep]))
             self.kept += int(keep.sum())
 
-    def pop(self) -> Iterator[tuple[Array, NDArray[np.int64], NDArray[np.uint64]]]:
+    def pop(self) -> Iterator[tuple[Array, NDArray[np.int64], NDArray[np.uint64], Array]]:
         """The rows, chunk by chunk, each let go of as it is handed out."""
         self._chunks.reverse()
         while self._chunks:
@@ -190,11 +194,21 @@ class _Builder:
         self._captures[capture] = self._labels[label] = None
 
     def add(
-        self, capture: str, device: str, label: str, values: Array, t_ns: NDArray[np.int64], mac: NDArray[np.uint64]
+        self,
+        capture: str,
+        device: str,
+        label: str,
+        values: Array,
+        t_ns: NDArray[np.int64],
+        mac: NDArray[np.uint64],
+        looks: Array | None = None,
     ) -> None:
         if len(values):
             self.expect(capture, label)
-            self._rows.setdefault((capture, device, label), _Thinned(self.limits.max_rows)).add(values, t_ns, mac)
+            if looks is None:
+                looks = np.full((len(values), len(SIGNATURE)), np.nan, dtype=np.float32)
+            thinned = self._rows.setdefault((capture, device, label), _Thinned(self.limits.max_rows))
+            thinned.add(values, t_ns, mac, looks)
             self.seen += len(values)
 
     def read(self, path: Path) -> Path:
@@ -214,11 +228,12 @@ class _Builder:
         values = np.empty((n, len(self.columns)), dtype=np.float32)
         code = np.empty((3, n), dtype=np.int32)
         t_ns, mac = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.uint64)
+        looks = np.empty((n, len(SIGNATURE)), dtype=np.float32)
         at = 0
         for key, rows in self._rows.items():
             for chunk in rows.pop():
                 to = slice(at, at + len(chunk[0]))
-                values[to], t_ns[to], mac[to] = chunk
+                values[to], t_ns[to], mac[to], looks[to] = chunk
                 code[:, to] = np.array([codes[i][key[i]] for i in range(3)])[:, None]
                 at = to.stop
         capture, device, label = code
@@ -234,6 +249,7 @@ class _Builder:
             t_ns,
             mac,
             self.generated,
+            looks,
             self.inputs,
             tuple(self.warnings),
         )
@@ -268,7 +284,7 @@ def _wanted(entry: Entry, device: str, label: str) -> bool:
 def _extract_group(group: list[Capture], root: Path, builder: _Builder, progress: Progress) -> None:
     """Push files of one device through one extractor, in the order of their first packets."""
     from edge_agent import capture as sources
-    from edge_agent import features
+    from edge_agent import classify, features
 
     jitter: Literal["clean", "compat"] = "compat" if builder.jitter_schema == cols.COMPAT else "clean"
     index = cols.indices(builder.columns)
@@ -301,7 +317,8 @@ def _extract_group(group: list[Capture], root: Path, builder: _Builder, progress
                     values = np.ascontiguousarray(rows.values[:, index])
                     for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
                         meta = rows.meta[mask]
-                        builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"])
+                        looks = classify.looks(meta).astype(np.float32)
+                        builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"], looks)
                     progress.step(0, f"files, {name}: {read:,} rows")
             except sources.CaptureError as error:
                 if not read:

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from edge_agent import calibrate
+from edge_agent import calibrate, classify
 from edge_agent.contract import columns as cols
 from edge_agent.contract import scaling
-from edge_agent.contract.bundle import BENIGN, Decision, Rules, Threshold, replace_file
+from edge_agent.contract.bundle import BENIGN, Decision, Rules, Signature, Threshold, replace_file
 from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detector import Scorer
@@ -36,6 +36,9 @@ from trainer.protocol import OPTIMISE, TEST, TRAIN
 
 FORMAT = 1
 """Format of model.json."""
+
+LOOKS_ROWS = 15
+"""Fewest rows of an attack whose looks are learnt: about the first vote."""
 
 PART_ROWS, ATTACK_ROWS = 200_000, 5_000
 """Bounds of rows.parquet: of each part of the benign rows, of each attack."""
@@ -75,6 +78,7 @@ class Run:
     network: Any
     classes: tuple[str, ...]
     classifier: Any  # None when there was nothing to tell apart
+    signatures: dict[str, Signature]  # of classes learnt from packets
     decision: Decision
     normal: dict[str, tuple[float, float]]
     generated: bool
@@ -143,6 +147,7 @@ def fit(
 
     classes, told_apart, clf_metrics, clf_history = _classify(config, table, parts, scaler, at, say, watch)
     metrics["classifier"] = clf_metrics
+    signatures = _signatures(table, parts, clf_metrics["class_of"], classes) if clf_metrics else {}
     return Run(
         config,
         schemas,
@@ -151,6 +156,7 @@ def fit(
         network,
         classes,
         told_apart,
+        signatures,
         decision,
         normal,
         table.generated,
@@ -402,22 +408,35 @@ def _classify(
     for label, name in zip(table.labels, class_of, strict=True):
         if name not in CLASSES and name != BENIGN:
             raise FitError(f"label {label!r}: {name!r} is no class an alert can carry; known: {', '.join(CLASSES)}")
-    classes = (BENIGN, *sorted({c for c in class_of if c != BENIGN}))
-    number = np.array([classes.index(c) for c in class_of])[table.label]
-    # the test part of benign rows is never validated on, nor that of attacks
-    chosen = {
-        part: _balanced(number, parts.part == part, len(classes), options.rows_per_class) for part in (TRAIN, OPTIMISE)
-    }
-    for i, name in enumerate(classes):
-        if not (number[chosen[TRAIN]] == i).any():
-            raise FitError(f"class {name!r} has no rows in the train part ({int((number == i).sum())} in all)")
 
     def inputs(rows: Index) -> Array:
         return scaler.network_input(scaler.z(table.values[np.ix_(rows, at)]))
 
-    train, validation = ((inputs(chosen[p]), number[chosen[p]]) for p in (TRAIN, OPTIMISE))
-    say(f"classifier: {len(classes)} classes, {len(train[1]):,} train and {len(validation[1]):,} optimise rows")
-    network, history = classifier.train(train, validation, len(classes), options.training, config.seed, options, watch)
+    while True:
+        classes = (BENIGN, *sorted({c for c in class_of if c != BENIGN}))
+        number = np.array([classes.index(c) for c in class_of])[table.label]
+        # the test part of benign rows is never validated on, nor that of attacks
+        chosen = {
+            part: _balanced(number, parts.part == part, len(classes), options.rows_per_class)
+            for part in (TRAIN, OPTIMISE)
+        }
+        for i, name in enumerate(classes):
+            if not (number[chosen[TRAIN]] == i).any():
+                raise FitError(f"class {name!r} has no rows in the train part ({int((number == i).sum())} in all)")
+        train, validation = ((inputs(chosen[p]), number[chosen[p]]) for p in (TRAIN, OPTIMISE))
+        say(f"classifier: {len(classes)} classes, {len(train[1]):,} train and {len(validation[1]):,} optimise rows")
+        network, history = classifier.train(
+            train, validation, len(classes), options.training, config.seed, options, watch
+        )
+        coarse = np.round(validation[0] / np.float32(classifier.STEP)) * np.float32(classifier.STEP)
+        guess = autoencoder.predictor(network)(coarse).argmax(axis=1)
+        merged = classifier.alike(classifier.confusion(validation[1], guess, len(classes)), classes)
+        if not merged or not options.merge:
+            break
+        say(
+            "told as one, since the rows do not tell them apart: " + ", ".join(f"{a} as {b}" for a, b in merged.items())
+        )
+        class_of = [merged.get(c, c) for c in class_of]
     test = np.flatnonzero(parts.part == TEST)
     predict = autoencoder.predictor(network)
     guess = np.argmax(_scored(lambda v: predict(scaler.network_input(scaler.z(v))), table, test, at), axis=1)
@@ -425,6 +444,7 @@ def _classify(
     recall = {name: _ratio(matrix[i, i], matrix[i].sum()) for i, name in enumerate(classes)}
     metrics = {
         "classes": list(classes),
+        "class_of": dict(zip(table.labels, class_of, strict=True)),
         "parameters": int(network.count_params()),
         "epochs": history["epochs"],
         "best_epoch": history["best_epoch"],
@@ -439,6 +459,29 @@ def _classify(
     for name, share in recall.items():
         say(f"  {name}: " + ("no test rows" if share is None else f"{share:.4f} of {metrics['test_rows'][name]:,}"))
     return classes, network, metrics, history
+
+
+def _signatures(table: Table, parts: Parts, class_of: dict[str, str], classes: Sequence[str]) -> dict[str, Signature]:
+    """What episodes of each class look like, from windows of the packets of each attack capture, its test part too:
+    a window spans all parts. Classes learnt from rows without packets have none."""
+    if table.looks is None:
+        return {}
+    windows: dict[str, list[NDArray[np.float64]]] = {}
+    for capture in np.unique(table.capture[parts.attack]):
+        for label in np.unique(table.label[parts.attack][table.capture[parts.attack] == capture]):
+            rows = parts.attack[(table.capture[parts.attack] == capture) & (table.label[parts.attack] == label)]
+            seen = table.looks[rows[np.argsort(table.t_ns[rows], kind="stable")]].astype(np.float64)
+            if np.isfinite(seen).all() and len(seen) >= LOOKS_ROWS:
+                name = class_of.get(table.labels[label], table.labels[label])
+                windows.setdefault(name, []).append(_windows(seen))
+    return {name: classify.learn(np.concatenate(found)) for name, found in windows.items() if name in classes}
+
+
+def _windows(seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over the first 15, 30, 60 ... rows, as an episode grows, and over windows all along the attack."""
+    ends = [n for n in (15 * 2**i for i in range(16)) if n <= len(seen)]
+    starts = np.unique(np.linspace(0, len(seen) - LOOKS_ROWS, 40).astype(int))
+    return np.stack([*(seen[:n].mean(axis=0) for n in ends), *(seen[s : s + LOOKS_ROWS].mean(axis=0) for s in starts)])
 
 
 def _balanced(number: NDArray[np.integer], mask: NDArray[np.bool_], classes: int, limit: int) -> Index:
@@ -518,6 +561,7 @@ def save(run: Run, out: Path, command: str, took_s: float) -> None:
             "schemas": run.schemas,
             "columns": run.columns,
             "classes": run.classes,
+            "signatures": {name: dataclasses.asdict(found) for name, found in run.signatures.items()},
             "scaler": run.scaler.to_json(),
             "decision": dataclasses.asdict(run.decision),
             "generated": run.generated,

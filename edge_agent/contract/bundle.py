@@ -137,6 +137,25 @@ class Decision(Rules):
     warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
+SIGNATURE = ("udp", "tcp", "syn", "ack", "fin_rst", "length", "length_2", "new_peer", "new_socket")
+"""What `Signature` is of: shares of packets, length and its square in units of 1,500 bytes; means over an episode."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What episodes of a class look like: mean of each figure of `SIGNATURE`, and how far it may be off."""
+
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for key in ("mean", "spread"):
+            if len(getattr(self, key)) != len(SIGNATURE):
+                raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(SIGNATURE)}")
+        if not all(value > 0 for value in self.spread):
+            raise ValueError("spread must be above 0")
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and SHA-256 (hex) of one file of the bundle."""
@@ -168,6 +187,7 @@ class Manifest:
     versions: dict[str, str]
     provenance: dict[str, str]
     files: dict[str, FileEntry]
+    signatures: dict[str, Signature] = field(default_factory=dict)  # of classes learnt from packets
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -183,6 +203,8 @@ class Manifest:
             raise ValueError("columns must be named, each once")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be named, each once")
+        if unknown := set(self.signatures) - set(self.classes):
+            raise ValueError(f"signatures of {', '.join(sorted(unknown))}, which are no classes here")
         if not 1 <= len(self.version) <= MAX_VERSION:
             raise ValueError(
                 f"version {self.version[:80]!r}: {len(self.version)} characters, the bound is {MAX_VERSION}"

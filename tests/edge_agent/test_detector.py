@@ -109,7 +109,7 @@ def other_bundle(of: Bundle, path: Path, classifier: bool = True, **changes: obj
     files = {name: (of.path / name).read_bytes() for name in of.manifest.files}
     if not classifier:
         del files[bundles.CLASSIFIER]
-        changes["classes"] = ()
+        changes |= {"classes": (), "signatures": {}}
     return bundles.write(path, dataclasses.replace(of.manifest, **changes), files)
 
 

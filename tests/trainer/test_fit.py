@@ -174,7 +174,7 @@ def test_the_folder_says_everything_the_converter_needs(saved):
     model = saved.json("model.json")
     assert set(model) == {
         *("format", "schemas", "columns", "classes", "scaler", "decision", "generated", "normal"),
-        *("seed", "provenance"),
+        *("seed", "provenance", "signatures"),
     }
     assert model["format"] == 1
     assert model["schemas"] == [CLEAN, DEVICE]
