@@ -128,7 +128,8 @@ def over_columns(config: Config, table: "dataset.Table", steps: tuple[int, ...],
         table.generated,
         (
             f"Accuracy is highest with {best['columns']} columns ({best['accuracy']:.4f}); all "
-            f"{results[-1]['columns']} give {results[-1]['accuracy']:.4f}, the {results[0]['columns']} best {results[0]['accuracy']:.4f}.",
+            f"{results[-1]['columns']} give {results[-1]['accuracy']:.4f}, "
+            f"the {results[0]['columns']} best {results[0]['accuracy']:.4f}.",
         ),
         tables=(
             Table(
@@ -255,8 +256,8 @@ def _distinct(config: Config, ranked: dict[str, float]) -> list[str]:
 def _note(config: Config, results: list[dict[str, Cell]]) -> str:
     return (
         f"τ = mean + {config.decision.n:g}·std of benign optimise rows; accuracy is the mean of recall and 1 − FPR "
-        f"over test rows, split {'in time order' if config.split.order == 'time' else 'at random'}; validation loss of the "
-        f"best epoch. {len(results)} trainings with seed {config.seed}."
+        f"over test rows, split {'in time order' if config.split.order == 'time' else 'at random'}; validation loss of "
+        f"the best epoch. {len(results)} trainings with seed {config.seed}."
     )
 
 
