@@ -64,11 +64,11 @@ def train(
     return model, history
 
 
-ALIKE = 0.2
+ALIKE = 0.05
 """Two types of a family of which so large a share is taken for the other, both ways, are not told apart."""
 
 STEP = 20 / 255
-"""Of an int8 network's input, whose range is that of the clip."""
+"""Of an int8 network's input, whose range is that of the clip; types are told apart under noise of that size."""
 
 TOGETHER = {frozenset({"gafgyt.tcp", "gafgyt.udp"}): "gafgyt.tcp_udp"}
 """Names for types that are told as one; others are told as their family."""

@@ -428,8 +428,8 @@ def _classify(
         network, history = classifier.train(
             train, validation, len(classes), options.training, config.seed, options, watch
         )
-        coarse = np.round(validation[0] / np.float32(classifier.STEP)) * np.float32(classifier.STEP)
-        guess = autoencoder.predictor(network)(coarse).argmax(axis=1)
+        noise = np.random.default_rng(config.seed).normal(0, classifier.STEP, validation[0].shape).astype(np.float32)
+        guess = autoencoder.predictor(network)(validation[0] + noise).argmax(axis=1)
         merged = classifier.alike(classifier.confusion(validation[1], guess, len(classes)), classes)
         if not merged or not options.merge:
             break
