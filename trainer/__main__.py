@@ -12,6 +12,7 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
+    "stream": "learn from captures as they are read, storing no rows",
     "fetch": "download the published N-BaIoT files",
     "compare": "evaluate fits that differ in one thing (device, attack, columns ...)",
     "explain": "explain a run's detections by LIME",

@@ -91,8 +91,7 @@ def train(
     """
     start(seed)
     model = build(inputs.shape[1], network)
-    squares = keras.losses.MeanSquaredError()
-    history = run_epochs(model, squares, (inputs, inputs), (validation, validation), training, seed, watch=watch)
+    history = run_epochs(model, squares(), (inputs, inputs), (validation, validation), training, seed, watch=watch)
     return model, history
 
 
@@ -114,7 +113,7 @@ def run_epochs(
     shuffle = np.random.default_rng(seed)
     inputs, targets = rows
     weights = np.ones(len(inputs), dtype=np.float32) if weights is None else weights
-    step, predict = stepper(model, loss, training), predictor(model)
+    (step, _), predict = stepper(model, loss, training), predictor(model)
     losses: list[float] = []
     checks: list[float] = []
     best, best_epoch, kept = math.inf, 0, model.get_weights()
@@ -139,8 +138,13 @@ def run_epochs(
     return {"epochs": len(losses), "best_epoch": best_epoch, "loss": losses, "validation_loss": checks}
 
 
-def stepper(model: Any, loss: Any, training: Training) -> Callable[[Array, Array, Array], Any]:
-    """One step of the optimiser on a batch: inputs (n, k), targets (n, m), weights (n,) -> the batch's loss."""
+def squares() -> Any:
+    """The autoencoder's loss: mean squared error."""
+    return keras.losses.MeanSquaredError()
+
+
+def stepper(model: Any, loss: Any, training: Training) -> tuple[Callable[[Array, Array, Array], Any], Any]:
+    """One step on a batch, inputs (n, k), targets (n, m), weights (n,) -> the batch's loss; and the optimiser."""
     optimizer = OPTIMISERS[training.optimiser](training.learning_rate)
     optimizer.build(model.trainable_variables)
     widths = [(model.input_shape[-1],), (model.output_shape[-1],), ()]
@@ -156,7 +160,7 @@ def stepper(model: Any, loss: Any, training: Training) -> Callable[[Array, Array
         )
         return value
 
-    return step  # type: ignore[no-any-return]
+    return step, optimizer
 
 
 def all_of(watches: Sequence[Watch]) -> Watch:

@@ -68,6 +68,16 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An autoencoder that has learnt elsewhere, and the parts of a sample of the rows: trained on, held out."""
+
+    network: Any
+    scaler: Scaler
+    history: dict[str, Any]
+    parts: Parts
+
+
+@dataclass(frozen=True)
 class Run:
     """A fitted model and everything measured on it; `save` writes it."""
 
@@ -93,9 +103,13 @@ def fit(
     table: Table,
     say: Callable[[str], None] = print,
     watch: autoencoder.Watch | None = None,
+    trained: "Trained | None" = None,
 ) -> Run:
-    """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading."""
-    parts = split(config, table)
+    """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading.
+
+    ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample.
+    """
+    parts = split(config, table) if trained is None else trained.parts
     if parts.short:
         more = f" and {len(parts.short) - 5} more" if len(parts.short) > 5 else ""
         say(f"too few rows for three parts, all of them train: {', '.join(parts.short[:5])}{more}")
@@ -104,7 +118,9 @@ def fit(
     schemas = _schemas(config, columns)
 
     train_rows = table.values[np.ix_(parts.train, at)]
-    if config.scaling.fit_on == "train":
+    if trained is not None:
+        scaler = trained.scaler
+    elif config.scaling.fit_on == "train":
         scaler = fit_scaler(train_rows, config)
     else:
         scaler = fit_scaler(table.values[np.ix_(np.concatenate([parts.train, parts.optimise]), at)], config)
@@ -120,7 +136,12 @@ def fit(
         f"autoencoder: {len(columns)}-{'-'.join(map(str, hidden))}-{len(columns)}, "
         f"{len(parts.train):,} train and {len(parts.optimise):,} optimise rows"
     )
-    network, ae_history = autoencoder.train(inputs, validation, config.autoencoder, config.seed, config.network, watch)
+    if trained is None:
+        network, ae_history = autoencoder.train(
+            inputs, validation, config.autoencoder, config.seed, config.network, watch
+        )
+    else:
+        network, ae_history = trained.network, trained.history
     del inputs, validation
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {_best(ae_history)}")
 
@@ -382,7 +403,8 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
     say(line("full", decision.full))
     say(line("fast", decision.fast))
     false = metrics["false_positive_rate"]
-    say(f"benign test rows above τ: full {false['full']:.4%}, fast {false['fast']:.4%} of {false['rows']:,}")
+    if false["rows"]:
+        say(f"benign test rows above τ: full {false['full']:.4%}, fast {false['fast']:.4%} of {false['rows']:,}")
     for label, found in metrics["detection_rate"].items():
         say(f"{label} rows above τ: full {found['full']:.2%}, fast {found['fast']:.2%} of {found['rows']:,}")
 
