@@ -115,7 +115,7 @@ class Attack:
 
     def check(self, text: str) -> None:
         """Refuses what the wire or the malware cannot do."""
-        bounds = {"rate": (0.05, 100_000.0), "port": (1, 65535), "size": (0, 1400), "seconds": (1.0, 3600.0)}
+        bounds = {"rate": (0.05, 100_000.0), "port": (1, 65535), "size": (0, 1400), "seconds": (0.05, 3600.0)}
         for key, (low, high) in bounds.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
