@@ -60,6 +60,7 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; }
 figure svg { width: 100%; height: auto; max-width: 46rem; }
 figcaption, .note { color: var(--soft); font-size: 0.85rem; max-width: 46rem; }
+summary { cursor: pointer; font-weight: bold; margin: 0.6rem 0; }
 code { background: var(--wash); padding: 0.05rem 0.3rem; overflow-wrap: anywhere; font-size: 0.9em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; font-size: 0.9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -146,15 +147,15 @@ def _section(item: Findings) -> Iterator[str]:
         yield f'<p class="made">Made by <code>{html.escape(item.command)}</code></p>'
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: Table, most: int = MAX_ROWS) -> Iterator[str]:
     yield f"<h3>{html.escape(table.title)}</h3>"
     yield '<div class="scroll" tabindex="0"><table><thead><tr>'
     yield "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.columns)
     yield "</tr></thead><tbody>"
-    for row in table.rows[:MAX_ROWS]:
+    for row in table.rows[:most]:
         yield "<tr>" + "".join(f"<td>{html.escape(number(cell))}</td>" for cell in row) + "</tr>"
     yield "</tbody></table></div>"
-    more = len(table.rows) - MAX_ROWS
+    more = len(table.rows) - most
     note = f"{table.note} " if table.note else ""
     note += f"{more} more rows are in the findings' file." if more > 0 else ""
     if note:
@@ -266,7 +267,7 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         yield f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
     yield "</dl>"
     inputs = told.get("inputs", {})
-    yield f"<h3>Inputs ({len(inputs)} files)</h3>"
+    yield f"<details><summary>Inputs ({len(inputs)} files)</summary>"
     yield from _lines(
         inputs,
         lambda name, digest: f"<li><code>{html.escape('/'.join(Path(name).parts[-2:]))}</code> {digest[:16]}…</li>",
@@ -277,7 +278,9 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         flat = [
             (key, json.dumps(value, ensure_ascii=False)) for key, value in _flat(settings) if not key.startswith("data")
         ]
-        yield from _table(Table("Settings", ("key", "value"), tuple(flat)))
+        yield "<details><summary>Settings</summary>"
+        yield from _table(Table("As used", ("key", "value"), tuple(flat)), most=len(flat))
+        yield "</details>"
 
 
 def _lines(inputs: Mapping[str, str], line: Callable[[str, str], str]) -> Iterator[str]:
