@@ -272,6 +272,7 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         inputs,
         lambda name, digest: f"<li><code>{html.escape('/'.join(Path(name).parts[-2:]))}</code> {digest[:16]}…</li>",
     )
+    yield "</details>"
     config = run / "config.yaml"
     if config.is_file():
         settings = yaml.safe_load(config.read_text())
