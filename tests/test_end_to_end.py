@@ -70,7 +70,8 @@ def test_an_attack_in_a_capture_is_once_in_the_collector_however_often_it_is_rep
         assert status == 0
         wait_until(lambda: collector.stored() == keys(alerts))
         assert [s for s in (own(a)["state"] for a in alerts) if s != "update"] == ["new", "end", "new", "end"]
-        assert [own(a)["class"] for a in alerts if own(a)["state"] == "end"] == ["mirai.scan", "gafgyt.udp"]
+        assert [own(a)["class"] for a in alerts if own(a)["state"] == "end"] == ["mirai.scan", "unknown"]
+        # the flood is of another size than BASHLITE's: it looks like no class of the bundle
         assert listed(collector) == alerts
         for alert in listed(collector):
             SCHEMA.validate(alert)
