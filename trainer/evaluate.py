@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import CaptureError
@@ -26,12 +27,13 @@ from edge_agent.contract.messages import Alert
 from edge_agent.detector import Detector
 from edge_agent.features import Extractor
 from edge_agent.progress import Progress
-from trainer import inject
+from trainer import inject, runs
 from trainer.findings import Figure, Findings, Series, Table
 from trainer.inject import Attack, Frame, Host, InjectError, S
 
 if TYPE_CHECKING:
     from trainer.dataset import Table as RowTable
+    from trainer.runs import Run
 
 PROG = "botwatch trainer evaluate"
 
@@ -676,6 +678,72 @@ def rows(bundle: Bundle, table: "RowTable", command: str) -> Findings:
     )
 
 
+# -- int8 against float --------------------------------------------------------------------------------------------
+
+
+BORDER = 0.05
+"""How close to its limit a score is a borderline one: within so large a share of it."""
+
+
+def parity(bundle: Bundle, run: "Run", command: str) -> Findings:
+    """What quantisation changes in what a device's votes say: the bundle against the run's Keras network.
+
+    Each side scores the run's benign test rows and attack rows with its own limit; a window is a row with those before
+    it, and its decision whether k of the last w are above. ValueError when run and bundle have other columns.
+    """
+    from edge_agent.calibrate import vote_statistic
+    from edge_agent.detector import Scorer
+    from edge_agent.runtime import Model
+
+    if run.columns != bundle.manifest.columns:
+        raise ValueError(f"{run.path}: has other columns than {bundle.path}: they are not of one fit")
+    sides = [
+        (Scorer(Model(bundle.autoencoder), bundle.scaler, run.columns), bundle.manifest.decision),
+        (Scorer(run.autoencoder(), run.scaler, run.columns), run.decision),
+    ]
+    groups = {("benign", str(d)): run.rows("test")[run.device[run.rows("test")] == d] for d in np.unique(run.device)}
+    groups |= run.attacks()
+    kinds: dict[str, list[NDArray[np.int64]]] = {"benign test": [], "attack": []}
+    for (label, _), index in groups.items():
+        if not len(index):
+            continue
+        above, voted, border = [], [], np.zeros(len(index), dtype=bool)
+        for scorer, rule in sides:
+            scores, limit = scorer.full(run.values[index]).astype(np.float64), rule.full.limit
+            above.append(scores > limit)
+            voted.append(vote_statistic(scores, rule.vote_k, rule.vote_w) > limit)
+            border |= np.abs(scores / limit - 1.0) < BORDER
+        same_rows, same_votes = above[0] == above[1], voted[0] == voted[1]
+        counts = (len(index), same_votes.sum(), same_rows.sum(), border.sum(), (same_rows & border).sum())
+        kinds["benign test" if label == BENIGN else "attack"].append(np.array(counts))
+    lines, lead = [], []
+    for kind, counted in kinds.items():
+        if not counted:
+            continue
+        n, votes, alike, near, near_alike = (int(value) for value in np.sum(counted, axis=0))
+        far = n - near
+        lines.append((kind, n, votes / n, alike / n, (alike - near_alike) / far if far else None, near))
+        lead.append(
+            f"int8 and float decide alike in {votes / n:.4%} of {n:,} {kind} windows after the vote (goal 99.99 %)."
+        )
+    return Findings(
+        "parity",
+        "What quantisation changes",
+        command,
+        run.generated,
+        tuple(lead),
+        tables=(
+            Table(
+                "Decisions of the bundle and of its Keras network that agree",
+                ("rows", "windows", "after the vote", "row by row", "rows not borderline", "borderline rows"),
+                tuple(lines),
+                f"Each with its own limit. Borderline: within {BORDER:.0%} of a limit on either side.",
+            ),
+        ),
+        limits=("Rows of the run folder: a bounded sample, in sequence within each device.",),
+    )
+
+
 # -- command -------------------------------------------------------------------------------------------------------
 
 
@@ -690,6 +758,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="manifest or its folder, or rows")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where the manifests' files lie, if elsewhere")
     parser.add_argument("--out", type=Path, metavar="RUN", help="also write the findings into this folder")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="compare with this run's Keras network, too")
     parser.add_argument("--learn", action="store_true", help="judge benign captures with limits learnt on site, too")
     parser.add_argument("--floor", action="store_true", help="find the lowest rate at which each attack is seen")
     parser.add_argument(
@@ -711,7 +780,9 @@ def run(args: argparse.Namespace, command: str) -> int:
             trials = (*evaluation.injected, *evaluation.alone)
             failed = bool(evaluation.false_alerts or any(t.expected and not t.found for t in trials))
         found += [rows(bundle, table, command) for table in tables]
-    except (BundleError, EvaluateError, settings.SettingsError, CaptureError, ValueError) as error:
+        if args.run is not None:
+            found.append(parity(bundle, runs.load(args.run), command))
+    except (BundleError, EvaluateError, runs.RunError, settings.SettingsError, CaptureError, ValueError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for item in found:

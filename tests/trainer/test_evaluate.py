@@ -136,3 +136,25 @@ def test_bad_sources_are_named(home, captured, tmp_path, capsys, arguments, word
     places = {"captured": captured, "broken": tmp_path / "broken.parquet"}
     assert main(["evaluate", str(home.bundle), *(word.format(**places) for word in arguments)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_quantised_model_is_held_against_its_own_network(home, tmp_path, capsys):
+    rows = str(home.run / "rows.parquet")
+    assert main(["evaluate", str(home.bundle), rows, "--run", str(home.run), "--out", str(tmp_path)]) == 0
+    found = {item.name: item for item in findings.load(tmp_path)}
+    for kind, windows, voted, by_row, clear, border in found["parity"].tables[0].rows:
+        assert windows > 500, kind
+        assert voted > 0.99
+        assert by_row <= clear or border == 0
+    assert "after the vote (goal 99.99 %)" in capsys.readouterr().out
+
+
+def test_a_run_of_other_columns_is_no_run_of_the_bundle(home, tmp_path, capsys):
+    (tmp_path / "fit.yaml").write_text(
+        f"data: [{{kind: captures, path: {home.captures}, labels: [benign]}}]\nschemas: [nbaiot115-clean-1]\n"
+        "autoencoder: {epochs: 1}\n"
+    )
+    assert main(["fit", str(tmp_path / "fit.yaml"), "--out", str(tmp_path / "run")]) == 0
+    words = ["evaluate", str(home.bundle), str(home.run / "rows.parquet"), "--run", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "has other columns" in capsys.readouterr().err
