@@ -84,6 +84,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     fit.add_argument(
         "--checkpoints", type=Path, metavar="DIR", help="keep the best network so far there while it trains"
     )
+    fit.add_argument(
+        "--workers",
+        metavar="HOST:PORT,...",
+        help="train on several machines: the addresses of all, the same list on each",
+    )
+    fit.add_argument(
+        "--worker", type=int, default=0, metavar="N", help="which of them this is; 0 writes the run folder"
+    )
 
     for name, summary in MODULES.items():
         more = commands.add_parser(name, help=summary, formatter_class=raw)
@@ -112,6 +120,15 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
+    joined = None
+    if args.workers is not None:
+        from trainer import workers
+
+        try:
+            joined = workers.join(args.workers.split(","), args.worker)
+        except workers.WorkersError as error:
+            return _refuse(error)
+
     from trainer import autoencoder, dataset, fit
 
     try:
@@ -123,7 +140,7 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             )
             if folder is not None
         ]
-        fit.run(chosen, args.out, command, autoencoder.all_of(watches))
+        fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
         return _refuse(error)
     except OSError as error:  # inputs are read in dataset: what is left is the run folder

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # notices and warnings of Te
 
 import keras
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from trainer.workers import Workers
 
 OPTIMISERS = {
     "adam": keras.optimizers.Adam,
@@ -83,6 +86,7 @@ def train(
     seed: int,
     network: Network | None = None,
     watch: Watch | None = None,
+    workers: "Workers | None" = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Fit on clipped z of benign train rows; returns the network with its best weights, and its history.
 
@@ -90,8 +94,15 @@ def train(
     what lies beyond the clip, so an unclipped target would only let a few wild rows pull the weights of all others.
     """
     start(seed)
-    model = build(inputs.shape[1], network)
-    history = run_epochs(model, squares(), (inputs, inputs), (validation, validation), training, seed, watch=watch)
+    with workers.strategy.scope() if workers else contextlib.nullcontext():
+        model = build(inputs.shape[1], network)
+    history = run_epochs(
+        model, squares(), (inputs, inputs), (validation, validation), training, seed, watch=watch, workers=workers
+    )
+    if workers:  # out of the strategy, whose variables only live together
+        alone = build(inputs.shape[1], network)
+        alone.set_weights(model.get_weights())
+        model = alone
     return model, history
 
 
@@ -104,6 +115,7 @@ def run_epochs(
     seed: int,
     weights: Array | None = None,
     watch: Watch | None = None,
+    workers: "Workers | None" = None,
 ) -> dict[str, Any]:
     """Steps over (inputs, targets) in mini-batches until ``validation`` stops improving; restores the best weights.
 
@@ -113,7 +125,7 @@ def run_epochs(
     shuffle = np.random.default_rng(seed)
     inputs, targets = rows
     weights = np.ones(len(inputs), dtype=np.float32) if weights is None else weights
-    (step, _), predict = stepper(model, loss, training), predictor(model)
+    (step, _), predict = stepper(model, loss, training, workers), predictor(model)
     losses: list[float] = []
     checks: list[float] = []
     best, best_epoch, kept = math.inf, 0, model.get_weights()
@@ -122,7 +134,11 @@ def run_epochs(
             order, total = shuffle.permutation(len(inputs)), 0.0
             for i in range(0, len(order), training.batch):
                 batch = order[i : i + training.batch]
-                total += float(step(inputs[batch], targets[batch], weights[batch])) * len(batch)
+                mine, share = batch, np.float32(1)
+                if workers:
+                    mine = workers.part(batch)
+                    share = np.float32(workers.weight(len(mine), len(batch)))
+                total += float(step(inputs[mine], targets[mine], weights[mine] * share)) * len(batch)
             losses.append(total / len(order))
             checks.append(float(loss(validation[1], predict(validation[0]))))
             if not math.isfinite(losses[-1]) or not math.isfinite(checks[-1]):
@@ -143,22 +159,34 @@ def squares() -> Any:
     return keras.losses.MeanSquaredError()
 
 
-def stepper(model: Any, loss: Any, training: Training) -> tuple[Callable[[Array, Array, Array], Any], Any]:
-    """One step on a batch, inputs (n, k), targets (n, m), weights (n,) -> the batch's loss; and the optimiser."""
-    optimizer = OPTIMISERS[training.optimiser](training.learning_rate)
-    optimizer.build(model.trainable_variables)
+def stepper(
+    model: Any, loss: Any, training: Training, workers: "Workers | None" = None
+) -> tuple[Callable[[Array, Array, Array], Any], Any]:
+    """One step on a batch, inputs (n, k), targets (n, m), weights (n,) -> the batch's loss; and the optimiser.
+
+    With ``workers`` the batch is this worker's share, its loss and gradients are summed over all of them.
+    """
+    with workers.strategy.scope() if workers else contextlib.nullcontext():
+        optimizer = OPTIMISERS[training.optimiser](training.learning_rate)
+        optimizer.build(model.trainable_variables)
     widths = [(model.input_shape[-1],), (model.output_shape[-1],), ()]
 
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[tf.TensorSpec((None, *width), tf.float32) for width in widths], autograph=False
-    )
-    def step(x: Any, y: Any, weight: Any) -> Any:
+    def learn(x: Any, y: Any, weight: Any) -> Any:
         with tf.GradientTape() as tape:
             value = loss(y, model(x, training=True), sample_weight=weight)
         optimizer.apply_gradients(
             zip(tape.gradient(value, model.trainable_variables), model.trainable_variables, strict=True)
         )
         return value
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec((None, *width), tf.float32) for width in widths], autograph=False
+    )
+    def step(x: Any, y: Any, weight: Any) -> Any:
+        if workers is None:
+            return learn(x, y, weight)
+        own = workers.strategy.run(learn, (x, y, weight))
+        return workers.strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None)
 
     return step, optimizer
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,9 @@ from trainer import autoencoder, classifier, dataset, protocol, ranking
 from trainer.config import Config, plain
 from trainer.dataset import Table
 from trainer.protocol import OPTIMISE, TEST, TRAIN
+
+if TYPE_CHECKING:
+    from trainer.workers import Workers
 
 FORMAT = 1
 """Format of model.json."""
@@ -104,6 +107,7 @@ def fit(
     say: Callable[[str], None] = print,
     watch: autoencoder.Watch | None = None,
     trained: "Trained | None" = None,
+    workers: "Workers | None" = None,
 ) -> Run:
     """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading.
 
@@ -138,7 +142,7 @@ def fit(
     )
     if trained is None:
         network, ae_history = autoencoder.train(
-            inputs, validation, config.autoencoder, config.seed, config.network, watch
+            inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
         )
     else:
         network, ae_history = trained.network, trained.history
@@ -614,11 +618,20 @@ def load(config: Config) -> Table:
     return table
 
 
-def run(config: Config, out: Path, command: str, watch: autoencoder.Watch | None = None) -> None:
-    """Load, fit, write the run folder; prints what a trainer prints."""
+def run(
+    config: Config,
+    out: Path,
+    command: str,
+    watch: autoencoder.Watch | None = None,
+    workers: "Workers | None" = None,
+) -> None:
+    """Load, fit, write the run folder; prints what a trainer prints. Of several workers the first one writes."""
     began = time.monotonic()
     table = load(config)
     out.mkdir(parents=True, exist_ok=True)  # before the training, which may take an hour
-    fitted = fit(config, table, watch=watch)
+    fitted = fit(config, table, watch=watch, workers=workers)
+    if workers and workers.number:
+        print(f"worker {workers.number} is done; worker 0 writes {out}")
+        return
     save(fitted, out, command, time.monotonic() - began)
     print(f"wrote {out}")
