@@ -35,6 +35,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench.bench_kernel
+	$(BIN)/python -m tests.bench.bench_trainer
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
