@@ -120,18 +120,10 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
-    joined = None
-    if args.workers is not None:
-        from trainer import workers
-
-        try:
-            joined = workers.join(args.workers.split(","), args.worker)
-        except workers.WorkersError as error:
-            return _refuse(error)
-
-    from trainer import autoencoder, dataset, fit
+    from trainer import autoencoder, dataset, fit, workers
 
     try:
+        joined = None if args.workers is None else workers.join(args.workers.split(","), args.worker)
         watches = [
             watch(folder)
             for watch, folder in (
@@ -141,7 +133,7 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             if folder is not None
         ]
         fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
-    except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
+    except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError, workers.WorkersError) as error:
         return _refuse(error)
     except OSError as error:  # inputs are read in dataset: what is left is the run folder
         return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")

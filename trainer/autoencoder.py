@@ -140,7 +140,8 @@ def run_epochs(
                     share = np.float32(workers.weight(len(mine), len(batch)))
                 total += float(step(inputs[mine], targets[mine], weights[mine] * share)) * len(batch)
             losses.append(total / len(order))
-            checks.append(float(loss(validation[1], predict(validation[0]))))
+            check = float(loss(validation[1], predict(validation[0])))
+            checks.append(workers.mean(check) if workers else check)
             if not math.isfinite(losses[-1]) or not math.isfinite(checks[-1]):
                 raise TrainingError(f"{model.name}: the loss stopped being a number; a lower learning_rate may help")
             if watch is not None:

@@ -4,6 +4,7 @@ No attack row has a say in what detects: scaler, autoencoder and decision come f
 measure it, train the classifier and, when asked for, rank columns. Importing this module imports TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -629,7 +630,11 @@ def run(
     began = time.monotonic()
     table = load(config)
     out.mkdir(parents=True, exist_ok=True)  # before the training, which may take an hour
-    fitted = fit(config, table, watch=watch, workers=workers)
+    with workers.together() if workers else contextlib.nullcontext():
+        if workers:  # the rows may lie elsewhere on each machine
+            own = {**plain(config), "data": sorted(table.inputs.values())}
+            workers.check_same(own, len(table))
+        fitted = fit(config, table, watch=watch, workers=workers)
     if workers and workers.number:
         print(f"worker {workers.number} is done; worker 0 writes {out}")
         return
