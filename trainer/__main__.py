@@ -85,6 +85,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--checkpoints", type=Path, metavar="DIR", help="keep the best network so far there while it trains"
     )
     fit.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="for more rows than memory holds: read them once into DIR and train from there, on all of them "
+        "(max_rows does not apply)",
+    )
+    fit.add_argument(
         "--workers",
         metavar="HOST:PORT,...",
         help="train on several machines: the addresses of all, the same list on each",
@@ -132,7 +139,12 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             )
             if folder is not None
         ]
-        fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
+        if args.store is not None:
+            from trainer import whole
+
+            whole.run(chosen, args.out, command, args.store, autoencoder.all_of(watches), joined)
+        else:
+            fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError, workers.WorkersError) as error:
         return _refuse(error)
     except OSError as error:  # inputs are read in dataset: what is left is the run folder

@@ -112,13 +112,26 @@ class Limits:
 
 def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> Table:
     """Rows of every entry with ``columns``, followed by what columns of the counts rule all entries can give."""
+    builder = Builder(with_counts(entries, columns), jitter_schema, limits)
+    fill(builder, entries)
+    return builder.table()
+
+
+def with_counts(entries: Sequence[Entry], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """``columns`` and what columns of the counts rule all entries can give; DatasetError when one lacks a column."""
     available = [_available(entry) for entry in entries]
     for entry, known in zip(entries, available, strict=True):
         for column in columns:
             if column not in known:
                 raise DatasetError(f"{entry.path}: has no column {column!r}")
-    counts = [c for c in calibrate.COUNT_COLUMNS if c not in columns and all(c in known for known in available)]
-    builder = _Builder((*columns, *counts), jitter_schema, limits)
+    return (
+        *columns,
+        *(c for c in calibrate.COUNT_COLUMNS if c not in columns and all(c in known for known in available)),
+    )
+
+
+def fill(builder: "Builder", entries: Sequence[Entry]) -> None:
+    """Hand ``builder`` every row that is asked for, in the order read."""
     for entry in entries:
         before = builder.seen
         held = {"captures": _load_captures, "rows": _load_rows, "nbaiot": _load_nbaiot}[entry.kind](entry, builder)
@@ -131,7 +144,6 @@ def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str,
                     raise DatasetError(f"{entry.path}: has no {what} {name!r}; it has {', '.join(sorted(names))}")
         if builder.seen == before:
             raise DatasetError(f"{entry.path}: holds no row that is asked for")
-    return builder.table()
 
 
 def _available(entry: Entry) -> frozenset[str]:
@@ -177,8 +189,8 @@ class _Thinned:
             yield self._chunks.pop()[1:]
 
 
-class _Builder:
-    """Gathers rows by (capture, device, label) into one Table."""
+class Builder:
+    """Gathers rows by (capture, device, label) into one Table in memory; `trainer.store` gathers on disk."""
 
     def __init__(self, columns: tuple[str, ...], jitter_schema: str, limits: Limits):
         self.columns, self.jitter_schema, self.limits = columns, jitter_schema, limits
@@ -203,6 +215,7 @@ class _Builder:
         mac: NDArray[np.uint64],
         looks: Array | None = None,
     ) -> None:
+        """Rows of one capture, device and label, in order; all arrays have their length."""
         if len(values):
             self.expect(capture, label)
             if looks is None:
@@ -222,6 +235,7 @@ class _Builder:
         return path
 
     def table(self) -> Table:
+        """What was added; may be called once."""
         n = sum(rows.kept for rows in self._rows.values())
         devices = {device: None for _, device, _ in self._rows}
         codes = [{name: i for i, name in enumerate(names)} for names in (self._captures, devices, self._labels)]
@@ -258,7 +272,7 @@ class _Builder:
 # ---- captures ----------------------------------------------------------------------------------------------------
 
 
-def _load_captures(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
+def _load_captures(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     """Adds what is asked for; returns every (device, label) the source holds."""
     try:
         manifest, path, root = captures.load(entry.path, entry.root)
@@ -281,7 +295,7 @@ def _wanted(entry: Entry, device: str, label: str) -> bool:
     return (not entry.devices or device in entry.devices) and (not entry.labels or label in entry.labels)
 
 
-def _extract_group(group: list[Capture], root: Path, builder: _Builder, progress: Progress) -> None:
+def _extract_group(group: list[Capture], root: Path, builder: Builder, progress: Progress) -> None:
     """Push files of one device through one extractor, in the order of their first packets."""
     from edge_agent import capture as sources
     from edge_agent import classify, features
@@ -358,7 +372,7 @@ def _parquet_schema(path: Path) -> Mapping[str, pl.DataType]:
         raise DatasetError(f"{path}: not a Parquet file of rows: {_first_line(error)}") from error
 
 
-def _load_rows(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
+def _load_rows(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     path = builder.read(entry.path)
     schema = _parquet_schema(path)
     for column, kind in schema.items():
@@ -435,7 +449,7 @@ def _has_jitter(columns: Iterable[str]) -> bool:
 # ---- N-BaIoT -----------------------------------------------------------------------------------------------------
 
 
-def _load_nbaiot(entry: Entry, builder: _Builder) -> set[tuple[str, str]]:
+def _load_nbaiot(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     if builder.jitter_schema != cols.COMPAT and _has_jitter(builder.columns):
         raise DatasetError(
             f"{entry.path}: published rows carry the date in HH_jit; "
