@@ -36,6 +36,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.bench.bench_kernel
 	$(BIN)/python -m tests.bench.bench_trainer
+	$(BIN)/python -m tests.bench.bench_whole
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

@@ -4,6 +4,7 @@ A store is a folder of Parquet files of `BLOCK` rows and ``store.json``, which i
 whole. Nothing is thinned. How rows are split, scaled and trained on is not known here.
 """
 
+import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,52 +101,104 @@ class _Writer(dataset.Builder):
 
 @dataclass(frozen=True)
 class Store:
-    """Rows on disk. ``index`` is their table without values: shape (n, 0)."""
+    """Rows on disk; in memory it holds nothing of any row."""
 
     folder: Path
     columns: tuple[str, ...]
+    rows: int
     blocks: int
-    index: Table
+    devices: tuple[str, ...]
+    labels: tuple[str, ...]
+    captures: tuple[str, ...]
+    generated: bool
+    inputs: dict[str, str]
+    warnings: tuple[str, ...]
 
-    def values(self, block: int, columns: tuple[str, ...]) -> Array:
-        """Rows of one block, shape (at most `BLOCK`, k)."""
-        frame = _read(self.folder, block, list(columns))
-        values = np.empty((len(frame), len(columns)), dtype=np.float32)
-        for i, column in enumerate(columns):
-            values[:, i] = frame[column].to_numpy()
-        return values
+    def __len__(self) -> int:
+        return self.rows
 
-    def pieces(self, rows: NDArray[np.intp], columns: tuple[str, ...]) -> Iterator[tuple[slice, Array]]:
-        """The rows of these ascending numbers, block by block, and where they stand among them."""
-        ends = np.searchsorted(rows, (np.arange(self.blocks) + 1) * BLOCK)
-        for block, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
-            if end > start:
-                yield slice(start, end), self.values(block, columns)[rows[start:end] - block * BLOCK]
+    def index(self) -> Table:
+        """All rows without their values, shape (n, 0): 28 bytes each. To be let go of before memory is needed."""
+        code, t_ns, mac = (
+            np.empty((3, len(self)), np.int32),
+            np.empty(len(self), np.int64),
+            np.empty(len(self), np.uint64),
+        )
+        for block in range(self.blocks):
+            frame = _read(self.folder, block, [*CODES, "t_ns", "mac"])
+            at = slice(block * BLOCK, block * BLOCK + len(frame))
+            for i, name in enumerate(CODES):
+                code[i, at] = frame[name].to_numpy()
+            t_ns[at], mac[at] = frame["t_ns"].to_numpy(), frame["mac"].to_numpy()
+        return self._table(np.empty((len(self), 0), np.float32), (), code, t_ns, mac, None)
 
     def take(self, rows: NDArray[np.intp]) -> Table:
         """The table of these ascending row numbers, in memory."""
         values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
         looks = np.empty((len(rows), len(LOOKS)), dtype=np.float32)
-        k = len(self.columns)
-        for at, piece in self.pieces(rows, (*self.columns, *LOOKS)):
-            values[at], looks[at] = piece[:, :k], piece[:, k:]
-        of = self.index
+        code, t_ns, mac = (
+            np.empty((3, len(rows)), np.int32),
+            np.empty(len(rows), np.int64),
+            np.empty(len(rows), np.uint64),
+        )
+        for block, at in self._blocks_of(rows):
+            chosen = rows[at] - block * BLOCK
+            frame = _read(self.folder, block, [*self.columns, *CODES, "t_ns", "mac", *LOOKS])
+            values[at], looks[at] = _floats(frame, self.columns)[chosen], _floats(frame, LOOKS)[chosen]
+            for i, name in enumerate(CODES):
+                code[i, at] = frame[name].to_numpy()[chosen]
+            t_ns[at], mac[at] = frame["t_ns"].to_numpy()[chosen], frame["mac"].to_numpy()[chosen]
+        return self._table(values, self.columns, code, t_ns, mac, looks)
+
+    def values(self, block: int, columns: tuple[str, ...]) -> Array:
+        """Rows of one block, shape (at most `BLOCK`, k)."""
+        return _floats(_read(self.folder, block, list(columns)), columns)
+
+    def pieces(self, rows: NDArray[np.intp], columns: tuple[str, ...]) -> Iterator[Array]:
+        """The rows of these ascending numbers, block by block."""
+        for block, at in self._blocks_of(rows):
+            yield self.values(block, columns)[rows[at] - block * BLOCK]
+
+    def _blocks_of(self, rows: NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
+        """Each block that holds some of these ascending row numbers, and which of them."""
+        ends = np.searchsorted(rows, (np.arange(self.blocks) + 1) * BLOCK).tolist()
+        for block, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            if end > start:
+                yield block, slice(start, end)
+
+    def _table(
+        self,
+        values: Array,
+        columns: tuple[str, ...],
+        code: NDArray[np.int32],
+        t_ns: NDArray[np.int64],
+        mac: NDArray[np.uint64],
+        looks: Array | None,
+    ) -> Table:
+        device, label, capture = code
         return Table(
             values,
-            self.columns,
-            of.device[rows],
-            of.devices,
-            of.label[rows],
-            of.labels,
-            of.capture[rows],
-            of.captures,
-            of.t_ns[rows],
-            of.mac[rows],
-            of.generated,
+            columns,
+            device,
+            self.devices,
+            label,
+            self.labels,
+            capture,
+            self.captures,
+            t_ns,
+            mac,
+            self.generated,
             looks,
-            of.inputs,
-            of.warnings,
+            self.inputs,
+            self.warnings,
         )
+
+
+def _floats(frame: pl.DataFrame, columns: tuple[str, ...]) -> Array:
+    values = np.empty((len(frame), len(columns)), dtype=np.float32)
+    for i, column in enumerate(columns):
+        values[:, i] = frame[column].to_numpy()
+    return values
 
 
 def prepare(config: Config, jitter_schema: str, folder: Path) -> Store:
@@ -160,15 +213,17 @@ def prepare(config: Config, jitter_schema: str, folder: Path) -> Store:
         "max_streams": config.max_streams,
         "use_attack_lead": config.use_attack_lead,
     }
-    if not (folder / NAME).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("block-*.parquet"):  # of a reading that did not come to its end
-            path.unlink()
-        limits = dataset.Limits(config.max_rows, config.max_streams, config.use_attack_lead)
-        columns = dataset.with_counts(config.data, config.model_columns())
-        writer = _Writer(folder, columns, jitter_schema, limits)
-        dataset.fill(writer, config.data)
-        writer.close(asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one machine may share a store: one reads, the others wait for it
+        if not (folder / NAME).is_file():
+            for path in folder.glob("block-*.parquet"):  # of a reading that did not come to its end
+                path.unlink()
+            limits = dataset.Limits(config.max_rows, config.max_streams, config.use_attack_lead)
+            columns = dataset.with_counts(config.data, config.model_columns())
+            writer = _Writer(folder, columns, jitter_schema, limits)
+            dataset.fill(writer, config.data)
+            writer.close(asked)
     return _open(folder, asked)
 
 
@@ -186,30 +241,18 @@ def _open(folder: Path, asked: dict[str, Any]) -> Store:
             checked.read(Path(name))
             if checked.inputs[name] != digest:
                 raise DatasetError(f"{name}: has changed since it was read into {folder}; delete the folder")
-        n, blocks = int(told["rows"]), int(told["blocks"])
-        code, t_ns, mac = np.empty((3, n), np.int32), np.empty(n, np.int64), np.empty(n, np.uint64)
-        for block in range(blocks):
-            frame = _read(folder, block, [*CODES, "t_ns", "mac"])
-            at = slice(block * BLOCK, block * BLOCK + len(frame))
-            for i, name in enumerate(CODES):
-                code[i, at] = frame[name].to_numpy()
-            t_ns[at], mac[at] = frame["t_ns"].to_numpy(), frame["mac"].to_numpy()
-        index = Table(
-            np.empty((n, 0), np.float32),
-            (),
-            code[0],
+        return Store(
+            folder,
+            tuple(told["columns"]),
+            int(told["rows"]),
+            int(told["blocks"]),
             tuple(told["devices"]),
-            code[1],
             tuple(told["labels"]),
-            code[2],
             tuple(told["captures"]),
-            t_ns,
-            mac,
             bool(told["generated"]),
-            inputs=told["inputs"],
-            warnings=tuple(told["warnings"]),
+            dict(told["inputs"]),
+            tuple(told["warnings"]),
         )
-        return Store(folder, tuple(told["columns"]), blocks, index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: not a whole store of rows: {error!r}; delete {folder}") from error
 

@@ -451,8 +451,11 @@ def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: flo
     )
     if done.returncode != 0:
         raise fit.FitError((done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1])
-    bundle = bundles.load(target)
-    scorer = detector.Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
+    try:
+        bundle = bundles.load(target)
+        scorer = detector.Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
+    except (bundles.BundleError, runtime.ModelError, runtime.RuntimeUnavailable) as error:
+        raise fit.FitError(str(error)) from error
     optimise, test, attack = (
         _scored(scorer, table, bundle.manifest.columns, rows)
         for rows in (arm.sample.optimise, arm.sample.test, arm.sample.attack_test)

@@ -43,14 +43,14 @@ def run(
     """As `fit.run`, with the rows in a store at ``folder``; of several workers the first one writes."""
     began = time.monotonic()
     rows = store.prepare(config, cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN, folder)
-    for warning in rows.index.warnings:
+    for warning in rows.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{len(rows.index):,} rows of {len(rows.index.devices)} devices in {folder}")
+    print(f"{len(rows):,} rows of {len(rows.devices)} devices in {folder}")
     out.mkdir(parents=True, exist_ok=True)
     with workers.together() if workers else contextlib.nullcontext():
         if workers:  # the rows may lie elsewhere on each machine
-            own = {**plain(config), "data": sorted(rows.index.inputs.values())}
-            workers.check_same(own, len(rows.index))
+            own = {**plain(config), "data": sorted(rows.inputs.values())}
+            workers.check_same(own, len(rows))
         fitted = train(config, rows, watch, workers)
     if workers and workers.number:
         print(f"worker {workers.number} is done; worker 0 writes {out}")
@@ -63,8 +63,10 @@ def train(
     config: Config, rows: Store, watch: autoencoder.Watch | None = None, workers: "Workers | None" = None
 ) -> fit.Run:
     """Fit on all train rows and measure on a sample; FitError or TrainingError says why not."""
-    parts = fit.split(config, rows.index)
-    sample, of_sample = _sample(config, rows, parts)
+    index = rows.index()
+    parts = fit.split(config, index)
+    sample, of_sample = _sample(config, rows, parts, index.label)
+    del index
     columns = config.model_columns()
     if config.top_n is not None:
         ranked = fit.rank(config, sample, of_sample)
@@ -78,7 +80,7 @@ def train(
         config = dataclasses.replace(config, columns=columns, drop_columns=(), top_n=None)
 
     benign = np.sort(np.concatenate([parts.train, parts.optimise]))
-    counts = {"rows": len(rows.index), **{n: len(getattr(parts, n)) for n in ("train", "optimise", "test", "attack")}}
+    counts = {"rows": len(rows), **{n: len(getattr(parts, n)) for n in ("train", "optimise", "test", "attack")}}
     train_rows = np.sort(parts.train)
     scaler = _scaler(config, rows, columns, train_rows if config.scaling.fit_on == "train" else benign)
     validation = np.empty((len(of_sample.optimise), len(columns)), np.float32)
@@ -99,13 +101,13 @@ def train(
     return dataclasses.replace(fitted, metrics={**fitted.metrics, "whole": counts})
 
 
-def _sample(config: Config, rows: Store, parts: fit.Parts) -> tuple[Table, fit.Parts]:
+def _sample(config: Config, rows: Store, parts: fit.Parts, label: NDArray[np.int32]) -> tuple[Table, fit.Parts]:
     """What is measured on: of every benign part and every attack at most so many rows, and their parts."""
     kept = parts.kept()
     most = round(config.classifier.rows_per_class / config.attack_split.train)  # so that enough of them train
     attacks = []
-    for code in np.unique(rows.index.label[parts.attack]):
-        own = parts.attack[rows.index.label[parts.attack] == code]
+    for code in np.unique(label[parts.attack]):
+        own = parts.attack[label[parts.attack] == code]
         attacks.append(own[protocol.spread(len(own), most)])
     attack = np.concatenate(attacks) if attacks else np.zeros(0, np.intp)
     numbers = np.sort(np.concatenate([*kept.values(), attack]))
@@ -125,7 +127,7 @@ def _scaler(config: Config, rows: Store, columns: tuple[str, ...], numbers: NDAr
     options, k = config.scaling, len(columns)
     running = Running(options.squash, options.floor, options.clip, np.zeros(k), np.zeros(k))
     with Progress("scaler", len(numbers)) as progress:
-        for _, values in rows.pieces(numbers, columns):
+        for values in rows.pieces(numbers, columns):
             running.see(values)
             progress.step(len(values), "rows")
     return running.scaler()

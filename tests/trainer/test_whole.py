@@ -1,6 +1,7 @@
 """Rows on disk: read once, whole, and trained on as in memory."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def prepared(made: Path) -> store.Store:
 def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
     rows, table = prepared(made), fit.load(configs.load(made))
     assert rows.blocks > 10
-    taken = rows.take(np.arange(len(rows.index)))
+    taken = rows.take(np.arange(len(rows)))
     for name in ("values", "device", "label", "capture", "t_ns", "mac"):  # in memory sorted by capture, device, label
         order = np.lexsort((table.t_ns, table.label, table.device))
         other = np.lexsort((taken.t_ns, taken.label, taken.device))
@@ -77,11 +78,32 @@ def test_it_is_read_once(made, monkeypatch):
     prepared(made)
 
 
+def test_those_who_come_while_it_is_read_wait_for_it(made, monkeypatch):
+    """Two workers of one machine with one store: it is read by one of them."""
+    readings, fill, begun = [], dataset.fill, threading.Event()
+
+    def slow(builder, entries):
+        readings.append(1)
+        begun.set()
+        fill(builder, entries)
+
+    monkeypatch.setattr(dataset, "fill", slow)
+    found: list[store.Store] = []
+    first, second = (threading.Thread(target=lambda: found.append(prepared(made))) for _ in range(2))
+    first.start()
+    assert begun.wait(10)
+    second.start()
+    for each in (first, second):
+        each.join(20)
+    assert len(readings) == 1
+    assert found[0] == found[1]
+
+
 def test_a_reading_that_was_cut_off_begins_anew(made):
     whole = prepared(made)
     (whole.folder / store.NAME).unlink()
     (whole.folder / "block-000000.parquet").write_bytes(b"half")
-    assert len(prepared(made).index) == len(whole.index)
+    assert len(prepared(made)) == len(whole)
 
 
 def test_a_store_of_something_else_is_refused(made):
@@ -103,7 +125,7 @@ def test_a_damaged_block_is_named(made):
     rows = prepared(made)
     (rows.folder / "block-000003.parquet").write_bytes(b"PAR1")
     with pytest.raises(DatasetError, match=r"block-000003\.parquet: cannot be read"):
-        rows.take(np.arange(len(rows.index)))
+        rows.take(np.arange(len(rows)))
 
 
 def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path, monkeypatch):
@@ -140,8 +162,8 @@ def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, 
     monkeypatch.setattr(whole.autoencoder, "train", train)
     rows, chosen = prepared(made), configs.load(made)
     run = whole.train(chosen, rows)
-    parts = fit.split(chosen, rows.index)
-    values = rows.take(np.arange(len(rows.index))).values[parts.train]
+    parts = fit.split(chosen, rows.index())
+    values = rows.take(np.arange(len(rows))).values[parts.train]
     scaler = scaling.fit(values)
     assert run.scaler.mean == pytest.approx(scaler.mean)
     expected = run.scaler.network_input(run.scaler.z(values))
