@@ -170,7 +170,7 @@ def study(config: Config, out: Path, command: str, *, partial: bool = False, qua
     if config.study.per_device:
         parts.append(_per_device(config, table, main))
     if quantised:
-        parts.append(_quantised(config, table, main, out))
+        parts.append(_quantised(config, table, main, out, command))
     parts.append(_limits(config, table))
 
     def all_of(what: str) -> tuple[Any, ...]:
@@ -396,14 +396,14 @@ def _curve(title: str, history: dict[str, Any]) -> Figure:
 # ---- the quantised model -----------------------------------------------------------------------------------------
 
 
-def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path) -> Part:
+def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, command: str) -> Part:
     """The run converted to int8 and measured on the same rows, its τ from its own scores.
 
     Raw z spans so wide a range that eight bits may not hold it. Where the converter refuses the run, the same protocol
-    is measured with botwatch's own scaling, without a classifier.
+    is measured with botwatch's own scaling and training, without a classifier.
     """
     from trainer import fit
-    from trainer.config import Scaling
+    from trainer.config import Scaling, Training
 
     n = config.decision.n
     rows = [("float32, as the preset", _figures(main.test, main.attack_test, main.tau(n)))]
@@ -412,19 +412,20 @@ def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path) -> 
         warnings: tuple[str, ...] = ()
     except fit.FitError as error:
         warnings = (f"The preset's own model is not fit for gateways: {error}",)
-        squashed = dataclasses.replace(
+        own = dataclasses.replace(
             config,
             scaling=Scaling(),
+            autoencoder=Training(),
             classifier=dataclasses.replace(config.classifier, enabled=False),
         )
         try:
-            arm = _arm(squashed, table)
-            folder = out / "squashed"
-            fit.save(arm.run, folder, "the same with botwatch's scaling", 0.0)
-            rows.append(("float32, log1p and clip", _figures(arm.test, arm.attack_test, arm.tau(n))))
-            rows.append(_converted("log1p and clip", folder, table, arm, n))
+            arm = _arm(own, table)
+            folder = out / "own"
+            fit.save(arm.run, folder, command, 0.0)
+            rows.append(("float32, own scaling and training", _figures(arm.test, arm.attack_test, arm.tau(n))))
+            rows.append(_converted("own scaling and training", folder, table, arm, n))
         except fit.FitError as error:
-            return Part(warnings=(*warnings, f"Nor is it with log1p and clip: {error}"))
+            return Part(warnings=(*warnings, f"Nor is it with own scaling and training: {error}"))
     how, last = rows[-1]
     sentence = (
         f"As gateways run it ({how}, τ from its own scores, N = {n:g}): accuracy {_text(last['accuracy'])}, FPR "
