@@ -6,11 +6,19 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Alert, Publisher
+    from edge_agent.config import AgentConfig
+    from edge_agent.contract.bundle import Bundle
 
 PROG = "botwatch agent"
 
@@ -24,23 +32,57 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle, instead of the configuration's")
+    common.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
+    common.add_argument("--gateway", metavar="ID", help="instead of the configuration's")
+    common.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
+
+    live = argparse.ArgumentParser(add_help=False)
+    live.add_argument(
+        "--interface", action="append", metavar="NAME", help="instead of the configuration's; may be given again"
+    )
+    live.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's")
+
+    text = "capture on network interfaces and publish alerts until told to stop; alerts also as JSON lines on stdout"
+    run = commands.add_parser(
+        "run",
+        parents=[common, live],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} run --config /etc/botwatch/agent.yaml --record today.pcap",
+        formatter_class=raw,
+    )
+    run.add_argument("--record", type=Path, metavar="FILE", help="also write what is captured to a pcap file")
+    run.add_argument("--no-broker", action="store_true", help="print alerts only; nothing is kept or published")
+    run.set_defaults(run=_run)
+
+    text = "say what is wrong with configuration, interfaces, bundle, broker, clock and disk, and what to do about it"
+    check = commands.add_parser(
+        "check",
+        parents=[common, live],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} check --config /etc/botwatch/agent.yaml",
+        formatter_class=raw,
+    )
+    check.set_defaults(run=_check)
+
     text = "judge capture files as if their packets came in live; alerts as JSON lines on stdout, counters on stderr"
     replay = commands.add_parser(
         "replay",
+        parents=[common],
         help=text,
         description=text,
         epilog=f"example:\n  {PROG} replay day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883",
         formatter_class=raw,
     )
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order")
-    replay.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle, instead of the configuration's")
-    replay.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
-    replay.add_argument("--gateway", metavar="ID", help="instead of the configuration's")
     replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts, through the outbox, over MQTT")
-    replay.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
     replay.add_argument(
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
     )
+    replay.set_defaults(run=_replay)
     return parser
 
 
@@ -59,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        return _replay(args)
+        status: int = args.run(args)
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head` has seen enough; Python must not complain about it once more at exit
@@ -67,17 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _replay(args: argparse.Namespace) -> int:
-    from edge_agent import agent as agents
-    from edge_agent.capture import CaptureError
+class _Refused(Exception):
+    """What the command cannot go on with, and its exit status."""
+
+    def __init__(self, reason: object, status: int = 2) -> None:
+        super().__init__(str(reason))
+        self.status = status
+
+
+def _config(args: argparse.Namespace) -> "AgentConfig":
+    """The configuration, with what the command line replaces."""
     from edge_agent.config import AgentConfig
-    from edge_agent.contract import bundle as bundles
     from edge_agent.contract import settings
     from edge_agent.contract.broker import BrokerError
     from edge_agent.contract.messages import MessageError
-    from edge_agent.progress import Progress
-    from edge_agent.runtime import ModelError, RuntimeUnavailable, selftest
-    from edge_agent.state import StateError
 
     try:
         config = settings.load(AgentConfig, args.config) if args.config else AgentConfig()
@@ -87,22 +133,138 @@ def _replay(args: argparse.Namespace) -> int:
             config = dataclasses.replace(config, broker=config.broker.at(args.broker))
         if args.outbox:
             config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=args.outbox))
-        folder = args.bundle or config.bundle
-        if folder is None:
-            return _say("no bundle: give --bundle DIR or set `bundle` in the configuration")
-        bundle = bundles.load(folder)
-        agent = agents.Agent(config, bundle, seed=0)
+        if args.bundle:
+            config = dataclasses.replace(config, bundle=args.bundle)
+        if getattr(args, "interface", None):
+            capture = dataclasses.replace(config.capture, interfaces=tuple(args.interface))
+            config = dataclasses.replace(config, capture=capture)
+    except (settings.SettingsError, BrokerError, MessageError, ValueError) as error:
+        raise _Refused(error) from error
+    return config
+
+
+def _bundle(config: "AgentConfig") -> "Bundle":
+    """The bundle, whose models compute here what they computed where they were made."""
+    from edge_agent.contract import bundle as bundles
+    from edge_agent.runtime import ModelError, RuntimeUnavailable, selftest
+
+    if config.bundle is None:
+        raise _Refused("no bundle: give --bundle DIR or set `bundle` in the configuration")
+    try:
+        bundle = bundles.load(config.bundle)
         selftest(bundle)
-        publisher = agents.Publisher(config) if args.broker else None
-    except (settings.SettingsError, BrokerError, MessageError, bundles.BundleError, ModelError) as error:
+    except (bundles.BundleError, ModelError) as error:
+        raise _Refused(error) from error
+    except RuntimeUnavailable as error:
+        raise _Refused(error, 1) from error
+    return bundle
+
+
+def _publisher(config: "AgentConfig") -> "Publisher":
+    from edge_agent.agent import Publisher
+    from edge_agent.contract.broker import BrokerError
+    from edge_agent.state import StateError
+
+    try:
+        return Publisher(config)
+    except BrokerError as error:
+        raise _Refused(error) from error
+    except StateError as error:
+        raise _Refused(error, 1) from error
+
+
+def _print(alert: "Alert") -> None:
+    print(json.dumps(alert, ensure_ascii=False, separators=(",", ":")), flush=True)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from edge_agent import agent as agents
+    from edge_agent.capture import CaptureError, Interfaces, Recorder
+    from edge_agent.contract.bundle import BundleError
+    from edge_agent.state import StateError
+
+    recorder = interfaces = publisher = None
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = _config(args)
+        names = config.capture.interfaces
+        if not names:
+            return _say("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
+        bundle = _bundle(config)
+        agent = agents.Agent(config, bundle)
+        if args.record:
+            recorder = Recorder(args.record, config.capture.record_mb << 20)
+        interfaces = Interfaces(names, config.capture.live(), recorder)
+        publisher = None if args.no_broker else _publisher(config)
+
+        def give(alert: "Alert") -> None:
+            _print(alert)
+            if publisher:
+                publisher.give(alert)
+
+        began = time.monotonic()
+        print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
+        with publisher.running() if publisher else nullcontext():
+            agents.run(agent, interfaces, give, stop, publisher)
+        counts = agent.counts() | interfaces.count() | (publisher.counts() if publisher else {})
+        for line in agents.report(counts, time.monotonic() - began):
+            print(line, file=sys.stderr)
+        return 0
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except BundleError as error:
         return _say(error)
-    except (RuntimeUnavailable, StateError) as error:
+    except (CaptureError, StateError) as error:
         return _say(error, 1)
+    finally:
+        if interfaces:
+            interfaces.close()
+        if recorder:
+            recorder.close()
+
+
+def _check(args: argparse.Namespace) -> int:
+    from edge_agent import check
+
+    try:
+        config = _config(args)
+    except _Refused as refused:
+        return _say(refused)
+    bundle: Bundle | str
+    try:
+        bundle = _bundle(config)
+    except _Refused as refused:
+        bundle = str(refused)
+    worst = 0
+    for finding in check.findings(config, bundle):
+        print(finding.line())
+        worst = max(worst, finding.wrong)
+    return worst
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from edge_agent import agent as agents
+    from edge_agent.capture import CaptureError
+    from edge_agent.contract.bundle import BundleError
+    from edge_agent.progress import Progress
+    from edge_agent.state import StateError
+
+    try:
+        config = _config(args)
+        bundle = _bundle(config)
+        agent = agents.Agent(config, bundle, seed=0)
+        publisher = _publisher(config) if args.broker else None
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except BundleError as error:
+        return _say(error)
     if bundle.manifest.generated:
         print(f"{PROG}: this model was trained on generated traffic", file=sys.stderr)
 
     def give(alert: agents.Alert) -> None:
-        print(json.dumps(alert, ensure_ascii=False, separators=(",", ":")), flush=True)
+        _print(alert)
         if publisher:
             publisher.give(alert)
 

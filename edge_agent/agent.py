@@ -1,7 +1,12 @@
 """The agent: wires source, extractor, detector and alerter, and counts what goes through."""
 
+import logging
+import os
 import random
+import resource
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -9,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.alerts import Alerter
-from edge_agent.capture import Source, open_file
+from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle
 from edge_agent.detector import Detector
-from edge_agent.features import Extractor
+from edge_agent.features import Extractor, Rows
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State
@@ -22,7 +27,15 @@ from edge_agent.state import State
 BATCH = 1024
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
+WAIT_S = 0.5
+"""How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
+
+HEALTH_S = 60.0
+"""Seconds between two health messages."""
+
 Alert = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Agent:
@@ -55,10 +68,20 @@ class Agent:
         CaptureError when the source breaks off; what came before it has been judged.
         """
         while len(rows := self.extractor.push(source, BATCH)):
-            for detection in self.detector.observe(rows):
-                yield from self.alerter.consider(detection)
-            yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
+            yield from self.judge(rows)
             seen(len(rows))
+
+    def judge(self, rows: Rows) -> Iterator[Alert]:
+        """Alerts of rows that were just extracted."""
+        for detection in self.detector.observe(rows):
+            yield from self.alerter.consider(detection)
+        yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
+
+    def tick(self, t_ns: int) -> Iterator[Alert]:
+        """Alerts that are due at packet time ``t_ns`` though no packet came."""
+        for detection in self.detector.tick(t_ns):
+            yield from self.alerter.consider(detection)
+        yield from self.alerter.tick(t_ns)
 
     def finish(self) -> list[Alert]:
         """The last alerts: nothing more will come, so every open episode ends."""
@@ -92,6 +115,142 @@ def replay(
     finally:
         for alert in agent.finish():
             give(alert)
+
+
+def run(
+    agent: Agent,
+    interfaces: Interfaces,
+    give: Callable[[Alert], None],
+    stop: threading.Event,
+    publisher: "Publisher | None" = None,
+) -> None:
+    """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
+
+    The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
+    """
+    watched = _Watched()
+    health = _Health(agent, interfaces, publisher)
+
+    def take(source: Source) -> int:
+        rows = agent.extractor.push(source, BATCH)
+        if len(rows):
+            health.look(rows)
+            for alert in agent.judge(rows):
+                give(alert)
+        return len(rows)
+
+    watched.ready()
+    latest = time.monotonic()
+    try:
+        while not stop.is_set():
+            now = time.monotonic()
+            if interfaces.each(take, WAIT_S):
+                latest = now
+            elif now - latest >= 1.0:  # nobody sends: live packets have this clock's time
+                for alert in agent.tick(time.time_ns()):
+                    give(alert)
+            watched.beat(now)
+            health.beat(now)
+    finally:
+        watched.say("STOPPING=1")
+        for alert in agent.finish():
+            give(alert)
+
+
+class _Watched:
+    """Word to systemd, if it runs us (sd_notify(3)): ready, alive, stopping."""
+
+    def __init__(self) -> None:
+        where = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + where[1:] if where.startswith("@") else where
+        self._every_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 4
+        self._next = 0.0
+
+    def ready(self) -> None:
+        """Capturing has begun."""
+        self.say("READY=1")
+
+    def beat(self, now: float) -> None:
+        """The loop has come round."""
+        if self._every_s and now >= self._next:
+            self._next = now + self._every_s
+            self.say("WATCHDOG=1")
+
+    def say(self, text: str) -> None:
+        """One message; a manager that does not listen is no reason to stop."""
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
+                line.settimeout(0.1)
+                line.sendto(text.encode(), self._address)
+        except OSError as error:
+            logger.warning("cannot tell systemd %s: %s", text, error)
+
+
+class _Health:
+    """What the agent says of itself each minute, and warnings that are worth a line in the log once."""
+
+    def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
+        self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
+        self._next, self._began, self._frames = 0.0, time.monotonic(), 0
+        self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
+        self._senders: set[int] = set()
+        self._largest, self._alone_told, self._merged_told = 0, False, False
+
+    def look(self, rows: Rows) -> None:
+        """Notice frames larger than any wire carries, and how many devices send."""
+        self._largest = max(self._largest, int(rows.meta["length"].max()))
+        if len(self._senders) < 3:
+            self._senders.update(rows.meta["src_mac"][:64].tolist())
+        if self._largest > LARGEST_FRAME and not self._merged_told:
+            self._merged_told = True
+            logger.warning(
+                "a frame of %d bytes: the interface merges frames, which falsifies sizes and rates; "
+                "`botwatch agent check` says how to switch that off",
+                self._largest,
+            )
+
+    def beat(self, now: float) -> None:
+        """Send health when it is due."""
+        if now < self._next:
+            return
+        self._next = now + HEALTH_S
+        frames, captured = self._agent.extractor.counts()["frames"], self._interfaces.count()
+        if not self._alone_told and now - self._began > 10 * HEALTH_S and 0 < len(self._senders) < 3 and frames > 1000:
+            self._alone_told = True
+            logger.warning("only %d MAC addresses seen: this looks like the wrong side of NAT", len(self._senders))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s, passed = usage.ru_utime + usage.ru_stime, max(now - self._past, 1e-3)
+        lost = captured["dropped"] + captured["interface_dropped"]
+        if lost > self._drops:
+            logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
+        if self._publisher:
+            taken = frames - self._frames
+            health = messages.Health(
+                t_ns=time.time_ns(),
+                pps=taken / passed,
+                drop_pct=100.0 * (lost - self._drops) / max(taken + lost - self._drops, 1),
+                cpu=(cpu_s - self._cpu_s) / passed,
+                rss_mb=_resident_mb(),
+                episodes_open=self._agent.alerter.open_episodes,
+                interfaces_down=tuple(self._interfaces.down),
+                counters=self._agent.counts() | captured | self._publisher.counts(),
+                outbox_depth=self._publisher.outbox.depth(),
+                model=self._agent.alerter.model.version,
+            )
+            self._publisher.link.health = messages.encode(health.document())
+        self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s, now, lost
+
+
+LARGEST_FRAME = 9_216 + 18
+"""Bytes: the largest jumbo frame in use, with its Ethernet header; more was merged by the network card or kernel."""
+
+
+def _resident_mb() -> float:
+    """Resident memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Publisher:

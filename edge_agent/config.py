@@ -2,12 +2,43 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from edge_agent.capture import SNAPLENS, LiveSettings
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
-from edge_agent.detector import PRIVATE_NETWORKS, Networks
+from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
 from edge_agent.outbox import MAX_BYTES, MAX_ROWS
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """Which interfaces are captured on, and how."""
+
+    interfaces: tuple[str, ...] = ()
+    filter: str | None = None
+    direction: Literal["auto", "both", "in"] = "auto"
+    snaplen: int = LiveSettings.snaplen
+    buffer_mb: int = LiveSettings.buffer_bytes >> 20
+    promiscuous: bool = LiveSettings.promiscuous
+    record_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        if len(set(self.interfaces)) != len(self.interfaces) or len(self.interfaces) > 16:
+            raise ValueError("interfaces: at most 16, each once")
+        for name in self.interfaces:
+            if not 0 < len(name) < 16 or "/" in name:
+                raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of one")
+        for key, low, high in (("snaplen", *SNAPLENS), ("buffer_mb", 1, 1024), ("record_mb", 1, 1 << 20)):
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
+
+    def live(self) -> LiveSettings:
+        """How each interface is opened: ``auto`` takes both directions of one interface, of several what each
+        receives, or a frame that this machine forwards would be counted twice."""
+        inbound = self.direction == "in" or (self.direction == "auto" and len(self.interfaces) > 1)
+        return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound)
 
 
 @dataclass(frozen=True)
@@ -34,6 +65,8 @@ class AlertsConfig:
     def __post_init__(self) -> None:
         if min(self.update_s, self.end_s) <= 0 or self.max_open < 1:
             raise ValueError("update_s, end_s and max_open must be positive")
+        if self.end_s < LATE_S + 1:
+            raise ValueError(f"end_s: {self.end_s} s is less than {LATE_S + 1}; a vote may be told {LATE_S} s late")
 
 
 @dataclass(frozen=True)
@@ -58,6 +91,7 @@ class AgentConfig:
     bundle: Path | None = None
     networks: tuple[str, ...] = PRIVATE_NETWORKS
     names: dict[str, str] = field(default_factory=dict)
+    capture: CaptureConfig = CaptureConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     alerts: AlertsConfig = AlertsConfig()
     outbox: OutboxConfig = OutboxConfig()

@@ -37,13 +37,21 @@ AFTERMATH_S = 1000.0
 """Seconds after its last vote for which a subject is judged by what is new; a count of λ = 0.01 falls to 1/1000."""
 
 FRESH_S = 10.0
-"""Seconds over which a slow count must have grown past its bound, on its own, to be new."""
+"""Seconds over which a count must have grown, on its own, for there to be something new."""
+
+MEMORY_S = 100.0
+"""Seconds over which a count of λ = 0.01 must have grown past its bound, its memory; of faster ones `FRESH_S`.
+
+In `FRESH_S` a slow scan never grows past the bound that it took it a minute to reach."""
 
 LOUD = 0.5
 """Share of an alarm's highest packet rate (λ = 1) from which a sender counts as loud as in the attack."""
 
 STALE_S = 2.0
 """Seconds after which a vote is told even when no other follows it."""
+
+LATE_S = STALE_S + 1.0
+"""Seconds of packet time by which a vote may be told late: it waits for one a second newer, then grows stale."""
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
@@ -57,6 +65,7 @@ TALLY_S = 64
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+_LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
 
@@ -228,7 +237,9 @@ class _Subject:
     tally: NDArray[np.float64] = field(init=False)  # its own COUNT_COLUMNS, as of ``tally_ns``
     tally_ns: int = 0
     tallied_ns: int = 0  # the latest row in it
-    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)  # the last rows of past seconds
+    # COUNT_COLUMNS of the last rows of past seconds, back to `FRESH_S` ago, and of one in ten, back to `MEMORY_S` ago
+    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
+    older: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.full = np.zeros(0, dtype=bool)
@@ -341,6 +352,13 @@ class Detector:
             if subject.pending:
                 self._untold[key] = subject
         self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
+        found.sort(key=lambda told: told[0])
+        return [detection for _, detection in found]
+
+    def tick(self, t_ns: int) -> list[Detection]:
+        """The votes that are due at packet time ``t_ns`` though no packet came."""
+        found: list[tuple[int, Detection]] = []
+        self._tell_untold(t_ns + self._offset_ns - int(STALE_S * _S), found)
         found.sort(key=lambda told: told[0])
         return [detection for _, detection in found]
 
@@ -630,12 +648,17 @@ class Detector:
         if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.full.sum()) < self._clear_counts:
             subject.aftermath = False
             subject.snapshots.clear()
+            subject.older.clear()
             return
         subject.second = t_ns // _S
         subject.snapshots.append(subject.newest)
+        if (subject.newest[0] - subject.older[-1][0]) / _S >= FRESH_S:
+            subject.older.append(subject.newest)
         subject.peak = max(subject.peak, subject.peak_now)
         while len(subject.snapshots) > 1 and t_ns // _S - subject.snapshots[1][0] // _S >= FRESH_S:
             subject.snapshots.popleft()
+        while len(subject.older) > 1 and (t_ns - subject.older[1][0]) / _S >= MEMORY_S:
+            subject.older.popleft()
 
     @property
     def _clear(self) -> int:
@@ -652,10 +675,10 @@ class Detector:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The rule after an attack, for rows of one second: fast columns, counts beyond what is left of old ones."""
         t_ns = batch.t_ns[at:end]
-        then, counts = subject.snapshots[0]
-        passed = np.maximum(t_ns - then, 0)[:, None] / _S
-        left = counts * np.exp2(-_COUNT_DECAY * passed)
-        fresh = batch.counts[at:end] - np.where(_COUNT_DECAY < 1.0, left, 0.0)
+        fresh = _grown(batch.counts[at:end], t_ns, subject.snapshots[0])
+        # what goes on, and not what the alarm began with: the long growth, as far as the last seconds bear it out
+        grown = _grown(batch.counts[at:end], t_ns, subject.older[0])
+        fresh = np.where(_LONG, np.minimum(grown, fresh * (MEMORY_S / FRESH_S)), fresh)
         score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.limit * batch.strict[at:end])
         loud = batch.loudness[at:end] >= LOUD * subject.peak
         score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
@@ -717,6 +740,7 @@ class Detector:
             subject.second = int(batch.t_ns[row]) // _S
             # nothing is old yet: what made this alarm is all new
             subject.snapshots.append((int(batch.t_ns[row]), np.zeros(len(COUNT_COLUMNS))))
+            subject.older.append(subject.snapshots[0])
 
     # -- telling --
 
@@ -859,6 +883,15 @@ class _Batch:
     full: NDArray[np.bool_]
     strict: NDArray[np.float64]  # factor of the limit of the score
     loudness: NDArray[np.float64]  # the sender's packet weight at λ = 1
+
+
+def _grown(
+    counts: NDArray[np.float64], t_ns: NDArray[np.int64], reference: tuple[int, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """What of COUNT_COLUMNS (n, columns) is not left of the earlier ``reference``; of fast ones all."""
+    then, old = reference
+    left = old * np.exp2(-_COUNT_DECAY * (np.maximum(t_ns - then, 0)[:, None] / _S))
+    return counts - np.where(_COUNT_DECAY < 1.0, left, 0.0)
 
 
 def _in_window(past: NDArray[np.bool_], now: NDArray[np.bool_], w: int) -> NDArray[np.int64]:

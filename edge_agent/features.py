@@ -123,8 +123,8 @@ class Extractor:
     def push(self, source: Source, limit: int = 256) -> Rows:
         """Take up to ``limit`` frames from ``source``: a row for each that has a whole link header.
 
-        Empty at the end of the file only. A damaged file gives the frames before the damage; the next call raises
-        CaptureError.
+        Empty at the end of a file, and of a live interface when it has nothing now. A damaged file gives the frames
+        before the damage; the next call raises CaptureError.
         """
         values, meta = self._room(limit)
         n = self._kernel.push(source.capture, values, meta)

@@ -38,6 +38,7 @@ __all__ = ["BrokerConfig", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
+_HEALTH_EXPIRES_S = 300  # after which a broker forgets the health of a gateway that says no more (MQTT 5)
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _GOODBYE_S = 2.0  # how long the last words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
@@ -64,12 +65,15 @@ class Link:
     """Carries ``outbox`` to the broker of ``config`` for ``gateway``, whose agent has version ``agent``.
 
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
-    ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread.
+    ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread; ``health``, the
+    newest health message, may be set from any: it is published, retained, when it is new and on every connection.
     """
 
     def __init__(self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str) -> None:
         self.config, self.counts = config, LinkCounts()
         self.connected, self.protocol, self.trouble = False, "", ""
+        self.health: bytes | None = None
+        self._health_topic = topic(gateway, "health", config.base)
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._tls, self._password = config.tls_context(), config.password()
@@ -132,6 +136,7 @@ class _Session:
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
         self._problem = ""
+        self._health_told: bytes | None = None
         self._acks: list[tuple[int, ReasonCode]] = []
         self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
         self._refused: set[int] = set()
@@ -174,6 +179,7 @@ class _Session:
             if client.socket() is None:
                 return self._ended()
             if link.connected:
+                self._tell_health()
                 self._ship()
             elif not self._answered and time.monotonic() > patience:
                 self._problem = "no answer from the broker"
@@ -204,6 +210,18 @@ class _Session:
         if writable:
             client.loop_write()
         client.loop_misc()
+
+    def _tell_health(self) -> None:
+        """Publish the newest health, once: the next one makes up for one that is lost."""
+        health = self._link.health
+        if health is None or health is self._health_told:
+            return
+        self._health_told = health
+        properties = None
+        if self._level == 5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.MessageExpiryInterval = _HEALTH_EXPIRES_S
+        self._client.publish(self._link._health_topic, health, qos=0, retain=True, properties=properties)
 
     def _settle(self) -> None:
         """Act on the acknowledgements that came."""

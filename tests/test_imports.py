@@ -27,7 +27,7 @@ LAYERS = (
     {"classify"},
     {"detector", "link"},
     {"alerts", "config"},
-    {"agent"},
+    {"agent", "check"},
     {"__main__", "command", "demo"},
 )
 """The agent's modules from the bottom: each imports from below only."""

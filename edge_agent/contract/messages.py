@@ -529,3 +529,37 @@ class Status:
             if not isinstance(text, str) or len(text) > most:
                 raise MessageError(f"status: {key} is not a text of at most {most} characters")
         return cls(state=state, boot=str(boot), agent=str(agent), t_ns=parse_time(str(ts)))
+
+
+# --- the health ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Health:
+    """What an agent says of itself each minute, retained on ``.../health``."""
+
+    t_ns: int  # Unix ns
+    pps: float  # frames a second since the last one
+    drop_pct: float  # of those that came, in percent
+    cpu: float  # cores used
+    rss_mb: float
+    episodes_open: int
+    interfaces_down: tuple[str, ...]
+    outbox_depth: int
+    model: str
+    counters: Mapping[str, int]  # since the start
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object; counters that are still 0 are left out."""
+        return {
+            "ts": format_time(self.t_ns),
+            "pps": round(self.pps, 1),
+            "drop_pct": round(self.drop_pct, 3),
+            "cpu": round(self.cpu, 3),
+            "rss_mb": round(self.rss_mb, 1),
+            "episodes_open": self.episodes_open,
+            "interfaces_down": list(self.interfaces_down),
+            "outbox_depth": self.outbox_depth,
+            "model": self.model,
+            "counters": {key: value for key, value in self.counters.items() if value},
+        }

@@ -1,6 +1,6 @@
 /* The native part of botwatch: from captured frames to rows of 140 columns. This header is its manual.
  *
- *     capture.c   where frames come from: libpcap files (pcap, pcapng), with a BPF filter
+ *     capture.c   where frames come from: libpcap files (pcap, pcapng) and live interfaces, with a BPF filter
  *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
  *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
  *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
@@ -171,12 +171,34 @@ struct frame {
     bool bad_time;
 };
 
-enum capture_result { CAPTURE_FRAME, CAPTURE_END, CAPTURE_FAILED };
+enum capture_result { CAPTURE_FRAME, CAPTURE_IDLE, CAPTURE_END, CAPTURE_FAILED }; /* IDLE: nothing now; live only */
 
 struct capture;
 
 /* NULL on failure, with the reason (without the path) in error[CAPTURE_ERROR]. bpf may be NULL. */
 struct capture *capture_open_file(const char *path, const char *bpf, char *error);
+
+struct live_settings {
+    const char *bpf;  /* may be NULL */
+    int snaplen;      /* bytes of a frame that are captured */
+    int buffer;       /* bytes in which the kernel keeps frames until they are taken */
+    bool promiscuous, inbound;  /* inbound: only what the interface receives, not what this machine sends */
+};
+/* An interface, never waiting for a frame: poll capture_fd(). As capture_open_file otherwise. */
+struct capture *capture_open_live(const char *interface, const struct live_settings *settings, char *error);
+int capture_fd(const struct capture *c);  /* -1 of a file */
+
+struct capture_stats {
+    uint32_t received, dropped, interface_dropped;  /* since it was opened; dropped: the buffer was full */
+};
+bool capture_statistics(struct capture *c, struct capture_stats *stats);  /* false of a file, or of a lost interface */
+
+/* Write every further frame of a live capture, as a pcap record of nanoseconds, to a file descriptor (-1: no more).
+ * capture_flush() must be called when a run of frames has been taken, lest two captures' records of one file mix. It
+ * returns 0, or the errno for which writing has stopped. */
+void capture_record(struct capture *c, int file);
+int capture_flush(struct capture *c);
+
 int capture_linktype(const struct capture *c);
 /* After CAPTURE_FAILED every further call fails with the same capture_reason(). */
 enum capture_result capture_next(struct capture *c, struct frame *frame);

@@ -64,6 +64,37 @@ failed:
     return NULL;
 }
 
+static PyObject *capture_py_live(PyObject *type_object, PyObject *args)
+{
+    PyTypeObject *type = (PyTypeObject *)type_object;
+    PyObject *name;
+    struct live_settings settings;
+    int promiscuous, inbound;
+    char reason[CAPTURE_ERROR];
+
+    struct module_state *state = PyType_GetModuleState(type);
+    if (state == NULL || !PyArg_ParseTuple(args, "Uziipp", &name, &settings.bpf, &settings.snaplen, &settings.buffer,
+                                           &promiscuous, &inbound))
+        return NULL;
+    settings.promiscuous = promiscuous != 0;
+    settings.inbound = inbound != 0;
+    const char *interface = PyUnicode_AsUTF8AndSize(name, NULL);
+    CaptureObject *self = interface != NULL ? (CaptureObject *)PyType_GenericAlloc(type, 0) : NULL;
+    if (self == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    self->capture = capture_open_live(interface, &settings, reason);
+    Py_END_ALLOW_THREADS
+    if (self->capture == NULL) {
+        PyErr_Format(state->capture_error, "%U: %s", name, reason);
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
+    self->name = Py_NewRef(name);
+    self->error = Py_NewRef(state->capture_error);
+    return (PyObject *)self;
+}
+
 static void capture_dealloc(PyObject *object)
 {
     CaptureObject *self = (CaptureObject *)object;
@@ -87,6 +118,60 @@ static PyObject *capture_py_close(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* The open capture of `object`, or NULL with an exception. */
+static struct capture *open_capture(PyObject *object)
+{
+    CaptureObject *self = (CaptureObject *)object;
+    if (self->capture == NULL)
+        PyErr_Format(PyExc_ValueError, "%U is closed", self->name);
+    else if (self->busy)
+        PyErr_Format(PyExc_RuntimeError, "%U is being read by another thread", self->name);
+    else
+        return self->capture;
+    return NULL;
+}
+
+static PyObject *capture_py_fileno(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct capture *capture = open_capture(object);
+    return capture != NULL ? PyLong_FromLong(capture_fd(capture)) : NULL;
+}
+
+static PyObject *capture_py_statistics(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct capture_stats stats = {0, 0, 0};
+    struct capture *capture = open_capture(object);
+    if (capture == NULL)
+        return NULL;
+    capture_statistics(capture, &stats);
+    return Py_BuildValue("(III)", stats.received, stats.dropped, stats.interface_dropped);
+}
+
+static PyObject *capture_py_record(PyObject *object, PyObject *args)
+{
+    int file;
+    struct capture *capture = open_capture(object);
+    if (capture == NULL || !PyArg_ParseTuple(args, "i", &file))
+        return NULL;
+    capture_record(capture, file);
+    Py_RETURN_NONE;
+}
+
+static PyObject *capture_py_flush(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    int failed;
+    struct capture *capture = open_capture(object);
+    if (capture == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = capture_flush(capture);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(failed);
+}
+
 static PyObject *capture_get_linktype(PyObject *object, void *unused)
 {
     (void)unused;
@@ -104,6 +189,11 @@ static PyObject *capture_get_name(PyObject *object, void *unused)
 
 static PyMethodDef capture_methods[] = {
     {"close", capture_py_close, METH_NOARGS, "Close the file; doing so twice is fine."},
+    {"live", capture_py_live, METH_CLASS | METH_VARARGS, "live(interface, bpf, snaplen, buffer, promiscuous, inbound)"},
+    {"fileno", capture_py_fileno, METH_NOARGS, "What to poll; -1 of a file."},
+    {"statistics", capture_py_statistics, METH_NOARGS, "(received, dropped, dropped by the interface); 0 of a file."},
+    {"record", capture_py_record, METH_VARARGS, "record(fd): write further frames there; -1: no more."},
+    {"flush", capture_py_flush, METH_NOARGS, "Write what `record` still holds; 0 or the errno that stopped it."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -114,7 +204,7 @@ static PyGetSetDef capture_getset[] = {
 };
 
 static PyType_Slot capture_slots[] = {
-    {Py_tp_doc, "Capture(path, bpf=None): an open pcap or pcapng file."},
+    {Py_tp_doc, "Capture(path, bpf=None): an open pcap or pcapng file; Capture.live(...): an interface."},
     {Py_tp_new, (void *)capture_new},
     {Py_tp_dealloc, (void *)capture_dealloc},
     {Py_tp_methods, capture_methods},

@@ -326,6 +326,17 @@ def test_an_hour_of_attack_is_one_episode_and_its_memory_is_none(judge, plug, ki
     assert end.packets >= 0.95 * rate * 3600
 
 
+@pytest.mark.parametrize("rate", [2, 1])
+def test_an_hour_of_slow_scanning_is_one_episode(judge, plug, rate):
+    """At one address a second no ten seconds are remarkable: it was told as an attack that began every minute."""
+    alerts = judge(plug.life, steady(scan(rate * 3600, plug.ip, mac=plug.mac), plug.begins, rate))
+    assert states(alerts) == ["new", *["update"] * (len(alerts) - 2), "end"]
+    over = plug.begins + 60 * MINUTE
+    assert plug.begins - S <= alerts[0].first_ns <= alerts[0].t_ns < plug.begins + 60 * S
+    assert abs(alerts[-1].last_ns - over) <= 2 * detectors.FRESH_S * S
+    assert alerts[-1].duration_s == pytest.approx(3600, abs=90)
+
+
 PAIRS = [(a, b) for a in ATTACKS for b in ATTACKS]
 
 

@@ -1,0 +1,367 @@
+"""Live capture on a veth pair between two network namespaces that the tests make: nothing leaves this machine."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.__main__ import main
+from edge_agent.capture import CaptureError, Recorder, open_file
+from edge_agent.config import CaptureConfig
+from edge_agent.features import Extractor
+from tests.broker import Mosquitto, needs_mosquitto, wait_until
+from tests.conftest import Home
+from tests.reference.frames import pcap
+from tests.traffic import Frame, scan, spoofed, steady
+
+MAC = 0x02005E100001
+_numbers = itertools.count()
+
+SEND = """
+import socket, sys, time
+from tests.traffic import read
+from pathlib import Path
+frames, rate = read(Path(sys.argv[2])), float(sys.argv[3])
+line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+line.bind((sys.argv[1], 0))
+began = time.monotonic()
+for i, (_, _, data) in enumerate(frames):
+    while time.monotonic() < began + i / rate:
+        time.sleep(0.0005)
+    line.send(data)
+"""
+TAKE = """
+import sys, time, numpy as np
+from pathlib import Path
+from edge_agent.capture import Interfaces, LiveSettings, Recorder
+from edge_agent.features import Extractor
+out, wanted, inbound = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "in"
+names = sys.argv[4:]
+extractor, parts, recorder = Extractor(4096, seed=1), [], Recorder(out / "record.pcap", 1 << 30)
+live = Interfaces(names, LiveSettings(bpf="not ip6", inbound=inbound), recorder)
+def take(source):
+    rows = extractor.push(source, 100)
+    if len(rows):
+        parts.append(rows)
+    return len(rows)
+print("ready", flush=True)
+end = time.monotonic() + 20
+while sum(map(len, parts)) < wanted and time.monotonic() < end:
+    live.each(take, 0.2)
+more = time.monotonic() + 0.5
+while time.monotonic() < more:
+    live.each(take, 0.1)
+counts = live.count()
+live.close()
+values, meta = (np.concatenate([getattr(p, part) for p in parts]) for part in ("values", "meta"))
+np.savez(out / "rows.npz", values=values, meta=meta)
+print(counts, flush=True)
+"""
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Wire:
+    """A gateway's and a device's namespace with a cable between them."""
+
+    gateway: str
+    device: str
+    port: str = "lan0"  # the gateway's end; the device's is eth0
+
+    def plug_in(self) -> None:
+        """Put the cable between the two."""
+        ends = ("lan0", "netns", self.gateway, "type", "veth", "peer", "name", "eth0", "netns", self.device)
+        _ip("link", "add", *ends)
+        for space, port in ((self.gateway, "lan0"), (self.device, "eth0")):
+            _ip("-n", space, "link", "set", port, "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+
+    def on_gateway(self, *words: str, **options: object) -> "subprocess.Popen[str]":
+        """A process in the gateway's namespace."""
+        return subprocess.Popen(["ip", "netns", "exec", self.gateway, *words], text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+    def send(
+        self, frames: Iterable[Frame], folder: Path, rate: float = 1000.0, *, where: str = "", port: str = ""
+    ) -> None:
+        """Have the device (or ``where``) send frames, so many a second."""
+        file = folder / f"send-{next(_numbers)}.pcap"
+        file.write_bytes(pcap(list(frames), nanoseconds=True))
+        command = ["ip", "netns", "exec", where or self.device, sys.executable, "-c", SEND, port or "eth0", str(file)]
+        subprocess.run([*command, str(rate)], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("needs root and iproute2, to make network namespaces")
+    name = f"bw{os.getpid()}-{next(_numbers)}"
+    made = Wire(f"{name}g", f"{name}d")
+    try:
+        try:
+            _ip("netns", "add", made.gateway)
+            _ip("netns", "add", made.device)
+            made.plug_in()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this machine lets nobody make network namespaces: {error.stderr.strip()}")
+        yield made
+    finally:
+        for space in (made.gateway, made.device):
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+
+
+@contextmanager
+def taking(wire: Wire, folder: Path, wanted: int, direction: str, *names: str) -> Iterator["subprocess.Popen[str]"]:
+    """The capture loop of the agent, without models; rows and a record in ``folder``."""
+    command = [sys.executable, "-c", TAKE, str(folder), str(wanted), direction, *(names or (wire.port,))]
+    process = wire.on_gateway(*command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 0
+        (folder / "counts").write_text(said)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """`botwatch agent run` on the gateway's port; ends with SIGTERM and must do so soon and well."""
+    file = folder / "agent.yaml"
+    file.write_text(f"capture: {{interfaces: [{wire.port}]}}\n{config}")
+    command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
+    out, err = (folder / "out").open("w"), (folder / "err").open("w")
+    process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)
+    try:
+        wait_until(lambda: "capturing on" in (folder / "err").read_text() or process.poll() is not None, 30)
+        assert process.poll() is None, (folder / "err").read_text()
+        time.sleep(0.3)
+        yield process
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert process.wait(10) == 0, (folder / "err").read_text()
+        assert time.monotonic() - asked < 4  # two seconds on a machine that does nothing else
+    finally:
+        process.kill()
+        process.wait()
+
+
+def alerts(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+
+
+def state(alert: dict) -> str:
+    return alert["alert"]["context"]["botwatch"]["state"]
+
+
+def test_rows_of_a_live_capture_are_those_of_its_record(wire, tmp_path):
+    frames = list(steady(scan(2000, "192.168.1.57", mac=MAC), 0, 1000))
+    with taking(wire, tmp_path, len(frames), "both"):
+        wire.send(frames, tmp_path, 4000)
+    live = np.load(tmp_path / "rows.npz")
+    assert len(live["meta"]) == len(frames)
+    extractor, parts = Extractor(4096, seed=1), []
+    with open_file(tmp_path / "record.pcap") as source:
+        while len(rows := extractor.push(source, 333)):
+            parts.append(rows)
+    assert np.concatenate([p.meta for p in parts]).tobytes() == live["meta"].tobytes()
+    assert np.concatenate([p.values for p in parts]).tobytes() == live["values"].tobytes()
+    assert f"'captured': {len(frames)}, 'dropped': 0" in (tmp_path / "counts").read_text()
+    assert (live["meta"]["length"] == [len(data) for _, _, data in frames]).all()
+
+
+def test_inbound_leaves_out_what_the_gateway_itself_sends(wire, tmp_path):
+    came, went = (
+        list(steady(scan(100, "192.168.1.57", mac=MAC), 0, 1000)),
+        list(steady(spoofed(50, mac=MAC + 1), 0, 1000)),
+    )
+    found = {}
+    for direction, wanted in (("in", 100), ("both", 150)):
+        folder = tmp_path / direction
+        folder.mkdir()
+        with taking(wire, folder, wanted, direction):
+            wire.send(went, tmp_path, where=wire.gateway, port=wire.port)
+            wire.send(came, tmp_path)
+        found[direction] = np.load(folder / "rows.npz")["meta"]["src_mac"]
+    assert np.unique_counts(found["in"]).counts.tolist() == [100]
+    assert np.unique_counts(found["both"]).counts.tolist() == [100, 50]
+
+
+def test_a_frame_that_a_bridge_forwards_is_counted_once_on_several_interfaces(wire, tmp_path):
+    """Both ports of a bridge and the bridge: what the device broadcasts leaves by the other port, too."""
+    for words in (
+        ("link", "add", "lan1", "type", "veth", "peer", "name", "lan1x"),
+        ("link", "add", "br0", "type", "bridge"),
+        *(("link", "set", port, "master", "br0") for port in ("lan0", "lan1")),
+        *(("link", "set", port, "up") for port in ("lan1", "lan1x", "br0")),
+    ):
+        _ip("-n", wire.gateway, *words)
+    time.sleep(0.5)
+    frames = [(t, n, b"\xff" * 6 + data[6:]) for t, n, data in steady(scan(100, "192.168.1.57", mac=MAC), 0, 1000)]
+    with taking(wire, tmp_path, 100, "in", "lan0", "lan1"):
+        wire.send(frames, tmp_path)
+    assert len(np.load(tmp_path / "rows.npz")["meta"]) == 100
+    assert not CaptureConfig(interfaces=("lan0",)).live().inbound
+    assert CaptureConfig(interfaces=("lan0", "lan1")).live().inbound
+
+
+def test_an_interface_that_goes_down_or_away_is_taken_up_again(wire, tmp_path):
+    """Down and up libpcap outlives by itself; a port that is pulled out and put in again is another one to it."""
+    frames = list(steady(scan(200, "192.168.1.57", mac=MAC), 0, 1000))
+    with taking(wire, tmp_path, 600, "both"):
+        wire.send(frames, tmp_path)
+        _ip("-n", wire.gateway, "link", "set", wire.port, "down")
+        time.sleep(0.5)
+        _ip("-n", wire.gateway, "link", "set", wire.port, "up")
+        time.sleep(1.0)
+        wire.send(frames, tmp_path)
+        time.sleep(0.5)
+        _ip("-n", wire.gateway, "link", "del", wire.port)
+        time.sleep(0.5)
+        wire.plug_in()
+        time.sleep(4.0)
+        wire.send(frames, tmp_path)
+    counted = (tmp_path / "counts").read_text()
+    assert "'captured': 600, 'dropped': 0" in counted
+    assert "'interface_lost': 1, 'interface_back': 1" in counted
+    assert len(np.load(tmp_path / "rows.npz")["meta"]) == 600
+
+
+def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, home, tmp_path, capsys):
+    record, config = tmp_path / "record.pcap", "alerts: {end_s: 5.0}\n"
+    with agent(wire, home, tmp_path, "--no-broker", "--record", str(record), config=config):
+        wire.send(steady(scan(3000, "192.168.1.57", mac=MAC), 0, 1000), tmp_path, 1000)
+        wait_until(lambda: [state(a) for a in alerts(tmp_path)][-1:] == ["end"], 20)
+        wire.send(steady(scan(1, "192.168.1.58", mac=MAC + 1), 0, 1000), tmp_path)  # so that the record is as long
+        time.sleep(1)
+    told = alerts(tmp_path)
+    assert [state(a) for a in told if state(a) != "update"] == ["new", "end"]
+    assert told[0]["alert"]["context"]["botwatch"]["device"]["mac"] == "02:00:5e:10:00:01"
+    capsys.readouterr()
+    assert main(["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == told
+    assert re.search(r"captured [\d,]+", (tmp_path / "err").read_text())
+
+
+@needs_mosquitto
+def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
+    """The broker is in the gateway's namespace as well, as on a small site."""
+    process = None
+    broker = Mosquitto(tmp_path / "broker")
+    broker_log = (tmp_path / "mosquitto.log").open("w")
+    try:
+        config = tmp_path / "mosquitto.conf"
+        config.write_text(f"listener {broker.port} 127.0.0.1\nallow_anonymous true\n")
+        where = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
+        process = wire.on_gateway(str(where), "-c", str(config), stderr=broker_log)
+        outbox = f"outbox: {{path: {tmp_path / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: {broker.port}}}\n"
+        listen = wire.on_gateway(
+            *(sys.executable, "-c", LISTEN, str(broker.port), str(tmp_path / "heard")), cwd=Path(__file__).parents[2]
+        )
+        wait_until((tmp_path / "heard").exists, 20)
+        with agent(wire, home, tmp_path, config=outbox):
+            wire.send(steady(scan(2000, "192.168.1.57", mac=MAC), 0, 1000), tmp_path, 1000)
+            wait_until(lambda: len(alerts(tmp_path)) > 0, 20)
+        heard = [line.split(" ", 1) for line in (tmp_path / "heard").read_text().splitlines()]
+        given = [json.loads(text) for leaf, text in heard if leaf == "alert"]
+        assert given == alerts(tmp_path)
+        assert [json.loads(text)["state"] for leaf, text in heard if leaf == "status"] == ["online", "stopped"]
+        health = [json.loads(text) for leaf, text in heard if leaf == "health"]
+        assert health
+        assert health[0]["rss_mb"] > 10
+        assert health[0]["interfaces_down"] == []
+        listen.kill()
+        listen.wait()
+    finally:
+        broker_log.close()
+        if process:
+            process.kill()
+            process.wait()
+
+
+LISTEN = """
+import sys, time
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+out = None
+def heard(c, d, m):
+    out.write(m.topic.rsplit("/", 1)[1] + " " + m.payload.decode() + "\\n"); out.flush()
+def subscribed(*_):
+    global out
+    out = open(sys.argv[2], "w")
+client = mqtt.Client(CallbackAPIVersion.VERSION2)
+client.on_connect = lambda c, *_: c.subscribe("botwatch/#", 1)
+client.on_subscribe, client.on_message = subscribed, heard
+for _ in range(100):
+    try:
+        client.connect("127.0.0.1", int(sys.argv[1])); break
+    except OSError:
+        time.sleep(0.1)
+client.loop_forever()
+"""
+
+
+def test_what_cannot_be_captured_on_is_said_in_one_line(home, tmp_path, capsys):
+    given = ["--bundle", str(home.bundle), "--no-broker"]
+    assert main(["run", *given]) == 2
+    assert "no interface: give --interface" in capsys.readouterr().err
+    assert main(["run", *given, "--interface", "nosuch0"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "nosuch0" in said[0]
+    assert main(["run", *given, "--interface", "a/b"]) == 2
+    assert "cannot be the name of one" in capsys.readouterr().err
+
+
+def test_check_names_each_remedy(wire, home, tmp_path):
+    (tmp_path / "agent.yaml").write_text(
+        f"bundle: {home.bundle}\ncapture: {{interfaces: [lan0, nosuch0]}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+        f"outbox: {{path: {tmp_path}/absent/box.sqlite}}\n"
+    )
+    command = [sys.executable, "-m", "edge_agent.command", "agent", "check", "--config", str(tmp_path / "agent.yaml")]
+    process = wire.on_gateway(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    lines = {line[7:].split(":", 1)[0] + line[:5]: line for line in said.splitlines()}
+    assert "bundleok   " in lines
+    assert "nosuch0WRONG" in lines
+    assert "mkdir -p" in lines["diskWRONG"]
+    assert "connection refused" in said
+    assert "ethtool -K lan0 gro off" in lines["lan0WRONG"] or "tso off" in lines["lan0WRONG"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ({"snaplen": 20}, "snaplen"),
+        ({"buffer_mb": 0}, "buffer_mb"),
+        ({"record_mb": 0}, "record_mb"),
+        ({"interfaces": ("a", "a")}, "interfaces"),
+        ({"interfaces": ("x" * 16,)}, "interfaces"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(text, key):
+    with pytest.raises(ValueError, match=key):
+        CaptureConfig(**text)
+
+
+def test_a_record_ends_at_its_bound_and_capturing_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="nosuch"):
+        Recorder(tmp_path / "nosuch" / "file.pcap", 10)

@@ -1,0 +1,95 @@
+"""The service unit: systemd itself finds no fault with it, rates it as hardly exposed, and the agent can live in it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent import agent as agents
+from tests.conftest import Home
+
+UNITS = Path(__file__).parents[1] / "systemd"
+UNIT = "edge-agent.service"
+
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with a program that is there: what it starts is only installed on gateways."""
+    text = (UNITS / UNIT).read_text()
+    assert text.count("ExecStart=/usr/lib/botwatch/bin/botwatch agent run") == 1
+    path = tmp_path / UNIT
+    path.write_text(text.replace("/usr/lib/botwatch/bin/botwatch", "/bin/true"))
+    return path
+
+
+def analyze(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False, timeout=60)
+
+
+@needs_systemd
+def test_systemd_verifies_it_without_a_word(unit: Path) -> None:
+    done = analyze("verify", "--recursive-errors=no", str(unit))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@needs_systemd
+def test_its_exposure_is_two_or_less(unit: Path) -> None:
+    done = analyze("security", "--offline=true", "--threshold=20", str(unit))
+    rating = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    assert rating, done.stdout + done.stderr
+    assert float(rating[1]) <= 2.0
+    assert done.returncode == 0
+
+
+@needs_systemd
+def test_the_drop_in_for_newer_systemd_is_only_that() -> None:
+    """A key that systemd 252 does not know must not stand in the unit itself."""
+    newer = (UNITS / f"{UNIT}.d" / "restart.conf").read_text()
+    assert {"RestartSteps", "RestartMaxDelaySec"} == set(re.findall(r"^(\w+)=", newer, re.MULTILINE))
+    assert "RestartSteps" not in (UNITS / UNIT).read_text()
+
+
+def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(1)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+        watched = agents._Watched()
+        watched.ready()
+        for now in (1.0, 2.0, 15.9, 16.0, 17.0):
+            watched.beat(now)
+        watched.say("STOPPING=1")
+        heard = [manager.recv(100).decode() for _ in range(4)]
+    assert heard == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
+
+
+def test_a_manager_that_does_not_listen_is_no_reason_to_stop(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
+    agents._Watched().ready()
+    assert "cannot tell systemd" in caplog.text
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="prctl numbers")
+def test_the_agent_needs_no_memory_that_is_written_and_executed(home: Home, attack_capture: Path) -> None:
+    """MemoryDenyWriteExecute, by the kernel's own switch (PR_SET_MDWE, Linux 6.3): models run without such pages."""
+    code = (
+        "import ctypes, sys\n"
+        "if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):\n"
+        "    sys.exit(77)\n"
+        "from edge_agent.__main__ import main\n"
+        f"sys.exit(main(['replay', {str(attack_capture)!r}, '--bundle', {str(home.bundle)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode == 77:
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    assert done.returncode == 0, done.stderr
+    assert '"state":"new"' in done.stdout
