@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from edge_agent.alerts import Alerter
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
-from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.detector import Detector
 from edge_agent.devices import Devices
-from edge_agent.features import Extractor, Rows
+from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
@@ -43,6 +43,12 @@ DEVICES_S = 60.0
 
 DEVICES_IDLE_S = 600.0
 
+SAVED_AN_HOUR = 500_000
+"""Bytes of what was learnt that are written in an hour; where it is more it is written less often."""
+
+MAX_SEEN = 32 << 20
+"""Bytes of the largest file of what devices have seen that is read."""
+
 Alert = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -60,6 +66,8 @@ class Agent:
     def __init__(self, config: AgentConfig, bundle: Bundle, *, seed: int | None = None, state: State | None = None):
         sizes, learning = config.extractor, config.learning
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
+        if state:
+            _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
         self.detector = Detector(bundle, config.networks, learn=self.devices.own if learning.enabled else False)
         self.alerter = Alerter(
@@ -146,7 +154,7 @@ def run(
     """
     watched = _Watched()
     health = _Health(agent, interfaces, publisher)
-    memory = _Memory(agent.devices, publisher, save_s)
+    memory = _Memory(agent, publisher, save_s)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
@@ -262,6 +270,26 @@ class _Health:
         self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s, now, lost
 
 
+def seen_path(state: Path) -> Path:
+    """Where what devices have seen is kept: beside the state file. It is large, and good for every model."""
+    return state.with_name(state.name + ".seen")
+
+
+def _recall(extractor: Extractor, path: Path) -> None:
+    """Take up what devices had seen; a file that will not do is moved aside, and all is new to every device."""
+    try:
+        if path.stat().st_size > MAX_SEEN:
+            raise FeatureStateError(f"feature state of {path.stat().st_size} bytes, the bound is {MAX_SEEN}")
+        extractor.load(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (FeatureStateError, OSError) as error:
+        aside = path.with_name(path.name + ".corrupt")
+        logger.error("%s: %s; moved to %s, what devices have seen is learnt anew", path, error, aside.name)
+        with suppress(OSError):
+            path.replace(aside)
+
+
 class _Memory:
     """What was learnt of devices: into the log and, with a ``publisher``, to the broker and into its state.
 
@@ -269,8 +297,13 @@ class _Memory:
     the next one does.
     """
 
-    def __init__(self, devices: Devices, publisher: "Publisher | None", save_s: float) -> None:
-        self._devices, self._publisher, self._save_s = devices, publisher, save_s
+    def __init__(self, agent: Agent, publisher: "Publisher | None", save_s: float) -> None:
+        self._devices, self._extractor, self._publisher, self._save_s = (
+            agent.devices,
+            agent.extractor,
+            publisher,
+            save_s,
+        )
         self._look = self._tell = 0.0
         self._told: tuple[object, ...] = ()
         self._told_at = -DEVICES_IDLE_S
@@ -322,19 +355,23 @@ class _Memory:
     def _write(self, document: bytes | None, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records = self._publisher.state, time.time(), []
+        state, now_s, records, seen = self._publisher.state, time.time(), [], None
         if now >= self._save:
-            self._save = now + self._save_s
             records = self._devices.records(now_s, everything=everything)
+            seen = self._extractor.save_seen()
+            size = len(seen) + 2 * sum(len(record) for _, record in records)  # the database writes all twice
+            self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
                 if records:
                     self._devices.keep(records, now_s)
+                if seen is not None:
+                    replace_file(seen_path(state.path), seen)
                 if document is not None:
                     state.document_put("devices", document, now_s)
                 self._trouble = ""
-            except StateError as error:
+            except (StateError, OSError) as error:
                 if str(error) != self._trouble:
                     logger.error("what was learnt could not be kept: %s", error)
                 self._trouble = str(error)
