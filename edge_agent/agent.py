@@ -26,7 +26,7 @@ from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
 
-BATCH = 1024
+BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
 WAIT_S = 0.5
@@ -69,7 +69,13 @@ class Agent:
         if state:
             _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
-        self.detector = Detector(bundle, config.networks, learn=self.devices.own if learning.enabled else False)
+        self.detector = Detector(
+            bundle,
+            config.networks,
+            learn=self.devices.own if learning.enabled else False,
+            max_rows_per_s=config.scoring.max_rows_per_s,
+        )
+        self._step = self.detector.step
         self.alerter = Alerter(
             config.gateway,
             config.site,
@@ -93,7 +99,12 @@ class Agent:
 
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
-        for detection in self.detector.observe(rows):
+        detections = self.detector.observe(rows)
+        if self.detector.step != self._step:
+            shed = self.detector.counters["shed"]
+            logger.warning("scoring: %s, was %s; %d rows shed so far", self.detector.step, self._step, shed)
+            self._step = self.detector.step
+        for detection in detections:
             yield from self.alerter.consider(detection)
         yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
 
@@ -262,6 +273,7 @@ class _Health:
                 rss_mb=_resident_mb(),
                 episodes_open=self._agent.alerter.open_episodes,
                 interfaces_down=tuple(self._interfaces.down),
+                scoring=self._agent.detector.step,
                 counters=self._agent.counts() | captured | self._publisher.counts(),
                 outbox_depth=self._publisher.outbox.depth(),
                 model=self._agent.alerter.model.version,

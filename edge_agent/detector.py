@@ -14,6 +14,7 @@ returns to the full rule when that has been quiet for a while.
 """
 
 import ipaddress
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ class Scorer:
         return self._error(self._scaling, values, _CARRIED)
 
     def of_rows(self) -> Callable[[NDArray[Any], NDArray[np.bool_]], Array]:
-        """A function: rows of all columns (n, 140), and which are a router's own (n,) -> `full` or `carried` of each."""
+        """A function: rows of all columns (n, 140), which are a router's own (n,) -> `full` or `carried` of each."""
         scaling = RowScaling(self._scaler, len(cols.ALL_COLUMNS), cols.indices(list(self._columns)), self._keep)
         return lambda values, carries: self._error(scaling, values, carries.view(np.uint8))
 
@@ -283,7 +284,7 @@ class _Subject:
         counts = np.empty((len(t_ns), len(COUNT_COLUMNS)))
         spans = late[opening] // (TALLY_S * _S)
         cuts = [0, *opening[np.flatnonzero(np.diff(spans, prepend=-1))].tolist(), len(t_ns)]
-        for at, end in zip(cuts, cuts[1:], strict=False):
+        for at, end in itertools.pairwise(cuts):
             if at == end:
                 continue
             if opened[at].any() and (start := int(late[at]) // (TALLY_S * _S) * TALLY_S * _S) > self.tally_ns:
@@ -398,7 +399,8 @@ class Detector:
         routes = self._who.route(rows.meta, t_ns)
         self.counters |= self._who.counts()
         scores = self._scores(rows.values, routes)
-        high = np.maximum(scores * np.float32(1 / self._decision.full.limit), self._highest(rows.values))
+        highest = self._highest(rows.values)
+        high = np.maximum(scores * np.float32(1 / self._decision.full.limit), highest)
         ordered = routes.order
         high, carries, chosen = high[ordered], routes.carries[ordered], routes.chosen[ordered]
         times, sizes = t_ns[ordered], rows.meta["length"][ordered].astype(np.int64)
@@ -410,7 +412,9 @@ class Detector:
         for group, key in enumerate(routes.keys):
             start, end = starts[group], starts[group + 1]
             subject = self._subject(key, int(times[start]))
-            calm = not subject.alarm and not subject.aftermath and not self._learn
+            calm = not subject.alarm and not subject.aftermath
+            learns = self._learn and isinstance(key, int)
+            calm = calm and not (learns and some_carried[group])
             if calm and (isinstance(key, bytes) or some_carried[group]):
                 shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
                 calm = self._stays_calm(subject, times[start:end][shared], flags[start:end][shared])
@@ -420,6 +424,8 @@ class Detector:
             elif calm:
                 calm = loudest[group] <= _NEAR
             if calm:
+                if learns:
+                    self._learn_calm(key, subject, t_ns, ordered[start:end], scores, highest, routes.chosen)
                 kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
                 if len(kept):
                     subject.window.quiet(times[start:end][kept], packets, total)
@@ -448,6 +454,23 @@ class Detector:
     def _highest(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """The highest count of each row in units of its bound, as the sender's device columns have it, (n,)."""
         return features.highest_ratios(values, self._counts_at, self._bounds)
+
+    def _learn_calm(
+        self,
+        key: int | bytes,
+        subject: _Subject,
+        t_ns: NDArray[np.int64],
+        index: NDArray[np.intp],
+        scores: Array,
+        highest: NDArray[np.float64],
+        chosen: NDArray[np.bool_],
+    ) -> None:
+        """What a device's limits learn of rows of which none is flagged."""
+        for piece in self._by_minute(key, subject, t_ns, index):
+            own, scored = subject.own, piece[chosen[piece]]
+            assert own is not None
+            own.see(scores[scored] / self._decision.full.limit, highest[scored], np.zeros(len(scored), dtype=bool))
+            own.judged += len(piece) if own.learnt else 0
 
     def _stays_calm(self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> bool:
         """Whether a subject's own counts cannot reach a bound in these rows; then they are taken in, and done with."""
@@ -680,7 +703,9 @@ class Detector:
             if subject.pending:
                 self._tell(key, subject, found)
             subject.alarm = False
-            subject.window.hits = subject.window.counted = np.zeros_like(subject.window.hits)  # what comes now is not the same attack
+            subject.window.hits = subject.window.counted = np.zeros_like(
+                subject.window.hits
+            )  # what comes now is not the same attack
         if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.window.full.sum()) < self._clear_counts:
             subject.aftermath = False
             subject.snapshots.clear()

@@ -549,6 +549,7 @@ class Health:
     outbox_depth: int
     model: str
     counters: Mapping[str, int]  # since the start
+    scoring: str = "all"  # rows, or a "shared" budget of them, or "sparse": fewer than one in ten
 
     def document(self) -> dict[str, Any]:
         """The JSON object; counters that are still 0 are left out."""
@@ -562,5 +563,6 @@ class Health:
             "interfaces_down": list(self.interfaces_down),
             "outbox_depth": self.outbox_depth,
             "model": self.model,
+            "scoring": self.scoring,
             "counters": {key: value for key, value in self.counters.items() if value},
         }

@@ -4,8 +4,8 @@
  * against nobody but told of its target) or whether that MAC lies. detector.py says what a subject is.
  *
  * The budget is a bucket of rows that fills with capture time. While it is more than half full, every row is scored. Below,
- * a subject has a bucket of its own, filled with its share of the rate: of which rows that opened nothing leave half to
- * those that opened a stream. A quiet device's bucket is full, so what is shed is a loud one's. Nothing waits: a row is
+ * a subject has a bucket of its own, filled with its share of the rate. Rows that opened nothing leave half of that and a
+ * quarter of the whole to those that opened a stream. A quiet device's bucket is full, so what is shed is a loud one's. Nothing waits: a row is
  * scored when it comes or never, so that what is scored is the newest state there is. */
 #include "kernel.h"
 
@@ -253,11 +253,12 @@ static bool afford(struct senders *s, struct subject *u, int64_t t, bool opens)
         s->level_t = t;
     if (t > u->t)
         u->t = t;
-    bool good = s->level >= most / 2 || (s->level >= 1 && u->level >= (opens ? 1 : own / 2));
-    if (good) {
+    bool spare = s->level >= most / 2;
+    bool good = spare || (opens ? s->level >= 1 && u->level >= 1 : s->level >= most / 4 && u->level >= own / 2);
+    if (good)
         s->level -= 1;
-        u->level = u->level > 1 ? u->level - 1 : 0;
-    }
+    if (good && !spare)
+        u->level -= 1;
     return good;
 }
 

@@ -448,7 +448,7 @@ def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
     t_ns = np.sort(rng.integers(0, 400 * S, 300))
     t_ns[100:103] = t_ns[[102, 100, 101]]
     flags = rng.choice([0, features.NEW_SOCKET, features.NEW_SOCKET | features.NEW_PEER], 300)
-    whole, cut = detectors._Subject(0, 0), detectors._Subject(0, 0)
+    whole, cut = (detectors._Subject(0, 0, detectors._Window(1, 0)) for _ in range(2))
     counts = whole.own_counts(t_ns, flags)
     pieces = np.concatenate([cut.own_counts(t_ns[i : i + 7], flags[i : i + 7]) for i in range(0, 300, 7)])
     assert (counts == pieces).all()
