@@ -433,6 +433,8 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
     try:
         if state.claim():
             control = Control(config, state)
+            if found := state.document("devices"):
+                control.describe("devices", lambda: json.loads(found[1])["devices"])
             return control.execute(command, "local"), False
         document = json.dumps(command.document()).encode()
         if not state.command_put("local", id_, verb, document, MAX_WAITING):

@@ -1,9 +1,10 @@
 """What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
 
-That is the outbox (alerts that wait for the broker, and for a day those it took), the allow list, commands and what
-became of them, and which device an alert was about. Every change is on the disk when the call returns (WAL, synchronous
-FULL). One connection behind one lock serves all threads; no call waits for anything but the disk, so no caller can lock
-itself out. Which rows to drop or send is `outbox`' decision, what is allowed that of `allow` and `control`.
+That is the outbox (alerts that wait for the broker, and for a day those it took), what was learnt of each device, the
+newest of some documents the agent publishes, the allow list, commands and what became of them, and which device an
+alert was about. Every change is on the disk when the call returns (WAL, synchronous FULL). One connection behind one
+lock serves all threads; no call waits for anything but the disk, so no caller can lock itself out. Which rows to drop
+or send is `outbox`' decision, what was learnt that of `devices`, what is allowed that of `allow` and `control`.
 """
 
 import fcntl
@@ -51,6 +52,22 @@ CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
 END;
 """
 
+_LEARNT = """
+CREATE TABLE learnt (
+    model TEXT NOT NULL,                   -- SHA-256 of the bundle's manifest
+    mac INTEGER NOT NULL,
+    saved_s REAL NOT NULL,                 -- wall clock, Unix seconds
+    record BLOB NOT NULL,
+    PRIMARY KEY (model, mac)
+);
+CREATE TABLE document (
+    kind TEXT PRIMARY KEY,                 -- as the leaf of its topic: "devices"
+    written_s REAL NOT NULL,
+    payload BLOB NOT NULL                  -- JSON
+);
+"""
+
+
 _CONTROL = """
 CREATE TABLE allow (
     n INTEGER PRIMARY KEY AUTOINCREMENT,   -- what people call the entry
@@ -75,7 +92,7 @@ CREATE TABLE episode (
 );
 """
 
-_SCHEMAS = (_OUTBOX, _CONTROL)
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL)
 """What each version of the file adds to the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
@@ -321,6 +338,32 @@ class State:
         with self._transaction() as db:
             found = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
             return found and str(found[0])
+
+    def learnt_put(self, model: str, records: Iterable[tuple[int, bytes]], now_s: float, keep_s: float) -> None:
+        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``."""
+        with self._transaction() as db:
+            rows = [(model, mac, now_s, record) for mac, record in records]
+            db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
+            db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
+
+    def learnt(self, model: str) -> list[tuple[int, bytes]]:
+        """``(mac, record)`` of every device under a model, the latest saved first."""
+        with self._transaction() as db:
+            found = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
+            return found.fetchall()
+
+    def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
+        """Keep the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, now_s, payload))
+
+    def document(self, kind: str) -> tuple[float, bytes] | None:
+        """When the newest document of a kind was written (Unix seconds), and what it says; None without one."""
+        with self._transaction() as db:
+            found: tuple[float, bytes] | None = db.execute(
+                "SELECT written_s, payload FROM document WHERE kind = ?", (kind,)
+            ).fetchone()
+            return found
 
     def close(self) -> None:
         """Close the file; every later call raises StateError."""

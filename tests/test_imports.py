@@ -25,7 +25,7 @@ LAYERS = (
     {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
     {"classify"},
-    {"detector", "link"},
+    {"detector", "devices", "link"},
     {"alerts", "allow", "config"},
     {"control"},
     {"agent", "check"},

@@ -1,14 +1,18 @@
 """Orders: what is held back and what still speaks, what the broker may order, and that each order is done once."""
 
+import io
 import json
 import random
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 
 import pytest
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from collector.__main__ import main as collector_main
 from edge_agent import control as controls
 from edge_agent.alerts import Alerter
 from edge_agent.allow import AllowError, AllowList, Entry
@@ -17,10 +21,12 @@ from edge_agent.contract import messages
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import Command, MessageError, Model, Reply
 from edge_agent.control import Control, Refused
-from edge_agent.link import Incoming
+from edge_agent.link import Incoming, Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State
+from tests.broker import Amqtt, Mosquitto, needs_mosquitto, wait_until
 from tests.edge_agent.test_alerts import CAMERA, S, at
+from tests.edge_agent.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
 
 MAC = mac_text(CAMERA.device_mac)
 OTHER = replace(CAMERA, device_mac=0xB827EB000001)
@@ -468,3 +474,102 @@ def test_a_state_file_of_the_version_before_is_taken_over(tmp_path):
     gateway = Gateway(tmp_path)
     assert gateway.outbox.depth() == 1
     gateway.order("mute", device=MAC)
+
+
+# --- over a real broker ---
+
+
+@contextmanager
+def connected(folder, config, commands=True):
+    """A gateway whose control has a link, in its thread, and whose packet loop goes round."""
+    gateway = Gateway(folder, broker=config)
+    link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
+    gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
+    gateway.alerter.silence = gateway.control.allowed
+    gateway.link, stop = link, threading.Event()
+    thread = threading.Thread(target=link.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: link.connected)
+        with polling(gateway):
+            yield gateway
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def collector(*words):
+    """What the command prints, on stdout or stderr, with its status."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = collector_main(["command", *map(str, words)])
+    return status, out.getvalue() + err.getvalue()
+
+
+@pytest.mark.parametrize("make", [pytest.param(Mosquitto, marks=needs_mosquitto), Amqtt])
+@pytest.mark.parametrize("version", ["auto", "3.1.1"])
+def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
+    """MQTT 5 with its response topic, 3.1.1 by the id, and a broker that knows no 5."""
+    (tmp_path / "c.yaml").write_text(f"broker: {{version: '{version}', connect_timeout_s: 2.0}}")
+    with (
+        make(tmp_path / "broker") as broker,
+        connected(tmp_path, config_of(broker, connect_timeout_s=2.0)) as gateway,
+    ):
+        line = ("--broker", broker.address, "--config", tmp_path / "c.yaml")
+        status, said = collector("gw-001", "mute", f"device={MAC}", "for=2h", "reason=new firmware", *line)
+        assert status == 0, said
+        assert json.loads(said)["device"] == MAC
+        assert gateway.see(CAMERA) == []
+        (entry,) = gateway.control.allowed.documents()
+        assert (entry["origin"], entry["reason"]) == ("broker", "new firmware")
+        assert collector("gw-001", "mute", f"device={MAC}", "for=25h", *line)[1].endswith("not 90000\n")
+        status, said = collector("gw-001", "status", *line)
+        assert json.loads(said)["allowed"][0]["hits"] == 1
+
+
+@needs_mosquitto
+def test_nobody_takes_commands_where_they_are_switched_off(tmp_path):
+    with Mosquitto(tmp_path / "broker") as broker:
+        config = config_of(broker)
+        with connected(tmp_path, config):  # leaves a session that has subscribed
+            pass
+        with connected(tmp_path, config, commands=False) as gateway:
+            time.sleep(0.3)
+            status, said = collector("gw-001", "mute", f"device={MAC}", "--broker", broker.address)
+            assert (status, "does not take commands" in said) == (1, True)
+            assert gateway.link.counts.commands == 0
+
+
+@needs_mosquitto
+def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
+    command = json.dumps({"id": "r", "device": MAC}).encode()
+    with Mosquitto(tmp_path / "broker") as broker:
+        sender = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        sender.connect("127.0.0.1", broker.port)
+        sender.loop_start()
+        sender.publish("botwatch/v1/gw/gw-001/cmd/mute", command, qos=1, retain=True).wait_for_publish(5)
+        with connected(tmp_path, config_of(broker)) as gateway:
+            wait_until(lambda: gateway.control.counts["commands_retained"] == 1)
+            sender.publish("botwatch/v1/gw/gw-001/cmd/mute", command, qos=1, retain=True).wait_for_publish(5)
+            wait_until(lambda: gateway.control.counts["commands_retained"] == 2)
+            assert gateway.control.allowed.active() == {}
+        sender.disconnect()
+        sender.loop_stop()
+
+
+@needs_mosquitto
+def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):  # noqa: F811 - the fixture
+    def config_file(name):
+        where = {"ca_file": "ca.crt", "cert_file": f"{name}.crt", "key_file": f"{name}.key"}
+        lines = "".join(f"  {key}: {site.folder / file}\n" for key, file in where.items())
+        (tmp_path / f"{name}.yaml").write_text(f"broker:\n  tls: true\n{lines}")
+        return tmp_path / f"{name}.yaml"
+
+    with connected(tmp_path, tls_config(site)) as gateway:
+        words = ("gw-001", "mute", f"device={MAC}", "--broker", site.address, "--timeout", 5)
+        status, said = collector(*words, "--config", config_file("operator"))
+        assert status == 0, said
+        for stranger in ("viewer", "gw-002"):
+            status, said = collector(*words, "--config", config_file(stranger))
+            assert (status, "Not authorized" in said) == (1, True), said
+        assert gateway.link.counts.commands == 1
