@@ -67,6 +67,8 @@ MAX_OPENED = 256
 
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
+"""Statistics that a detection names."""
+
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
@@ -100,7 +102,8 @@ class Detection:
     dest_ip: str
     dest_port: int
     proto: str  # EVE spelling: "TCP", "UDP", "ICMP", "IPV6-ICMP", "ARP" ..., a number if it has no name
-    top_features: tuple[tuple[str, float], ...]  # <= 5 columns, largest share of the error first, value in its own unit
+    top_features: tuple[tuple[str, float], ...]  # <= 5 columns, each of another statistic, that with the largest share
+    # of the error first; value in its own unit
     explanation: str  # one sentence, <= 200 characters
 
 
@@ -866,13 +869,12 @@ class Detector:
         return name, vote.share if probability is None else min(probability, 1.0)
 
     def _top(self, values: NDArray[Any], fast: bool) -> tuple[tuple[str, float], ...]:
-        """The columns with the largest share of one row's error, each with its value in its own unit.
+        """A column of each statistic with the largest share of one row's error, with its value in its own unit.
 
         Under the ``fast`` rule the slow columns have no share: they were shown as normal.
         """
-        shares = self._scorer.shares(values, fast)
-        order = np.argsort(shares)[::-1][:EXPLAINED]
-        return tuple((self._columns[i], _finite(float(values[i]))) for i in order if shares[i] > 0)
+        named = explain.strongest(self._columns, self._scorer.shares(values, fast), EXPLAINED)
+        return tuple((self._columns[i], _finite(float(values[i]))) for i in named)
 
 
 @dataclass(frozen=True)

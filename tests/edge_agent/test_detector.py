@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent import detector as detectors
-from edge_agent import features
+from edge_agent import explain, features
 from edge_agent.agent import Agent, replay
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.capture import open_file
@@ -284,10 +284,10 @@ def test_a_noisy_device_alerts_until_it_has_limits_of_its_own(bundle, plug):
 # -- reasons --
 
 
-def test_reasons_are_the_columns_that_made_the_error(bundle, plug):
+def test_reasons_are_five_statistics_and_not_one_at_five_decays(bundle, plug):
     rows = rows_of(plug.life, steady(one_socket(400, plug.ip, mac=plug.mac), plug.begins, 300))
     first, *later = (d for d in found(Detector(bundle), rows) if d.method == "autoencoder")
-    assert len(first.top_features) == 5
+    assert len({explain.statistic(column) for column, _ in first.top_features}) == 5
     assert " packets a second" in first.explanation or "packet size" in first.explanation
     assert len(first.explanation) <= 200
     assert later
