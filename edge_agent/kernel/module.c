@@ -488,6 +488,18 @@ static PyObject *kernel_py_save(PyObject *object, PyObject *unused)
     return bytes;
 }
 
+static PyObject *kernel_py_save_seen(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    KernelObject *self = (KernelObject *)object;
+    if (!take(self))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)kernel_saved_seen_size(self->kernel));
+    if (bytes != NULL)
+        kernel_save_seen(self->kernel, (uint8_t *)PyBytes_AsString(bytes));
+    return bytes;
+}
+
 static PyObject *kernel_py_load(PyObject *object, PyObject *bytes)
 {
     KernelObject *self = (KernelObject *)object;
@@ -584,6 +596,7 @@ static PyMethodDef kernel_methods[] = {
     {"keep", kernel_py_keep, METH_VARARGS, "keep(size, span_ns, payload): have a ring from now on."},
     {"cut", kernel_py_cut, METH_VARARGS,
      "cut(from_ns, to_ns, mac, ip_version, address, linktype, newest, room) -> (linktype, pcap records)."},
+    {"save_seen", kernel_py_save_seen, METH_NOARGS, "The state without streams: devices and what they have seen."},
     {"load", kernel_py_load, METH_O, "Take a saved state; ValueError says why not."},
     {NULL, NULL, 0, NULL},
 };

@@ -34,6 +34,7 @@ from edge_agent.features import (
     Extractor,
     FeatureStateError,
 )
+from tests import traffic
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
 from tests.reference.twin import Twin
@@ -696,6 +697,28 @@ def test_a_replay_continues_from_a_saved_state_bit_for_bit() -> None:
     np.testing.assert_array_equal(rest.meta, rows.meta[at:])
     assert second.counts() == whole.counts()
     assert second.save() == whole.save()
+
+
+def test_what_devices_have_seen_outlives_the_streams() -> None:
+    """After a restart what a device used before is not new to it, even when the clock was set back meanwhile."""
+    first = Extractor(64, max_devices=16, seed=1)
+    hour = 3_600_000_000_000
+    known = [
+        (hour + i * hour // 4, len(data), data)
+        for i in range(3)
+        for data in (traffic.packet("192.168.1.2", "198.51.100.7"),)
+    ]
+    first.push_frames(known)
+    assert len(first.save_seen()) < 3000
+    for at in (2 * hour, 0):
+        second = Extractor(64, max_devices=16)
+        second.load(first.save_seen())
+        assert second.counts()["frames"] == 0
+        rows = second.push_frames(
+            [(at, 60, traffic.packet("192.168.1.2", to)) for to in ("198.51.100.7", "198.51.100.8")]
+        )
+        assert (rows.meta["flags"] & (NEW_PEER | NEW_SOCKET)).tolist() == [0, NEW_PEER | NEW_SOCKET]
+        np.testing.assert_allclose(rows.column("device_L1_weight"), [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ import pytest
 from edge_agent.__main__ import main
 from edge_agent.capture import CaptureError, Recorder, open_file
 from edge_agent.config import CaptureConfig
+from edge_agent.contract import bundle as bundles
 from edge_agent.features import Extractor
+from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.reference.frames import pcap
@@ -145,7 +147,8 @@ def taking(wire: Wire, folder: Path, wanted: int, direction: str, *names: str) -
 def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -> Iterator["subprocess.Popen[str]"]:
     """`botwatch agent run` on the gateway's port; ends with SIGTERM and must do so soon and well."""
     file = folder / "agent.yaml"
-    file.write_text(f"capture: {{interfaces: [{wire.port}]}}\n{config}")
+    text = f"capture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    file.write_text(text)
     command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
     out, err = (folder / "out").open("w"), (folder / "err").open("w")
     process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)
@@ -255,8 +258,12 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, h
     assert [state(a) for a in told if state(a) != "update"] == ["new", "end"]
     assert told[0]["alert"]["context"]["botwatch"]["device"]["mac"] == "02:00:5e:10:00:01"
     capsys.readouterr()
-    assert main(["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]) == 0
+    words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
+    assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == told
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "evidence").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert len(kept) == 1
     assert re.search(r"captured [\d,]+", (tmp_path / "err").read_text())
 
 
@@ -287,6 +294,15 @@ def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
         assert health
         assert health[0]["rss_mb"] > 10
         assert health[0]["interfaces_down"] == []
+        devices = [json.loads(text) for leaf, text in heard if leaf == "devices"]
+        seen = {d["mac"]: d for d in devices[-1]["devices"]}
+        assert (seen["02:00:5e:10:00:01"]["state"], seen["02:00:5e:10:00:01"]["packets"]) == ("learning", 2000)
+        with closing(State(tmp_path / "box.sqlite")) as state:
+            written_s, document = state.document("devices")
+            assert json.loads(document) == devices[-1]
+            assert abs(time.time() - written_s) < 60
+            sha = bundles.load(home.bundle).sha256
+            assert 0x02005E100001 in dict(state.learnt(sha))
         listen.kill()
         listen.wait()
     finally:
