@@ -90,9 +90,9 @@ JITTER_MEANS = [index("HH_jit", decay, "mean") for decay in DECAYS]
 # ---- agreement with what was published ----
 
 
-@needs_data
-def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
-    """20,000 packets, 115 columns, within what FEATURES.md section 4 measured for the stable form (rounded up).
+def assert_as_published(values: np.ndarray[Any, Any]) -> None:
+    """115 columns of Kitsune's 20,000 packets, within what FEATURES.md section 4 measured for the stable form (rounded
+    up).
 
     Relative errors where the reference is above 1e-3 of its column's spread; std and pcc only as far as the reference
     itself has digits: its SS/w - mean² leaves noise on streams of constant size.
@@ -100,14 +100,12 @@ def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
     with np.load(data("kitsune/reference_115.npz")) as stored:
         reference, columns = stored["rows"], tuple(stored["columns"])
     assert columns == NBAIOT_COLUMNS
-    with open_file(data("kitsune/packets_20000.pcap")) as source:
-        rows = Extractor(jitter="compat", float_time=True, dtype=np.float64).push(source, 20_000)
-    assert len(rows) == len(reference)
+    assert len(values) == len(reference)
     tolerance = {"weight": 1e-15, "mean": 1e-14, "variance": 5e-12, "magnitude": 5e-15, "radius": 3e-10}
     tolerance |= {"covariance": 5e-11, "pcc": 2e-6}
     for i, name in enumerate(columns):
         stream, decay, stat = name.rsplit("_", 2)
-        expected, got = reference[:, i], rows.values[:, i]
+        expected, got = reference[:, i], values[:, i]
         if stat == "std":
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=2e-5, err_msg=name)
             continue
@@ -117,6 +115,13 @@ def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 tells &= (std > 1e-3) & (np.abs(covariance / (expected * std)) > 1e-3)
         np.testing.assert_allclose(got[tells], expected[tells], rtol=tolerance[stat], atol=0, err_msg=name)
+
+
+@needs_data
+def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
+    with open_file(data("kitsune/packets_20000.pcap")) as source:
+        rows = Extractor(jitter="compat", float_time=True, dtype=np.float64).push(source, 20_000)
+    assert_as_published(rows.values)
 
 
 @needs_data
@@ -247,9 +252,7 @@ def test_scan_nbaiot_rows_come_back_from_gaps_and_sizes() -> None:
 # ---- agreement with the twin ----
 
 
-def assert_as_twin(
-    frames: list[Frame], linktype: int = 1, jitter: Any = "clean", extractor: Extractor | None = None
-) -> None:
+def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean", extractor: Any = None) -> None:
     extractor = extractor or Extractor(64, jitter=jitter, dtype=np.float64)
     got = extractor.push_frames(frames, linktype)
     twin = Twin(Decimal, jitter=jitter)
