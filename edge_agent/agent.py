@@ -33,6 +33,9 @@ BATCH = 1024
 WAIT_S = 0.5
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
 
+GATHERED_NS = 1_000_000_000
+"""Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
+
 HEALTH_S = 60.0
 """Seconds between two health messages."""
 
@@ -112,23 +115,21 @@ class Agent:
         for detection in self.detector.observe(rows):
             self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
-        yield from self._due(int(rows.meta["t_ns"][-1]))
+        latest = int(rows.meta["t_ns"][-1])
+        self._keep(latest)
+        yield from self.alerter.tick(latest)
 
     def tick(self, t_ns: int) -> Iterator[Alert]:
         """Alerts that are due at packet time ``t_ns`` though no packet came."""
         for detection in self.detector.tick(t_ns):
-            self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
-        yield from self._due(t_ns)
+        self._keep(t_ns - GATHERED_NS)
+        yield from self.alerter.tick(t_ns)
 
     def _keep(self, t_ns: int) -> None:
         """Finish evidence that is due, before an alert of that time speaks of it."""
         if self.evidence:
             self.evidence.tick(t_ns)
-
-    def _due(self, t_ns: int) -> Iterator[Alert]:
-        self._keep(t_ns)
-        yield from self.alerter.tick(t_ns)
 
     def finish(self) -> list[Alert]:
         """The last alerts: nothing more will come, so every open episode ends."""
