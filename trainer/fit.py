@@ -133,21 +133,22 @@ def fit(
     if constant:
         say(f"constant in the benign train rows: {', '.join(constant)}")
     normal = _normal(train_rows, columns)
-    inputs = scaler.network_input(scaler.z(train_rows))
-    del train_rows
-    validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
     hidden = autoencoder.hidden(len(columns), config.network)
     say(
         f"autoencoder: {len(columns)}-{'-'.join(map(str, hidden))}-{len(columns)}, "
         f"{len(parts.train):,} train and {len(parts.optimise):,} optimise rows"
     )
     if trained is None:
+        inputs = scaler.network_input(scaler.z(train_rows))
+        del train_rows
+        validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
         network, ae_history = autoencoder.train(
             inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
         )
+        del inputs, validation
     else:
+        del train_rows
         network, ae_history = trained.network, trained.history
-    del inputs, validation
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {_best(ae_history)}")
 
     scorer = Scorer(autoencoder.predictor(network), scaler, columns)
