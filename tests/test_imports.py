@@ -24,9 +24,10 @@ LAYERS = (
     {"contract"},
     {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
-    {"classify"},
+    {"classify", "evidence"},
     {"detector", "devices", "link"},
-    {"alerts", "config"},
+    {"alerts", "allow", "config"},
+    {"control"},
     {"agent", "check"},
     {"__main__", "command", "demo"},
 )
