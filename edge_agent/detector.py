@@ -244,6 +244,7 @@ class _Subject:
     first_ns: int
     class_count: int
     window: "_Window"
+    flagged: NDArray[Any] | None = None  # the last classified row (1,) of ROW_META
     opened: NDArray[np.int64] = field(init=False)  # (time, flags) of the last rows that opened a peer or socket
     alarm: bool = False
     alarm_first_ns: int = 0
@@ -804,7 +805,8 @@ class Detector:
         if self._classify is not None and told.any():
             z = self._scaler.z(batch.values[at:end][told][:, self._at])
             probabilities[told] = self._classify(self._scaler.network_input(z))
-            looks[told] = classify.looks(meta[told])
+            looks[told] = classify.looks(meta[told], subject.flagged)
+            subject.flagged = meta[told][-1:].copy()
         packets, total = batch.packets[at:end], batch.bytes[at:end]
         subject.window.add(
             *(batch.full[at:end], hits, counted, ratio, batch.t_ns[at:end], packets, total, probabilities, looks)
@@ -929,7 +931,7 @@ class Detector:
             return "anomaly", vote.share
         rows = max(float(vote.class_sum.sum()), 1e-9)  # the probabilities of a row sum to 1
         name, probability = classify.name(
-            self._classes, vote.class_sum / rows, vote.looks_sum / rows, self._signatures, self._decision.reject
+            self._classes, vote.class_sum / rows, vote.looks_sum / rows, rows, self._signatures, self._decision.reject
         )
         return name, vote.share if probability is None else min(probability, 1.0)
 
