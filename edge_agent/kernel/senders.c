@@ -31,7 +31,7 @@ struct sender {
     uint8_t version, address[16]; /* its own; version 0: none yet */
 };
 
-struct subject {
+struct bucket_of {
     struct entry entry;
     int64_t t, second;
     double level;
@@ -165,7 +165,7 @@ struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const
     s->v4 = calloc(v4_count + 1, sizeof *v4);
     s->v6 = calloc(v6_count + 1, sizeof *v6);
     if (s->v4 == NULL || s->v6 == NULL || !lru_new(&s->senders, sizeof(struct sender), capacity, seed) ||
-        !lru_new(&s->subjects, sizeof(struct subject), capacity, ~seed)) {
+        !lru_new(&s->subjects, sizeof(struct bucket_of), capacity, ~seed)) {
         senders_free(s);
         return NULL;
     }
@@ -234,7 +234,7 @@ static void end_second(struct senders *s, int64_t second)
     s->second = second;
 }
 
-static bool afford(struct senders *s, struct subject *u, int64_t t, bool opens)
+static bool afford(struct senders *s, struct bucket_of *u, int64_t t, bool opens)
 {
     int64_t second = t / 1000000000;
     if (s->second == INT64_MIN)
@@ -296,7 +296,7 @@ static void take_row(struct senders *s, const struct row_meta *row, int64_t t, u
 
     bool good = true;
     if (s->rate > 0)
-        good = afford(s, (struct subject *)(void *)look_up(&s->subjects, key), t, row->flags & (NEW_PEER | NEW_SOCKET));
+        good = afford(s, (struct bucket_of *)(void *)look_up(&s->subjects, key), t, row->flags & (NEW_PEER | NEW_SOCKET));
     out->chosen[i] = good;
     *(good ? &s->scored : &s->shed) += 1;
     *(good ? &s->second_scored : &s->second_shed) += 1;
