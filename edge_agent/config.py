@@ -98,6 +98,23 @@ class OutboxConfig:
 
 
 @dataclass(frozen=True)
+class EvidenceConfig:
+    """Packets around an alert that are kept; ``path`` None: none, and no memory for them."""
+
+    path: Path | None = Path("botwatch-evidence")
+    max_mb: int = 64
+    seconds: float = 5.0
+    payload: int = 0
+    ring_kb: int = 1024
+
+    def __post_init__(self) -> None:
+        bounds = (("max_mb", 1, 1 << 20), ("seconds", 0.5, 30.0), ("payload", 0, 65_000), ("ring_kb", 64, 65_536))
+        for key, low, high in bounds:
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The whole of agent.yaml. MACs of ``names`` may be written in any usual way; here they are as alerts have them."""
 
@@ -111,6 +128,7 @@ class AgentConfig:
     alerts: AlertsConfig = AlertsConfig()
     learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
     def __post_init__(self) -> None:
