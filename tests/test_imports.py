@@ -32,7 +32,18 @@ LAYERS = (
 )
 """The agent's modules from the bottom: each imports from below only."""
 
-SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts", "classify"}
+SHARED = {
+    "contract",
+    "capture",
+    "features",
+    "detector",
+    "explain",
+    "calibrate",
+    "runtime",
+    "progress",
+    "alerts",
+    "classify",
+}
 """What trainer and converter take from the agent."""
 
 
