@@ -26,7 +26,8 @@ LAYERS = (
     {"features", "calibrate", "outbox"},
     {"classify", "evidence"},
     {"detector", "devices", "link"},
-    {"alerts", "config"},
+    {"alerts", "allow", "config"},
+    {"control"},
     {"agent", "check"},
     {"__main__", "command", "demo"},
 )
