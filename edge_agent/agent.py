@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import Interfaces, Source, open_file
+from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle
@@ -50,6 +51,8 @@ class Agent:
         sizes = config.extractor
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.detector = Detector(bundle, config.networks)
+        slow = config.checkins
+        self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
             config.gateway,
             config.site,
@@ -75,6 +78,8 @@ class Agent:
         """Alerts of rows that were just extracted."""
         for detection in self.detector.observe(rows):
             yield from self.alerter.consider(detection)
+        for detection in self.checkins.observe(rows) if self.checkins else ():
+            yield from self.alerter.consider(detection)
         yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
 
     def tick(self, t_ns: int) -> Iterator[Alert]:
@@ -93,7 +98,8 @@ class Agent:
         told = self.alerter.counts
         alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
-        return {**self.extractor.counts(), **self.detector.counters, **alerts, **bounds}
+        slow = self.checkins.counters if self.checkins else {}
+        return {**self.extractor.counts(), **self.detector.counters, **slow, **alerts, **bounds}
 
 
 def replay(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_agent.capture import SNAPLENS, LiveSettings
+from edge_agent.checkins import Rule
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
@@ -70,6 +71,17 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True)
+class CheckInsConfig:
+    """Whether regular contacts with hosts that are new to a device are told, and how long a device is learnt first."""
+
+    enabled: bool = True
+    learn_s: float = Rule.learn_s
+
+    def __post_init__(self) -> None:
+        Rule(self.learn_s)
+
+
+@dataclass(frozen=True)
 class OutboxConfig:
     """Where alerts wait for the broker, and how many may."""
 
@@ -94,6 +106,7 @@ class AgentConfig:
     capture: CaptureConfig = CaptureConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     alerts: AlertsConfig = AlertsConfig()
+    checkins: CheckInsConfig = CheckInsConfig()
     outbox: OutboxConfig = OutboxConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
