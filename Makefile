@@ -1,4 +1,4 @@
-# make demo | test | test-long | check | bench | fuzz; each brings what it needs.
+# make demo | test | test-long | test-arm | check | bench | fuzz; each brings what it needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ SECONDS ?= 60
 export BOTWATCH_DATA ?= $(abspath ../shared/data)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo real test test-long check bench fuzz clean
+.PHONY: demo real test test-long test-arm check bench fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -26,6 +26,11 @@ test: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds 600
 	BOTWATCH_LONG=1 $(BIN)/python -m pytest -q
+
+# The package built for arm64, on Debian 12 and 13 under qemu; fetches some 100 MB of Debian once, into build/arm.
+test-arm: $(READY)
+	PYTHON=$(PYTHON) sh tests/system.sh arm
+	$(BIN)/python -m pytest -q -s tests/arm/on_arm.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

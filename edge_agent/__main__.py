@@ -193,11 +193,11 @@ def _run(args: argparse.Namespace) -> int:
         if not names:
             return _say("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
         bundle = _bundle(config)
-        agent = agents.Agent(config, bundle)
+        publisher = None if args.no_broker else _publisher(config)
+        agent = agents.Agent(config, bundle, state=publisher.state if publisher else None)
         if args.record:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
-        publisher = None if args.no_broker else _publisher(config)
 
         def give(alert: "Alert") -> None:
             _print(alert)
@@ -207,7 +207,7 @@ def _run(args: argparse.Namespace) -> int:
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
-            agents.run(agent, interfaces, give, stop, publisher)
+            agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
         counts = agent.counts() | interfaces.count() | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)

@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
-from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.detector import Detector
-from edge_agent.features import Extractor, Rows
+from edge_agent.devices import Devices
+from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
-from edge_agent.state import State
+from edge_agent.state import State, StateError
 
 BATCH = 1024
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
@@ -33,6 +35,20 @@ WAIT_S = 0.5
 
 HEALTH_S = 60.0
 """Seconds between two health messages."""
+
+HEALTH_EXPIRES_S = 300
+"""Seconds after which a broker forgets the health of a gateway that says no more (MQTT 5)."""
+
+DEVICES_S = 60.0
+"""Seconds between two documents on devices, at least; without a change of state or progress `DEVICES_IDLE_S`."""
+
+DEVICES_IDLE_S = 600.0
+
+SAVED_AN_HOUR = 500_000
+"""Bytes of what was learnt that are written in an hour; where it is more it is written less often."""
+
+MAX_SEEN = 32 << 20
+"""Bytes of the largest file of what devices have seen that is read."""
 
 Alert = dict[str, Any]
 
@@ -44,13 +60,17 @@ class Agent:
 
     Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that
     a replay delivered twice is stored once. For that, ``seed`` must be given too: which streams a full table gives up
-    is drawn by it. Live it must not be, lest an attacker choose streams that collide.
+    is drawn by it. Live it must not be, lest an attacker choose streams that collide. What was learnt of devices is
+    taken up from ``state`` where there is one; `run` keeps it there.
     """
 
-    def __init__(self, config: AgentConfig, bundle: Bundle, *, seed: int | None = None):
-        sizes = config.extractor
+    def __init__(self, config: AgentConfig, bundle: Bundle, *, seed: int | None = None, state: State | None = None):
+        sizes, learning = config.extractor, config.learning
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
-        self.detector = Detector(bundle, config.networks)
+        if state:
+            _recall(self.extractor, seen_path(state.path))
+        self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
+        self.detector = Detector(bundle, config.networks, learn=self.devices.own if learning.enabled else False)
         slow = config.checkins
         self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
@@ -99,7 +119,7 @@ class Agent:
         alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
         slow = self.checkins.counters if self.checkins else {}
-        return {**self.extractor.counts(), **self.detector.counters, **slow, **alerts, **bounds}
+        return {**self.extractor.counts(), **self.detector.counters, **self.devices.counts, **slow, **alerts, **bounds}
 
 
 def replay(
@@ -129,13 +149,18 @@ def run(
     give: Callable[[Alert], None],
     stop: threading.Event,
     publisher: "Publisher | None" = None,
+    *,
+    save_s: float = 600.0,
 ) -> None:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
+
+    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
     """
     watched = _Watched()
     health = _Health(agent, interfaces, publisher)
+    memory = _Memory(agent, publisher, save_s)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
@@ -157,10 +182,12 @@ def run(
                     give(alert)
             watched.beat(now)
             health.beat(now)
+            memory.beat(now)
     finally:
         watched.say("STOPPING=1")
         for alert in agent.finish():
             give(alert)
+        memory.close()
 
 
 class _Watched:
@@ -245,8 +272,117 @@ class _Health:
                 outbox_depth=self._publisher.outbox.depth(),
                 model=self._agent.alerter.model.version,
             )
-            self._publisher.link.health = messages.encode(health.document())
+            self._publisher.link.retain("health", messages.encode(health.document()), qos=0, expires_s=HEALTH_EXPIRES_S)
         self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s, now, lost
+
+
+def seen_path(state: Path) -> Path:
+    """Where what devices have seen is kept: beside the state file. It is large, and good for every model."""
+    return state.with_name(state.name + ".seen")
+
+
+def _recall(extractor: Extractor, path: Path) -> None:
+    """Take up what devices had seen; a file that will not do is moved aside, and all is new to every device."""
+    try:
+        if path.stat().st_size > MAX_SEEN:
+            raise FeatureStateError(f"feature state of {path.stat().st_size} bytes, the bound is {MAX_SEEN}")
+        extractor.load(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (FeatureStateError, OSError) as error:
+        aside = path.with_name(path.name + ".corrupt")
+        logger.error("%s: %s; moved to %s, what devices have seen is learnt anew", path, error, aside.name)
+        with suppress(OSError):
+            path.replace(aside)
+
+
+class _Memory:
+    """What was learnt of devices: into the log and, with a ``publisher``, to the broker and into its state.
+
+    The disk is written by a thread of its own, so that a slow card does not hold up packets; what a write could not do,
+    the next one does.
+    """
+
+    def __init__(self, agent: Agent, publisher: "Publisher | None", save_s: float) -> None:
+        self._devices, self._extractor, self._publisher, self._save_s = (
+            agent.devices,
+            agent.extractor,
+            publisher,
+            save_s,
+        )
+        self._look = self._tell = 0.0
+        self._told: tuple[object, ...] = ()
+        self._told_at = -DEVICES_IDLE_S
+        self._save = time.monotonic() + save_s
+        self._writer = ThreadPoolExecutor(1, "memory") if publisher else None
+        self._pending: Future[None] | None = None
+        self._trouble = ""
+
+    def beat(self, now: float) -> None:
+        """Do what is due."""
+        if now < self._look:
+            return
+        self._look = now + 1.0
+        self._devices.look()
+        if self._publisher is None or (self._pending and not self._pending.done()):
+            return
+        document = None
+        if now >= self._tell:
+            document = self._document(now)
+        if now >= self._save or document is not None:
+            self._write(document, now, everything=False)
+
+    def close(self) -> None:
+        """Keep everything; returns when it is on the disk."""
+        self._devices.look()
+        if self._writer is None:
+            return
+        self._told = ()
+        now = time.monotonic()
+        self._save = now
+        if self._pending:
+            wait([self._pending])
+        self._write(self._document(now), now, everything=True)
+        self._writer.shutdown(wait=True)
+
+    def _document(self, now: float) -> bytes | None:
+        """The document on devices if there is something new in it; the broker is given it at once."""
+        assert self._publisher is not None
+        self._tell = now + DEVICES_S
+        said = self._devices.document(time.time_ns())
+        told = tuple((d["mac"], d["state"], d["percent"], d.get("reason"), d["capped"]) for d in said["devices"])
+        if told == self._told and now - self._told_at < DEVICES_IDLE_S:
+            return None
+        self._told, self._told_at = told, now
+        payload = messages.encode(said, messages.MAX_DOCUMENT)
+        self._publisher.link.retain("devices", payload)
+        return payload
+
+    def _write(self, document: bytes | None, now: float, everything: bool) -> None:
+        assert self._writer is not None
+        assert self._publisher is not None
+        state, now_s, records, seen = self._publisher.state, time.time(), [], None
+        if now >= self._save:
+            records = self._devices.records(now_s, everything=everything)
+            seen = self._extractor.save_seen()
+            size = len(seen) + 2 * sum(len(record) for _, record in records)  # the database writes all twice
+            self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
+
+        def write() -> None:
+            try:
+                if records:
+                    self._devices.keep(records, now_s)
+                if seen is not None:
+                    replace_file(seen_path(state.path), seen)
+                if document is not None:
+                    state.document_put("devices", document, now_s)
+                self._trouble = ""
+            except (StateError, OSError) as error:
+                if str(error) != self._trouble:
+                    logger.error("what was learnt could not be kept: %s", error)
+                self._trouble = str(error)
+
+        self._pending = self._writer.submit(write)
 
 
 LARGEST_FRAME = 9_216 + 18
@@ -264,8 +400,8 @@ class Publisher:
 
     def __init__(self, config: AgentConfig):
         self._topic = messages.topic(config.gateway, "alert", base=config.broker.base)
-        self._state = State(config.outbox.path)
-        self.outbox = Outbox(self._state, config.outbox.max_rows, config.outbox.max_bytes)
+        self.state = State(config.outbox.path)
+        self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
         self.link = Link(config.broker, self.outbox, gateway=config.gateway, agent=version("botwatch"))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
@@ -289,7 +425,7 @@ class Publisher:
         finally:
             self._stop.set()
             self._thread.join()
-            self._state.close()
+            self.state.close()
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:

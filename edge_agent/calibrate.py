@@ -7,8 +7,9 @@ train and optimise rows come in here: no attack label and no test row has a way 
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,29 @@ WEEK_DAYS = 7.0
 OWN_ROWS, OWN_S, OWN_LATEST_S = 2000, 900.0, 86_400.0
 """A device's own limit takes part after so many packets and so many seconds, at the latest after a day."""
 
+MINUTE_NS = 60_000_000_000
+
 OWN_MINUTES = 1440
 """Minutes with traffic that are remembered of a device: a day of a busy one, a week of a quiet one."""
 
 OWN_SHARE = 0.99
 """Quantile of a device's minutes that stands for them: a camera's bursts were seen to fill one minute in thirty."""
 
+OWN_SPOILT, OWN_SPOILT_MINUTES = 0.05, 3
+"""Share of the minutes that may be an attack's without a say in the limit: one run of so many of them, or any few."""
+
 OWN_PRIOR = 3.0
 """Independent minutes that the shared limit weighs as much as."""
 
 OWN_CAP, OWN_COUNTS_CAP = 16.0, 4.0
 """A device's limits are at most so many times the shared ones; a device that reaches this is nearly unprotected."""
+
+OWN_RECENT, OWN_ALARMS = 30, 0.1
+"""Of its last so many minutes with traffic, a device whose window is believed was in an alarm in at most this share."""
+
+STALE_MINUTES, STALE_OF, STALE_OVER = 8, 10, 1.25
+"""A device is stale when so many of its last so many minutes with traffic exceed all it was known for by this factor;
+it is active again when as many of them do not."""
 
 
 def threshold(
@@ -182,23 +195,48 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
     return {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, highest, strict=True) if c in floors}
 
 
+MINUTE = np.dtype([("number", "<u4"), ("vote", "<f2"), ("count", "<f2")])
+"""A device's minute as it is kept: its number since the epoch, its highest vote and count in units of the limits."""
+
+_KEPT = ("first_ns", "latest_ns", "rows", "left_out", "learnt_ns", "stale_ns", "refused", "judged", "flagged")
+
+
 class Own:
     """What one device's traffic on site says of its limits, minute by minute; for `factors` of the shared ones.
 
     A device noisier than those the model was fitted on gets limits of its own: the shared limit, shrunk (in logarithms)
     towards ``margin`` times the device's own high minutes by its effective sample size. They are never below the shared
-    ones, come down again as calm minutes come in, and are held below a cap.
+    ones and held below a cap. Rows that were flagged teach nothing, nor do minutes in an alarm.
+
+    Until it is `learnt` a device's score is judged by a limit that comes down from the cap to the device's own in the
+    same way, as minutes come in; counts by the shared bounds. What was seen by then is as high as the limits can ever
+    get: later minutes make it surer or bring it down, so that a slow ramp is not learnt. A device that goes on beyond
+    it is `stale`: it should be learnt anew, which nothing here does by itself.
+
+    ``k`` of ``w`` rows are the vote; ``min_s`` is the shortest time of learning; ``first_ns`` (packet time) its begin.
     """
 
-    def __init__(self, first_ns: int, margin: float):
-        self._first_ns, self._margin = first_ns, margin
-        self._minutes: deque[tuple[float, float]] = deque(maxlen=OWN_MINUTES)
-        self._open = (0.0, 0.0)
-        self._recent = np.zeros(0)
-        self._factors = (1.0, 1.0)
+    def __init__(self, first_ns: int, margin: float, k: int, w: int, min_s: float = OWN_S):
+        self._margin, self._k, self._w, self._min_s = margin, k, w, min_s
+        self._begin(first_ns)
+
+    def _begin(self, first_ns: int) -> None:
+        self.first_ns = self.latest_ns = first_ns
+        """End of the last minute that was looked at."""
+        self._minutes: deque[tuple[int, float, float]] = deque(maxlen=OWN_MINUTES)  # number, vote, count; calm ones
+        self._alarms: deque[bool] = deque(maxlen=OWN_RECENT)
+        self._over: deque[bool] = deque(maxlen=STALE_OF)
+        self._calm = self._all = (0.0, 0.0)  # highest vote and count of this minute, without and with flagged rows
+        self._recent = self._recent_calm = np.zeros(0)  # the last rows' scores
+        self._factors = (OWN_CAP, 1.0)
+        self._highest: tuple[float, float] | None = None  # what the limits rest on, as it was when enough was learnt
         self.rows, self.left_out = 0, 0
         self.learnt_ns: int | None = None
         """Since when there is enough to go by."""
+        self.stale_ns: int | None = None
+        """Since when the device does what it was not known for."""
+        self.refused = ""
+        """Why a window that is long enough is not believed."""
         self.judged, self.flagged = 0, 0  # rows since then, and those of them above a limit
 
     @property
@@ -209,51 +247,175 @@ class Own:
     @property
     def capped(self) -> bool:
         """Whether a limit is held at its cap: the device is noisier than can be protected."""
-        return self._factors[0] >= OWN_CAP or self._factors[1] >= OWN_COUNTS_CAP
+        return self.learnt and (self._factors[0] >= OWN_CAP or self._factors[1] >= OWN_COUNTS_CAP)
 
     @property
     def learnt(self) -> bool:
         """Whether there is enough to go by."""
         return self.learnt_ns is not None
 
-    def see(self, scores: NDArray[Any], counts: NDArray[Any], k: int, w: int) -> None:
-        """Rows of one minute: scores (n,) and highest counts (n,), both in units of the shared limits."""
-        scores = np.concatenate([self._recent, scores])
-        votes = vote_statistic(scores, k, w)[len(self._recent) :]
-        self._open = (
-            max(self._open[0], float(votes.max(initial=0.0))),
-            max(self._open[1], float(np.max(counts, initial=0.0))),
-        )
-        self._recent = scores[-(w - 1) :]
-        self.rows += len(votes)
+    @property
+    def state(self) -> Literal["learning", "active", "stale"]:
+        """`learning` until there is enough, then `active`, and `stale` while the limits no longer fit the device."""
+        if self.learnt_ns is None:
+            return "learning"
+        return "active" if self.stale_ns is None else "stale"
 
-    def end_minute(self, t_ns: int, keep: bool) -> None:
-        """A minute is over at ``t_ns``; nothing is learnt of it unless ``keep``: the device was in an alarm."""
-        passed = (t_ns - self._first_ns) / 1e9
-        if self.learnt_ns is None and ((self.rows >= OWN_ROWS and passed >= OWN_S) or passed >= OWN_LATEST_S):
-            self.learnt_ns = t_ns
-        if keep:
-            self._minutes.append(self._open)
-            self._factors = self._fit()
-        else:
-            self.left_out += 1
-            self._recent = np.zeros(0)  # the next minute's votes are not to hold rows of this one
-        self._open = (0.0, 0.0)
+    @property
+    def progress(self) -> float:
+        """How much of the learning is done, 0 to 1."""
+        if self.learnt:
+            return 1.0
+        passed = (self.latest_ns - self.first_ns) / 1e9
+        return min(max(min(self.rows / OWN_ROWS, passed / self._min_s), passed / max(OWN_LATEST_S, self._min_s)), 1.0)
 
     def factors(self) -> tuple[float, float]:
-        """What the shared limit of the score and the bounds of the counts are multiplied with, both at least 1."""
+        """What the shared limit of the score and the bounds of the counts are multiplied with, both at least 1.
+
+        They change at the end of a minute only.
+        """
         return self._factors
 
-    def _fit(self) -> tuple[float, float]:
+    def see(self, scores: NDArray[Any], counts: NDArray[Any], flagged: NDArray[np.bool_]) -> None:
+        """Rows of one minute: scores (n,) and highest counts (n,), both in units of the shared limits, and which of
+        them were flagged."""
+        self.rows += len(scores)
+        one = self._recent_calm is self._recent and self._calm == self._all and not flagged.any()
+        self._recent, self._all = self._peak(self._recent, scores, counts, self._all)
+        if one:  # the usual case: no flagged rows so far
+            self._recent_calm, self._calm = self._recent, self._all
+        else:
+            self._recent_calm, self._calm = self._peak(
+                self._recent_calm, scores[~flagged], counts[~flagged], self._calm
+            )
+
+    def _peak(
+        self, recent: NDArray[Any], scores: NDArray[Any], counts: NDArray[Any], high: tuple[float, float]
+    ) -> tuple[NDArray[Any], tuple[float, float]]:
+        """The last scores, and ``high`` (vote and count) with what is higher in the new rows."""
+        vote, joined = high[0], np.concatenate((recent, scores))
+        if np.count_nonzero(joined > vote) >= self._k:  # else no vote can be above it
+            vote = max(vote, float(vote_statistic(joined, self._k, self._w)[len(recent) :].max(initial=0.0)))
+        return joined[max(len(joined) - self._w + 1, 0) :], (vote, max(high[1], float(counts.max(initial=0.0))))
+
+    def end_minute(self, t_ns: int, during: Literal["", "alarm", "aftermath"] = "") -> None:
+        """A minute is over at ``t_ns``; nothing is learnt of one during an alarm, or while columns remember one."""
+        self.latest_ns = t_ns
+        self._alarms.append(during == "alarm")
+        if not during:
+            self._minutes.append((t_ns // MINUTE_NS, *self._calm))
+        else:
+            self.left_out += 1
+            # the next minute's votes are not to hold rows of this one
+            self._recent = self._recent_calm = np.zeros(0)
+        if self._highest is None and self.progress >= 1.0:
+            self._decide(t_ns)
+        if self._highest is not None and during != "aftermath":
+            self._watch(t_ns, during == "alarm")
+        self._factors = self._fit()
+        self._calm = self._all = (0.0, 0.0)
+
+    def relearn(self) -> None:
+        """Forget all and begin again with the next rows: somebody says that the device is well and has changed."""
+        self._begin(self.latest_ns)
+
+    def record(self) -> tuple[dict[str, Any], NDArray[Any]]:
+        """What must be kept for `restore`: plain values, and the minutes."""
+        most = float(np.finfo(np.float16).max)
+        minutes = np.array([(n, min(vote, most), min(count, most)) for n, vote, count in self._minutes], dtype=MINUTE)
+        return {key: getattr(self, key) for key in _KEPT} | {
+            "factors": list(self._factors),
+            "highest": self._highest and list(self._highest),
+            "alarms": [int(alarm) for alarm in self._alarms],
+            "over": [int(over) for over in self._over],
+        }, minutes
+
+    def restore(self, kept: Mapping[str, Any], minutes: NDArray[Any]) -> None:
+        """Continue from a `record`; ValueError, KeyError or TypeError for what is none."""
+        for key in _KEPT:
+            value = kept[key]
+            if not isinstance(value, str if key == "refused" else int | None):
+                raise ValueError(f"{key} is {value!r}")
+            setattr(self, key, value)
+        score, counts = (float(factor) for factor in kept["factors"])
+        self._factors = min(max(score, 1.0), OWN_CAP), min(max(counts, 1.0), OWN_COUNTS_CAP)
+        found = kept["highest"]
+        self._highest = None if found is None else (float(found[0]), float(found[1]))
+        self._alarms.extend(bool(alarm) for alarm in kept["alarms"])
+        self._over.extend(bool(over) for over in kept["over"])
+        self._minutes.extend((int(m["number"]), float(m["vote"]), float(m["count"])) for m in minutes[-OWN_MINUTES:])
+
+    def resume(self, t_ns: int) -> None:
+        """Go on at ``t_ns`` after a restart: the time between did not teach anything."""
+        self.first_ns += max(t_ns - self.latest_ns, 0)
+        self.latest_ns = max(t_ns, self.latest_ns)
+
+    def _decide(self, t_ns: int) -> None:
+        """The window is long enough: believe it, or say why not and look again in a minute."""
+        self.refused, alarms = "", sum(self._alarms)
+        if alarms > OWN_ALARMS * len(self._alarms):
+            self.refused = f"in an alarm in {alarms} of its last {len(self._alarms)} minutes: looks infected"
+        elif not self._minutes:
+            self.refused = "no minute without an alarm yet: looks infected"
+        if not self.refused:
+            self.learnt_ns, self._highest = t_ns, self._highs()
+
+    def _watch(self, t_ns: int, alarm: bool) -> None:
+        """Whether the device still is what it was known for: this minute's rows, flagged or not, against the limits."""
+        assert self._highest is not None
+        beyond = [
+            self._margin * now > max(STALE_OVER * known, factor)
+            for now, known, factor in zip(self._all, self._highest, self._factors, strict=True)
+        ]
+        self._over.append(alarm or any(beyond))
+        if self.stale_ns is None and sum(self._over) >= STALE_MINUTES:
+            self.stale_ns = t_ns
+        elif self.stale_ns is not None and len(self._over) - sum(self._over) >= STALE_MINUTES:
+            self.stale_ns = None
+
+    def _highs(self) -> tuple[float, float]:
+        """``margin`` times what the device's vote and counts reach now and again, in units of the shared limits.
+
+        The highest `OWN_SPOILT_MINUTES` at most, and one run of `OWN_SPOILT` of the minutes, have no say, in case they
+        were an attack's.
+        """
+        n = len(self._minutes)
+        spare = min(math.ceil(OWN_SPOILT * n), OWN_SPOILT_MINUTES)
+        apart = math.ceil(OWN_SPOILT * n) + 1
+        when = np.array([minute[0] for minute in self._minutes])
         found = []
-        for column, cap in ((0, OWN_CAP), (1, OWN_COUNTS_CAP)):
-            peaks = np.array([minute[column] for minute in self._minutes])
-            high = self._margin * float(np.quantile(peaks, OWN_SHARE))
-            if high <= 1.0:
+        for column in (1, 2):
+            values = np.array([minute[column] for minute in self._minutes])
+            order = np.argsort(values)[::-1]
+            again = order[np.abs(when[order] - when[order[0]]) > apart][:1]  # the highest at quite another time
+            level = min(float(values[order[min(spare, n - 1)]]), float(np.quantile(values, OWN_SHARE)))
+            found.append(self._margin * (min(level, float(values[again[0]])) if len(again) else level))
+        return found[0], found[1]
+
+    def _fit(self) -> tuple[float, float]:
+        if self.refused:
+            return 1.0, 1.0
+        if not self._minutes:
+            return self._factors
+        highs = self._highs()
+        if self._highest is not None:
+            highs = min(highs[0], self._highest[0]), min(highs[1], self._highest[1])
+        found = []
+        for column, (high, cap) in enumerate(zip(highs, (OWN_CAP, OWN_COUNTS_CAP), strict=True), start=1):
+            if self._highest is not None and high <= 1.0:
                 found.append(1.0)
                 continue
-            independent = len(peaks) / max(1, correlation_rows(peaks))
-            found.append(min(high ** (independent / (independent + OWN_PRIOR)), cap))
+            values = np.array([minute[column] for minute in self._minutes])
+            independent = len(values) / max(1, correlation_rows(values))
+            prior = 1.0
+            if self._highest is None:
+                if column == 2:
+                    found.append(1.0)
+                    continue
+                prior = cap
+                independent = min(independent, self.rows * OWN_S / (60.0 * OWN_ROWS))
+            share = independent / (independent + OWN_PRIOR)
+            found.append(min(max(high, 1.0) ** share * prior ** (1.0 - share), cap))
         return found[0], found[1]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from edge_agent.calibrate import OWN_S
 from edge_agent.capture import SNAPLENS, LiveSettings
 from edge_agent.checkins import Rule
 from edge_agent.contract.broker import BrokerConfig
@@ -82,6 +83,20 @@ class CheckInsConfig:
 
 
 @dataclass(frozen=True)
+class LearningConfig:
+    """Whether devices get limits of their own here, and how soon."""
+
+    enabled: bool = True
+    minutes: int = int(OWN_S) // 60
+    save_minutes: int = 10
+
+    def __post_init__(self) -> None:
+        for key, low, high in (("minutes", 5, 10_080), ("save_minutes", 1, 1440)):
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
+
+
+@dataclass(frozen=True)
 class OutboxConfig:
     """Where alerts wait for the broker, and how many may."""
 
@@ -107,6 +122,7 @@ class AgentConfig:
     extractor: ExtractorConfig = ExtractorConfig()
     alerts: AlertsConfig = AlertsConfig()
     checkins: CheckInsConfig = CheckInsConfig()
+    learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 

@@ -282,15 +282,21 @@ class _Subject:
 class Detector:
     """Rows in, detections out, for one bundle.
 
-    With ``learn`` every device gets limits of its own from its traffic here (`calibrate.Own`); until there is enough of
-    that, the limit of its score is as high as an own limit can be, and only the counts rule works as ever.
+    With ``learn`` every device gets limits of its own from its traffic here: True keeps what is learnt in the detector;
+    a function gives a device's `calibrate.Own` for its MAC and the steady time it began at, and keeps it.
 
     BundleError when the bundle's schema cannot occur in live traffic; `runtime.ModelError` when a model does not load.
     """
 
-    def __init__(self, bundle: Bundle, networks: Sequence[str] = PRIVATE_NETWORKS, *, learn: bool = False):
+    def __init__(
+        self,
+        bundle: Bundle,
+        networks: Sequence[str] = PRIVATE_NETWORKS,
+        *,
+        learn: bool | Callable[[int, int], calibrate.Own] = False,
+    ):
         manifest = bundle.manifest
-        self._learn = learn
+        self._learn = self._new_own if learn is True else learn
         if cols.COMPAT in manifest.schemas:
             raise BundleError(
                 f"{bundle.path}: trained on {cols.COMPAT}, whose jitter columns hold the date; live or replayed "
@@ -344,8 +350,7 @@ class Detector:
         groups, addresses, carries = self._by_subject(rows.meta)
         for key, index in groups:
             subject = self._subject(key, int(t_ns[index[0]]))
-            learns = self._learn and isinstance(key, int)  # a victim is told by what others do to it
-            for piece in self._by_minute(subject, t_ns, index) if learns else (index,):
+            for piece in self._by_minute(key, subject, t_ns, index):
                 batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, carries, piece)
                 at = 0
                 while at < len(piece):  # cut where the rule in force or the alarm changes
@@ -494,19 +499,26 @@ class Detector:
         subject = self._subjects.get(mac)
         return subject.own if subject else None
 
+    def _new_own(self, _mac: int, t_ns: int) -> calibrate.Own:
+        return calibrate.Own(t_ns, self._decision.vote_margin, self._decision.vote_k, self._decision.vote_w)
+
     def _by_minute(
-        self, subject: _Subject, t_ns: NDArray[np.int64], index: NDArray[np.intp]
+        self, key: int | bytes, subject: _Subject, t_ns: NDArray[np.int64], index: NDArray[np.intp]
     ) -> Iterator[NDArray[np.intp]]:
-        """Rows of one subject cut at whole minutes of packet time: own limits change only there."""
+        """A device's rows cut at whole minutes of packet time: own limits change only there. A victim's as they are."""
+        if not self._learn or isinstance(key, bytes):  # a victim is told by what others do to it
+            yield index
+            return
         if subject.own is None:
-            subject.own = calibrate.Own(subject.first_ns, self._decision.vote_margin)
+            subject.own = self._learn(key, subject.first_ns)
         minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
             minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
             if minute > subject.minute:
                 if subject.minute:
-                    calm = not subject.alarm and subject.last_vote_ns < subject.minute * 60 * _S
-                    subject.own.end_minute((subject.minute + 1) * 60 * _S, calm)
+                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * 60 * _S
+                    during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
+                    subject.own.end_minute((subject.minute + 1) * 60 * _S, during)
                 subject.minute = minute
             yield piece
 
@@ -534,10 +546,7 @@ class Detector:
         warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
         own_score, own_counts = 1.0, 1.0
         if subject.own is not None:
-            subject.own.see(
-                score / decision.full.limit, (counts / self._bounds).max(axis=1), decision.vote_k, decision.vote_w
-            )
-            own_score, own_counts = subject.own.factors() if subject.own.learnt else (calibrate.OWN_CAP, 1.0)
+            own_score, own_counts = subject.own.factors()
         bounds = own_counts * np.where(warm[:, None], self._warm_bounds, self._bounds)
         strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
@@ -547,9 +556,11 @@ class Detector:
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
-        if subject.own is not None and subject.own.learnt:
-            subject.own.judged += len(full)
-            subject.own.flagged += int(full.sum())
+        if subject.own is not None:
+            subject.own.see(score / decision.full.limit, (counts / self._bounds).max(axis=1), full)
+            if subject.own.learnt:
+                subject.own.judged += len(full)
+                subject.own.flagged += int(full.sum())
         return _Batch(
             meta,
             t_ns[index],

@@ -21,7 +21,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from paho.mqtt import MQTTException
 from paho.mqtt import client as mqtt
@@ -38,7 +38,6 @@ __all__ = ["BrokerConfig", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
-_HEALTH_EXPIRES_S = 300  # after which a broker forgets the health of a gateway that says no more (MQTT 5)
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _GOODBYE_S = 2.0  # how long the last words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
@@ -65,15 +64,13 @@ class Link:
     """Carries ``outbox`` to the broker of ``config`` for ``gateway``, whose agent has version ``agent``.
 
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
-    ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread; ``health``, the
-    newest health message, may be set from any: it is published, retained, when it is new and on every connection.
+    ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread.
     """
 
     def __init__(self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str) -> None:
         self.config, self.counts = config, LinkCounts()
         self.connected, self.protocol, self.trouble = False, "", ""
-        self.health: bytes | None = None
-        self._health_topic = topic(gateway, "health", config.base)
+        self._retained: dict[str, _Retained] = {}  # by leaf; replaced as a whole, so that threads need no lock
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._tls, self._password = config.tls_context(), config.password()
@@ -105,6 +102,15 @@ class Link:
             self._say(problem, wait)
             stop.wait(wait)
 
+    def retain(self, leaf: str, payload: bytes, *, qos: Literal[0, 1] = 1, expires_s: int | None = None) -> None:
+        """Let ``.../<leaf>`` say ``payload``: published, retained, now and on every new connection, until the next one.
+
+        Under MQTT 5 a broker forgets it after ``expires_s``. For any thread. Nothing is kept over a restart.
+        """
+        where = topic(self._gateway, leaf, self.config.base)
+        self._retained = {**self._retained, leaf: _Retained(where, payload, qos, expires_s)}
+        self._wake()
+
     def flush(self, timeout_s: float) -> int:
         """Wait until the outbox is empty, at most ``timeout_s``; how many messages still wait (``trouble`` says why).
 
@@ -128,6 +134,16 @@ class Link:
         self.trouble = problem
 
 
+@dataclass(frozen=True, eq=False)
+class _Retained:
+    """A document that stands on the broker until the next of its kind."""
+
+    topic: str
+    payload: bytes
+    qos: Literal[0, 1]
+    expires_s: int | None
+
+
 class _Session:
     """One connection, from the attempt to its end. What it leaves unacknowledged, the next one sends again."""
 
@@ -136,7 +152,8 @@ class _Session:
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
         self._problem = ""
-        self._health_told: bytes | None = None
+        self._retained_seen: dict[str, _Retained] = {}
+        self._retained_told: dict[str, _Retained] = {}
         self._acks: list[tuple[int, ReasonCode]] = []
         self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
         self._refused: set[int] = set()
@@ -179,7 +196,7 @@ class _Session:
             if client.socket() is None:
                 return self._ended()
             if link.connected:
-                self._tell_health()
+                self._tell_retained()
                 self._ship()
             elif not self._answered and time.monotonic() > patience:
                 self._problem = "no answer from the broker"
@@ -211,17 +228,26 @@ class _Session:
             client.loop_write()
         client.loop_misc()
 
-    def _tell_health(self) -> None:
-        """Publish the newest health, once: the next one makes up for one that is lost."""
-        health = self._link.health
-        if health is None or health is self._health_told:
+    def _tell_retained(self) -> None:
+        """Publish the documents this connection has not been given, once: the next makes up for one that is lost."""
+        if self._link._retained is self._retained_seen:
             return
-        self._health_told = health
-        properties = None
-        if self._level == 5:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = _HEALTH_EXPIRES_S
-        self._client.publish(self._link._health_topic, health, qos=0, retain=True, properties=properties)
+        self._retained_seen = self._link._retained
+        for leaf, document in self._retained_seen.items():
+            if self._retained_told.get(leaf) is document or self._client.socket() is None:
+                continue
+            self._retained_told[leaf] = document
+            size = len(document.payload) + len(document.topic) + 32
+            if self._max_packet and size > self._max_packet:
+                logger.error(
+                    "broker takes packets of %d bytes at most: %s of %d is not told", self._max_packet, leaf, size
+                )
+                continue
+            properties = None
+            if self._level == 5 and document.expires_s is not None:
+                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+                properties.MessageExpiryInterval = document.expires_s
+            self._client.publish(document.topic, document.payload, document.qos, retain=True, properties=properties)
 
     def _settle(self) -> None:
         """Act on the acknowledgements that came."""
@@ -234,7 +260,7 @@ class _Session:
         for mid, reason in acks:
             row = self._rows.pop(mid, None)
             if reason.is_failure:
-                problem = f"refuses {'our status' if row is None else 'alerts'}: {reason}"
+                problem = f"refuses {'what we say of ourselves' if row is None else 'alerts'}: {reason}"
                 link.counts.refused += 1
                 if row is not None:
                     self._keep_back(row)
@@ -300,6 +326,7 @@ class _Session:
     def _goodbye(self) -> None:
         """Say `stopped`, wait until the broker has it, and disconnect in a way that does not set off the last will."""
         client, deadline = self._client, time.monotonic() + _GOODBYE_S
+        self._tell_retained()
         last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
         while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
             self._step(0.05)

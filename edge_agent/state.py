@@ -1,8 +1,10 @@
 """What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
 
-Today that is the outbox: alerts that wait for the broker, and for a day those it took. Every change is on the disk when
-the call returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything
-but the disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision.
+That is the outbox (alerts that wait for the broker, and for a day those it took), what was learnt of each device, and
+the newest of some documents the agent publishes, for commands on this machine. Every change is on the disk when the
+call returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but
+the disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of
+`devices`.
 """
 
 import logging
@@ -15,9 +17,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
+_OUTBOX = """
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, so a late acknowledgement cannot hit another row
     put_s REAL NOT NULL,                   -- wall clock, Unix seconds
@@ -48,6 +48,26 @@ CREATE TRIGGER outbox_out AFTER DELETE ON outbox BEGIN
     UPDATE outbox_total SET rows = rows - 1, bytes = bytes - length(old.payload) WHERE acked = (old.acked_s NOT NULL);
 END;
 """
+
+_LEARNT = """
+CREATE TABLE learnt (
+    model TEXT NOT NULL,                   -- SHA-256 of the bundle's manifest
+    mac INTEGER NOT NULL,
+    saved_s REAL NOT NULL,                 -- wall clock, Unix seconds
+    record BLOB NOT NULL,
+    PRIMARY KEY (model, mac)
+);
+CREATE TABLE document (
+    kind TEXT PRIMARY KEY,                 -- as the leaf of its topic: "devices"
+    written_s REAL NOT NULL,
+    payload BLOB NOT NULL                  -- JSON
+);
+"""
+
+_SCHEMAS = (_OUTBOX, _LEARNT)
+"""What each version of the file adds to the one before; never changed once released."""
+
+SCHEMA_VERSION = len(_SCHEMAS)
 
 # The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
 _DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
@@ -101,8 +121,9 @@ class State:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise StateError(f"{self.path}: version {version} of a newer agent, this one knows {SCHEMA_VERSION}")
-            if version == 0:
-                db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+            if version < SCHEMA_VERSION:
+                new = "".join(_SCHEMAS[version:])
+                db.executescript(f"BEGIN IMMEDIATE;{new}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
         except BaseException:
             db.close()
             raise
@@ -190,6 +211,32 @@ class State:
     def _size(db: sqlite3.Connection) -> OutboxSize:
         waiting, acked = db.execute("SELECT rows, bytes FROM outbox_total ORDER BY acked").fetchall()
         return OutboxSize(*waiting, *acked)
+
+    def learnt_put(self, model: str, records: Iterable[tuple[int, bytes]], now_s: float, keep_s: float) -> None:
+        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``."""
+        with self._transaction() as db:
+            rows = [(model, mac, now_s, record) for mac, record in records]
+            db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
+            db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
+
+    def learnt(self, model: str) -> list[tuple[int, bytes]]:
+        """``(mac, record)`` of every device under a model, the latest saved first."""
+        with self._transaction() as db:
+            found = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
+            return found.fetchall()
+
+    def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
+        """Keep the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, now_s, payload))
+
+    def document(self, kind: str) -> tuple[float, bytes] | None:
+        """When the newest document of a kind was written (Unix seconds), and what it says; None without one."""
+        with self._transaction() as db:
+            found: tuple[float, bytes] | None = db.execute(
+                "SELECT written_s, payload FROM document WHERE kind = ?", (kind,)
+            ).fetchone()
+            return found
 
     def close(self) -> None:
         """Close the file; every later call raises StateError."""

@@ -34,12 +34,15 @@ class Home:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+def make_home(folder: Path) -> Home:
     """Generated, fitted and converted by the commands a user has."""
     from converter.__main__ import main as convert
     from trainer.__main__ import main as train
     from trainer.generate import Plan, generate
 
-    folder = tmp_path_factory.mktemp("home")
     made = Home(folder / "captures", folder / "run", folder / "bundle", folder / "later")
     plan = Plan(
         devices=DEVICES,

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto. By apt where root or a
-# sudo without a question can; else one line that says what to install.
+# sudo without a question can; else one line that says what to install. `system.sh arm`: also what runs an arm64 Debian.
 set -eu
 PYTHON=${PYTHON:-python3}
 
@@ -16,6 +16,11 @@ printf '#include <pcap/pcap.h>\n' | cc -E - >/dev/null 2>&1 || missing="$missing
 header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 test -e "$header" || missing="$missing python3-dev"
 PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null 2>&1 || missing="$missing mosquitto"
+if [ "${1:-}" = arm ]; then
+	for tool in mmdebstrap:mmdebstrap qemu-aarch64:qemu-user aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu; do
+		command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
+	done
+fi
 test -n "$missing" || exit 0
 
 as_root=

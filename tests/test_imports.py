@@ -25,7 +25,7 @@ LAYERS = (
     {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
     {"classify"},
-    {"detector", "link"},
+    {"detector", "devices", "link"},
     {"alerts", "config"},
     {"agent", "check"},
     {"__main__", "command", "demo"},

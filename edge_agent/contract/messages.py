@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 BASE = "botwatch/v1"
 MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
+MAX_DOCUMENT = 131_072  # bytes of a retained document; that on 200 devices with the longest names has 110 KB
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 
 EpisodeState = Literal["new", "update", "end"]
@@ -91,14 +92,14 @@ def parse_topic(text: str, base: str = BASE) -> tuple[str, str]:
 # --- JSON in bounds -----------------------------------------------------------------------------------------
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
-    """``message`` as compact UTF-8 JSON of at most MAX_PAYLOAD bytes, or a MessageError."""
+def encode(message: Mapping[str, Any], most: int = MAX_PAYLOAD) -> bytes:
+    """``message`` as compact UTF-8 JSON of at most ``most`` bytes, or a MessageError."""
     try:
         payload = json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise MessageError(f"cannot be written as JSON: {error}") from error
-    if len(payload) > MAX_PAYLOAD:
-        raise MessageError(f"{len(payload)} bytes, the bound is {MAX_PAYLOAD}")
+    if len(payload) > most:
+        raise MessageError(f"{len(payload)} bytes, the bound is {most}")
     return payload
 
 

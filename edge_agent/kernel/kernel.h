@@ -258,6 +258,9 @@ size_t kernel_memory(const struct kernel *k, struct count counts[MAX_COUNTS]);
  * otherwise it returns why the bytes cannot be this kernel's state. */
 size_t kernel_saved_size(const struct kernel *k);
 void kernel_save(const struct kernel *k, uint8_t *out);
+/* The same of a kernel that knows the devices and what each has seen, and no stream; its counters are zero. */
+size_t kernel_saved_seen_size(const struct kernel *k);
+void kernel_save_seen(const struct kernel *k, uint8_t *out);
 const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size);
 
 #endif

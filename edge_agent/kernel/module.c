@@ -488,6 +488,18 @@ static PyObject *kernel_py_save(PyObject *object, PyObject *unused)
     return bytes;
 }
 
+static PyObject *kernel_py_save_seen(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    KernelObject *self = (KernelObject *)object;
+    if (!take(self))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)kernel_saved_seen_size(self->kernel));
+    if (bytes != NULL)
+        kernel_save_seen(self->kernel, (uint8_t *)PyBytes_AsString(bytes));
+    return bytes;
+}
+
 static PyObject *kernel_py_load(PyObject *object, PyObject *bytes)
 {
     KernelObject *self = (KernelObject *)object;
@@ -513,6 +525,7 @@ static PyMethodDef kernel_methods[] = {
     {"counts", kernel_py_counts, METH_NOARGS, "Counters by name."},
     {"memory", kernel_py_memory, METH_NOARGS, "Bytes by part."},
     {"save", kernel_py_save, METH_NOARGS, "The learnt state."},
+    {"save_seen", kernel_py_save_seen, METH_NOARGS, "The state without streams: devices and what they have seen."},
     {"load", kernel_py_load, METH_O, "Take a saved state; ValueError says why not."},
     {NULL, NULL, 0, NULL},
 };

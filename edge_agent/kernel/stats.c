@@ -976,41 +976,82 @@ static size_t saved_size(const struct kernel *k, const uint32_t used[TABLES])
     return bytes + (size_t)used[DEVICES] * SEEN * sizeof *k->seen;
 }
 
-size_t kernel_saved_size(const struct kernel *k)
-{
-    uint32_t used[TABLES];
-    for (int i = 0; i < TABLES; i++)
-        used[i] = k->table[i].used;
-    return saved_size(k, used);
-}
-
 static void write_bytes(uint8_t **out, const void *bytes, size_t size)
 {
     memcpy(*out, bytes, size);
     *out += size;
 }
 
-void kernel_save(const struct kernel *k, uint8_t *out)
+/* Records of each table that are saved: with `streams` all, else those of devices. */
+static void saved_records(const struct kernel *k, bool streams, uint32_t used[TABLES])
+{
+    for (int i = 0; i < TABLES; i++)
+        used[i] = streams || i == DEVICES ? k->table[i].used : 0;
+}
+
+static void save(const struct kernel *k, bool streams, uint8_t *out)
 {
     struct saved head;
     memset(&head, 0, sizeof head);
     head.version = SAVED_VERSION;
     head.endian = SAVED_ENDIAN;
     head.settings = k->settings;
-    head.counters = k->counters;
+    if (streams)
+        head.counters = k->counters;
+    saved_records(k, streams, head.used);
     for (int i = 0; i < TABLES; i++) {
         head.record[i] = k->table[i].record;
         head.capacity[i] = k->table[i].capacity;
-        head.used[i] = k->table[i].used;
-        head.evicted[i] = k->table[i].evicted;
+        head.evicted[i] = streams ? k->table[i].evicted : 0;
     }
     write_bytes(&out, &head, sizeof head);
     for (int i = 0; i < TABLES; i++) {
         const struct table *t = &k->table[i];
-        write_bytes(&out, t->buckets, ((size_t)t->mask + 1) * sizeof *t->buckets);
-        write_bytes(&out, t->pool, (size_t)t->used * t->record);
+        size_t index = ((size_t)t->mask + 1) * sizeof *t->buckets;
+        if (streams || i == DEVICES) {
+            write_bytes(&out, t->buckets, index);
+        } else { /* an index of nothing */
+            memset(out, 0, index);
+            out += index;
+        }
+        if (streams) {
+            write_bytes(&out, t->pool, (size_t)head.used[i] * t->record);
+            continue;
+        }
+        for (uint32_t j = 0; j < head.used[i]; j++) { /* whose statistics begin anew: no clock need go on from here */
+            struct device saved, known;
+            memcpy(&known, t->pool + (size_t)j * sizeof known, sizeof known);
+            memset(&saved, 0, sizeof saved);
+            memcpy(&saved.key, &known.key, sizeof saved.key);
+            saved.number = known.number;
+            write_bytes(&out, &saved, sizeof saved);
+        }
     }
-    write_bytes(&out, k->seen, (size_t)k->table[DEVICES].used * SEEN * sizeof *k->seen);
+    write_bytes(&out, k->seen, (size_t)head.used[DEVICES] * SEEN * sizeof *k->seen);
+}
+
+size_t kernel_saved_size(const struct kernel *k)
+{
+    uint32_t used[TABLES];
+    saved_records(k, true, used);
+    return saved_size(k, used);
+}
+
+void kernel_save(const struct kernel *k, uint8_t *out)
+{
+    save(k, true, out);
+}
+
+size_t kernel_saved_seen_size(const struct kernel *k)
+{
+    uint32_t used[TABLES];
+    saved_records(k, false, used);
+    return saved_size(k, used);
+}
+
+void kernel_save_seen(const struct kernel *k, uint8_t *out)
+{
+    save(k, false, out);
 }
 
 const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size)

@@ -154,10 +154,10 @@ HOUR = 3600 * 1_000_000_000
 
 def lived(scores: np.ndarray, per_minute: int = 50, counts: float = 0.1, alarms: frozenset[int] = frozenset()) -> Own:
     """A device's minutes, one after the other; the vote is 2 of 3."""
-    own = Own(0, 2.0)
+    own = Own(0, 2.0, 2, 3)
     for minute, rows in enumerate(scores.reshape(-1, per_minute)):
-        own.see(rows, np.full(len(rows), counts), 2, 3)
-        own.end_minute((minute + 1) * 60 * 1_000_000_000, minute not in alarms)
+        own.see(rows, np.full(len(rows), counts), np.zeros(len(rows), dtype=bool))
+        own.end_minute((minute + 1) * 60 * 1_000_000_000, "alarm" if minute in alarms else "")
     return own
 
 
@@ -174,13 +174,14 @@ def test_a_noisier_device_gets_a_limit_above_its_own_minutes():
 
 
 def test_an_own_limit_is_shrunk_towards_the_shared_one_while_little_is_known():
-    scores = np.random.default_rng(2).uniform(0, 3.0, 50 * 600)
-    few, many = lived(scores[: 50 * 16]).factors()[0], lived(scores).factors()[0]
-    assert 1.0 < few < many
+    scores = np.random.default_rng(2).uniform(0, 3.0, 150 * 600)
+    few, many = lived(scores[: 150 * 16], 150), lived(scores, 150)
+    assert few.learnt
+    assert 1.0 < few.factors()[0] < many.factors()[0]
 
 
 def test_an_own_limit_tightens_again_when_the_device_calms_down():
-    loud, calm = np.full(50 * 8, 4.0), np.full(50 * 1200, 0.1)
+    loud, calm = np.full(50 * 40, 4.0), np.full(50 * 1440, 0.1)
     assert lived(loud).factors()[0] > 3.0
     assert lived(np.concatenate([loud, calm[: 50 * 300]])).factors()[0] > 3.0
     assert lived(np.concatenate([loud, calm])).factors() == (1.0, 1.0)
@@ -206,27 +207,27 @@ def test_an_own_limit_has_a_cap_and_says_so():
 
 
 def test_a_device_takes_part_after_two_thousand_packets_and_a_quarter_of_an_hour_or_a_day():
-    busy, quiet = Own(0, 2.0), Own(0, 2.0)
+    busy, quiet = Own(0, 2.0, 2, 3), Own(0, 2.0, 2, 3)
     for minute in range(1, 15):
-        busy.see(np.ones(1000), np.ones(1000), 2, 3)
-        busy.end_minute(minute * HOUR // 60, True)
+        busy.see(np.ones(1000), np.ones(1000), np.zeros(1000, dtype=bool))
+        busy.end_minute(minute * HOUR // 60)
         assert not busy.learnt
-    busy.end_minute(HOUR // 4, True)
+    busy.end_minute(HOUR // 4)
     assert busy.learnt
     for hour in range(1, 24):
-        quiet.see(np.ones(3), np.ones(3), 2, 3)
-        quiet.end_minute(hour * HOUR, True)
+        quiet.see(np.ones(3), np.ones(3), np.zeros(3, dtype=bool))
+        quiet.end_minute(hour * HOUR)
         assert not quiet.learnt
-    quiet.end_minute(24 * HOUR, True)
+    quiet.end_minute(24 * HOUR)
     assert quiet.learnt
 
 
 def test_votes_across_minutes_count():
-    own = Own(0, 2.0)
+    own = Own(0, 2.0, 2, 3)
     for minute in range(2000):  # one flagged row at the end of a minute, one at the start of the next
         rows = np.array([5.0, 0.0, 0.0, 5.0])
-        own.see(rows, np.zeros(4), 2, 3)
-        own.end_minute(minute, True)
+        own.see(rows, np.zeros(4), np.zeros(4, dtype=bool))
+        own.end_minute(minute * HOUR // 60)
     assert own.factors()[0] > 5.0
 
 

@@ -17,7 +17,7 @@ from edge_agent import features
 from edge_agent.agent import Agent, replay
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.capture import open_file
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
 from edge_agent.contract.bundle import Bundle, BundleError
@@ -78,12 +78,12 @@ def plug(home: Home) -> Plug:
 
 @pytest.fixture
 def judge(bundle: Bundle, tmp_path: Path) -> Judge:
-    """A function: frames -> alerts, as the agent gives them for a capture file of those frames."""
+    """A function: frames -> alerts, as the agent gives them under the model's own limits."""
 
     def run(*parts: Iterable[Frame], by: Bundle = bundle) -> list[Alert]:
         path, told = tmp_path / "some.pcap", []
         path.write_bytes(pcap(merged(*parts), nanoseconds=True))
-        replay(Agent(AgentConfig(), by), [path], told.append)
+        replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], told.append)
         return [Alert.read(alert) for alert in told]
 
     return run

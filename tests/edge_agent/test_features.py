@@ -34,6 +34,7 @@ from edge_agent.features import (
     Extractor,
     FeatureStateError,
 )
+from tests import traffic
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
 from tests.reference.twin import Twin
@@ -89,9 +90,9 @@ JITTER_MEANS = [index("HH_jit", decay, "mean") for decay in DECAYS]
 # ---- agreement with what was published ----
 
 
-@needs_data
-def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
-    """20,000 packets, 115 columns, within what FEATURES.md section 4 measured for the stable form (rounded up).
+def assert_as_published(values: np.ndarray[Any, Any]) -> None:
+    """115 columns of Kitsune's 20,000 packets, within what FEATURES.md section 4 measured for the stable form (rounded
+    up).
 
     Relative errors where the reference is above 1e-3 of its column's spread; std and pcc only as far as the reference
     itself has digits: its SS/w - mean² leaves noise on streams of constant size.
@@ -99,14 +100,12 @@ def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
     with np.load(data("kitsune/reference_115.npz")) as stored:
         reference, columns = stored["rows"], tuple(stored["columns"])
     assert columns == NBAIOT_COLUMNS
-    with open_file(data("kitsune/packets_20000.pcap")) as source:
-        rows = Extractor(jitter="compat", float_time=True, dtype=np.float64).push(source, 20_000)
-    assert len(rows) == len(reference)
+    assert len(values) == len(reference)
     tolerance = {"weight": 1e-15, "mean": 1e-14, "variance": 5e-12, "magnitude": 5e-15, "radius": 3e-10}
     tolerance |= {"covariance": 5e-11, "pcc": 2e-6}
     for i, name in enumerate(columns):
         stream, decay, stat = name.rsplit("_", 2)
-        expected, got = reference[:, i], rows.values[:, i]
+        expected, got = reference[:, i], values[:, i]
         if stat == "std":
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=2e-5, err_msg=name)
             continue
@@ -116,6 +115,13 @@ def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 tells &= (std > 1e-3) & (np.abs(covariance / (expected * std)) > 1e-3)
         np.testing.assert_allclose(got[tells], expected[tells], rtol=tolerance[stat], atol=0, err_msg=name)
+
+
+@needs_data
+def test_rows_of_a_real_capture_are_those_of_the_published_extractor() -> None:
+    with open_file(data("kitsune/packets_20000.pcap")) as source:
+        rows = Extractor(jitter="compat", float_time=True, dtype=np.float64).push(source, 20_000)
+    assert_as_published(rows.values)
 
 
 @needs_data
@@ -246,9 +252,7 @@ def test_scan_nbaiot_rows_come_back_from_gaps_and_sizes() -> None:
 # ---- agreement with the twin ----
 
 
-def assert_as_twin(
-    frames: list[Frame], linktype: int = 1, jitter: Any = "clean", extractor: Extractor | None = None
-) -> None:
+def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean", extractor: Any = None) -> None:
     extractor = extractor or Extractor(64, jitter=jitter, dtype=np.float64)
     got = extractor.push_frames(frames, linktype)
     twin = Twin(Decimal, jitter=jitter)
@@ -696,6 +700,28 @@ def test_a_replay_continues_from_a_saved_state_bit_for_bit() -> None:
     np.testing.assert_array_equal(rest.meta, rows.meta[at:])
     assert second.counts() == whole.counts()
     assert second.save() == whole.save()
+
+
+def test_what_devices_have_seen_outlives_the_streams() -> None:
+    """After a restart what a device used before is not new to it, even when the clock was set back meanwhile."""
+    first = Extractor(64, max_devices=16, seed=1)
+    hour = 3_600_000_000_000
+    known = [
+        (hour + i * hour // 4, len(data), data)
+        for i in range(3)
+        for data in (traffic.packet("192.168.1.2", "198.51.100.7"),)
+    ]
+    first.push_frames(known)
+    assert len(first.save_seen()) < 3000
+    for at in (2 * hour, 0):
+        second = Extractor(64, max_devices=16)
+        second.load(first.save_seen())
+        assert second.counts()["frames"] == 0
+        rows = second.push_frames(
+            [(at, 60, traffic.packet("192.168.1.2", to)) for to in ("198.51.100.7", "198.51.100.8")]
+        )
+        assert (rows.meta["flags"] & (NEW_PEER | NEW_SOCKET)).tolist() == [0, NEW_PEER | NEW_SOCKET]
+        np.testing.assert_allclose(rows.column("device_L1_weight"), [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,29 @@ for i in range(int(sys.argv[3]), 10**9):
 
 
 @needs_mosquitto
+def test_documents_are_retained_and_told_again_on_every_connection_the_newest_only(tmp_path, outbox, listening):
+    broker = Mosquitto(tmp_path / "broker", config="listener 8883\nallow_anonymous true\n")  # forgets all when it ends
+    where = topic("gw-001", "devices")
+    with running(config_of(broker), outbox) as link:
+        link.retain("devices", b"before there was a broker")
+        link.retain("devices", b"1")
+        with broker:
+            wait_until(lambda: link.connected)
+            early = listening(broker)
+            wait_until(lambda: early.payloads(where))
+            link.retain("devices", b"2")
+            wait_until(lambda: early.payloads(where)[-1] == b"2")
+            assert set(early.payloads(where)) == {b"1", b"2"}
+            early.close()
+        with broker:
+            wait_until(lambda: link.connected and link.counts.connects >= 2)
+            late = listening(broker)
+            wait_until(lambda: late.payloads(where) == [b"2"])
+            link.retain("devices", b"last words")
+    wait_until(lambda: late.payloads(where)[-1] == b"last words")
+
+
+@needs_mosquitto
 def test_an_agent_killed_while_publishing_loses_nothing_and_the_broker_says_it_is_offline(tmp_path, listening):
     path = tmp_path / "state.sqlite"
     put = []

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ import pytest
 from edge_agent.__main__ import main
 from edge_agent.capture import CaptureError, Recorder, open_file
 from edge_agent.config import CaptureConfig
+from edge_agent.contract import bundle as bundles
 from edge_agent.features import Extractor
+from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.reference.frames import pcap
@@ -287,6 +289,15 @@ def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
         assert health
         assert health[0]["rss_mb"] > 10
         assert health[0]["interfaces_down"] == []
+        devices = [json.loads(text) for leaf, text in heard if leaf == "devices"]
+        seen = {d["mac"]: d for d in devices[-1]["devices"]}
+        assert (seen["02:00:5e:10:00:01"]["state"], seen["02:00:5e:10:00:01"]["packets"]) == ("learning", 2000)
+        with closing(State(tmp_path / "box.sqlite")) as state:
+            written_s, document = state.document("devices")
+            assert json.loads(document) == devices[-1]
+            assert abs(time.time() - written_s) < 60
+            sha = bundles.load(home.bundle).sha256
+            assert 0x02005E100001 in dict(state.learnt(sha))
         listen.kill()
         listen.wait()
     finally:

@@ -1,0 +1,20 @@
+"""The home of the tests, for a bench: made by the fixture's own code, kept in ``build/bench-home``."""
+
+import shutil
+from pathlib import Path
+
+from tests.arm.root import ROOT
+from tests.conftest import Home, make_home
+
+FOLDER = ROOT / "build" / "bench-home"
+
+
+def home() -> tuple[Path, Path]:
+    """Its bundle and a capture of an hour of its attacked plug, generated both."""
+    made = Home(FOLDER / "captures", FOLDER / "run", FOLDER / "bundle", FOLDER / "later")
+    if not (FOLDER / "done").exists():
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        FOLDER.mkdir(parents=True)
+        make_home(FOLDER)
+        (FOLDER / "done").touch()
+    return made.bundle, sorted(made.captures.glob("plug-1/*mirai.syn*.pcap"))[0]
