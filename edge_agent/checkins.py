@@ -33,9 +33,9 @@ _TCP = 6
 MAX_DEVICES, MAX_PEERS, MAX_ROUTERS = 1024, 64, 64
 """Devices followed, remote peers of each (busy cameras have some twenty), MACs known to carry others' packets."""
 
-MAX_ROWS, MAX_PAIRS = 20_000, 512
-"""Rows of one second of packet time that are looked at, and pairs of device and remote peer in them; a home's busiest
-real second in the published captures has under 1,000 rows. What comes in a flood's other rows is not seen."""
+MAX_ROWS, MAX_PAIRS = 8192, 512
+"""Rows of one second of packet time that are looked at, and pairs of device and remote peer in them: they bound the cost
+of a flood. Contacts that come in a flood's other rows are not seen."""
 
 GAP_S = 2.0
 """Seconds without a packet to a peer after which the next one is another contact; round trips are shorter."""
@@ -88,7 +88,6 @@ class _Peer:
     """A remote peer of one device: what is left of its contacts so far. Times are steady ns."""
 
     new: bool  # the device had learnt its own peers when it first used this one
-    first_ns: int
     proto: int
     port: int
     last_ns: int  # newest packet to it
@@ -103,6 +102,21 @@ class _Peer:
     intervals: deque[float] = field(default_factory=lambda: deque(maxlen=INTERVALS))  # seconds between contacts
     regular: bool = False  # it is, or was, visited as regularly as the rule asks
     told_ns: int = 0  # newest detection of this series; 0: none
+    second: int = 0  # of packet time, whose sums are not yet in those above: a series is judged by what is over
+    sums: tuple[int, ...] = (0, 0, 0, 0, 0)
+
+    def add(self, second: int, sums: tuple[int, ...]) -> None:
+        """Packets, packets sent, bytes, connections asked for and accepted of one second, or of a part of it."""
+        self.sums = tuple(map(sum, zip(self.sums, sums, strict=True))) if second == self.second else sums
+        self.second = second
+
+    def settle(self, second: int) -> None:
+        """Take over what was before ``second``."""
+        if second != self.second:
+            packets, sent, size, opened, accepted = self.sums
+            self.packets, self.sent, self.bytes = self.packets + packets, self.sent + sent, self.bytes + size
+            self.opened, self.accepted = self.opened + opened, self.accepted + accepted
+            self.sums = (0, 0, 0, 0, 0)
 
     def begin(self, t_ns: int) -> None:
         """Another series of contacts."""
@@ -128,11 +142,8 @@ class _Pair:
     last_ns: int  # of its last row that makes a contact, else the same
     contact: bool  # there is one: the device sent something that is not a repeated SYN
     new: bool  # the device had not used the peer
-    packets: int
-    sent: int
-    bytes: int
-    opened: int
-    accepted: int
+    second: int
+    sums: tuple[int, ...]  # packets, those of them that were sent, bytes, connections asked for and accepted
 
 
 class CheckIns:
@@ -219,7 +230,7 @@ class CheckIns:
             i, j = int(row[g]), int(last[g])
             yield _Pair(
                 int(mac[i]), remote[i].tobytes(), int(at[i]), int(some["t_ns"][i]), int(some["t_ns"][j]),
-                contacts[g] > 0, new[g] > 0, packets[g], sent[g], size[g], opened[g], accepted[g],
+contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], accepted[g]),
             )  # fmt: skip
 
     def _within_bound(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -249,10 +260,10 @@ class CheckIns:
     # -- contacts --
 
     def _see(self, pair: _Pair, meta: np.void) -> Detection | None:
-        """One second of a device and a peer. What it makes known of a contact counts from the next contact on, so that
-        nothing depends on where a batch ends."""
+        """One second of a device and a peer, or a part of it; nothing depends on where a batch ends."""
         t_ns, found = self._steady(pair.t_ns), None
-        if pair.contact:
+        sends = pair.sums[1] > 0
+        if sends:
             device = self._device(pair.mac, t_ns)
         elif pair.mac in self._devices:
             device = self._devices[pair.mac]
@@ -260,26 +271,23 @@ class CheckIns:
             return None
         peer = device.peers.get(pair.peer)
         if peer is None:
-            if not pair.contact:
+            if not sends:
                 return None  # what others send is none of the device's doing
             new = pair.new and t_ns - device.first_ns >= self._rule.learn_s * _S
-            peer = _Peer(new, t_ns, int(meta["proto"]), int(meta["dport"]), t_ns, t_ns)
+            peer = _Peer(new, int(meta["proto"]), int(meta["dport"]), t_ns, t_ns)
             self.counters["checkins_newcomers"] += new
             self._admit(device, pair.peer, peer)
+        peer.settle(pair.second)
         if pair.contact and (not peer.contacts or t_ns - peer.last_ns > GAP_S * _S):
-            if t_ns - peer.last_ns > PAUSE_S * _S:
+            if not peer.contacts or t_ns - peer.last_ns > PAUSE_S * _S:
                 peer.begin(t_ns)
-            elif peer.contacts:
+            else:
                 peer.intervals.append((t_ns - peer.contact_ns) / _S)
                 found = self._judge(device, peer, t_ns, pair, meta)
             peer.contact_ns, peer.contacts = t_ns, peer.contacts + 1
         if pair.contact:
             peer.last_ns = max(peer.last_ns, pair.last_ns + self._offset_ns)
-        peer.packets += pair.packets
-        peer.sent += pair.sent
-        peer.bytes += pair.bytes
-        peer.opened += pair.opened
-        peer.accepted += pair.accepted
+        peer.add(pair.second, pair.sums)
         return found
 
     def _judge(self, device: _Device, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void) -> Detection | None:

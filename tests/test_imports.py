@@ -26,13 +26,14 @@ LAYERS = (
     {"features", "calibrate", "outbox"},
     {"classify"},
     {"detector", "devices", "link"},
-    {"alerts", "config"},
+    {"alerts", "checkins"},
+    {"config"},
     {"agent", "check"},
     {"__main__", "command", "demo"},
 )
 """The agent's modules from the bottom: each imports from below only."""
 
-SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts", "classify"}
+SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts", "classify", "checkins"}
 """What trainer and converter take from the agent."""
 
 
