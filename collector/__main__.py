@@ -1,9 +1,11 @@
-"""`botwatch collector`: serve takes alerts from the broker into the database, alerts lists them."""
+"""`botwatch collector`: serve takes alerts from the broker into the database, alerts lists them, command orders."""
 
 import argparse
+import getpass
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -12,10 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from collector.ingest import CollectorConfig, Ingest
+from collector.ingest import CollectorConfig, Ingest, OrderError, order
 from collector.store import Store, StoredAlert, StoreError
 from edge_agent.contract.broker import BrokerError
-from edge_agent.contract.messages import CLASSES, Alert, format_time
+from edge_agent.contract.messages import (
+    CLASSES,
+    VERBS,
+    Alert,
+    Command,
+    MessageError,
+    format_time,
+    parse_duration,
+)
 from edge_agent.contract.settings import SettingsError, load
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="botwatch collector",
-        description="Takes alerts from the broker into a database, and lists them.",
+        description="Takes alerts from the broker into a database, lists them, and sends commands to gateways.",
         epilog="example: botwatch collector serve --broker localhost:1883 --db alerts.sqlite",
         formatter_class=raw,
     )
@@ -77,7 +87,59 @@ def _parser() -> argparse.ArgumentParser:
     alerts.add_argument("--last", type=_natural, default=50, metavar="N", help="the last N (default 50; 0: all)")
     alerts.add_argument("--gateway", metavar="ID", help="only those of this gateway")
     alerts.set_defaults(run=_alerts, broker=None)
+
+    text = "send a command to a gateway's agent and print its reply"
+    example = (
+        "example: botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml\n\n"
+        + "\n".join(f"  {name:11}{verb.about}: {', '.join(verb.arguments) or '-'}" for name, verb in VERBS.items())
+        + "\n\nfor=, instead of for_s=, takes 90s, 15m, 24h; since= also takes how long ago; classes= a,b"
+    )
+    command = commands.add_parser(
+        "command", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
+    )
+    command.add_argument("gateway", metavar="GATEWAY")
+    command.add_argument("verb", choices=tuple(VERBS), metavar="VERB")
+    command.add_argument("said", nargs="*", metavar="KEY=VALUE")
+    command.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's")
+    command.add_argument(
+        "--timeout", type=float, default=10.0, metavar="S", help="for the reply (default %(default)s s)"
+    )
+    command.set_defaults(run=_command)
     return parser
+
+
+def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
+    try:
+        said = dict(_said(item) for item in arguments.said)
+        id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
+        who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
+        command = Command.read(arguments.verb, {"id": id_, **who, **said})
+        reply = order(config.broker, arguments.gateway, command, arguments.timeout)
+    except MessageError as error:
+        print(f"botwatch collector: {error}", file=sys.stderr)
+        return 2
+    except OrderError as error:
+        print(f"botwatch collector: {error}", file=sys.stderr)
+        return 1
+    if reply.error:
+        print(f"botwatch collector: {_plain(arguments.gateway)}: {_plain(reply.error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(reply.result, indent=1))  # in ASCII: a gateway's words must not move the cursor
+    return 0
+
+
+def _said(item: str) -> tuple[str, object]:
+    """KEY=VALUE as the command's document has it."""
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise MessageError(f"{item[:40]!r} is not KEY=VALUE")
+    if key == "for":
+        return "for_s", parse_duration(value)
+    if key == "since" and "T" not in value:
+        return key, format_time(time.time_ns() - int(parse_duration(value) * 1e9))
+    if key == "classes":
+        return key, value.split(",")
+    return key, int(value) if key in ("entry", "port", "for_s") and value.isascii() and value.isdigit() else value
 
 
 def _natural(text: str) -> int:

@@ -8,6 +8,7 @@ commit and acknowledgement gets the same messages again, and the store recognise
 import importlib.resources
 import json
 import logging
+import secrets
 import select
 import ssl
 import struct
@@ -28,7 +29,19 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
 from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
-from edge_agent.contract.messages import BASE, Alert, MessageError, Status, decode, parse_topic, topic_filter
+from edge_agent.contract.messages import (
+    BASE,
+    Alert,
+    Command,
+    MessageError,
+    Reply,
+    Status,
+    decode,
+    encode,
+    parse_topic,
+    topic,
+    topic_filter,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -356,6 +369,109 @@ class _Session:
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
         if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells
             self._problem = plain(text)
+
+
+class OrderError(Exception):
+    """A command that could not be sent, or that nobody answered; the message says which."""
+
+
+def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float) -> Reply:
+    """Send ``command`` to a gateway and wait for its reply, over a connection of its own.
+
+    Raises BrokerError for files that do not serve, MessageError for a gateway that cannot be named, OrderError else.
+    """
+    deadline = time.monotonic() + timeout_s
+    levels = {"auto": (5, 4), 5: (5,), "3.1.1": (4,)}[config.version]
+    problem = ""
+    for level in levels:
+        try:
+            reply, problem = _Order(config, gateway, command, level).ask(deadline)
+        except _BROKEN as error:
+            raise OrderError(f"broker {config.address}: {explain(error)}") from error
+        if reply:
+            return reply
+        if time.monotonic() >= deadline or "MQTT version" not in problem:
+            break
+    raise OrderError(problem)
+
+
+class _Order:
+    """One command on one connection."""
+
+    def __init__(self, config: BrokerConfig, gateway: str, command: Command, level: int) -> None:
+        self._config, self._gateway, self._command, self._level = config, gateway, command, level
+        self._mine = topic(gateway, f"reply/{secrets.token_hex(8)}", config.base)
+        self._reply: Reply | None = None
+        self._answered, self._problem = False, ""
+        self._client = client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id or f"botwatch-command-{secrets.token_hex(4)}",
+            clean_session=None if level == 5 else True,
+            protocol=MQTTProtocolVersion.MQTTv5 if level == 5 else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = config.connect_timeout_s
+        if config.username:
+            client.username_pw_set(config.username, config.password())
+        if tls := config.tls_context():
+            client.tls_set_context(tls)
+        client.on_connect, client.on_subscribe = self._on_connect, self._on_subscribe
+        client.on_publish, client.on_message = self._on_publish, self._on_message
+
+    def ask(self, deadline: float) -> tuple[Reply | None, str]:
+        """The reply, or why there is none."""
+        client, config = self._client, self._config
+        client.connect(config.host, config.port, config.keepalive_s)
+        try:
+            while not self._reply and not self._problem and time.monotonic() < deadline:
+                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS and not self._reply:
+                    version = "" if self._answered else " (or does not speak this MQTT version)"
+                    self._problem = self._problem or f"broker {config.address}: hung up{version}"
+        finally:
+            client.disconnect()
+        return self._reply, self._problem or f"no reply from {self._gateway}: is it running, and does it take commands?"
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, _flags: mqtt.ConnectFlags, reason: ReasonCode, _props: Properties | None
+    ) -> None:
+        self._answered = True
+        if reason.is_failure:
+            version = " (MQTT version)" if str(reason) == "Unsupported protocol version" else ""
+            self._problem = f"broker {self._config.address} refuses the connection: {reason}{version}"
+            return
+        usual = topic(self._gateway, "reply", self._config.base)
+        client.subscribe([(self._mine, SubscribeOptions(qos=1))] if self._level == 5 else [(usual, 1)])
+
+    def _on_subscribe(
+        self, client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _props: Properties | None
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):
+            self._problem = f"broker {self._config.address} refuses the subscription to replies: {reasons[0]}"
+            return
+        properties = None
+        if self._level == 5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.ResponseTopic, properties.CorrelationData = self._mine, self._command.id.encode()
+            properties.MessageExpiryInterval = 3600
+        where = topic(self._gateway, f"cmd/{self._command.verb}", self._config.base)
+        client.publish(where, encode(self._command.document()), qos=1, properties=properties)
+
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _props: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._problem = f"broker {self._config.address} refuses the command: {reason}"
+        elif reason.value == 0x10:  # MQTT 5: "No matching subscribers"
+            self._problem = f"{self._gateway} does not take commands: unknown to this broker, or `commands: []`"
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, m: mqtt.MQTTMessage) -> None:
+        try:
+            reply = Reply.read(decode(bytes(m.payload)))
+        except MessageError as error:
+            logger.warning("a reply that is none: %s", error)
+            return
+        if reply.id == self._command.id:
+            self._reply = reply
 
 
 def _topic(m: mqtt.MQTTMessage) -> str:

@@ -83,7 +83,59 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
     )
     replay.set_defaults(run=_replay)
+
+    memory = argparse.ArgumentParser(add_help=False)
+    memory.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
+    memory.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
+    memory.add_argument("--json", action="store_true", help="the reply as JSON")
+    memory.set_defaults(run=_order, bundle=None, gateway=None, broker=None)
+
+    def order(verb: str, text: str, example: str) -> argparse.ArgumentParser:
+        epilog = f"example:\n  {PROG} {example} --config /etc/botwatch/agent.yaml"
+        return commands.add_parser(
+            verb, parents=[memory], help=text, description=text, epilog=epilog, formatter_class=raw
+        )
+
+    order("status", "say how a running agent is: devices, what is held back, counters", "status")
+
+    def lasting(parser: argparse.ArgumentParser, default: str) -> None:
+        text = f"90s, 15m, 24h, 7d (default {default})"
+        parser.add_argument("--for", type=_duration, dest="for_s", metavar="TIME", help=text)
+
+    allow = order(
+        "allow",
+        "let a device do what an alert said: such alerts are counted and no longer told, for a time",
+        'allow 019abf2c-… --reason "backup job" --for 7d',
+    )
+    allow.add_argument("alert", nargs="?", metavar="ALERT-ID", help="whose device and classes are meant")
+    allow.add_argument("--device", metavar="MAC|NAME", help="instead of an alert's; with --class")
+    allow.add_argument(
+        "--class", action="append", dest="classes", metavar="CLASS", help="as in alerts, or mirai.*; may be given again"
+    )
+    allow.add_argument("--host", metavar="IP", help="only what goes to this address")
+    allow.add_argument("--port", type=int, metavar="N", help="only what goes to this port")
+    allow.add_argument("--reason", required=True, metavar="TEXT")
+    lasting(allow, "30d")
+    order("unallow", "end an entry of the allow list", "unallow 3").add_argument("entry", type=int, metavar="N")
+    mute = order("mute", "count a device's alerts and do not tell them, for a time", "mute cam-entrance --for 2h")
+    text = "a device's MAC or name, a victim's IP address, or an alert's id"
+    mute.add_argument("device", metavar="MAC|NAME|ALERT-ID|all", help=text)
+    lasting(mute, "1h")
+    mute.add_argument("--reason", metavar="TEXT")
+    unmute = order("unmute", "end a mute", "unmute cam-entrance")
+    unmute.add_argument("device", metavar="MAC|NAME|all")
+    learn = order("learn", "have a device learnt anew", "learn cam-entrance")
+    learn.add_argument("device", metavar="MAC|NAME")
     return parser
+
+
+def _duration(text: str) -> float:
+    from edge_agent.contract.messages import MessageError, parse_duration
+
+    try:
+        return parse_duration(text)
+    except MessageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:
@@ -160,13 +212,13 @@ def _bundle(config: "AgentConfig") -> "Bundle":
     return bundle
 
 
-def _publisher(config: "AgentConfig") -> "Publisher":
+def _publisher(config: "AgentConfig", *, controlled: bool = False) -> "Publisher":
     from edge_agent.agent import Publisher
     from edge_agent.contract.broker import BrokerError
     from edge_agent.state import StateError
 
     try:
-        return Publisher(config)
+        return Publisher(config, controlled=controlled)
     except BrokerError as error:
         raise _Refused(error) from error
     except StateError as error:
@@ -193,7 +245,7 @@ def _run(args: argparse.Namespace) -> int:
         if not names:
             return _say("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
         bundle = _bundle(config)
-        publisher = None if args.no_broker else _publisher(config)
+        publisher = None if args.no_broker else _publisher(config, controlled=True)
         agent = agents.Agent(config, bundle, state=publisher.state if publisher else None)
         if args.record:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
@@ -286,6 +338,37 @@ def _replay(args: argparse.Namespace) -> int:
         why = f" ({trouble})" if trouble else ""
         return _say(f"{left} alerts wait in {config.outbox.path} for {config.broker.address}{why}", 1)
     return status
+
+
+_ORDERS = ("alert", "device", "classes", "host", "port", "for_s", "reason", "entry")
+
+
+def _order(args: argparse.Namespace) -> int:
+    from edge_agent import control
+    from edge_agent.contract.messages import ALL_DEVICES, MessageError
+    from edge_agent.state import StateError
+
+    said = {key: value for key in _ORDERS if (value := getattr(args, key, None)) is not None}
+    if said.get("device") == "all":
+        said["device"] = ALL_DEVICES
+    elif args.command == "mute" and len(said["device"]) == 36 and said["device"].count("-") == 4:
+        said["alert"] = said.pop("device")
+    try:
+        reply, running = control.order(_config(args), args.command, said)
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except MessageError as error:
+        return _say(error)
+    except (control.Refused, StateError) as error:
+        return _say(error, 1)
+    if reply.error:
+        return _say(reply.error, 1)
+    if args.json:
+        print(json.dumps({"running": running, **(reply.result or {})}, ensure_ascii=False, indent=1))
+    else:
+        for line in control.lines(reply, running):
+            print(line)
+    return 0
 
 
 def _say(reason: object, status: int = 2) -> int:

@@ -20,6 +20,8 @@ from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
+from edge_agent.contract.captures import parse_mac
+from edge_agent.control import Control, Refused
 from edge_agent.detector import Detector
 from edge_agent.devices import Devices
 from edge_agent.features import Extractor, FeatureStateError, Rows
@@ -32,6 +34,12 @@ BATCH = 1024
 
 WAIT_S = 0.5
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
+
+HEALTH_ENTRIES = 8
+"""Entries of the allow list in a health message, first those of the broker; `status` tells all."""
+
+CLAIM_S = 5.0
+"""How long to wait for a command line that is at the state file just now."""
 
 HEALTH_S = 60.0
 """Seconds between two health messages."""
@@ -118,6 +126,7 @@ class Agent:
         told = self.alerter.counts
         alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
+        bounds |= {"episodes_suppressed": told.suppressed, "episodes_spoke_up": told.spoke_up}
         slow = self.checkins.counters if self.checkins else {}
         return {**self.extractor.counts(), **self.detector.counters, **self.devices.counts, **slow, **alerts, **bounds}
 
@@ -161,6 +170,14 @@ def run(
     watched = _Watched()
     health = _Health(agent, interfaces, publisher)
     memory = _Memory(agent, publisher, save_s)
+    control = publisher.control if publisher else None
+    if control:
+        agent.alerter.silence = control.allowed
+        control.describe("health", lambda: health.document().document())
+        control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
+        control.register(
+            "learn", lambda command, _: _relearn(agent.devices, control.device(command.arguments["device"]))
+        )
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
@@ -180,6 +197,10 @@ def run(
             elif now - latest >= 1.0:  # nobody sends: live packets have this clock's time
                 for alert in agent.tick(time.time_ns()):
                     give(alert)
+            if control and control.poll(now):
+                for alert in agent.alerter.reconsider():
+                    give(alert)
+                health.now()
             watched.beat(now)
             health.beat(now)
             memory.beat(now)
@@ -187,7 +208,20 @@ def run(
         watched.say("STOPPING=1")
         for alert in agent.finish():
             give(alert)
+        if control:
+            control.close()
         memory.close()
+
+
+def _relearn(devices: Devices, device: str) -> dict[str, Any]:
+    """Done for the command `learn`."""
+    try:
+        known = devices.relearn(parse_mac(device))
+    except ValueError:
+        raise Refused(f"{device}: a device is learnt under its MAC") from None
+    if not known:
+        raise Refused(f"{device} has not been seen")
+    return {"device": device, "state": "learning"}
 
 
 class _Watched:
@@ -244,6 +278,10 @@ class _Health:
                 self._largest,
             )
 
+    def now(self) -> None:
+        """Let health be due at once."""
+        self._next = 0.0
+
     def beat(self, now: float) -> None:
         """Send health when it is due."""
         if now < self._next:
@@ -253,27 +291,41 @@ class _Health:
         if not self._alone_told and now - self._began > 10 * HEALTH_S and 0 < len(self._senders) < 3 and frames > 1000:
             self._alone_told = True
             logger.warning("only %d MAC addresses seen: this looks like the wrong side of NAT", len(self._senders))
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s, passed = usage.ru_utime + usage.ru_stime, max(now - self._past, 1e-3)
         lost = captured["dropped"] + captured["interface_dropped"]
         if lost > self._drops:
             logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
         if self._publisher:
-            taken = frames - self._frames
-            health = messages.Health(
-                t_ns=time.time_ns(),
-                pps=taken / passed,
-                drop_pct=100.0 * (lost - self._drops) / max(taken + lost - self._drops, 1),
-                cpu=(cpu_s - self._cpu_s) / passed,
-                rss_mb=_resident_mb(),
-                episodes_open=self._agent.alerter.open_episodes,
-                interfaces_down=tuple(self._interfaces.down),
-                counters=self._agent.counts() | captured | self._publisher.counts(),
-                outbox_depth=self._publisher.outbox.depth(),
-                model=self._agent.alerter.model.version,
-            )
-            self._publisher.link.retain("health", messages.encode(health.document()), qos=0, expires_s=HEALTH_EXPIRES_S)
-        self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s, now, lost
+            health = messages.encode(self.document().document())
+            self._publisher.link.retain("health", health, qos=0, expires_s=HEALTH_EXPIRES_S)
+        self._frames, self._cpu_s, self._past, self._drops = frames, _cpu_s(), now, lost
+
+    def document(self) -> messages.Health:
+        """How things are now; rates are of the time since the last beat."""
+        counts, captured, publisher = self._agent.counts(), self._interfaces.count(), self._publisher
+        passed = max(time.monotonic() - self._past, 1e-3)
+        lost = captured["dropped"] + captured["interface_dropped"] - self._drops
+        taken = counts["frames"] - self._frames
+        allowed = publisher.control.allowed.documents() if publisher and publisher.control else []
+        return messages.Health(
+            t_ns=time.time_ns(),
+            pps=taken / passed,
+            drop_pct=100.0 * lost / max(taken + lost, 1),
+            cpu=(_cpu_s() - self._cpu_s) / passed,
+            rss_mb=_resident_mb(),
+            episodes_open=self._agent.alerter.open_episodes,
+            interfaces_down=tuple(self._interfaces.down),
+            counters=counts | captured | (publisher.counts() if publisher else {}),
+            outbox_depth=publisher.outbox.depth() if publisher else 0,
+            model=self._agent.alerter.model.version,
+            allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
+            allowed_entries=len(allowed),
+        )
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def seen_path(state: Path) -> Path:
@@ -396,13 +448,25 @@ def _resident_mb() -> float:
 
 
 class Publisher:
-    """Alerts into the outbox, and from there to the broker by one thread."""
+    """Alerts into the outbox, and from there to the broker by one thread.
 
-    def __init__(self, config: AgentConfig):
+    ``controlled`` says that commands are taken, too; StateError when another agent does so with the same state file.
+    """
+
+    def __init__(self, config: AgentConfig, *, controlled: bool = False):
         self._topic = messages.topic(config.gateway, "alert", base=config.broker.base)
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
-        self.link = Link(config.broker, self.outbox, gateway=config.gateway, agent=version("botwatch"))
+        if controlled and not self.state.claim(CLAIM_S):
+            raise StateError(f"{config.outbox.path}: another agent runs with it")
+        self.link = Link(
+            config.broker,
+            self.outbox,
+            gateway=config.gateway,
+            agent=version("botwatch"),
+            commands=controlled and bool(config.commands),
+        )
+        self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
 
@@ -410,11 +474,18 @@ class Publisher:
         """Keep one alert until the broker has taken it; an update may be dropped first when the outbox is full."""
         state = alert["alert"]["context"]["botwatch"]["state"]
         self.outbox.put(self._topic, messages.encode(alert), droppable=state == "update")
+        if self.control:
+            self.control.remember(alert)
 
     def counts(self) -> dict[str, int]:
-        """Alerts that were dropped because the outbox was full."""
-        lost = self.outbox.counts
-        return {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
+        """Alerts that were dropped because the outbox was full, and what became of commands."""
+        lost, line = self.outbox.counts, self.link.counts
+        counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
+        if self.control:
+            counts |= self.control.counts
+            counts["commands_dropped"] += line.commands_lost
+            counts |= {"replies": line.replies, "replies_lost": line.replies_lost}
+        return counts
 
     @contextmanager
     def running(self) -> Iterator["Publisher"]:

@@ -1,15 +1,16 @@
 """From detections to alerts: one infected device, one episode, however long it lasts.
 
 An episode is opened by a device's first detection (`new`), told again at most once a minute while detections go on
-(`update`), and ended a minute after the last one (`end`). This module knows when to speak and what the totals are; what
-an alert looks like is `contract.messages`' knowledge. It has no clock: time is the packets' time.
+(`update`), and ended a minute after the last one (`end`). One that is allowed or muted is counted and not told; when it
+becomes something that is not covered, it is told as a new one. This module knows when to speak and what the totals are;
+what an alert looks like is `contract.messages`' knowledge. It has no clock: time is the packets' time.
 """
 
 import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import (
@@ -40,6 +41,28 @@ class AlertCounts:
     evicted: int = 0  # episodes ended early because ``max_open`` were open
     clock_steps: int = 0  # packet time jumped backwards
     foreign_class: int = 0  # detections of a class the contract does not know, told as `unknown`
+    suppressed: int = 0  # episodes, or what was left of one, that were held back
+    spoke_up: int = 0  # of those, told after all: what came next was not covered
+
+
+class Silence(Protocol):
+    """What is to be held back now."""
+
+    def covers(self, detection: Detection) -> bool:
+        """Whether this is not to be told."""
+
+    def hit(self, detection: Detection) -> None:
+        """Told of each episode that begins covered."""
+
+
+class _Nothing:
+    """Everything is told."""
+
+    def covers(self, detection: Detection) -> bool:
+        return False
+
+    def hit(self, detection: Detection) -> None:
+        """Never: nothing is covered."""
 
 
 @dataclass
@@ -64,6 +87,7 @@ class _Episode:
     told: int
     updated: int | None
     alarm: _Alarm
+    silent: bool = False
     seq: int = 0
     class_told: str = ""
     past: list[int] = field(default_factory=lambda: [0, 0, 0])  # count, packets, bytes of earlier alarms
@@ -73,7 +97,7 @@ class Alerter:
     """Detections in, alert documents out; one per device and its state.
 
     ``names`` maps a MAC ("b8:27:eb:12:34:56") to what people call the device. ``rng`` makes the random part of the ids:
-    the same seed and the same packets give the same alerts. ``clock`` may be changed while running.
+    the same seed and the same packets give the same alerts. ``clock`` and ``silence`` may be changed while running.
     Raises ValueError when an argument would make every alert invalid.
     """
 
@@ -109,13 +133,14 @@ class Alerter:
         self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
         self._rng = rng or random.Random()  # ids must be distinct, not secret
         self._open: dict[tuple[str, int | str], _Episode] = {}
+        self.silence: Silence = _Nothing()
         self._t_ns: int | None = None  # packet time: the latest since the last step backwards
         self._offset = 0  # steady time = packet time + offset, and never goes back by more than ``end_s``
 
     @property
     def open_episodes(self) -> int:
         """How many devices are being told about now."""
-        return len(self._open)
+        return sum(not episode.silent for episode in self._open.values())
 
     def consider(self, detection: Detection) -> list[dict[str, Any]]:
         """The alerts that follow from ``detection``: none, one, or an `end` and a `new`."""
@@ -124,15 +149,24 @@ class Alerter:
         alerts = self._end_quiet(now)
         who = _key(detection)
         episode = self._open.get(who)
+        if episode is not None and episode.silent and not self.silence.covers(detection):
+            self.counts.spoke_up += 1
+            del self._open[who]
+            episode = None
         if episode is None:
             if len(self._open) >= self._max_open:
                 self.counts.evicted += 1
-                oldest = min(self._open, key=lambda key: self._open[key].voted)
-                alerts.append(self._end(self._open.pop(oldest), detection.t_ns))
+                oldest = min(self._open, key=lambda key: (not self._open[key].silent, self._open[key].voted))
+                alerts += self._end(self._open.pop(oldest), detection.t_ns)
             episode = self._open[who] = self._begin(detection, now)
-            alerts.append(self._tell(episode, "new", detection.t_ns))
+            if self.silence.covers(detection):
+                self._hush(episode)
+            else:
+                alerts.append(self._tell(episode, "new", detection.t_ns))
             return alerts
         self._add(episode, detection, now)
+        if episode.silent:
+            return alerts
         # A sharper class is worth telling at once, but even then updates keep their distance from one another.
         since = episode.told if detection.class_name == episode.class_told else episode.updated
         every = max(self._update_ns, int(detection.hold_s * 1e9))
@@ -147,9 +181,26 @@ class Alerter:
 
     def finish(self) -> list[dict[str, Any]]:
         """The ends of everything still open: there will be no more packets."""
-        alerts = [self._end(episode, self._t_ns) for episode in self._open.values()]
+        alerts = [alert for episode in self._open.values() for alert in self._end(episode, self._t_ns)]
         self._open.clear()
         return alerts
+
+    def reconsider(self) -> list[dict[str, Any]]:
+        """`silence` has changed: the ends of episodes that are now covered, which go on without being told.
+
+        Only now: an episode that was told because of one covered class and one that is not stays one episode.
+        """
+        alerts = []
+        for episode in self._open.values():
+            if not episode.silent and self.silence.covers(episode.latest):
+                alerts += self._end(episode, self._t_ns)
+                self._hush(episode)
+        return alerts
+
+    def _hush(self, episode: _Episode) -> None:
+        episode.silent = True
+        self.counts.suppressed += 1
+        self.silence.hit(episode.latest)
 
     def _steady(self, t_ns: int) -> int:
         """Packet time without its steps backwards (a clock set, captures one after another in the wrong order).
@@ -199,12 +250,14 @@ class Alerter:
 
     def _end_quiet(self, now: int) -> list[dict[str, Any]]:
         quiet = [key for key, episode in self._open.items() if now - episode.voted >= episode.hold]
-        return [self._end(self._open.pop(key), None) for key in quiet]
+        return [alert for key in quiet for alert in self._end(self._open.pop(key), None)]
 
-    def _end(self, episode: _Episode, t_ns: int | None) -> dict[str, Any]:
+    def _end(self, episode: _Episode, t_ns: int | None) -> list[dict[str, Any]]:
         """Stamped with the time the rule says, not with that of the packet which happened to come next."""
+        if episode.silent:
+            return []
         due = episode.latest.t_ns + episode.hold
-        return self._tell(episode, "end", due if t_ns is None else min(max(t_ns, episode.latest.t_ns), due))
+        return [self._tell(episode, "end", due if t_ns is None else min(max(t_ns, episode.latest.t_ns), due))]
 
     def _tell(self, episode: _Episode, state: EpisodeState, t_ns: int) -> dict[str, Any]:
         latest, alarm = episode.latest, episode.alarm

@@ -9,7 +9,7 @@ from edge_agent.capture import SNAPLENS, LiveSettings
 from edge_agent.checkins import Rule
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
-from edge_agent.contract.messages import MAX_PAYLOAD, check_id
+from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
 from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
 from edge_agent.outbox import MAX_BYTES, MAX_ROWS
 
@@ -110,6 +110,21 @@ class OutboxConfig:
 
 
 @dataclass(frozen=True)
+class ControlConfig:
+    """How much may be held back, and how much of that the broker may order."""
+
+    max_entries: int = 256
+    remote_entries: int = 8
+    remote_hours: float = 24.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_entries <= 10_000 or not 0 <= self.remote_entries <= self.max_entries:
+            raise ValueError("max_entries must be within 1..10000, remote_entries within 0..max_entries")
+        if not 0 < self.remote_hours <= 24 * 366:
+            raise ValueError(f"remote_hours: {self.remote_hours} is not within 0..{24 * 366}")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The whole of agent.yaml. MACs of ``names`` may be written in any usual way; here they are as alerts have them."""
 
@@ -125,9 +140,14 @@ class AgentConfig:
     learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    commands: tuple[str, ...] = tuple(VERBS)
+    control: ControlConfig = ControlConfig()
 
     def __post_init__(self) -> None:
         check_id(self.gateway)
+        for verb in self.commands:
+            if verb not in VERBS:
+                raise ValueError(f"commands: {verb[:40]!r} is none of {', '.join(VERBS)}")
         if len(self.site) > 63:
             raise ValueError(f"site: {len(self.site)} characters, the bound is 63")
         Networks.parse(self.networks)

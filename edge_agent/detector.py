@@ -62,8 +62,13 @@ BACKWARD_S = 60.0
 TALLY_S = 64
 """Seconds between the moments a subject's own counts are referred to; 2^(5·64) is far within a float64."""
 
+MAX_OPENED = 256
+"""Of its last packets that opened something, of how many a subject's times are kept: where a count began to grow."""
+
 MAX_SUBJECTS = 4096
 EXPLAINED = 5
+"""Statistics that a detection names."""
+
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
@@ -79,7 +84,7 @@ class Detection:
     """
 
     t_ns: int  # packet time of the row that voted, Unix ns
-    first_ns: int  # packet time of the first flagged row of this alarm
+    first_ns: int  # packet time of the first flagged row of this alarm, or where the count began to grow that made it
     device_mac: int  # source MAC as a 48-bit integer
     device_ip: str  # source's own address ("" if the frame had none); the victim's address when role is victim
     role: Literal["source", "victim"]
@@ -97,7 +102,8 @@ class Detection:
     dest_ip: str
     dest_port: int
     proto: str  # EVE spelling: "TCP", "UDP", "ICMP", "IPV6-ICMP", "ARP" ..., a number if it has no name
-    top_features: tuple[tuple[str, float], ...]  # <= 5 columns, largest share of the error first, value in its own unit
+    top_features: tuple[tuple[str, float], ...]  # <= 5 columns, each of another statistic, that with the largest share
+    # of the error first; value in its own unit
     explanation: str  # one sentence, <= 200 characters
     hold_s: float = 0.0  # for how long it stands where that is longer than the alerter would wait for the next one
 
@@ -218,6 +224,7 @@ class _Subject:
     lengths: NDArray[np.int64] = field(init=False)
     classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
     looks: NDArray[np.float64] = field(init=False)  # what the flagged ones look like, else 0
+    opened: NDArray[np.int64] = field(init=False)  # (time, flags) of the last rows that opened a peer or socket
     alarm: bool = False
     alarm_first_ns: int = 0
     emitted_ns: int = 0
@@ -251,10 +258,26 @@ class _Subject:
         self.lengths = np.zeros(0, dtype=np.int64)
         self.classes = np.zeros((0, self.class_count))
         self.looks = np.zeros((0, len(SIGNATURE)))
+        self.opened = np.zeros((0, 2), dtype=np.int64)
         self.class_sum = np.zeros(self.class_count)
         self.looks_sum = np.zeros(len(SIGNATURE))
         self.newest = self.first_ns, np.zeros(len(COUNT_COLUMNS))
         self.tally = np.zeros(len(COUNT_COLUMNS))
+
+    def onset(self, column: int, bound: float, after_ns: int) -> int | None:
+        """Since when the count of ``column`` grows towards its ``bound``: a slow scan needs a minute to get there.
+
+        The change time of Page's CUSUM (1954): where what was opened after ``after_ns``, less what the rate that just
+        keeps the count at its bound would have opened, was lowest.
+        """
+        t_ns, flags = self.opened.T
+        kind = features.NEW_PEER if _COUNTS_PEERS[column] else features.NEW_SOCKET
+        times = t_ns[(t_ns > after_ns) & (flags & kind != 0)]
+        if not len(times):
+            return None
+        rate = bound * _COUNT_DECAY[column] * np.log(2.0)  # a second
+        before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
+        return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
 
     def own_counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
         """COUNT_COLUMNS of this subject's rows alone, (n, columns), for rows at ``t_ns`` with ``flags`` of ROW_META.
@@ -641,8 +664,13 @@ class Detector:
             return end
         self._remember(subject, batch, at, end, hits, counted, ratio)
         if changes.any():
+            past_ns = subject.last_vote_ns
             self._begin(subject, batch, end - 1)
             subject.pending = vote(taken - 1)
+            if (count_at := subject.pending.count_at) is not None:
+                onset = subject.onset(count_at[0], subject.pending.limit, past_ns)
+                if onset is not None:
+                    subject.alarm_first_ns = min(subject.alarm_first_ns, onset)
             self._tell(key, subject, found)
         return end
 
@@ -712,6 +740,10 @@ class Detector:
         subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
         w = self._decision.vote_w
         meta = batch.meta[at:end]
+        opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET)
+        if opens.any():
+            new = np.stack([batch.t_ns[at:end][opens != 0], opens[opens != 0]], axis=1).astype(np.int64)
+            subject.opened = np.concatenate([subject.opened, new])[-MAX_OPENED:]
         probabilities = np.zeros((end - at, len(self._classes)))
         looks = np.zeros((end - at, len(SIGNATURE)))
         if self._classify is not None and hits.any():
@@ -849,13 +881,12 @@ class Detector:
         return name, vote.share if probability is None else min(probability, 1.0)
 
     def _top(self, values: NDArray[Any], fast: bool) -> tuple[tuple[str, float], ...]:
-        """The columns with the largest share of one row's error, each with its value in its own unit.
+        """A column of each statistic with the largest share of one row's error, with its value in its own unit.
 
         Under the ``fast`` rule the slow columns have no share: they were shown as normal.
         """
-        shares = self._scorer.shares(values, fast)
-        order = np.argsort(shares)[::-1][:EXPLAINED]
-        return tuple((self._columns[i], _finite(float(values[i]))) for i in order if shares[i] > 0)
+        named = explain.strongest(self._columns, self._scorer.shares(values, fast), EXPLAINED)
+        return tuple((self._columns[i], _finite(float(values[i]))) for i in named)
 
 
 @dataclass(frozen=True)

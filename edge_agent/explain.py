@@ -1,4 +1,17 @@
-"""What a detection is about in one plain sentence: a column's value against what the fit learnt to be normal."""
+"""What a detection is about: which statistics made the error, and one plain sentence, a column's value against what the
+fit learnt to be normal.
+
+An attack moves a statistic at every decay at once, and its copies with it. So what is named is a statistic (packets
+between these hosts), by the column of it that says it most clearly; five columns would often be five times the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract import columns as cols
 
 _OF = {
     "MI_dir": "of this address and MAC",
@@ -31,6 +44,33 @@ _RATES = {
     "HpHp": "sends {} packets a second on one socket",
     "device": "sends {} packets a second under all its addresses",
 }
+
+
+def statistic(column: str) -> str:
+    """Stream and statistic of a column, whatever its decay; a copy is of its original's.
+
+    >>> statistic("HH_L0.1_pcc"), statistic("MI_dir_L5_weight"), statistic("device_L1_new_peers")
+    ('HH pcc', 'H weight', 'device new_peers')
+    """
+    stream, _, rest = cols.COPIES.get(column, column).partition("_L")
+    return f"{stream} {rest.partition('_')[2]}"
+
+
+def strongest(columns: Sequence[str], shares: NDArray[Any], most: int) -> list[int]:
+    """Of each of the ``most`` statistics with the largest part of the error, the column with the largest: where it
+    stands in ``columns``. ``shares`` (columns,) are the parts; a statistic without any is left out.
+
+    >>> strongest(["H_L5_weight", "H_L1_weight", "HH_L1_pcc", "HH_L3_pcc", "H_L1_mean"], np.array([2, 3, 4, 0, 0]), 3)
+    [1, 2]
+    """
+    total: dict[str, float] = {}
+    best: dict[str, int] = {}
+    for i in np.argsort(-shares, kind="stable"):
+        if shares[i] > 0:
+            name = statistic(columns[i])
+            total[name] = total.get(name, 0.0) + float(shares[i])
+            best.setdefault(name, int(i))
+    return [best[name] for name in sorted(total, key=lambda name: -total[name])[:most]]
 
 
 def score(column: str, value: float, normal: tuple[float, ...]) -> str:

@@ -1,4 +1,6 @@
-"""The line to the broker: takes what waits in the outbox there, and tells who is on it. The agent's only user of paho.
+"""The line to the broker: takes what waits in the outbox there, tells who is on it, and brings commands and replies.
+
+The agent's only user of paho.
 
 One thread, the one in `Link.run`, owns the connection and reads the outbox: it drives paho's network loop itself, so
 paho's callbacks run in it too, and they only append to lists that the loop looks at next. (`on_publish` runs under a
@@ -9,6 +11,9 @@ it refuses a message; under 3.1.1 it cannot, and a refused message looks like a 
 message is lost when the broker is killed before it has written it down or passed it on, so a new connection begins
 with those acknowledged in the last seconds of the one before. And a broker that has lost its subscriptions too throws
 away what comes before the collector is back: under MQTT 5 it says so, and the message waits.
+
+Commands are only collected here; what they mean, and whether they may be given, is `edge_agent.control`'s knowledge. A
+reply is sent once and not kept: whoever misses it repeats the command, which is then answered and not done again.
 """
 
 import logging
@@ -19,6 +24,7 @@ import struct
 import threading
 import time
 import uuid
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,12 +35,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
-from edge_agent.contract.messages import Status, encode, topic
+from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
 from edge_agent.outbox import Outbox
 
-__all__ = ["BrokerConfig", "Link", "LinkCounts"]
+__all__ = ["BrokerConfig", "Incoming", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +51,8 @@ _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or o
 _MAX_HOLD_S = 30.0  # while a broker refuses, one message is tried so often
 _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
 _MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
+_MAX_COMMANDS = 64  # commands, and replies, that wait
+_MAX_CORRELATION = 256  # bytes that a reply gives back
 _BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
 
 
@@ -58,6 +67,21 @@ class LinkCounts:
     repeated: int = 0  # taken by a broker before, and sent again on a new connection
     unheard: int = 0  # thrown away by the broker since nobody subscribes; the message stays in the outbox
     refused: int = 0  # refusals by the broker, repeats included; the message stays in the outbox
+    commands: int = 0  # messages on our command topics
+    commands_lost: int = 0  # of those, thrown away since too many waited
+    replies: int = 0
+    replies_lost: int = 0  # thrown away since too many waited, or refused by the broker
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message on ``.../cmd/<verb>``, as it came."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    response_topic: str = ""  # MQTT 5: where the sender wants the reply
+    correlation: bytes = b""  # MQTT 5: what the reply is to carry
 
 
 class Link:
@@ -65,11 +89,18 @@ class Link:
 
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
     ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread.
+    ``commands`` says whether the broker's commands are wanted; `received` has them.
     """
 
-    def __init__(self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str) -> None:
+    def __init__(
+        self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str, commands: bool = False
+    ) -> None:
         self.config, self.counts = config, LinkCounts()
         self.connected, self.protocol, self.trouble = False, "", ""
+        self._commands, self._commands_filter = commands, topic(gateway, "cmd/+", config.base)
+        self._incoming: deque[Incoming] = deque()
+        self._replies: deque[tuple[str, bytes, bytes]] = deque()
+        self._rewind = False
         self._retained: dict[str, _Retained] = {}  # by leaf; replaced as a whole, so that threads need no lock
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
@@ -121,6 +152,23 @@ class Link:
             time.sleep(0.02)
         return left
 
+    def received(self) -> Incoming | None:
+        """The oldest command that waits, which is then taken; None when there is none. For one thread, of any kind."""
+        return self._incoming.popleft() if self._incoming else None
+
+    def reply(self, where: str, payload: bytes, correlation: bytes = b"") -> None:
+        """Publish a reply as soon as there is a connection. For any thread."""
+        if len(self._replies) >= _MAX_COMMANDS:
+            self.counts.replies_lost += 1
+            return
+        self._replies.append((where, payload, correlation))
+        self._wake()
+
+    def resend(self) -> None:
+        """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
+        self._rewind = True
+        self._wake()
+
     def _wake(self) -> None:
         """There is something new in the outbox."""
         with suppress(OSError):  # full: it will wake anyway
@@ -156,6 +204,7 @@ class _Session:
         self._retained_told: dict[str, _Retained] = {}
         self._acks: list[tuple[int, ReasonCode]] = []
         self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
+        self._answers: set[int] = set()  # message ids of replies under way
         self._refused: set[int] = set()
         self._retry_refused = self._hold_until = 0.0
         self._hold = Backoff(1.0, _MAX_HOLD_S)
@@ -178,6 +227,7 @@ class _Session:
         client.will_set(link._status_topic, self._status("offline"), qos=1, retain=True)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_log = self._on_publish, self._on_log
+        client.on_message, client.on_subscribe = self._on_message, self._on_subscribe
 
     def serve(self, stop: threading.Event) -> str:
         """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
@@ -197,6 +247,7 @@ class _Session:
                 return self._ended()
             if link.connected:
                 self._tell_retained()
+                self._answer()
                 self._ship()
             elif not self._answered and time.monotonic() > patience:
                 self._problem = "no answer from the broker"
@@ -249,6 +300,21 @@ class _Session:
                 properties.MessageExpiryInterval = document.expires_s
             self._client.publish(document.topic, document.payload, document.qos, retain=True, properties=properties)
 
+    def _answer(self) -> None:
+        """Publish the replies that wait."""
+        link = self._link
+        while link._replies and len(self._answers) < self._window and self._client.socket() is not None:
+            where, payload, correlation = link._replies.popleft()
+            if self._max_packet and len(payload) + len(where) + len(correlation) + 32 > self._max_packet:
+                link.counts.replies_lost += 1
+                continue
+            properties = None
+            if self._level == 5 and correlation:
+                properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+                properties.CorrelationData = correlation
+            self._answers.add(self._client.publish(where, payload, qos=1, properties=properties).mid)
+            link.counts.replies += 1
+
     def _settle(self) -> None:
         """Act on the acknowledgements that came."""
         link, acks = self._link, self._acks
@@ -258,6 +324,10 @@ class _Session:
         done: list[int] = []
         now, problem = time.monotonic(), ""
         for mid, reason in acks:
+            if mid in self._answers:
+                self._answers.discard(mid)
+                link.counts.replies_lost += reason.is_failure
+                continue
             row = self._rows.pop(mid, None)
             if reason.is_failure:
                 problem = f"refuses {'what we say of ourselves' if row is None else 'alerts'}: {reason}"
@@ -296,10 +366,10 @@ class _Session:
         if self._refused and now > self._retry_refused and not self._rows:
             self._refused.clear()
             link._outbox.rewind()
-        if self._unheard and not self._rows:  # in order again from the oldest
-            self._unheard = False
+        if (self._unheard or link._rewind) and not self._rows:  # in order again from the oldest
+            self._unheard = link._rewind = False
             link._outbox.rewind()
-        if now < self._hold_until or self._unheard:
+        if now < self._hold_until or self._unheard or link._rewind:
             return
         window = 1 if self._hold.failures else self._window
 
@@ -374,6 +444,36 @@ class _Session:
         link.counts.repeated += again
         logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
         client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
+        if not link._commands:
+            client.unsubscribe(link._commands_filter)  # the session may be from a time when they were wanted
+        elif self._level == 5:  # a retained one is told apart even when it comes live
+            client.subscribe(link._commands_filter, options=SubscribeOptions(qos=1, retainAsPublished=True))
+        else:
+            client.subscribe(link._commands_filter, qos=1)
+
+    def _on_subscribe(
+        self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _props: Properties | None
+    ) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                logger.warning("broker %s lets no commands through: %s", self._link.config.address, reason)
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, m: mqtt.MQTTMessage) -> None:
+        link = self._link
+        link.counts.commands += 1
+        if len(link._incoming) >= _MAX_COMMANDS:
+            link.counts.commands_lost += 1
+            return
+        try:
+            where = m.topic
+        except UnicodeDecodeError:  # paho leaves it undecoded
+            where = ""
+        response = getattr(m.properties, "ResponseTopic", "")
+        correlation = getattr(m.properties, "CorrelationData", b"")
+        if len(correlation) > _MAX_CORRELATION:
+            correlation = b""
+        payload = bytes(m.payload[: MAX_COMMAND + 1])  # too long stays too long, and takes no memory
+        link._incoming.append(Incoming(where, payload, bool(m.retain), response, correlation))
 
     def _on_disconnect(
         self,

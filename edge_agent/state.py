@@ -1,15 +1,18 @@
 """What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
 
-That is the outbox (alerts that wait for the broker, and for a day those it took), what was learnt of each device, and
-the newest of some documents the agent publishes, for commands on this machine. Every change is on the disk when the
-call returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but
-the disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of
-`devices`.
+That is the outbox (alerts that wait for the broker, and for a day those it took), what was learnt of each device, the
+newest of some documents the agent publishes, the allow list, commands and what became of them, and which device an
+alert was about. Every change is on the disk when the call returns (WAL, synchronous FULL). One connection behind one
+lock serves all threads; no call waits for anything but the disk, so no caller can lock itself out. Which rows to drop
+or send is `outbox`' decision, what was learnt that of `devices`, what is allowed that of `allow` and `control`.
 """
 
+import fcntl
 import logging
+import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -64,7 +67,32 @@ CREATE TABLE document (
 );
 """
 
-_SCHEMAS = (_OUTBOX, _LEARNT)
+
+_CONTROL = """
+CREATE TABLE allow (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,   -- what people call the entry
+    entry TEXT NOT NULL,                   -- JSON
+    hits INTEGER NOT NULL DEFAULT 0,       -- episodes held back
+    last_s REAL                            -- packet time of the last
+);
+CREATE TABLE command (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    origin TEXT NOT NULL,
+    id TEXT NOT NULL,
+    verb TEXT NOT NULL,
+    document BLOB NOT NULL,
+    reply BLOB,                            -- NULL: waits
+    UNIQUE (origin, id)
+);
+CREATE INDEX command_waiting ON command (n) WHERE reply IS NULL;
+CREATE TABLE episode (
+    id TEXT PRIMARY KEY,
+    seen_s REAL NOT NULL,                  -- wall clock, Unix seconds
+    about TEXT NOT NULL                    -- JSON
+);
+"""
+
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL)
 """What each version of the file adds to the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
@@ -92,30 +120,34 @@ class State:
 
     A file that SQLite finds corrupt is moved to ``<name>.corrupt`` (the one before it is overwritten) and a new one is
     begun: a gateway that lost its memory is better than one that does not start. ``moved_aside`` says whether that
-    happened. Raises StateError when no file can be used.
+    happened. A ``guest``, who only leaves word for the agent, neither makes a file nor moves one. Raises StateError
+    when no file can be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, guest: bool = False) -> None:
         self.path, self.moved_aside = Path(path), False
         self._lock = threading.Lock()
+        self._claim: int | None = None
+        if guest and not self.path.is_file():
+            raise StateError(f"{self.path}: there is no such file")
         try:
-            self._db = self._open()
+            self._db = self._open(check=not guest)
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # not corrupt: locked, full, not allowed
+            if guest or isinstance(error, sqlite3.OperationalError):  # not corrupt: locked, full, not allowed
                 raise StateError(f"{self.path}: {error}") from error
             self._move_aside(error)
             try:
-                self._db = self._open()
+                self._db = self._open(check=True)
             except sqlite3.Error as again:
                 raise StateError(f"{self.path}: {again}") from again
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, check: bool) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA journal_size_limit=4194304")
-            damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            damage = db.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
             if damage != "ok":
                 raise sqlite3.DatabaseError(damage)
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -154,6 +186,23 @@ class State:
                     raise
             except sqlite3.Error as error:
                 raise StateError(f"{self.path}: {error}") from error
+
+    def claim(self, wait_s: float = 0.0) -> bool:
+        """Be the one process that acts on this file, until `close` or death; False when another is, after ``wait_s``.
+
+        The lock is flock(2), which SQLite's own locks (fcntl) do not meet.
+        """
+        if self._claim is None:
+            self._claim = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.05)
 
     def outbox_put(self, rows: Iterable[tuple[float, str, bytes, bool]], max_rows: int, max_bytes: int) -> list[int]:
         """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
@@ -212,6 +261,84 @@ class State:
         waiting, acked = db.execute("SELECT rows, bytes FROM outbox_total ORDER BY acked").fetchall()
         return OutboxSize(*waiting, *acked)
 
+    def allow_list(self) -> list[tuple[int, str, int, float | None]]:
+        """``(n, entry, hits, last_s)`` of every entry, oldest first."""
+        with self._transaction() as db:
+            return db.execute("SELECT n, entry, hits, last_s FROM allow ORDER BY n").fetchall()
+
+    def allow_put(self, entry: str, instead_of: Iterable[int]) -> int:
+        """Append an entry in the place of others; its number."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM allow WHERE n = ?", [(n,) for n in instead_of])
+            n = db.execute("INSERT INTO allow (entry) VALUES (?)", (entry,)).lastrowid
+            assert n is not None
+            return n
+
+    def allow_drop(self, n: int) -> None:
+        """Forget an entry."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM allow WHERE n = ?", (n,))
+
+    def allow_hits(self, hits: Iterable[tuple[int, float | None, int]]) -> None:
+        """Keep ``(hits, last_s, n)`` of entries."""
+        with self._transaction() as db:
+            db.executemany("UPDATE allow SET hits = ?, last_s = ? WHERE n = ?", hits)
+
+    def command_put(self, origin: str, id_: str, verb: str, document: bytes, most: int) -> bool:
+        """Leave a command for whoever acts on this file; False when ``most`` wait already."""
+        with self._transaction() as db:
+            if db.execute("SELECT count(*) FROM command WHERE reply IS NULL").fetchone()[0] >= most:
+                return False
+            values = (origin, id_, verb, document)
+            db.execute("INSERT INTO command (origin, id, verb, document) VALUES (?, ?, ?, ?)", values)
+            return True
+
+    def commands_waiting(self) -> list[tuple[int, str, str, bytes]]:
+        """``(n, id, verb, document)`` of the commands that wait, oldest first."""
+        with self._transaction() as db:
+            return db.execute("SELECT n, id, verb, document FROM command WHERE reply IS NULL ORDER BY n").fetchall()
+
+    def command_reply(self, origin: str, id_: str) -> tuple[str, bytes | None] | None:
+        """Verb and reply of a command, the reply None while it waits; None for one that nobody knows (any more)."""
+        with self._transaction() as db:
+            found: tuple[str, bytes | None] | None = db.execute(
+                "SELECT verb, reply FROM command WHERE origin = ? AND id = ?", (origin, id_)
+            ).fetchone()
+            return found
+
+    def command_done(self, origin: str, id_: str, verb: str, reply: bytes, keep: int) -> None:
+        """Keep the reply to a command, which waits or is new here; of those answered the last ``keep`` stay."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO command (origin, id, verb, document, reply) VALUES (?, ?, ?, x'', ?)"
+                " ON CONFLICT (origin, id) DO UPDATE SET reply = excluded.reply",
+                (origin, id_, verb, reply),
+            )
+            db.execute(
+                "DELETE FROM command WHERE reply IS NOT NULL AND n <="
+                " (SELECT n FROM command WHERE reply IS NOT NULL ORDER BY n DESC LIMIT 1 OFFSET ?)",
+                (keep,),
+            )
+
+    def episode_put(self, id_: str, about: str, now_s: float, most: int) -> None:
+        """Remember what an episode was about, of the ``most`` seen last."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO episode VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET seen_s = excluded.seen_s, about = excluded.about",
+                (id_, now_s, about),
+            )
+            db.execute(
+                "DELETE FROM episode WHERE id IN (SELECT id FROM episode ORDER BY seen_s DESC LIMIT -1 OFFSET ?)",
+                (most,),
+            )
+
+    def episode(self, id_: str) -> str | None:
+        """What an episode was about; None when it is not known (any more)."""
+        with self._transaction() as db:
+            found = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
+            return found and str(found[0])
+
     def learnt_put(self, model: str, records: Iterable[tuple[int, bytes]], now_s: float, keep_s: float) -> None:
         """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``."""
         with self._transaction() as db:
@@ -242,3 +369,6 @@ class State:
         """Close the file; every later call raises StateError."""
         with self._lock:
             self._db.close()
+            if self._claim is not None:  # after SQLite: to close any handle of the file ends its locks, too
+                os.close(self._claim)
+                self._claim = None

@@ -12,13 +12,13 @@ from edge_agent.command import ROLES, main, usage
 from tests.broker import wait_until
 
 COMMANDS = {
-    "agent": ["run", "check", "replay"],
+    "agent": ["run", "check", "replay", "status", "allow", "unallow", "mute", "unmute", "learn"],
     "trainer": [
         *("audit", "baselines", "compare", "evaluate", "explain", "extract", "fetch", "fit", "generate", "report"),
         *("stream", "study", "sweep"),
     ],
     "converter": [],
-    "collector": ["serve", "alerts"],
+    "collector": ["serve", "alerts", "command"],
     "demo": [],
 }
 HEAVY = ("tensorflow", "keras", "polars", "numpy", "ai_edge_litert", "paho", "sqlalchemy", "rich", "scapy")

@@ -26,14 +26,27 @@ LAYERS = (
     {"features", "calibrate", "outbox"},
     {"classify"},
     {"detector", "devices", "link"},
-    {"alerts", "checkins"},
+    {"alerts", "allow", "checkins"},
     {"config"},
+    {"control"},
     {"agent", "check"},
     {"__main__", "command", "demo"},
 )
 """The agent's modules from the bottom: each imports from below only."""
 
-SHARED = {"contract", "capture", "features", "detector", "calibrate", "runtime", "progress", "alerts", "classify", "checkins"}
+SHARED = {
+    "contract",
+    "capture",
+    "features",
+    "detector",
+    "explain",
+    "calibrate",
+    "runtime",
+    "progress",
+    "alerts",
+    "classify",
+    "checkins",
+}
 """What trainer and converter take from the agent."""
 
 

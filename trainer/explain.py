@@ -2,7 +2,10 @@
 
 LIME (Ribeiro et al. 2016, the authors' library) fits a local linear model to the *continuous* margin
 log(score / limit), not to the hard verdict, which is a step and has no slope. Beside it stands what the gateway says,
-the columns with the largest share of the reconstruction error; both are put to the same deletion test.
+the statistics with the largest share of the reconstruction error.
+
+Both are put to the same deletion test: what they name is made normal, first the most important, and it is counted how
+often the score falls below the limit. If named columns do no better than columns drawn by lot, the explanation is none.
 """
 
 import argparse
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent import explain
 from edge_agent.contract import columns as cols
 from edge_agent.contract.scaling import Array, row_error
 from edge_agent.progress import Progress
@@ -34,6 +38,15 @@ DETECTIONS, CLASSIFICATIONS = 5, 10
 BACKGROUND = 2000
 """Benign train rows whose spread sets how far LIME perturbs."""
 
+DELETED = 50
+"""Detections of the deletion test."""
+
+DRAWS = 20
+"""Orders drawn by lot that it is held against."""
+
+COUNTS = (1, 2, 3, 5, 10, 20, 50)
+"""Of how many statistics, or columns, are made normal."""
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -43,8 +56,6 @@ class Reason:
     weights: tuple[tuple[str, float], ...]
     fit: float  # R² of the local linear model
     jaccard: float  # mean over pairs of seeds, of the top columns
-    neutralised: tuple[bool, ...] = ()  # whether the score falls below the limit without the top columns; without
-    gateway: tuple[bool, ...] = ()  # them at every decay; the same for the columns that the gateway would name
 
 
 class Explainer:
@@ -56,6 +67,8 @@ class Explainer:
         source = {column: n for n, column in enumerate(run.columns[i] for i in self._originals)}
         self._from = np.array([source[c if c in source else cols.COPIES[c]] for c in run.columns])
         self.names = [run.columns[i] for i in self._originals]
+        self.copy_of = self._from
+        """Per column of the run, which of ``names`` it is or copies."""
         train = run.rows("train")
         train = train[:: max(1, len(train) // BACKGROUND)]
         self._background = run.scaler.z(run.values[train])[:, self._originals].astype(np.float64)
@@ -105,7 +118,7 @@ def analyse(path: Path) -> Findings:
 
 
 def explained(run: Run, command: str, seeds: int = SEEDS) -> Findings:
-    """Some detections and classifications explained, with fidelity, stability and the deletion test."""
+    """Some detections and classifications explained, with fidelity and stability, and the deletion test of more."""
     explainer, predict = Explainer(run), run.autoencoder()
     limit = run.decision.full.limit
 
@@ -115,13 +128,14 @@ def explained(run: Run, command: str, seeds: int = SEEDS) -> Findings:
     def margin(z: Array) -> NDArray[Any]:
         return np.log(np.maximum(score(z), 1e-9) / limit)
 
-    chosen = _detections(run, score, limit)
+    chosen = _detections(run, score, limit, DETECTIONS)
+    put_to_test = _detections(run, score, limit, DELETED)
     detections, classes = [], []
     classify = run.classifier()
     names = [name for name in run.classes if name != "benign"] if classify is not None else []
-    with Progress("explaining", len(chosen) + min(len(names), CLASSIFICATIONS)) as progress:
+    with Progress("explaining", len(chosen) + min(len(names), CLASSIFICATIONS) + 1) as progress:
         for row in chosen:
-            detections.append(_detection(run, explainer, score, margin, predict, row, seeds))
+            detections.append(_detection(run, explainer, score, margin, row, seeds))
             progress.step(note=detections[-1].title)
         for name in names[:CLASSIFICATIONS] if classify is not None else []:
             rows = np.flatnonzero(run.label == name)
@@ -138,23 +152,29 @@ def explained(run: Run, command: str, seeds: int = SEEDS) -> Findings:
             tops = [{column for column, _ in weights[:TOP]} for weights, _ in told]
             classes.append(Reason(f"class {name}", tuple(told[0][0][:TOP]), told[0][1], jaccard(tops)))
             progress.step(note=f"class {name}")
-    return _findings(run, detections, classes, command, seeds)
+        z = run.scaler.z(run.values[put_to_test])
+        error = (z - predict(run.scaler.network_input(z))) ** 2
+        weights = np.stack([_aligned(explainer, explainer.explain(row, margin, seed=0)[0]) for row in z])
+        curves = deletion(explainer, z, lambda rows: score(rows) < limit, weights, error)
+        progress.step(note="deletion test")
+    return _findings(run, detections, classes, curves, len(z), command, seeds)
 
 
-def _detections(run: Run, score: Callable[[Array], Array], limit: float) -> list[int]:
-    """Rows to explain: of each attack the one in the middle of those above the limit, up to `DETECTIONS`; where there
-    are no attacks, the highest benign test rows."""
-    found = []
+def _detections(run: Run, score: Callable[[Array], Array], limit: float, most: int) -> list[int]:
+    """Rows to explain: of each attack those above the limit, evenly spread, up to ``most`` in all; where there are no
+    attacks, the highest benign test rows."""
+    above = []
     for rows in run.attacks().values():
-        above = rows[score(run.scaler.z(run.values[rows])) > limit]
-        if len(above):
-            found.append(int(above[len(above) // 2]))
-    if not found:
+        rows = rows[score(run.scaler.z(run.values[rows])) > limit]
+        if len(rows):
+            above.append(rows)
+    if not above:
         rows = run.rows("test")
         order = np.argsort(score(run.scaler.z(run.values[rows])))[::-1]
-        found = [int(rows[i]) for i in order[:DETECTIONS]]
-    step = max(1, len(found) // DETECTIONS)
-    return found[::step][:DETECTIONS]
+        return [int(rows[i]) for i in order[:most]]
+    above = above[:: max(1, len(above) // most)][:most]
+    each = max(1, most // len(above))
+    return [int(rows[i]) for rows in above for i in np.unique(np.linspace(0, len(rows), each + 2).astype(int)[1:-1])]
 
 
 def _detection(
@@ -162,45 +182,76 @@ def _detection(
     explainer: Explainer,
     score: Callable[[Array], Array],
     margin: Callable[[Array], NDArray[Any]],
-    predict: Callable[[Array], Array],
     row: int,
     seeds: int,
 ) -> Reason:
     z = run.scaler.z(run.values[row][None])
     told = [explainer.explain(z[0], margin, seed) for seed in range(seeds)]
-    tops = [[column for column, _ in weights[:TOP]] for weights, _ in told]
-    error = (z - predict(run.scaler.network_input(z)))[0] ** 2
-    distinct = [i for i in np.argsort(error)[::-1] if run.columns[i] in explainer.names][:TOP]
-    limit = run.decision.full.limit
-
-    def falls(names: Sequence[str]) -> tuple[bool, bool]:
-        groups, found = {_statistic(name) for name in names}, []
-        for wide in (False, True):
-            without = z.copy()
-            for i, column in enumerate(run.columns):
-                original = cols.COPIES.get(column, column)
-                if {column, original} & set(names) or (wide and {_statistic(column), _statistic(original)} & groups):
-                    without[0, i] = 0.0  # the mean of benign train rows
-            found.append(bool(score(without)[0] < limit))
-        return found[0], found[1]
-
     return Reason(
-        f"{run.label[row]}, {run.device[row]}, score {float(score(z)[0]):.3g} over {limit:.3g}",
+        f"{run.label[row]}, {run.device[row]}, score {float(score(z)[0]):.3g} over {run.decision.full.limit:.3g}",
         tuple(told[0][0][:TOP]),
         told[0][1],
-        jaccard([set(top) for top in tops]),
-        falls(tops[0]),
-        falls([run.columns[i] for i in distinct]),
+        jaccard([{column for column, _ in weights[:TOP]} for weights, _ in told]),
     )
 
 
-def _statistic(column: str) -> str:
-    """What a column is of, whatever its decay: HH_L0.1_weight -> HH weight."""
-    stream, _, rest = column.partition("_L")
-    return f"{stream} {rest.partition('_')[2]}"
+@dataclass(frozen=True)
+class Curve:
+    """Share of detections that fall below the limit when what is named first is made normal, by how much of it."""
+
+    unit: str  # statistics (at every decay) or columns; a column's copies go with it
+    counts: tuple[int, ...]
+    lime: tuple[float, ...]
+    gateway: tuple[float, ...]
+    lot: tuple[float, ...]  # mean over orders drawn by lot
 
 
-def _findings(run: Run, detections: list[Reason], classes: list[Reason], command: str, seeds: int) -> Findings:
+def deletion(
+    explainer: Explainer, z: Array, normal: Callable[[Array], NDArray[np.bool_]], weights: Array, error: Array
+) -> tuple[Curve, Curve]:
+    """The deletion test on scaled rows (n, columns): of statistics, and of single columns.
+
+    ``normal`` says which rows are below the limit. LIME's order is that of its absolute ``weights``, the gateway's that
+    of the parts of the ``error``, both (n, columns) and summed over what is deleted together. Made normal is z = 0, the
+    mean of benign train rows.
+    """
+    statistics = [explain.statistic(column) for column in explainer.run.columns]
+    groups = sorted(set(statistics))
+    units = {"statistics": np.array([groups.index(name) for name in statistics]), "columns": explainer.copy_of}
+    rng = np.random.default_rng(explainer.run.seed)
+    found = []
+    for unit, of in units.items():
+        size = int(of.max()) + 1
+        member = np.eye(size)[of]  # (columns, units)
+        counts = tuple(n for n in COUNTS if n <= size)
+        ranks = [np.argsort(np.argsort(-(np.abs(parts) @ member), axis=1), axis=1) for parts in (weights, error)]
+        ranks += [rng.random((len(z), size)).argsort(axis=1) for _ in range(DRAWS)]
+        shares = np.array(
+            [[np.mean(normal(np.where((rank < n)[:, of], np.float32(0), z))) for n in counts] for rank in ranks]
+        )
+        lime, gateway, lot = shares[0], shares[1], shares[2:].mean(axis=0)
+        found.append(Curve(unit, counts, *(tuple(map(float, share)) for share in (lime, gateway, lot))))
+    return found[0], found[1]
+
+
+def _aligned(explainer: Explainer, weights: Sequence[tuple[str, float]]) -> NDArray[Any]:
+    """LIME's weights of distinct columns as one per column of the run; copies have none, they go with their original.
+
+    What is deleted together counts a copy once.
+    """
+    value = dict(weights)
+    return np.array([value.get(column, 0.0) for column in explainer.run.columns])
+
+
+def _findings(
+    run: Run,
+    detections: list[Reason],
+    classes: list[Reason],
+    curves: tuple[Curve, Curve],
+    deleted: int,
+    command: str,
+    seeds: int,
+) -> Findings:
     reasons = [*detections, *classes]
     lead, warnings = [], []
     for what, group in (("detections", detections), ("classes", classes)):
@@ -214,29 +265,24 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
         )
         if overlap < 0.8 or fit < 0.7:
             warnings.append(f"LIME's explanations of {what} do not reach their own goals of stability or fidelity.")
-    if detections:
-        shares = [
-            [float(np.mean([told[wide] for told in kind])) for wide in (0, 1)]
-            for kind in ([r.neutralised for r in detections], [r.gateway for r in detections])
-        ]
-        lead.append(
-            f"Deletion test: with the top {TOP} columns made normal the score falls below the limit in "
-            f"{shares[0][0]:.0%} (LIME) and {shares[1][0]:.0%} (what the gateway names) of {len(detections)} "
-            f"detections; with those statistics made normal at every decay in {shares[0][1]:.0%} and "
-            f"{shares[1][1]:.0%}; goal 80 %."
-        )
-        if max(shares[1]) < 0.8:
-            warnings.append(
-                "An attack moves more columns than five: what an explanation names is not all that raised the score."
-            )
+    at = curves[0].counts.index(TOP) if TOP in curves[0].counts else -1
+    few, one = ((c.counts[i], c.gateway[i], c.lime[i], c.lot[i]) for c, i in zip(curves, (at, -1), strict=True))
+    lead.append(
+        f"Deletion test on {deleted} detections: with the first {few[0]} statistics made normal, the score falls below "
+        f"the limit in {few[1]:.0%} as the gateway names them, {few[2]:.0%} as LIME does, {few[3]:.0%} drawn by lot "
+        f"(goal 80 %). Single columns say less, since an attack moves a statistic at every decay: with {one[0]} of "
+        f"them {one[1]:.0%}, {one[2]:.0%} and {one[3]:.0%}."
+    )
+    if curves[0].gateway[at] < 0.8:
+        warnings.append("What the gateway names is not all that raised the score: an attack moves more than that.")
+    if max(curves[0].gateway[at], curves[0].lime[at]) <= curves[0].lot[at]:
+        warnings.append("What is named explains no more than statistics drawn by lot.")
     rows = tuple(
         (
             reason.title,
             ", ".join(f"{column} {weight:+.3g}" for column, weight in reason.weights),
             reason.fit,
             reason.jaccard,
-            _word(reason.neutralised),
-            _word(reason.gateway),
         )
         for reason in reasons
     )
@@ -245,8 +291,6 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
         f"top {TOP} columns and weights",
         "R²",
         "Jaccard",
-        "falls without them",
-        "falls without gateway's",
     )
     figures = tuple(
         Figure(
@@ -256,6 +300,18 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
             "weight on log(score / limit)" if reason in detections else "weight on the log odds of the class",
         )
         for reason in (*detections[:3], *classes[:3])
+    ) + tuple(
+        Figure(
+            "lines",
+            f"Deletion test, {curve.unit}",
+            tuple(
+                Series(name, curve.counts, share)
+                for name, share in (("gateway", curve.gateway), ("LIME", curve.lime), ("by lot", curve.lot))
+            ),
+            f"{curve.unit} made normal, the most important first",
+            "share of detections that fall below the limit",
+        )
+        for curve in curves
     )
     return Findings(
         "explanations",
@@ -269,7 +325,17 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
                 "Explanations",
                 columns,
                 rows,
-                "Seeded; a column and its copies are explained as one. Falls: without the columns / at every decay.",
+                "Seeded; a column and its copies are explained as one.",
+            ),
+            Table(
+                "Deletion test: share of detections that fall below the limit",
+                ("made normal", "how many", "as the gateway names them", "as LIME does", "by lot"),
+                tuple(
+                    (curve.unit, *point)
+                    for curve in curves
+                    for point in zip(curve.counts, curve.gateway, curve.lime, curve.lot, strict=True)
+                ),
+                "A statistic is made normal at every decay, a column with its copies.",
             ),
         ),
         figures,
@@ -278,11 +344,6 @@ def _findings(run: Run, detections: list[Reason], classes: list[Reason], command
             "of one stream move together, LIME moves them one by one.",
         ),
     )
-
-
-def _word(value: tuple[bool, ...]) -> str | None:
-    """Without the columns themselves / without their statistics at every decay."""
-    return " / ".join("yes" if one else "no" for one in value) or None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

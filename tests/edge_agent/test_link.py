@@ -336,7 +336,7 @@ def make_certificates(folder):
 
     site = issue("ca", authority=True)
     issue("stranger", authority=True)
-    for name in ("broker", "gw-001", "gw-002", "botwatch-collector"):
+    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer"):
         issue(name, site)
     crl = (
         x509.CertificateRevocationListBuilder()
