@@ -34,8 +34,8 @@ MAX_DEVICES, MAX_PEERS, MAX_ROUTERS = 1024, 64, 64
 """Devices followed, remote peers of each (busy cameras have some twenty), MACs known to carry others' packets."""
 
 MAX_ROWS, MAX_PAIRS = 8192, 512
-"""Rows of one second of packet time that are looked at, and pairs of device and remote peer in them: so much a flood can
-cost. Contacts that come in its other rows are not seen."""
+"""Rows of one second of packet time that are looked at, and pairs of device and remote peer in them: the cost of a flood.
+Contacts that come in its other rows are not seen."""
 
 GAP_S = 2.0
 """Seconds without a packet to a peer after which the next one is another contact; round trips are shorter."""
