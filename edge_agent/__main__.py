@@ -82,7 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
     )
+    replay.add_argument(
+        "--evidence", type=Path, metavar="DIR", help="keep the packets around each alert there (default: nothing kept)"
+    )
     replay.set_defaults(run=_replay)
+
+    text = "list the packet captures that were kept with alerts, or fetch one as a pcap file"
+    evidence = commands.add_parser(
+        "evidence",
+        parents=[common],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} evidence 01a20937-03cb-7c3e-9f10-0c5a7c1e9a44 --out scan.pcap",
+        formatter_class=raw,
+    )
+    evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help="an alert's context.botwatch.id; without: list all")
+    evidence.add_argument("--out", type=Path, metavar="FILE", help="where to write the pcap; - is stdout")
+    evidence.set_defaults(run=_evidence, broker=None)
 
     memory = argparse.ArgumentParser(add_help=False)
     memory.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
@@ -233,6 +249,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
     from edge_agent.capture import CaptureError, Interfaces, Recorder
     from edge_agent.contract.bundle import BundleError
+    from edge_agent.evidence import EvidenceError
     from edge_agent.state import StateError
 
     recorder = interfaces = publisher = None
@@ -246,7 +263,8 @@ def _run(args: argparse.Namespace) -> int:
             return _say("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
         bundle = _bundle(config)
         publisher = None if args.no_broker else _publisher(config, controlled=True)
-        agent = agents.Agent(config, bundle, state=publisher.state if publisher else None)
+        state = publisher.state if publisher else None
+        agent = agents.Agent(config, bundle, state=state, evidence=config.evidence)
         if args.record:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
@@ -268,7 +286,7 @@ def _run(args: argparse.Namespace) -> int:
         return _say(refused, refused.status)
     except BundleError as error:
         return _say(error)
-    except (CaptureError, StateError) as error:
+    except (CaptureError, StateError, EvidenceError) as error:
         return _say(error, 1)
     finally:
         if interfaces:
@@ -300,18 +318,22 @@ def _replay(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
     from edge_agent.capture import CaptureError
     from edge_agent.contract.bundle import BundleError
+    from edge_agent.evidence import EvidenceError
     from edge_agent.progress import Progress
     from edge_agent.state import StateError
 
     try:
         config = _config(args)
         bundle = _bundle(config)
-        agent = agents.Agent(config, bundle, seed=0)
+        kept = dataclasses.replace(config.evidence, path=args.evidence)
+        agent = agents.Agent(config, bundle, seed=0, evidence=kept)
         publisher = _publisher(config) if args.broker else None
     except _Refused as refused:
         return _say(refused, refused.status)
     except BundleError as error:
         return _say(error)
+    except EvidenceError as error:
+        return _say(error, 1)
     if bundle.manifest.generated:
         print(f"{PROG}: this model was trained on generated traffic", file=sys.stderr)
 
@@ -338,6 +360,37 @@ def _replay(args: argparse.Namespace) -> int:
         why = f" ({trouble})" if trouble else ""
         return _say(f"{left} alerts wait in {config.outbox.path} for {config.broker.address}{why}", 1)
     return status
+
+
+def _evidence(args: argparse.Namespace) -> int:
+    import hashlib
+
+    from edge_agent.contract.messages import format_time
+    from edge_agent.evidence import EvidenceError, began_ns, fetch, files
+
+    try:
+        folder = _config(args).evidence.path
+        if folder is None:
+            return _say("no evidence is kept: `evidence.path` in the configuration is null")
+        if args.id is None:
+            for path in files(folder):
+                print(f"{path.stem}  {format_time(began_ns(path))}  {path.stat().st_size:,} bytes")
+            return 0
+        if args.out is None:
+            return _say("give --out FILE")
+        content = fetch(folder, args.id)
+        if str(args.out) == "-":
+            sys.stdout.buffer.write(content)
+        else:
+            args.out.write_bytes(content)
+            print(f"{args.out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except EvidenceError as error:
+        return _say(error, 1)
+    except OSError as error:
+        return _say(f"{error.filename}: {error.strerror}", 1)
+    return 0
 
 
 _ORDERS = ("alert", "device", "classes", "host", "port", "for_s", "reason", "entry")

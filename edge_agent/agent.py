@@ -17,13 +17,14 @@ from typing import Any
 from edge_agent.alerts import Alerter
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Refused
-from edge_agent.detector import Detector
+from edge_agent.detector import LATE_S, Detector
 from edge_agent.devices import Devices
+from edge_agent.evidence import EvidenceStore
 from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
@@ -34,6 +35,9 @@ BATCH = 1024
 
 WAIT_S = 0.5
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
+
+GATHERED_NS = 1_000_000_000
+"""Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
 
 HEALTH_ENTRIES = 8
 """Entries of the allow list in a health message, first those of the broker; `status` tells all."""
@@ -69,12 +73,26 @@ class Agent:
     Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that
     a replay delivered twice is stored once. For that, ``seed`` must be given too: which streams a full table gives up
     is drawn by it. Live it must not be, lest an attacker choose streams that collide. What was learnt of devices is
-    taken up from ``state`` where there is one; `run` keeps it there.
+    taken up from ``state`` where there is one; `run` keeps it there. ``evidence`` has the packets around alerts kept on
+    the disk; EvidenceError when they cannot be.
     """
 
-    def __init__(self, config: AgentConfig, bundle: Bundle, *, seed: int | None = None, state: State | None = None):
+    def __init__(
+        self,
+        config: AgentConfig,
+        bundle: Bundle,
+        *,
+        seed: int | None = None,
+        state: State | None = None,
+        evidence: EvidenceConfig | None = None,
+    ):
         sizes, learning = config.extractor, config.learning
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
+        self.evidence: EvidenceStore | None = None
+        if evidence and evidence.path:
+            self.extractor.keep(evidence.ring_kb << 10, evidence.seconds + LATE_S, evidence.payload)
+            cut, most = self.extractor.cut, evidence.max_mb << 20
+            self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
             _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
@@ -90,6 +108,7 @@ class Agent:
             update_s=config.alerts.update_s,
             end_s=config.alerts.end_s,
             max_open=config.alerts.max_open,
+            evidence=self.evidence,
             rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
         )
 
@@ -105,16 +124,26 @@ class Agent:
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
         for detection in self.detector.observe(rows):
+            self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
         for detection in self.checkins.observe(rows) if self.checkins else ():
+            self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
-        yield from self.alerter.tick(int(rows.meta["t_ns"][-1]))
+        latest = int(rows.meta["t_ns"][-1])
+        self._keep(latest)
+        yield from self.alerter.tick(latest)
 
     def tick(self, t_ns: int) -> Iterator[Alert]:
         """Alerts that are due at packet time ``t_ns`` though no packet came."""
         for detection in self.detector.tick(t_ns):
             yield from self.alerter.consider(detection)
+        self._keep(t_ns - GATHERED_NS)
         yield from self.alerter.tick(t_ns)
+
+    def _keep(self, t_ns: int) -> None:
+        """Finish evidence that is due, before an alert of that time speaks of it."""
+        if self.evidence:
+            self.evidence.tick(t_ns)
 
     def finish(self) -> list[Alert]:
         """The last alerts: nothing more will come, so every open episode ends."""
@@ -127,8 +156,10 @@ class Agent:
         alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
         bounds |= {"episodes_suppressed": told.suppressed, "episodes_spoke_up": told.spoke_up}
+        kept = self.evidence.counters() if self.evidence else {}
         slow = self.checkins.counters if self.checkins else {}
-        return {**self.extractor.counts(), **self.detector.counters, **self.devices.counts, **slow, **alerts, **bounds}
+        own = {**self.detector.counters, **self.devices.counts, **slow}
+        return {**self.extractor.counts(), **own, **alerts, **bounds, **kept}
 
 
 def replay(

@@ -20,6 +20,7 @@ from edge_agent.contract.messages import (
     Clock,
     Device,
     EpisodeState,
+    Evidence,
     Model,
     check_id,
     clean,
@@ -93,11 +94,25 @@ class _Episode:
     past: list[int] = field(default_factory=lambda: [0, 0, 0])  # count, packets, bytes of earlier alarms
 
 
+class Keeper(Protocol):
+    """Who keeps the packets around an episode: an `evidence.EvidenceStore`."""
+
+    def begin(self, id: str, subject: Detection, /) -> Evidence | None:
+        """Keep what led to it."""
+
+    def of(self, id: str, /) -> Evidence | None:
+        """What there is."""
+
+    def forget(self, id: str, /) -> Evidence | None:
+        """What there is in the end."""
+
+
 class Alerter:
     """Detections in, alert documents out; one per device and its state.
 
     ``names`` maps a MAC ("b8:27:eb:12:34:56") to what people call the device. ``rng`` makes the random part of the ids:
     the same seed and the same packets give the same alerts. ``clock`` and ``silence`` may be changed while running.
+    ``evidence`` keeps the packets around the beginning of each episode.
     Raises ValueError when an argument would make every alert invalid.
     """
 
@@ -115,6 +130,7 @@ class Alerter:
         max_open: int = 256,
         clock: Clock = "synced",
         rng: random.Random | None = None,
+        evidence: "Keeper | None" = None,
     ) -> None:
         check_id(gateway)
         for what, text, most in (
@@ -131,6 +147,7 @@ class Alerter:
         self.interface, self.clock, self.counts = interface, clock, AlertCounts()
         self._names = {mac: clean(name, 64) for mac, name in (names or {}).items()}
         self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
+        self._evidence = evidence
         self._rng = rng or random.Random()  # ids must be distinct, not secret
         self._open: dict[tuple[str, int | str], _Episode] = {}
         self.silence: Silence = _Nothing()
@@ -299,8 +316,16 @@ class Alerter:
             dest_port=latest.dest_port,
             proto=clean(latest.proto, 16),
             interface=self.interface,
+            evidence=self._kept(episode.id, state, latest),
         )
         return alert.document()
+
+    def _kept(self, id: str, state: EpisodeState, latest: Detection) -> Evidence | None:
+        if self._evidence is None:
+            return None
+        if state == "new":
+            return self._evidence.begin(id, latest)
+        return self._evidence.of(id) if state == "update" else self._evidence.forget(id)
 
     def _device(self, detection: Detection) -> Device:
         if detection.role == "victim":  # the MAC is that of the router which brought the attack

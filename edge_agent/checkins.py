@@ -34,7 +34,7 @@ MAX_DEVICES, MAX_PEERS, MAX_ROUTERS = 1024, 64, 64
 """Devices followed, remote peers of each (busy cameras have some twenty), MACs known to carry others' packets."""
 
 MAX_ROWS, MAX_PAIRS = 8192, 512
-"""Rows of one second of packet time that are looked at, and pairs of device and remote peer in them: the cost of a flood.
+"""Rows of one second that are looked at, and pairs of device and remote peer in them: the cost of a flood.
 Contacts that come in its other rows are not seen."""
 
 GAP_S = 2.0

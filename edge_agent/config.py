@@ -110,6 +110,23 @@ class OutboxConfig:
 
 
 @dataclass(frozen=True)
+class EvidenceConfig:
+    """Packets around an alert that are kept; ``path`` None: none, and no memory for them."""
+
+    path: Path | None = Path("botwatch-evidence")
+    max_mb: int = 64
+    seconds: float = 5.0
+    payload: int = 0
+    ring_kb: int = 1024
+
+    def __post_init__(self) -> None:
+        bounds = (("max_mb", 1, 1 << 20), ("seconds", 0.5, 30.0), ("payload", 0, 65_000), ("ring_kb", 64, 65_536))
+        for key, low, high in bounds:
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
+
+
+@dataclass(frozen=True)
 class ControlConfig:
     """How much may be held back, and how much of that the broker may order."""
 
@@ -139,6 +156,7 @@ class AgentConfig:
     checkins: CheckInsConfig = CheckInsConfig()
     learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     commands: tuple[str, ...] = tuple(VERBS)
     control: ControlConfig = ControlConfig()

@@ -5,6 +5,7 @@ numbers come about, the bounds of every table and what a device has "seen" is wr
 """
 
 import hashlib
+import ipaddress
 import os
 import struct
 import zlib
@@ -38,6 +39,7 @@ __all__ = [
     "PORTS",
     "ROW_META",
     "TRUNCATED",
+    "Cut",
     "Extractor",
     "FeatureStateError",
     "Rows",
@@ -93,6 +95,19 @@ def _sealed(state: bytes) -> bytes:
     return _STATE.pack(_STATE_MAGIC, hashlib.sha256(packed).digest()) + packed
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What to take out of the ring: frames of ``mac`` or ``address`` first, of others where there is room left."""
+
+    from_ns: int
+    to_ns: int  # excluded
+    mac: int = 0  # 0: none
+    address: str = ""  # "": none
+    most_bytes: int = 1 << 18
+    newest: bool = True  # where there is no room for all: the newest, not the oldest
+    linktype: int = -1  # only frames of this link type; -1: that of the last frame of ``mac`` or ``address``
+
+
 class Extractor:
     """The damped statistics of everything pushed so far, in fixed memory.
 
@@ -140,6 +155,21 @@ class Extractor:
         values, meta = self._room(max(len(frames), 1))
         n = self._kernel.push_frames(tuple(frames), linktype, values, meta)
         return Rows(values[:n], meta[:n])
+
+    def keep(self, size: int, span_s: float, payload: int = 0) -> None:
+        """Keep the headers of the last ``span_s`` seconds, and so many bytes of payload, in a ring of ``size`` bytes.
+
+        To be called once, before the first push; kernel.h says what is left out where traffic is more than that.
+        """
+        self._kernel.keep(size, int(span_s * 1e9), payload)
+
+    def cut(self, cut: Cut) -> tuple[int, bytes]:
+        """Link type, and records for a pcap file with nanoseconds, of what the ring holds; -1 where nothing is."""
+        address = ipaddress.ip_address(cut.address) if cut.address else None
+        version, packed = (address.version, address.packed) if address else (0, b"")
+        return self._kernel.cut(
+            cut.from_ns, cut.to_ns, cut.mac, version, packed, cut.linktype, cut.newest, cut.most_bytes
+        )
 
     def counts(self) -> dict[str, int]:
         """Counters since the start: frames, rows, malformed by reason, streams in use, evictions by table."""

@@ -24,7 +24,7 @@ LAYERS = (
     {"contract"},
     {"capture", "runtime", "state", "progress", "explain"},
     {"features", "calibrate", "outbox"},
-    {"classify"},
+    {"classify", "evidence"},
     {"detector", "devices", "link"},
     {"alerts", "allow", "checkins"},
     {"config"},

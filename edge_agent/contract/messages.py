@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 BASE = "botwatch/v1"
 MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
+MAX_CHUNK = 65_536  # bytes of one part of something larger
+CHUNK_BYTES = 48_000  # of content in it, which base64 makes a third larger
 MAX_DOCUMENT = 131_072  # bytes of a retained document; that on 200 devices with the longest names has 110 KB
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 
@@ -103,14 +105,14 @@ def encode(message: Mapping[str, Any], most: int = MAX_PAYLOAD) -> bytes:
     return payload
 
 
-def decode(payload: bytes) -> dict[str, Any]:
+def decode(payload: bytes, most: int = MAX_PAYLOAD) -> dict[str, Any]:
     """The JSON object in ``payload``, safe to store: finite numbers of 64 bits, real text, bounded size and depth.
 
     What a database or a terminal could choke on later (NaN, 10**400, a lone surrogate, NUL) is refused here, so that
     one hostile message can never stop the ones behind it.
     """
-    if len(payload) > MAX_PAYLOAD:
-        raise MessageError(f"too large: {len(payload)} bytes, the bound is {MAX_PAYLOAD}")
+    if len(payload) > most:
+        raise MessageError(f"too large: {len(payload)} bytes, the bound is {most}")
     try:
         message = json.loads(payload.decode("utf-8"))
     except RecursionError as error:
@@ -301,6 +303,14 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """The pcap of an episode on its gateway: the sha256 of its first ``bytes`` bytes. It may have grown since."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Alert:
     """One message of one episode: (``id``, ``seq``) names it everywhere, ``id`` the episode.
 
@@ -338,6 +348,8 @@ class Alert:
     dest_port: int
     proto: str
     interface: str = ""
+    evidence: Evidence | None = None
+    test: bool = False  # sent to try the way; not to be counted
 
     @property
     def signature(self) -> str:
@@ -406,6 +418,8 @@ class Alert:
                             ),
                             "agent": self.agent,
                             "clock": self.clock,
+                            "evidence": vars(self.evidence) if self.evidence else None,
+                            "test": self.test or None,
                         }
                     )
                 },
@@ -480,6 +494,10 @@ class Alert:
             dest_port=int(document.get("dest_port", 0)),
             proto=document["proto"],
             interface=document.get("in_iface", ""),
+            evidence=Evidence(ours["evidence"]["sha256"], int(ours["evidence"]["bytes"]))
+            if "evidence" in ours
+            else None,
+            test=ours.get("test", False),
         )
 
 
@@ -502,6 +520,38 @@ def _counted(flow: object, key: str) -> int:
     if not isinstance(value, int) or value < 0:
         raise MessageError(f"flow.{key} is not a count")
     return value
+
+
+# --- parts of something larger -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One part on ``.../chunk/<id>``; a reply that was sent before says how many there are and their sha256."""
+
+    id: str
+    part: int  # 0 to count - 1
+    count: int
+    data: bytes
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object; to be encoded with MAX_CHUNK."""
+        data = base64.b64encode(self.data).decode()
+        return {"id": self.id, "part": self.part, "count": self.count, "data": data}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "Chunk":
+        """A part from a decoded payload, or a MessageError."""
+        id, part, count, data = (document.get(key) for key in ("id", "part", "count", "data"))
+        if not isinstance(id, str) or not _UUID7.fullmatch(id):
+            raise MessageError(f"chunk: id {str(id)[:50]!r} is not a UUID of version 7")
+        if not isinstance(part, int) or not isinstance(count, int) or not 0 <= part < count <= 1_000_000:
+            raise MessageError(f"chunk: part {str(part)[:20]} of {str(count)[:20]}")
+        try:
+            content = base64.b64decode(str(data), validate=True)
+        except ValueError as error:
+            raise MessageError("chunk: data is not base64") from error
+        return cls(id, part, count, content)
 
 
 # --- the status ---------------------------------------------------------------------------------------------

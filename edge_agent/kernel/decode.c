@@ -33,12 +33,19 @@ enum { ICMP = 1, TCP = 6, UDP = 17, ICMPV6 = 58 };
 enum { MAX_TAGS = 8, MAX_EXTENSIONS = 16 };
 
 struct span {
-    const uint8_t *at, *end;
+    const uint8_t *at, *end, *frame;
 };
 
 static size_t left(struct span s)
 {
     return (size_t)(s.end - s.at);
+}
+
+/* What is not payload goes on for `more` bytes from here. */
+static void headers_until(struct row_meta *row, struct span s, size_t more)
+{
+    size_t length = (size_t)(s.at - s.frame) + (more < left(s) ? more : left(s));
+    row->headers = (uint8_t)(length < UINT8_MAX ? length : UINT8_MAX);
 }
 
 static uint16_t be16(const uint8_t *p)
@@ -139,6 +146,7 @@ static enum malformed quoted(int version, struct span s, struct row_meta *row, e
         if (skip_extensions(&s, &proto, &fragment, &later) != WELL_FORMED)
             return SHORT_QUOTE;
     }
+    headers_until(row, s, later ? 0 : 8);
     if (later || (proto != TCP && proto != UDP))
         return WELL_FORMED;
     if (left(s) < 4)
@@ -155,11 +163,14 @@ static enum malformed transport(struct span s, struct row_meta *row, enum port_c
         if (left(s) < 4)
             return SHORT_TRANSPORT;
         set_ports(row, ports, s.at);
+        headers_until(row, s, 20);
         if (left(s) < 14)
             return SHORT_TRANSPORT;
+        headers_until(row, s, (size_t)(s.at[12] >> 4) * 4);
         row->tcp_flags = s.at[13];
         return WELL_FORMED;
     case UDP:
+        headers_until(row, s, 8);
         if (left(s) < 4)
             return SHORT_TRANSPORT;
         set_ports(row, ports, s.at);
@@ -168,6 +179,7 @@ static enum malformed transport(struct span s, struct row_meta *row, enum port_c
         if (row->ip_version != 4)
             return WELL_FORMED;
         *ports = ICMP_PORTS;
+        headers_until(row, s, 8);
         if (left(s) < 1)
             return SHORT_TRANSPORT;
         if ((s.at[0] >= 3 && s.at[0] <= 5) || s.at[0] == 11 || s.at[0] == 12) {
@@ -180,6 +192,7 @@ static enum malformed transport(struct span s, struct row_meta *row, enum port_c
     case ICMPV6: /* errors: types 1 to 4 in use below 128 (RFC 4443) */
         if (row->ip_version != 6)
             return WELL_FORMED;
+        headers_until(row, s, 8);
         if (left(s) < 1)
             return SHORT_TRANSPORT;
         if (s.at[0] >= 1 && s.at[0] <= 4) {
@@ -206,6 +219,7 @@ static enum malformed ipv4(struct span s, struct row_meta *row, enum port_class 
     put_ipv4(row->dst, s.at + 16);
 
     size_t header = (size_t)(s.at[0] & 15) * 4, total = be16(s.at + 2);
+    headers_until(row, s, header < 20 ? 20 : header);
     if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cut a larger one (TSO) */
         return BAD_IP;
     if (total != 0 && total < left(s))
@@ -233,10 +247,12 @@ static enum malformed ipv6(struct span s, struct row_meta *row, enum port_class 
 
     size_t payload = be16(s.at + 4);
     s.at += 40;
+    headers_until(row, s, 0);
     if (payload != 0 && payload < left(s)) /* 0: a jumbogram */
         s.end = s.at + payload;
     bool fragment = false, later = false;
     enum malformed fault = skip_extensions(&s, &row->proto, &fragment, &later);
+    headers_until(row, s, later ? 8 : 0);
     if (fragment)
         row->flags |= FRAGMENT;
     if (fault != WELL_FORMED || later)
@@ -248,6 +264,7 @@ static enum malformed arp(struct span s, struct row_meta *row, enum port_class *
 {
     row->flags |= ARP;
     *ports = ARP_PORTS;
+    headers_until(row, s, 28);
     if (left(s) < 8)
         return SHORT_ARP;
     if (be16(s.at + 2) != TYPE_IPV4 || s.at[4] != 6 || s.at[5] != 4)
@@ -265,6 +282,7 @@ static enum malformed network(struct span s, uint16_t type, struct row_meta *row
 {
     for (int i = 0; i < MAX_TAGS; i++) {
         row->ethertype = type;
+        headers_until(row, s, 0);
         switch (type) {
         case TYPE_IPV4:
             return ipv4(s, row, ports);
@@ -321,7 +339,7 @@ static void put_mac(uint8_t address[16], uint64_t value)
 enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
                             struct row_meta *row, enum port_class *ports)
 {
-    struct span s = {frame, frame + captured};
+    struct span s = {frame, frame + captured, frame};
     enum malformed fault;
     uint16_t type;
 

@@ -3,10 +3,11 @@
  *     capture.c   where frames come from: libpcap files (pcap, pcapng) and live interfaces, with a BPF filter
  *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
  *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
+ *     ring.c      the headers of the last seconds, for the pcap that goes with an alert
  *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
  *     module.c    the Python face; the only file that includes Python.h
  *
- * No globals; nothing is allocated after kernel_new() and capture_open_file(); every read of a frame is checked against
+ * No globals; nothing is allocated after kernel_new(), kernel_keep() and capture_open_*(); every read of a frame is checked against
  * the captured end. One struct kernel belongs to one thread at a time.
  *
  *
@@ -92,6 +93,20 @@
  * A packet opens a peer (socket) when the device's set does not hold it and it is not a reply, i.e. its pair (socket) record
  * has no packet yet in the reverse direction. Replies are remembered too. Later fragments, ARP, frames without ports and ICMP
  * errors never open a socket, nor enter the socket set.
+ *
+ *
+ * THE RING
+ *
+ * Frames of the last seconds, each cut to its headers and as much payload as was asked for (none, by default): the link
+ * header, tags, IP with its extensions, ARP, and TCP with options, 8 bytes of UDP and ICMP, what an ICMP error quotes.
+ *
+ *     record   0 t 8 | 8 wire length 4 | 12 captured 2 | 14 link type 2 | bytes, filled up to a multiple of 8
+ *
+ * What is kept within the span never fills more than three quarters of the ring, so that it always reaches back for the
+ * span and a batch of frames that are ahead of their alerts. For that all senders together have an allowance of bytes, of
+ * which half may be spent at once and the whole comes back within the span; each sender (MAC; 256 are told apart) has a
+ * quarter of it. A flood thus keeps its first packets and then an even sample, and leaves room for the others. What is left
+ * out is counted. The ring is not part of the saved state.
  */
 #ifndef BOTWATCH_KERNEL_H
 #define BOTWATCH_KERNEL_H
@@ -131,7 +146,7 @@ struct row_meta {
     uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
-    uint8_t unused;
+    uint8_t headers;     /* captured bytes before the payload, link header included; 255 stands for that and more */
 };
 
 /* What stands where ports would be. TCP, UDP and quoted ports are one namespace, as published. */
@@ -205,6 +220,40 @@ enum capture_result capture_next(struct capture *c, struct frame *frame);
 const char *capture_reason(const struct capture *c);
 void capture_close(struct capture *c);
 
+/* ---- the ring ---- */
+
+struct ring;
+
+enum { RING_MIN = 1 << 16, RING_MAX = 1 << 28, RING_PAYLOAD_MAX = 65000 };
+
+/* `size` bytes within RING_MIN .. RING_MAX for at least span_ns (1 s to 60 s) of traffic; NULL when memory is short. */
+struct ring *ring_new(uint32_t size, int64_t span_ns, uint32_t payload);
+void ring_free(struct ring *r);
+void ring_put(struct ring *r, int linktype, const struct frame *frame, const struct row_meta *row);
+
+/* Whom a cut is about: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
+struct subject {
+    uint64_t mac;
+    uint8_t ip_version, address[16]; /* as struct row_meta has it */
+};
+
+struct cut {
+    int64_t from_ns, to_ns; /* to_ns excluded */
+    struct subject subject;
+    int linktype;
+    bool newest; /* where there is no room for all: the newest, not the oldest */
+};
+
+/* The link type of the subject's last frame in the time of `cut`, else of the last frame of anybody, else -1. */
+int ring_linktype(const struct ring *r, const struct cut *cut);
+
+/* Write records of a pcap file with nanoseconds, in the order they came: the subject's, and others' where there is room
+ * left. Returns the bytes written, at most `room`. */
+size_t ring_cut(const struct ring *r, const struct cut *cut, uint8_t *out, size_t room);
+
+size_t ring_bytes(const struct ring *r);
+uint64_t ring_kept(const struct ring *r), ring_left_out(const struct ring *r); /* frames since the start */
+
 /* ---- statistics ---- */
 
 enum { BATCH = 32 };  /* frames decoded and hashed ahead, so that their buckets arrive while others are computed */
@@ -225,6 +274,9 @@ struct kernel;
 /* NULL when memory is short or SIMD_AVX2 is asked for and cannot be used. */
 struct kernel *kernel_new(const struct settings *settings, enum simd simd);
 void kernel_free(struct kernel *k);
+/* Keep what is pushed in a ring from now on (once; as ring_new). False when memory is short. */
+bool kernel_keep(struct kernel *k, uint32_t size, int64_t span_ns, uint32_t payload);
+const struct ring *kernel_ring(const struct kernel *k); /* NULL without kernel_keep() */
 const char *kernel_simd(const struct kernel *k);
 
 /* Where rows go: `limit` rows of COLUMNS float or double and their metadata. */

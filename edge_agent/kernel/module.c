@@ -513,6 +513,74 @@ static PyObject *kernel_py_load(PyObject *object, PyObject *bytes)
     Py_RETURN_NONE;
 }
 
+static PyObject *kernel_py_keep(PyObject *object, PyObject *args)
+{
+    KernelObject *self = (KernelObject *)object;
+    unsigned int size, payload;
+    long long span_ns;
+    if (!take(self) || !PyArg_ParseTuple(args, "ILI", &size, &span_ns, &payload))
+        return NULL;
+    if (size < RING_MIN || size > RING_MAX)
+        return PyErr_Format(PyExc_ValueError, "a ring of %u bytes is not in %d .. %d", size, RING_MIN, RING_MAX);
+    if (span_ns < 1000000000 || span_ns > 60000000000)
+        return PyErr_Format(PyExc_ValueError, "a ring of %lld ns is not in 1 s .. 60 s", span_ns);
+    if (payload > RING_PAYLOAD_MAX)
+        return PyErr_Format(PyExc_ValueError, "%u bytes of payload are not in 0 .. %d", payload, RING_PAYLOAD_MAX);
+    if (kernel_ring(self->kernel) != NULL) {
+        PyErr_SetString(PyExc_ValueError, "there is a ring");
+        return NULL;
+    }
+    if (!kernel_keep(self->kernel, size, span_ns, payload))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *kernel_py_cut(PyObject *object, PyObject *args)
+{
+    KernelObject *self = (KernelObject *)object;
+    struct cut cut;
+    long long from_ns, to_ns;
+    unsigned long long mac;
+    const char *address;
+    Py_ssize_t address_size, room;
+    int newest, ip_version;
+
+    memset(&cut, 0, sizeof cut);
+    if (!take(self) || !PyArg_ParseTuple(args, "LLKiy#ipn", &from_ns, &to_ns, &mac, &ip_version, &address, &address_size,
+                                         &cut.linktype, &newest, &room))
+        return NULL;
+    if ((size_t)address_size > sizeof cut.subject.address || room < 0 || ip_version < 0 || ip_version > 6) {
+        PyErr_SetString(PyExc_ValueError, "an address of more than 16 bytes, a version above 6 or no room");
+        return NULL;
+    }
+    const struct ring *ring = kernel_ring(self->kernel);
+    if (ring == NULL) {
+        PyErr_SetString(PyExc_ValueError, "there is no ring");
+        return NULL;
+    }
+    cut.from_ns = from_ns;
+    cut.to_ns = to_ns;
+    cut.newest = newest != 0;
+    cut.subject.mac = mac;
+    cut.subject.ip_version = (uint8_t)ip_version;
+    memcpy(cut.subject.address, address, (size_t)address_size);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, room);
+    if (bytes == NULL)
+        return NULL;
+    size_t made;
+    uint8_t *out = (uint8_t *)PyBytes_AsString(bytes);
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    if (cut.linktype < 0)
+        cut.linktype = ring_linktype(ring, &cut);
+    made = ring_cut(ring, &cut, out, (size_t)room);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    PyObject *found = Py_BuildValue("(iy#)", cut.linktype, out, (Py_ssize_t)made);
+    Py_DECREF(bytes);
+    return found;
+}
+
 static PyObject *kernel_get_simd(PyObject *object, void *unused)
 {
     (void)unused;
@@ -525,6 +593,9 @@ static PyMethodDef kernel_methods[] = {
     {"counts", kernel_py_counts, METH_NOARGS, "Counters by name."},
     {"memory", kernel_py_memory, METH_NOARGS, "Bytes by part."},
     {"save", kernel_py_save, METH_NOARGS, "The learnt state."},
+    {"keep", kernel_py_keep, METH_VARARGS, "keep(size, span_ns, payload): have a ring from now on."},
+    {"cut", kernel_py_cut, METH_VARARGS,
+     "cut(from_ns, to_ns, mac, ip_version, address, linktype, newest, room) -> (linktype, pcap records)."},
     {"save_seen", kernel_py_save_seen, METH_NOARGS, "The state without streams: devices and what they have seen."},
     {"load", kernel_py_load, METH_O, "Take a saved state; ValueError says why not."},
     {NULL, NULL, 0, NULL},

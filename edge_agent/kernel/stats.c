@@ -119,6 +119,7 @@ struct kernel {
     const char *simd;
     void *memory;
     size_t bytes;
+    struct ring *ring; /* or NULL */
     struct pending pending[BATCH];
 };
 
@@ -790,6 +791,8 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
                 k->counters.malformed[BAD_TIME]++;
             if (fault == SHORT_LINK)
                 continue;
+            if (k->ring != NULL)
+                ring_put(k->ring, source.linktype, &frame, p->row);
             prepare(k, p);
             waiting++;
         }
@@ -889,8 +892,21 @@ void kernel_free(struct kernel *k)
 {
     if (k == NULL)
         return;
+    ring_free(k->ring);
     free(k->memory);
     free(k);
+}
+
+bool kernel_keep(struct kernel *k, uint32_t size, int64_t span_ns, uint32_t payload)
+{
+    if (k->ring == NULL)
+        k->ring = ring_new(size, span_ns, payload);
+    return k->ring != NULL;
+}
+
+const struct ring *kernel_ring(const struct kernel *k)
+{
+    return k->ring;
 }
 
 const char *kernel_simd(const struct kernel *k)
@@ -935,6 +951,10 @@ size_t kernel_counts(const struct kernel *k, struct count counts[MAX_COUNTS])
         add_count(counts, &n, EVICTED_NAMES[i], k->table[i].evicted);
     add_count(counts, &n, "evicted_seen_peers", k->counters.evicted_seen_peers);
     add_count(counts, &n, "evicted_seen_sockets", k->counters.evicted_seen_sockets);
+    if (k->ring != NULL) {
+        add_count(counts, &n, "ring_kept", ring_kept(k->ring));
+        add_count(counts, &n, "ring_left_out", ring_left_out(k->ring));
+    }
     return n;
 }
 
@@ -947,7 +967,9 @@ size_t kernel_memory(const struct kernel *k, struct count counts[MAX_COUNTS])
     }
     add_count(counts, &n, "seen", (uint64_t)k->settings.max_devices * SEEN * sizeof *k->seen);
     add_count(counts, &n, "index", index);
-    add_count(counts, &n, "total", k->bytes);
+    size_t ring = k->ring != NULL ? ring_bytes(k->ring) : 0;
+    add_count(counts, &n, "ring", ring);
+    add_count(counts, &n, "total", k->bytes + ring);
     uint64_t streams = k->bytes - counts[DEVICES].value - (uint64_t)k->settings.max_devices * SEEN * sizeof *k->seen;
     add_count(counts, &n, "per_stream", streams / k->settings.max_streams);
     return n;

@@ -147,7 +147,8 @@ def taking(wire: Wire, folder: Path, wanted: int, direction: str, *names: str) -
 def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -> Iterator["subprocess.Popen[str]"]:
     """`botwatch agent run` on the gateway's port; ends with SIGTERM and must do so soon and well."""
     file = folder / "agent.yaml"
-    file.write_text(f"capture: {{interfaces: [{wire.port}]}}\n{config}")
+    text = f"capture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    file.write_text(text)
     command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
     out, err = (folder / "out").open("w"), (folder / "err").open("w")
     process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)
@@ -257,8 +258,12 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, h
     assert [state(a) for a in told if state(a) != "update"] == ["new", "end"]
     assert told[0]["alert"]["context"]["botwatch"]["device"]["mac"] == "02:00:5e:10:00:01"
     capsys.readouterr()
-    assert main(["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]) == 0
+    words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
+    assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == told
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "evidence").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert len(kept) == 1
     assert re.search(r"captured [\d,]+", (tmp_path / "err").read_text())
 
 

@@ -16,7 +16,10 @@ from tests.reference.frames import START_NS, Spec
 
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "edge_agent" / "kernel"
-SOURCES = [Path(__file__).with_name("fuzz.c"), *(KERNEL / name for name in ("capture.c", "decode.c", "stats.c"))]
+SOURCES = [
+    Path(__file__).with_name("fuzz.c"),
+    *(KERNEL / name for name in ("capture.c", "decode.c", "ring.c", "stats.c")),
+]
 FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 PUBLISHED = (

@@ -172,6 +172,28 @@ static void push_burst(struct fuzz *f, struct kernel *k, bool check)
         check_rows(values, made);
 }
 
+/* ---- the ring ---- */
+
+static void cut_ring(struct fuzz *f, struct kernel *k)
+{
+    size_t room = draw(f, 1 << 17);
+    uint8_t *out = must(malloc(room + 1)); /* so that ASan sees one byte too many */
+    struct cut cut = {.from_ns = draw(f, 2) ? INT64_MIN : f->t - 1000000000, .to_ns = draw(f, 2) ? INT64_MAX : f->t};
+    cut.subject.mac = draw(f, 2) ? 0x020000000001 : 0;
+    cut.subject.ip_version = draw(f, 2) ? 4 : 0;
+    cut.newest = draw(f, 2) != 0;
+    cut.linktype = ring_linktype(kernel_ring(k), &cut);
+    size_t made = ring_cut(kernel_ring(k), &cut, out, room), at = 0;
+    while (at + 16 <= made) {
+        uint32_t captured;
+        memcpy(&captured, out + at + 8, sizeof captured);
+        at += 16 + captured;
+    }
+    if (made > room || at != made)
+        finding("a cut that is not whole records");
+    free(out);
+}
+
 /* ---- states ---- */
 
 static void damage_state(struct fuzz *f, struct kernel *k, const struct settings *settings)
@@ -291,8 +313,12 @@ int main(int argc, char **argv)
         settings.float_time = draw(f, 4) == 0;
         settings.seed = f->random;
         struct kernel *k = must(kernel_new(&settings, draw(f, 2) ? SIMD_AUTO : SIMD_BASELINE));
+        must(kernel_keep(k, RING_MIN + draw(f, 1 << 16), 1000000000 + draw(f, 1000000000), draw(f, 4) ? 0 : draw(f, 2000))
+                 ? k
+                 : NULL);
         for (int i = 0; i < 50; i++)
             push_burst(f, k, true);
+        cut_ring(f, k);
         damage_state(f, k, &settings);
         for (int i = 0; i < 25; i++)
             mutate_file(f, k, argv[3]);
