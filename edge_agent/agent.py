@@ -512,6 +512,7 @@ class Publisher:
         """Alerts that were dropped because the outbox was full, and what became of commands."""
         lost, line = self.outbox.counts, self.link.counts
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
+        counts["outbox_unwritable"] = lost.unwritable
         if self.control:
             counts |= self.control.counts
             counts["commands_dropped"] += line.commands_lost
@@ -527,6 +528,8 @@ class Publisher:
         finally:
             self._stop.set()
             self._thread.join()
+            if left := self.outbox.save():
+                logger.error("%d alerts are lost: the broker has not taken them and the disk does not", left)
             self.state.close()
 
 

@@ -224,6 +224,7 @@ class _Subject:
     lengths: NDArray[np.int64] = field(init=False)
     classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
     looks: NDArray[np.float64] = field(init=False)  # what the flagged ones look like, else 0
+    flagged: NDArray[Any] | None = None  # the last of them (1,) of ROW_META
     opened: NDArray[np.int64] = field(init=False)  # (time, flags) of the last rows that opened a peer or socket
     alarm: bool = False
     alarm_first_ns: int = 0
@@ -749,7 +750,8 @@ class Detector:
         if self._classify is not None and hits.any():
             z = self._scaler.z(batch.values[at:end][hits])
             probabilities[hits] = self._classify(self._scaler.network_input(z))
-            looks[hits] = classify.looks(meta[hits])
+            looks[hits] = classify.looks(meta[hits], subject.flagged)
+            subject.flagged = meta[hits][-1:].copy()
         subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
         subject.hits = np.concatenate([subject.hits, hits])[-w:]
         subject.counted = np.concatenate([subject.counted, counted])[-w:]
@@ -876,7 +878,7 @@ class Detector:
             return "anomaly", vote.share
         rows = max(float(vote.class_sum.sum()), 1e-9)  # the probabilities of a row sum to 1
         name, probability = classify.name(
-            self._classes, vote.class_sum / rows, vote.looks_sum / rows, self._signatures, self._decision.reject
+            self._classes, vote.class_sum / rows, vote.looks_sum / rows, rows, self._signatures, self._decision.reject
         )
         return name, vote.share if probability is None else min(probability, 1.0)
 

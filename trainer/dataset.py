@@ -325,6 +325,7 @@ def _extract_group(group: list[Capture], root: Path, builder: Builder, progress:
         name = str(capture.file)
         builder.expect(name, capture.label)
         read = 0
+        before: dict[tuple[str, str], Any] = {}
         with opened(root / capture.file) as source:
             try:
                 while len(rows := extractor.push(source, BATCH)):
@@ -332,7 +333,9 @@ def _extract_group(group: list[Capture], root: Path, builder: Builder, progress:
                     values = np.ascontiguousarray(rows.values[:, index])
                     for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
                         meta = rows.meta[mask]
-                        looks = classify.looks(meta).astype(np.float32)
+                        looks = classify.looks(meta, before.get((device, label))).astype(np.float32)
+                        if len(meta):
+                            before[device, label] = meta[-1:].copy()
                         builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"], looks)
                     progress.step(0, f"files, {name}: {read:,} rows")
             except sources.CaptureError as error:
