@@ -91,7 +91,7 @@ class Detection:
     device_mac: int  # source MAC as a 48-bit integer
     device_ip: str  # source's own address ("" if the frame had none); the victim's address when role is victim
     role: Literal["source", "victim"]
-    method: Literal["autoencoder", "counts"]
+    method: Literal["autoencoder", "counts", "checkins"]
     class_name: str  # a key of the alert schema's class list: "mirai.scan", "unknown", "anomaly" ...
     confidence: float  # 0..1, mean class probability over the flagged rows; for anomaly the share of rows that voted
     score: float  # the vote statistic (k-th largest of the last w scores, each in units of its own threshold)
@@ -108,6 +108,7 @@ class Detection:
     top_features: tuple[tuple[str, float], ...]  # <= 5 columns, each of another statistic, that with the largest share
     # of the error first; value in its own unit
     explanation: str  # one sentence, <= 200 characters
+    hold_s: float = 0.0  # for how long it stands where that is longer than the alerter would wait for the next one
 
 
 class Scorer:
