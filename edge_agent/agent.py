@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import Interfaces, Source, open_file
+from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
@@ -96,6 +97,8 @@ class Agent:
             _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
         self.detector = Detector(bundle, config.networks, learn=self.devices.own if learning.enabled else False)
+        slow = config.checkins
+        self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
             config.gateway,
             config.site,
@@ -121,6 +124,9 @@ class Agent:
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
         for detection in self.detector.observe(rows):
+            self._keep(detection.t_ns)
+            yield from self.alerter.consider(detection)
+        for detection in self.checkins.observe(rows) if self.checkins else ():
             self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
         latest = int(rows.meta["t_ns"][-1])
@@ -151,7 +157,8 @@ class Agent:
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
         bounds |= {"episodes_suppressed": told.suppressed, "episodes_spoke_up": told.spoke_up}
         kept = self.evidence.counters() if self.evidence else {}
-        own = {**self.detector.counters, **self.devices.counts}
+        slow = self.checkins.counters if self.checkins else {}
+        own = {**self.detector.counters, **self.devices.counts, **slow}
         return {**self.extractor.counts(), **own, **alerts, **bounds, **kept}
 
 
@@ -505,6 +512,7 @@ class Publisher:
         """Alerts that were dropped because the outbox was full, and what became of commands."""
         lost, line = self.outbox.counts, self.link.counts
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
+        counts["outbox_unwritable"] = lost.unwritable
         if self.control:
             counts |= self.control.counts
             counts["commands_dropped"] += line.commands_lost
@@ -520,6 +528,8 @@ class Publisher:
         finally:
             self._stop.set()
             self._thread.join()
+            if left := self.outbox.save():
+                logger.error("%d alerts are lost: the broker has not taken them and the disk does not", left)
             self.state.close()
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from edge_agent.calibrate import OWN_S
 from edge_agent.capture import SNAPLENS, LiveSettings
+from edge_agent.checkins import Rule
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
@@ -68,6 +69,17 @@ class AlertsConfig:
             raise ValueError("update_s, end_s and max_open must be positive")
         if self.end_s < LATE_S + 1:
             raise ValueError(f"end_s: {self.end_s} s is less than {LATE_S + 1}; a vote may be told {LATE_S} s late")
+
+
+@dataclass(frozen=True)
+class CheckInsConfig:
+    """Whether regular contacts with hosts that are new to a device are told, and how long a device is learnt first."""
+
+    enabled: bool = True
+    learn_s: float = Rule.learn_s
+
+    def __post_init__(self) -> None:
+        Rule(self.learn_s)
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class AgentConfig:
     capture: CaptureConfig = CaptureConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     alerts: AlertsConfig = AlertsConfig()
+    checkins: CheckInsConfig = CheckInsConfig()
     learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
     evidence: EvidenceConfig = EvidenceConfig()

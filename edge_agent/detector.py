@@ -91,7 +91,7 @@ class Detection:
     device_mac: int  # source MAC as a 48-bit integer
     device_ip: str  # source's own address ("" if the frame had none); the victim's address when role is victim
     role: Literal["source", "victim"]
-    method: Literal["autoencoder", "counts"]
+    method: Literal["autoencoder", "counts", "checkins"]
     class_name: str  # a key of the alert schema's class list: "mirai.scan", "unknown", "anomaly" ...
     confidence: float  # 0..1, mean class probability over the flagged rows; for anomaly the share of rows that voted
     score: float  # the vote statistic (k-th largest of the last w scores, each in units of its own threshold)
@@ -108,6 +108,7 @@ class Detection:
     top_features: tuple[tuple[str, float], ...]  # <= 5 columns, each of another statistic, that with the largest share
     # of the error first; value in its own unit
     explanation: str  # one sentence, <= 200 characters
+    hold_s: float = 0.0  # for how long it stands where that is longer than the alerter would wait for the next one
 
 
 class Scorer:
@@ -226,6 +227,7 @@ class _Subject:
     lengths: NDArray[np.int64] = field(init=False)
     classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
     looks: NDArray[np.float64] = field(init=False)  # what the flagged ones look like, else 0
+    flagged: NDArray[Any] | None = None  # the last of them (1,) of ROW_META
     opened: NDArray[np.int64] = field(init=False)  # (time, flags) of the last rows that opened a peer or socket
     alarm: bool = False
     alarm_first_ns: int = 0
@@ -574,7 +576,7 @@ class Detector:
         if own.learnt or rows < self._decision.vote_k:
             return
         name, probability = classify.name(
-            self._classes, own.class_sum / rows, own.looks_sum / rows, self._signatures, self._decision.reject
+            self._classes, own.class_sum / rows, own.looks_sum / rows, rows, self._signatures, self._decision.reject
         )
         own.looks_like = "" if probability is None else name
 
@@ -784,7 +786,8 @@ class Detector:
         if self._classify is not None and hits.any():
             z = self._scaler.z(batch.values[at:end][hits])
             probabilities[hits] = self._classify(self._scaler.network_input(z))
-            looks[hits] = classify.looks(meta[hits])
+            looks[hits] = classify.looks(meta[hits], subject.flagged)
+            subject.flagged = meta[hits][-1:].copy()
         subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
         subject.hits = np.concatenate([subject.hits, hits])[-w:]
         subject.counted = np.concatenate([subject.counted, counted])[-w:]
@@ -911,7 +914,7 @@ class Detector:
             return "anomaly", vote.share
         rows = max(float(vote.class_sum.sum()), 1e-9)  # the probabilities of a row sum to 1
         name, probability = classify.name(
-            self._classes, vote.class_sum / rows, vote.looks_sum / rows, self._signatures, self._decision.reject
+            self._classes, vote.class_sum / rows, vote.looks_sum / rows, rows, self._signatures, self._decision.reject
         )
         return name, vote.share if probability is None else min(probability, 1.0)
 

@@ -131,6 +131,7 @@ class Link:
             self.counts.failures += 1
             wait = 0.0 if session.try_other_version else self._backoff.next()
             self._say(problem, wait)
+            self._outbox.save()
             stop.wait(wait)
 
     def retain(self, leaf: str, payload: bytes, *, qos: Literal[0, 1] = 1, expires_s: int | None = None) -> None:

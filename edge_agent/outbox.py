@@ -2,18 +2,28 @@
 
 `put` is for the packet loop, `drain` and `done` for the link; either side may stop, crash or be killed between any two
 calls. What a message says is not known here, only whether a later one says it again (`droppable`).
+
+While the disk takes nothing (full, failing), messages are kept in memory instead, fewer of them, and are handed over
+from there; they go to the disk as soon as it takes them. Only then does a power cut lose any.
 """
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from edge_agent.contract.messages import MAX_PAYLOAD
-from edge_agent.state import State
+from edge_agent.state import State, StateUnwritableError
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 20_000
 MAX_BYTES = 64 * 1024 * 1024  # of payloads
 KEEP_S = 86_400.0  # rows the broker has taken are kept so long: its word is not yet the collector's
+UNSAVED_ROWS = 2000  # kept in memory while the disk takes none
+UNSAVED_BYTES = 4 * 1024 * 1024  # of their payloads
 _PAGE = 256  # rows read from the disk at a time
 
 
@@ -25,6 +35,7 @@ class OutboxCounts:
     done: int = 0
     dropped_updates: int = 0  # updates dropped at the bound, which are the first to go
     dropped: int = 0  # other messages dropped at the bound: alerts lost
+    unwritable: int = 0  # attempts to use the disk that failed; what was to be written stays in memory
 
 
 class Outbox:
@@ -39,48 +50,134 @@ class Outbox:
         self._state, self._max_rows, self._max_bytes, self._keep_s = state, max_rows, max_bytes, keep_s
         self._given = 0  # the last row handed to ``send``
         self._wake: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()  # over what follows; taken before that of the state, never after
+        self._unsaved: dict[int, tuple[float, str, bytes, bool]] = {}  # by a number below 0, where rows are above
+        self._unsaved_bytes, self._last_unsaved = 0, 0
+        self._unsaved_given = 0  # the last of them handed to ``send``
+        self._unmarked: set[int] = set()  # rows a broker has taken, which the disk does not know
+        self._failing = False  # the last use of the disk failed, and that was said
+        self._depth = 0  # as last read
 
     def put(self, topic: str, payload: bytes, *, droppable: bool = False) -> None:
-        """Keep one message; it is on the disk when this returns. StateError when it cannot be."""
+        """Keep one message: on the disk when this returns, or in memory while the disk takes nothing."""
         self.put_all([(topic, payload, droppable)])
 
     def put_all(self, messages: Sequence[tuple[str, bytes, bool]]) -> None:
-        """Keep ``(topic, payload, droppable)`` messages with a single write to the disk."""
+        """Keep ``(topic, payload, droppable)`` messages with a single write to the disk.
+
+        StateError when the state file is closed or corrupt.
+        """
         for topic, payload, _ in messages:
             if len(payload) > MAX_PAYLOAD:
                 raise ValueError(f"{topic}: {len(payload)} bytes, the bound is {MAX_PAYLOAD}")
         if not messages:
             return
         now = time.time()
-        rows = [(now, topic, payload, droppable) for topic, payload, droppable in messages]
-        _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes)
-        self.counts.put += len(rows)
-        self.counts.dropped_updates += updates
-        self.counts.dropped += others
+        with self._lock:
+            for topic, payload, droppable in messages:
+                self._last_unsaved -= 1
+                self._unsaved[self._last_unsaved] = (now, topic, payload, droppable)
+                self._unsaved_bytes += len(payload)
+            self.counts.put += len(messages)
+            self._save()
         self._wake()
+
+    def save(self) -> int:
+        """Try again to bring to the disk what is in memory only; how many messages still are."""
+        with self._lock:
+            if self._unsaved or self._unmarked:
+                self._save()
+            return len(self._unsaved)
+
+    def _save(self) -> None:
+        """Write all that is in memory only, or count that it cannot be written, and keep to the bounds there."""
+        try:
+            if self._unsaved:
+                rows = list(self._unsaved.values())
+                _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes)
+                self.counts.dropped_updates += updates
+                self.counts.dropped += others
+                self._unsaved.clear()
+                self._unsaved_bytes = self._unsaved_given = 0
+            if self._unmarked:
+                self._state.outbox_acked(self._unmarked, time.time(), self._keep_s)
+                self._unmarked.clear()
+        except StateUnwritableError as error:
+            self._cannot(error)
+            self._bound()
+            return
+        if self._failing:
+            logger.warning("%s can be written again", self._state.path)
+            self._failing = False
+
+    def _bound(self) -> None:
+        """Drop from memory what is beyond the bounds: the oldest updates, then whatever is oldest."""
+        for updates in (True, False):
+            for row, (_, _, payload, droppable) in list(self._unsaved.items()):
+                if len(self._unsaved) <= UNSAVED_ROWS and self._unsaved_bytes <= UNSAVED_BYTES:
+                    return
+                if updates and not droppable:
+                    continue
+                del self._unsaved[row]
+                self._unsaved_bytes -= len(payload)
+                self.counts.dropped_updates += droppable
+                self.counts.dropped += not droppable
+
+    def _cannot(self, error: StateUnwritableError) -> None:
+        self.counts.unwritable += 1
+        if not self._failing:
+            logger.error("%s; alerts are kept in memory, at most %d, until it can be written", error, UNSAVED_ROWS)
+            self._failing = True
 
     def drain(self, send: Callable[[int, str, bytes], bool]) -> int:
         """Hand waiting messages to ``send(row, topic, payload)`` in order until it returns False (that one stays next).
 
         A message handed over is not handed over again until `rewind`, and waits until `done`. Returns how many.
         """
+        self.save()
         given = 0
-        while page := self._state.outbox_waiting(self._given, _PAGE):
+        while page := self._waiting():
             for row, topic, payload in page:
-                if not send(row, topic, payload):
-                    return given
-                self._given, given = row, given + 1
+                if row not in self._unmarked:
+                    if not send(row, topic, payload):
+                        return given
+                    given += 1
+                self._given = row
+        with self._lock:
+            unsaved = [(row, m) for row, m in self._unsaved.items() if row < self._unsaved_given]
+        for row, (_, topic, payload, _) in unsaved:
+            if not send(row, topic, payload):
+                return given
+            with self._lock:
+                if row in self._unsaved:  # else it went to the disk meanwhile, under another number
+                    self._unsaved_given = row
+            given += 1
         return given
+
+    def _waiting(self) -> list[tuple[int, str, bytes]]:
+        try:
+            return self._state.outbox_waiting(self._given, _PAGE)
+        except StateUnwritableError as error:
+            with self._lock:
+                self._cannot(error)
+            return []
 
     def done(self, rows: Iterable[int]) -> None:
         """The broker has taken these rows."""
         rows = list(rows)
-        self._state.outbox_acked(rows, time.time(), self._keep_s)
+        with self._lock:
+            for row in rows:
+                if row > 0:
+                    self._unmarked.add(row)
+                elif row in self._unsaved:
+                    self._unsaved_bytes -= len(self._unsaved.pop(row)[2])
+            self._save()
         self.counts.done += len(rows)
 
     def rewind(self) -> None:
         """Begin again with the oldest message that still waits: the connection that carried them is gone."""
-        self._given = 0
+        with self._lock:
+            self._given = self._unsaved_given = 0
 
     def again(self, window_s: float, lost_s: float | None = None) -> int:
         """Hand over again what was `done` in the last ``window_s`` seconds before ``lost_s``, and all that waits.
@@ -90,11 +187,19 @@ class Outbox:
         wait that did not; the collector recognises repeats.
         """
         self.rewind()
-        return self._state.outbox_again(lost_s, window_s)
+        try:
+            return self._state.outbox_again(lost_s, window_s)
+        except StateUnwritableError as error:
+            with self._lock:
+                self._cannot(error)
+            return 0
 
     def depth(self) -> int:
         """How many messages wait for the broker."""
-        return self._state.outbox_size().waiting
+        with self._lock:
+            with suppress(StateUnwritableError):  # then as last read
+                self._depth = self._state.outbox_size().waiting
+            return max(self._depth - len(self._unmarked), 0) + len(self._unsaved)
 
     def wake_with(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` after every put, in the thread of the put."""

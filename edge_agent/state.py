@@ -105,6 +105,10 @@ class StateError(Exception):
     """The state file cannot be used now (disk full, no permission, a newer version's file)."""
 
 
+class StateUnwritableError(StateError):
+    """The file cannot be read or written now, but may be later: the disk is full or fails, or the file is locked."""
+
+
 @dataclass(frozen=True)
 class OutboxSize:
     """Rows and payload bytes, of those that wait and of those kept after the broker took them."""
@@ -184,6 +188,8 @@ class State:
                     with suppress(sqlite3.Error):  # SQLite has rolled back itself where the disk failed
                         self._db.execute("ROLLBACK")
                     raise
+            except sqlite3.OperationalError as error:
+                raise StateUnwritableError(f"{self.path}: {error}") from error
             except sqlite3.Error as error:
                 raise StateError(f"{self.path}: {error}") from error
 

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -324,6 +325,7 @@ def _extract_group(group: list[Capture], root: Path, builder: Builder, progress:
         name = str(capture.file)
         builder.expect(name, capture.label)
         read = 0
+        before: dict[tuple[str, str], Any] = {}
         with opened(root / capture.file) as source:
             try:
                 while len(rows := extractor.push(source, BATCH)):
@@ -331,7 +333,9 @@ def _extract_group(group: list[Capture], root: Path, builder: Builder, progress:
                     values = np.ascontiguousarray(rows.values[:, index])
                     for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
                         meta = rows.meta[mask]
-                        looks = classify.looks(meta).astype(np.float32)
+                        looks = classify.looks(meta, before.get((device, label))).astype(np.float32)
+                        if len(meta):
+                            before[device, label] = meta[-1:].copy()
                         builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"], looks)
                     progress.step(0, f"files, {name}: {read:,} rows")
             except sources.CaptureError as error:
@@ -357,6 +361,9 @@ def _labelled(capture: Capture, meta: Any, use_lead: bool) -> Iterator[tuple[str
     if capture.attack is not None:
         start = capture.attack.start_ns
         attacking &= (meta["t_ns"] >= start) & (meta["t_ns"] <= capture.attack.end_ns)
+        if capture.attack.server is not None:
+            server = np.frombuffer(IPv4Address(capture.attack.server).packed, np.uint8)
+            attacking &= (meta["ip_version"] == 4) & (meta["dst"][:, :4] == server).all(axis=1)
         if use_lead:
             yield from by_sender(meta["t_ns"] < start)
     yield capture.device, capture.label, attacking

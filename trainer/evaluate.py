@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import CaptureError
+from edge_agent.checkins import CheckIns
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures, messages, settings
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
@@ -143,7 +144,7 @@ class Judge:
     def episodes(self, frames: Iterable[Frame], learn: bool = False) -> tuple[list[list[Alert]], Detector]:
         """The messages of each episode, first episode first, and the detector that judged."""
         extractor = Extractor(self._max_streams, seed=1)
-        detector = Detector(self._bundle, learn=learn)
+        detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
         model = messages.Model(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
         told: list[dict[str, Any]] = []
@@ -151,7 +152,7 @@ class Judge:
 
         def judge() -> None:
             rows = extractor.push_frames(batch)
-            for detection in detector.observe(rows):
+            for detection in [*detector.observe(rows), *checkins.observe(rows)]:
                 told.extend(alerter.consider(detection))
             if len(rows):
                 told.extend(alerter.tick(int(rows.meta["t_ns"][-1])))
@@ -281,8 +282,7 @@ def _at_rate(judge: Judge, source: Attack, place: _Loaded, own: Host, rate: floa
     episodes, _ = judge.episodes(_around(place, start, moved))
     step(f"{rate:g} packets/s in {place.capture.device}")
     return any(
-        _blames(messages[0], own, source.victim) and start <= messages[0].t_ns <= start + FLOOR_S * S
-        for messages in episodes
+        _blames(messages[0], own, source) and start <= messages[0].t_ns <= start + FLOOR_S * S for messages in episodes
     )
 
 
@@ -298,9 +298,12 @@ def _around(place: _Loaded, start: int, moved: Sequence[Frame]) -> Iterable[Fram
     return inject.merged([*before, *(frame for frame in place.frames if start <= frame[0] <= end)], moved)
 
 
-def _blames(alert: Alert, own: Host, victim: bool) -> bool:
-    if victim:
+def _blames(alert: Alert, own: Host, source: Attack) -> bool:
+    """Whether an alert is about ``own`` and, of check-ins, about their server: its other new hosts are no success."""
+    if source.victim:
         return alert.role == "victim" and alert.device.ip == ".".join(map(str, own.ip))
+    if source.server and alert.dest_ip != source.server:
+        return False
     return alert.device.mac == mac_text(int.from_bytes(own.mac, "big"))
 
 
@@ -308,7 +311,7 @@ def _trial(
     item: _Loaded, source: Attack, device: str, episodes: list[list[Alert]], own: Host, sent: list[int]
 ) -> Trial:
     first, last = sent[0], max(sent)
-    hits = [e for e in episodes if _blames(e[0], own, source.victim) and e[-1].last_ns >= first]
+    hits = [e for e in episodes if _blames(e[0], own, source) and e[-1].last_ns >= first]
     hits = [e for e in hits if e[0].t_ns >= first]
     about = (str(item.capture.file), item.capture.label, item.generated, item.capture.expected, device)
     length = (last - first) / S
@@ -681,15 +684,17 @@ def rows(bundle: Bundle, table: "RowTable", command: str) -> Findings:
 # -- int8 against float --------------------------------------------------------------------------------------------
 
 
-BORDER = 0.05
-"""How close to its limit a score is a borderline one: within so large a share of it."""
+ERROR_QUANTILE = 0.99
+"""Of what quantisation does to the scores of benign optimise rows: closer to its limit a score is borderline."""
 
 
 def parity(bundle: Bundle, run: "Run", command: str) -> Findings:
     """What quantisation changes in what a device's votes say: the bundle against the run's Keras network.
 
     Each side scores the run's benign test rows and attack rows with its own limit; a window is a row with those before
-    it, and its decision whether k of the last w are above. ValueError when run and bundle have other columns.
+    it, and its decision whether k of the last w are above. A row or window is borderline when either side's score, or
+    k-th largest score, is no further from the limit than quantisation shifts scores; by how much it does is measured
+    on benign optimise rows, which are not judged here. ValueError when run and bundle have other columns.
     """
     from edge_agent.calibrate import vote_statistic
     from edge_agent.detector import Scorer
@@ -701,31 +706,43 @@ def parity(bundle: Bundle, run: "Run", command: str) -> Findings:
         (Scorer(Model(bundle.autoencoder), bundle.scaler, run.columns), bundle.manifest.decision),
         (Scorer(run.autoencoder(), run.scaler, run.columns), run.decision),
     ]
-    groups = {("benign", str(d)): run.rows("test")[run.device[run.rows("test")] == d] for d in np.unique(run.device)}
+
+    def scores(index: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Of each side, shape (2, n)."""
+        return np.stack([scorer.full(run.values[index]).astype(np.float64) for scorer, _ in sides])
+
+    limits = np.array([[rule.full.limit] for _, rule in sides])
+    quantised, exact = scores(run.rows("optimise"))  # not in units of limits: one that is wrong would hide itself
+    shift = np.abs(quantised / np.maximum(exact, np.finfo(np.float64).tiny) - 1.0)
+    error = float(np.quantile(shift, ERROR_QUANTILE)) if len(shift) else 0.0
+    tests = run.rows("test")
+    groups = {(BENIGN, str(device)): tests[run.device[tests] == device] for device in np.unique(run.device[tests])}
     groups |= run.attacks()
-    kinds: dict[str, list[NDArray[np.int64]]] = {"benign test": [], "attack": []}
+    counts: dict[str, NDArray[np.int64]] = {}
     for (label, _), index in groups.items():
-        if not len(index):
-            continue
-        above, voted, border = [], [], np.zeros(len(index), dtype=bool)
-        for scorer, rule in sides:
-            scores, limit = scorer.full(run.values[index]).astype(np.float64), rule.full.limit
-            above.append(scores > limit)
-            voted.append(vote_statistic(scores, rule.vote_k, rule.vote_w) > limit)
-            border |= np.abs(scores / limit - 1.0) < BORDER
-        same_rows, same_votes = above[0] == above[1], voted[0] == voted[1]
-        counts = (len(index), same_votes.sum(), same_rows.sum(), border.sum(), (same_rows & border).sum())
-        kinds["benign test" if label == BENIGN else "attack"].append(np.array(counts))
-    lines, lead = [], []
-    for kind, counted in kinds.items():
-        if not counted:
-            continue
-        n, votes, alike, near, near_alike = (int(value) for value in np.sum(counted, axis=0))
-        far = n - near
-        lines.append((kind, n, votes / n, alike / n, (alike - near_alike) / far if far else None, near))
-        lead.append(
-            f"int8 and float decide alike in {votes / n:.4%} of {n:,} {kind} windows after the vote (goal 99.99 %)."
-        )
+        rows = scores(index) / limits
+        votes = np.stack([vote_statistic(own, r.vote_k, r.vote_w) for own, (_, r) in zip(rows, sides, strict=True)])
+        counted = []
+        for values in (votes, rows):
+            alike = (values[0] > 1.0) == (values[1] > 1.0)
+            near = (np.abs(values - 1.0) <= error).any(axis=0)
+            counted += [alike.sum(), near.sum(), (alike & ~near).sum()]
+        counts[label] = counts.get(label, np.zeros(7, np.int64)) + np.array([len(index), *counted])
+    lead, kinds = [], []
+    for kind, of_kind in (
+        ("benign test", [c for label, c in counts.items() if label == BENIGN]),
+        ("attack", [c for label, c in counts.items() if label != BENIGN]),
+    ):
+        if of_kind:
+            kinds.append(_agreement(kind, np.sum(of_kind, axis=0)))
+            _, n, alike, near, clear, *_ = kinds[-1]
+            lead.append(
+                f"int8 and float decide alike in {alike:.4%} of {n:,} {kind} windows after the vote (goal 99.99 %); "
+                + (f"in {clear:.4%} without the {near:,} borderline ones." if clear is not None else "all borderline.")
+            )
+    by_label = sorted((_agreement(label, counted) for label, counted in counts.items()), key=lambda row: row[2])
+    of_windows = ("windows", "alike after the vote", "borderline", "alike without them")
+    columns = (*of_windows, "alike row by row", "borderline rows", "alike without them ")
     return Findings(
         "parity",
         "What quantisation changes",
@@ -735,12 +752,40 @@ def parity(bundle: Bundle, run: "Run", command: str) -> Findings:
         tables=(
             Table(
                 "Decisions of the bundle and of its Keras network that agree",
-                ("rows", "windows", "after the vote", "row by row", "rows not borderline", "borderline rows"),
-                tuple(lines),
-                f"Each with its own limit. Borderline: within {BORDER:.0%} of a limit on either side.",
+                ("rows", *columns),
+                tuple(kinds),
+                f"Each with its own limit. Borderline: within {error:.1%} of the limit on either side, which is the "
+                f"{ERROR_QUANTILE:.0%} quantile of what quantisation shifts scores of benign optimise rows by.",
+            ),
+            Table(
+                "The same by label, worst first",
+                ("label", *columns),
+                tuple(by_label),
             ),
         ),
         limits=("Rows of the run folder: a bounded sample, in sequence within each device.",),
+    )
+
+
+_Agreement = tuple[str, int, float, int, float | None, float, int, float | None]
+
+
+def _agreement(name: str, counted: NDArray[np.int64]) -> "_Agreement":
+    """A line of the tables above from counts: rows, and of windows and of rows: alike, borderline, alike and not so."""
+    n, votes, near_votes, clear_votes, rows, near_rows, clear_rows = map(int, counted)
+
+    def clear(alike: int, near: int) -> float | None:
+        return alike / (n - near) if n > near else None
+
+    return (
+        name,
+        n,
+        votes / n,
+        near_votes,
+        clear(clear_votes, near_votes),
+        rows / n,
+        near_rows,
+        clear(clear_rows, near_rows),
     )
 
 

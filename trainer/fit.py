@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Format of model.json."""
 
-LOOKS_ROWS = 15
-"""Fewest rows of an attack whose looks are learnt: about the first vote."""
-
 PART_ROWS, ATTACK_ROWS = 200_000, 5_000
 """Bounds of rows.parquet: of each part of the benign rows, of each attack."""
 
@@ -133,21 +130,22 @@ def fit(
     if constant:
         say(f"constant in the benign train rows: {', '.join(constant)}")
     normal = _normal(train_rows, columns)
-    inputs = scaler.network_input(scaler.z(train_rows))
-    del train_rows
-    validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
     hidden = autoencoder.hidden(len(columns), config.network)
     say(
         f"autoencoder: {len(columns)}-{'-'.join(map(str, hidden))}-{len(columns)}, "
         f"{len(parts.train):,} train and {len(parts.optimise):,} optimise rows"
     )
     if trained is None:
+        inputs = scaler.network_input(scaler.z(train_rows))
+        del train_rows
+        validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
         network, ae_history = autoencoder.train(
             inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
         )
+        del inputs, validation
     else:
+        del train_rows
         network, ae_history = trained.network, trained.history
-    del inputs, validation
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {_best(ae_history)}")
 
     scorer = Scorer(autoencoder.predictor(network), scaler, columns)
@@ -489,26 +487,20 @@ def _classify(
 
 
 def _signatures(table: Table, parts: Parts, class_of: dict[str, str], classes: Sequence[str]) -> dict[str, Signature]:
-    """What episodes of each class look like, from windows of the packets of each attack capture, its test part too:
-    a window spans all parts. Classes learnt from rows without packets have none."""
+    """What episodes of each class look like, from the packets of each attack capture, its test part too: an episode
+    spans all parts. Classes learnt from rows without packets have none."""
     if table.looks is None:
         return {}
-    windows: dict[str, list[NDArray[np.float64]]] = {}
+    episodes = []
     for capture in np.unique(table.capture[parts.attack]):
         for label in np.unique(table.label[parts.attack][table.capture[parts.attack] == capture]):
             rows = parts.attack[(table.capture[parts.attack] == capture) & (table.label[parts.attack] == label)]
-            seen = table.looks[rows[np.argsort(table.t_ns[rows], kind="stable")]].astype(np.float64)
-            if np.isfinite(seen).all() and len(seen) >= LOOKS_ROWS:
-                name = class_of.get(table.labels[label], table.labels[label])
-                windows.setdefault(name, []).append(_windows(seen))
-    return {name: classify.learn(np.concatenate(found)) for name, found in windows.items() if name in classes}
-
-
-def _windows(seen: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over the first 15, 30, 60 ... rows, as an episode grows, and over windows all along the attack."""
-    ends = [n for n in (15 * 2**i for i in range(16)) if n <= len(seen)]
-    starts = np.unique(np.linspace(0, len(seen) - LOOKS_ROWS, 40).astype(int))
-    return np.stack([*(seen[:n].mean(axis=0) for n in ends), *(seen[s : s + LOOKS_ROWS].mean(axis=0) for s in starts)])
+            rows = rows[np.argsort(table.t_ns[rows], kind="stable")]
+            seen = table.looks[rows].astype(np.float64)
+            name = class_of.get(table.labels[label], table.labels[label])
+            if np.isfinite(seen).all() and len(seen) >= classify.BLOCK and name in classes:
+                episodes.append((name, table.devices[table.device[rows[0]]], seen))
+    return classify.learn(episodes) if episodes else {}
 
 
 def _balanced(number: NDArray[np.integer], mask: NDArray[np.bool_], classes: int, limit: int) -> Index:

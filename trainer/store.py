@@ -68,7 +68,7 @@ class _Writer(dataset.Builder):
         values, code, t_ns, mac, looks = (array[:rows] for array in arrays)
         # copies, so that what waits does not hold the chunks it is of
         self._waiting, self._wait = [tuple(array[rows:].copy() for array in arrays)], len(arrays[0]) - rows  # type: ignore[list-item]
-        pl.DataFrame(
+        block = pl.DataFrame(
             {
                 **{name: values[:, i] for i, name in enumerate(self.columns)},
                 **{name: code[:, i] for i, name in enumerate(CODES)},
@@ -76,7 +76,13 @@ class _Writer(dataset.Builder):
                 "mac": mac,
                 **{name: looks[:, i] for i, name in enumerate(LOOKS)},
             }
-        ).write_parquet(_block(self.folder, self.blocks), compression="lz4")
+        )
+        path = _block(self.folder, self.blocks)
+        try:
+            block.write_parquet(path, compression="lz4")
+        except (OSError, pl.exceptions.PolarsError) as error:  # of a full disk Polars names no file
+            reason = str(error).partition("\n")[0]
+            raise DatasetError(f"{path}: cannot be written, {self.seen:,} rows were read: {reason}") from error
         self.blocks += 1
 
     def close(self, asked: dict[str, Any]) -> None:
@@ -125,7 +131,7 @@ class Store:
             np.empty(len(self), np.uint64),
         )
         for block in range(self.blocks):
-            frame = _read(self.folder, block, [*CODES, "t_ns", "mac"])
+            frame = self._read(block, [*CODES, "t_ns", "mac"])
             at = slice(block * BLOCK, block * BLOCK + len(frame))
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()
@@ -143,7 +149,7 @@ class Store:
         )
         for block, at in self._blocks_of(rows):
             chosen = rows[at] - block * BLOCK
-            frame = _read(self.folder, block, [*self.columns, *CODES, "t_ns", "mac", *LOOKS])
+            frame = self._read(block, [*self.columns, *CODES, "t_ns", "mac", *LOOKS])
             values[at], looks[at] = _floats(frame, self.columns)[chosen], _floats(frame, LOOKS)[chosen]
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()[chosen]
@@ -152,12 +158,22 @@ class Store:
 
     def values(self, block: int, columns: tuple[str, ...]) -> Array:
         """Rows of one block, shape (at most `BLOCK`, k)."""
-        return _floats(_read(self.folder, block, list(columns)), columns)
+        return _floats(self._read(block, list(columns)), columns)
 
     def pieces(self, rows: NDArray[np.intp], columns: tuple[str, ...]) -> Iterator[Array]:
         """The rows of these ascending numbers, block by block."""
         for block, at in self._blocks_of(rows):
             yield self.values(block, columns)[rows[at] - block * BLOCK]
+
+    def _read(self, block: int, columns: list[str]) -> pl.DataFrame:
+        path, rows = _block(self.folder, block), min(BLOCK, self.rows - block * BLOCK)
+        try:
+            frame = pl.read_parquet(path, columns=columns, memory_map=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DatasetError(f"{path}: cannot be read: {str(error).partition(chr(10))[0]}") from error
+        if len(frame) != rows:
+            raise DatasetError(f"{path}: has {len(frame):,} rows instead of {rows:,}; delete {self.folder}")
+        return frame
 
     def _blocks_of(self, rows: NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
         """Each block that holds some of these ascending row numbers, and which of them."""
@@ -259,10 +275,3 @@ def _open(folder: Path, asked: dict[str, Any]) -> Store:
 
 def _block(folder: Path, number: int) -> Path:
     return folder / f"block-{number:06}.parquet"
-
-
-def _read(folder: Path, number: int, columns: list[str]) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(_block(folder, number), columns=columns, memory_map=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DatasetError(f"{_block(folder, number)}: cannot be read: {str(error).partition(chr(10))[0]}") from error

@@ -137,23 +137,31 @@ class Decision(Rules):
     warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
-SIGNATURE = ("udp", "tcp", "syn", "ack", "fin_rst", "length", "length_2", "new_peer", "new_socket")
-"""What `Signature` is of: shares of packets, length and its square in units of 1,500 bytes; means over an episode."""
+SIGNATURE = (
+    *("udp", "tcp", "syn", "ack", "fin_rst", "length", "length_2", "new_peer", "new_socket"),
+    *("same_src", "same_dst", "same_sport", "same_dport", "same_length"),
+)
+"""What `Signature` is of, all means over an episode's packets: shares of them; length, logarithmic between 60 and 1,514
+bytes, and its square; how often a packet repeats what the one before it had: fixed by the attacker, or ever another."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What episodes of a class look like: mean of each figure of `SIGNATURE`, and how far it may be off."""
+    """What episodes of a class look like: mean of each figure of `SIGNATURE`, and how far it may be off.
+
+    ``spread`` is the tolerance of an endless episode; the mean of n packets may be off by √(spread² + noise / n).
+    """
 
     mean: tuple[float, ...]
     spread: tuple[float, ...]
+    noise: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for key in ("mean", "spread"):
+        for key in ("mean", "spread", "noise"):
             if len(getattr(self, key)) != len(SIGNATURE):
                 raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(SIGNATURE)}")
-        if not all(value > 0 for value in self.spread):
-            raise ValueError("spread must be above 0")
+        if not all(value > 0 for value in self.spread) or not all(value >= 0 for value in self.noise):
+            raise ValueError("spread must be above 0, noise at least 0")
 
 
 @dataclass(frozen=True)

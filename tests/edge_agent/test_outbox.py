@@ -228,3 +228,48 @@ def test_what_was_done_shortly_before_the_end_of_a_connection_is_given_again(pat
     assert outbox.again(60.0) == 4  # a new process: before the last one done
     assert payloads(outbox) == [b"0", b"1", b"2", b"3"]
     assert Outbox(State(path.with_name("new.sqlite"))).again(60.0) == 0
+
+
+FULL = """
+import logging, resource, sys
+from pathlib import Path
+from edge_agent import outbox as module
+from edge_agent.outbox import Outbox
+from edge_agent.state import State
+logging.basicConfig(stream=sys.stderr, format="%(message)s")
+outbox = Outbox(State(Path(sys.argv[1])))
+outbox.put("t", b"before")
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, most))  # as a full disk: no file grows beyond
+wanted = [b"before"] + [b"%04d" % i + bytes(1500) for i in range(300)]
+for payload in wanted[1:]:
+    outbox.put("t", payload)
+assert outbox.counts.unwritable > 100 and outbox.depth() == len(wanted), (outbox.counts, outbox.depth())
+given = []
+outbox.drain(lambda row, topic, payload: given.append((row, payload)) or True)
+assert [payload for _, payload in given] == wanted
+outbox.done([row for row, _ in given[:1]] + [row for row, _ in given[-1:]])  # one on the disk, one in memory
+outbox.rewind()
+again = []
+outbox.drain(lambda row, topic, payload: again.append(payload) or True)
+assert again == wanted[1:-1], len(again)
+for i in range(module.UNSAVED_ROWS + 10):
+    outbox.put("t", b"update", droppable=True)
+assert outbox.counts.dropped == 0 and outbox.counts.dropped_updates > 10, outbox.counts
+kept = outbox.depth()
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+assert outbox.save() == 0 and outbox.depth() == kept
+print(kept)
+"""
+
+
+def test_while_the_disk_is_full_messages_wait_in_memory_and_none_is_lost(path):
+    """Bounded there, said once, handed over from there, and on the disk when there is space."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert [line.rpartition(": ")[2].partition(";")[0] for line in said][1:] == [f"{path} can be written again"], said
+    assert "alerts are kept in memory, at most 2000" in said[0]
+    outbox = Outbox(State(path))
+    assert outbox.depth() == int(done.stdout)
+    assert [p[:4] for p in payloads(outbox)][:299] == [b"%04d" % i for i in range(299)]

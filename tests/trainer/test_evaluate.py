@@ -1,5 +1,6 @@
 """A bundle judged on captures and on rows: what is counted, and against what."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from scipy import stats
 
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
+from edge_agent.detector import Scorer
 from tests.conftest import Home
-from trainer import evaluate, findings
+from trainer import evaluate, findings, runs
 from trainer.__main__ import main
 from trainer.evaluate import Day, Evaluation, Trial, bound
 from trainer.generate import Plan, generate
@@ -142,10 +144,16 @@ def test_the_quantised_model_is_held_against_its_own_network(home, tmp_path, cap
     rows = str(home.run / "rows.parquet")
     assert main(["evaluate", str(home.bundle), rows, "--run", str(home.run), "--out", str(tmp_path)]) == 0
     found = {item.name: item for item in findings.load(tmp_path)}
-    for kind, windows, voted, by_row, clear, border in found["parity"].tables[0].rows:
+    kinds, labels = found["parity"].tables
+    assert [row[0] for row in kinds.rows] == ["benign test", "attack"]
+    for kind, windows, voted, near, clear, by_row, near_rows, clear_rows in kinds.rows:
         assert windows > 500, kind
         assert voted > 0.99
-        assert by_row <= clear or border == 0
+        for share, borderline, alike in ((voted, near, clear), (by_row, near_rows, clear_rows)):
+            assert 0 <= borderline < windows
+            assert round((windows - borderline) * (1 - alike)) <= round(windows * (1 - share))
+    assert sum(row[1] for row in labels.rows if row[0] != "benign") == kinds.rows[1][1]
+    assert [row[2] for row in labels.rows] == sorted(row[2] for row in labels.rows)
     assert "after the vote (goal 99.99 %)" in capsys.readouterr().out
 
 
@@ -158,3 +166,28 @@ def test_a_run_of_other_columns_is_no_run_of_the_bundle(home, tmp_path, capsys):
     words = ["evaluate", str(home.bundle), str(home.run / "rows.parquet"), "--run", str(tmp_path / "run")]
     assert main(words) == 2
     assert "has other columns" in capsys.readouterr().err
+
+
+def test_windows_at_the_limit_are_told_apart_from_those_that_quantisation_should_not_change(home):
+    """A limit amid an attack's scores makes borderline windows; a limit that is another on one side makes others."""
+    of_bundle, of_run = bundles.load(home.bundle), runs.load(home.run)
+    network = Scorer(of_run.autoencoder(), of_run.scaler, of_run.columns)
+    rows = np.flatnonzero(of_run.label == "mirai.udpplain")
+    middle = float(np.median(network.full(of_run.values[rows])))
+
+    def told(of_int8: float, of_float: float) -> tuple:
+        bundle_rule, run_rule = (
+            replace(rule, full=replace(rule.full, limit=limit))
+            for rule, limit in ((of_bundle.manifest.decision, of_int8), (of_run.decision, of_float))
+        )
+        bundle = replace(of_bundle, manifest=replace(of_bundle.manifest, decision=bundle_rule))
+        found = evaluate.parity(bundle, replace(of_run, decision=run_rule), "command")
+        return next(row for row in found.tables[1].rows if row[0] == "mirai.udpplain")
+
+    _, n, _, near, clear, *_ = told(middle, middle)
+    assert 0 < near <= n
+    assert clear in (None, 1.0)
+    _, n, alike, near, clear, *_ = told(middle, 1e3 * middle)  # the float side never votes
+    assert alike < 0.9
+    assert near < n
+    assert clear < 1.0

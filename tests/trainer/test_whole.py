@@ -1,6 +1,7 @@
 """Rows on disk: read once, whole, and trained on as in memory."""
 
 import json
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_a_damaged_block_is_named(made):
     (rows.folder / "block-000003.parquet").write_bytes(b"PAR1")
     with pytest.raises(DatasetError, match=r"block-000003\.parquet: cannot be read"):
         rows.take(np.arange(len(rows)))
+    pl.read_parquet(rows.folder / "block-000002.parquet").head(9).write_parquet(rows.folder / "block-000003.parquet")
+    with pytest.raises(DatasetError, match=r"block-000003\.parquet: has 9 rows instead of 256"):
+        rows.index()
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_block_and_the_next_fit_reads_anew(made, capsys):
+    """A limit of a file's size stands for the full disk: to a writer both are an error of the system."""
+    words = ["fit", str(made), "--out", str(made.parent / "run"), "--store", str(made.parent / "store")]
+    unbounded = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unbounded[1]))
+    try:
+        assert main(words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unbounded)
+    assert "block-000000.parquet: cannot be written, " in capsys.readouterr().err
+    assert prepared(made).blocks > 10
 
 
 def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path, monkeypatch):
