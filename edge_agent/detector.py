@@ -576,7 +576,7 @@ class Detector:
         if own.learnt or rows < self._decision.vote_k:
             return
         name, probability = classify.name(
-            self._classes, own.class_sum / rows, own.looks_sum / rows, self._signatures, self._decision.reject
+            self._classes, own.class_sum / rows, own.looks_sum / rows, rows, self._signatures, self._decision.reject
         )
         own.looks_like = "" if probability is None else name
 
