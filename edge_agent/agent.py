@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import Interfaces, Source, open_file
+from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
@@ -102,6 +103,8 @@ class Agent:
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
         self._step = self.detector.step
+        slow = config.checkins
+        self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
             config.gateway,
             config.site,
@@ -134,6 +137,9 @@ class Agent:
         for detection in detections:
             self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
+        for detection in self.checkins.observe(rows) if self.checkins else ():
+            self._keep(detection.t_ns)
+            yield from self.alerter.consider(detection)
         latest = int(rows.meta["t_ns"][-1])
         self._keep(latest)
         yield from self.alerter.tick(latest)
@@ -162,7 +168,8 @@ class Agent:
         bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
         bounds |= {"episodes_suppressed": told.suppressed, "episodes_spoke_up": told.spoke_up}
         kept = self.evidence.counters() if self.evidence else {}
-        own = {**self.detector.counters, **self.devices.counts}
+        slow = self.checkins.counters if self.checkins else {}
+        own = {**self.detector.counters, **self.devices.counts, **slow}
         return {**self.extractor.counts(), **own, **alerts, **bounds, **kept}
 
 

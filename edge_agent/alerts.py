@@ -84,6 +84,7 @@ class _Episode:
     first_ns: int  # as stamped
     began: int  # steady ns, as the three below
     voted: int
+    hold: int  # ns that the latest detection stands for: as configured, or longer where it says so
     told: int
     updated: int | None
     alarm: _Alarm
@@ -185,7 +186,8 @@ class Alerter:
             return alerts
         # A sharper class is worth telling at once, but even then updates keep their distance from one another.
         since = episode.told if detection.class_name == episode.class_told else episode.updated
-        if since is None or now - since >= self._update_ns:
+        every = max(self._update_ns, int(detection.hold_s * 1e9))
+        if since is None or now - since >= every:
             episode.told = episode.updated = now
             alerts.append(self._tell(episode, "update", detection.t_ns))
         return alerts
@@ -238,6 +240,7 @@ class Alerter:
             first_ns=first_ns,
             began=now - (detection.t_ns - first_ns),
             voted=now,
+            hold=self._hold(detection),
             told=now,
             updated=None,
             alarm=_Alarm(first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes),
@@ -257,17 +260,20 @@ class Alerter:
             alarm.packets = max(alarm.packets, detection.packets)
             alarm.bytes = max(alarm.bytes, detection.bytes)
         if now >= episode.voted:
-            episode.voted, episode.latest = now, detection
+            episode.voted, episode.latest, episode.hold = now, detection, self._hold(detection)
+
+    def _hold(self, detection: Detection) -> int:
+        return max(self._end_ns, int(detection.hold_s * 1e9))
 
     def _end_quiet(self, now: int) -> list[dict[str, Any]]:
-        quiet = [key for key, episode in self._open.items() if now - episode.voted >= self._end_ns]
+        quiet = [key for key, episode in self._open.items() if now - episode.voted >= episode.hold]
         return [alert for key in quiet for alert in self._end(self._open.pop(key), None)]
 
     def _end(self, episode: _Episode, t_ns: int | None) -> list[dict[str, Any]]:
         """Stamped with the time the rule says, not with that of the packet which happened to come next."""
         if episode.silent:
             return []
-        due = episode.latest.t_ns + self._end_ns
+        due = episode.latest.t_ns + episode.hold
         return [self._tell(episode, "end", due if t_ns is None else min(max(t_ns, episode.latest.t_ns), due))]
 
     def _tell(self, episode: _Episode, state: EpisodeState, t_ns: int) -> dict[str, Any]:
@@ -329,7 +335,12 @@ class Alerter:
 
 
 def _key(detection: Detection) -> tuple[str, int | str]:
-    """Whom an episode is about: the device that sends, or the address that is hit."""
+    """Whom an episode is about: the device that sends, or the address that is hit.
+
+    Check-ins are told apart from what the same device does besides: they go on for days, an attack has its own end.
+    """
+    if detection.method == "checkins":
+        return "checkins", detection.device_mac
     return ("victim", detection.device_ip) if detection.role == "victim" else ("source", detection.device_mac)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from edge_agent.calibrate import OWN_S
 from edge_agent.capture import SNAPLENS, LiveSettings
+from edge_agent.checkins import Rule
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
@@ -82,6 +83,17 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True)
+class CheckInsConfig:
+    """Whether regular contacts with hosts that are new to a device are told, and how long a device is learnt first."""
+
+    enabled: bool = True
+    learn_s: float = Rule.learn_s
+
+    def __post_init__(self) -> None:
+        Rule(self.learn_s)
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     """Whether devices get limits of their own here, and how soon."""
 
@@ -153,6 +165,7 @@ class AgentConfig:
     extractor: ExtractorConfig = ExtractorConfig()
     scoring: ScoringConfig = ScoringConfig()
     alerts: AlertsConfig = AlertsConfig()
+    checkins: CheckInsConfig = CheckInsConfig()
     learning: LearningConfig = LearningConfig()
     outbox: OutboxConfig = OutboxConfig()
     evidence: EvidenceConfig = EvidenceConfig()

@@ -26,7 +26,8 @@ LAYERS = (
     {"features", "calibrate", "outbox"},
     {"classify", "evidence"},
     {"detector", "devices", "link"},
-    {"alerts", "allow", "config"},
+    {"alerts", "allow", "checkins"},
+    {"config"},
     {"control"},
     {"agent", "check"},
     {"__main__", "command", "demo"},
@@ -44,6 +45,7 @@ SHARED = {
     "progress",
     "alerts",
     "classify",
+    "checkins",
 }
 """What trainer and converter take from the agent."""
 

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -360,6 +361,9 @@ def _labelled(capture: Capture, meta: Any, use_lead: bool) -> Iterator[tuple[str
     if capture.attack is not None:
         start = capture.attack.start_ns
         attacking &= (meta["t_ns"] >= start) & (meta["t_ns"] <= capture.attack.end_ns)
+        if capture.attack.server is not None:
+            server = np.frombuffer(IPv4Address(capture.attack.server).packed, np.uint8)
+            attacking &= (meta["ip_version"] == 4) & (meta["dst"][:, :4] == server).all(axis=1)
         if use_lead:
             yield from by_sender(meta["t_ns"] < start)
     yield capture.device, capture.label, attacking

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_agent.alerts import Alerter
 from edge_agent.capture import CaptureError
+from edge_agent.checkins import CheckIns
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures, messages, settings
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
@@ -143,7 +144,7 @@ class Judge:
     def episodes(self, frames: Iterable[Frame], learn: bool = False) -> tuple[list[list[Alert]], Detector]:
         """The messages of each episode, first episode first, and the detector that judged."""
         extractor = Extractor(self._max_streams, seed=1)
-        detector = Detector(self._bundle, learn=learn)
+        detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
         model = messages.Model(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
         told: list[dict[str, Any]] = []
@@ -151,7 +152,7 @@ class Judge:
 
         def judge() -> None:
             rows = extractor.push_frames(batch)
-            for detection in detector.observe(rows):
+            for detection in [*detector.observe(rows), *checkins.observe(rows)]:
                 told.extend(alerter.consider(detection))
             if len(rows):
                 told.extend(alerter.tick(int(rows.meta["t_ns"][-1])))
@@ -281,8 +282,7 @@ def _at_rate(judge: Judge, source: Attack, place: _Loaded, own: Host, rate: floa
     episodes, _ = judge.episodes(_around(place, start, moved))
     step(f"{rate:g} packets/s in {place.capture.device}")
     return any(
-        _blames(messages[0], own, source.victim) and start <= messages[0].t_ns <= start + FLOOR_S * S
-        for messages in episodes
+        _blames(messages[0], own, source) and start <= messages[0].t_ns <= start + FLOOR_S * S for messages in episodes
     )
 
 
@@ -298,9 +298,12 @@ def _around(place: _Loaded, start: int, moved: Sequence[Frame]) -> Iterable[Fram
     return inject.merged([*before, *(frame for frame in place.frames if start <= frame[0] <= end)], moved)
 
 
-def _blames(alert: Alert, own: Host, victim: bool) -> bool:
-    if victim:
+def _blames(alert: Alert, own: Host, source: Attack) -> bool:
+    """Whether an alert is about ``own`` and, of check-ins, about their server: its other new hosts are no success."""
+    if source.victim:
         return alert.role == "victim" and alert.device.ip == ".".join(map(str, own.ip))
+    if source.server and alert.dest_ip != source.server:
+        return False
     return alert.device.mac == mac_text(int.from_bytes(own.mac, "big"))
 
 
@@ -308,7 +311,7 @@ def _trial(
     item: _Loaded, source: Attack, device: str, episodes: list[list[Alert]], own: Host, sent: list[int]
 ) -> Trial:
     first, last = sent[0], max(sent)
-    hits = [e for e in episodes if _blames(e[0], own, source.victim) and e[-1].last_ns >= first]
+    hits = [e for e in episodes if _blames(e[0], own, source) and e[-1].last_ns >= first]
     hits = [e for e in hits if e[0].t_ns >= first]
     about = (str(item.capture.file), item.capture.label, item.generated, item.capture.expected, device)
     length = (last - first) / S

@@ -64,6 +64,13 @@ ATTACKS: tuple[str, ...] = (
 )
 """The ten attacks of N-BaIoT, by its data keys."""
 
+CHECKINS: tuple[str, ...] = ("checkins.held", "checkins.anew", "checkins.unanswered", "checkins.refused")
+"""A bot's check-ins with its command server, made only when asked for: on one connection that is held, on a new one
+each time, or with a server that is gone, whose address is dead or whose port is closed."""
+
+CHECKIN_SECONDS = 3600.0
+"""How long they last unless told otherwise."""
+
 SECOND = 1_000_000
 """Time is whole microseconds, what a classic pcap file can say."""
 
@@ -86,7 +93,7 @@ class Attack:
 
     label: str
     rate: float | None = None
-    """Packets per second, of a connecting attack about."""
+    """Packets per second, of a connecting attack about; of check-ins how many of them."""
     port: int | None = None
     size: int | None = None
     """Payload bytes of a packet."""
@@ -98,8 +105,8 @@ class Attack:
     def parse(cls, text: str) -> "Attack":
         """`label[:key=value]...`, the form of --attacks."""
         label, *options = text.split(":")
-        if label not in ATTACKS:
-            raise PlanError(f"unknown attack {label!r}; known: {', '.join(ATTACKS)}")
+        if label not in ATTACKS + CHECKINS:
+            raise PlanError(f"unknown attack {label!r}; known: {', '.join(ATTACKS + CHECKINS)}")
         values: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
@@ -115,7 +122,8 @@ class Attack:
 
     def check(self, text: str) -> None:
         """Refuses what the wire or the malware cannot do."""
-        bounds = {"rate": (0.05, 100_000.0), "port": (1, 65535), "size": (0, 1400), "seconds": (0.05, 3600.0)}
+        rates = (1 / 300, 1.0) if self.label in CHECKINS else (0.05, 100_000.0)
+        bounds = {"rate": rates, "port": (1, 65535), "size": (0, 1400), "seconds": (0.05, 3600.0)}
         for key, (low, high) in bounds.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
@@ -134,6 +142,11 @@ class Attack:
         return "-".join(
             [self.label, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options if v is not None)]
         )
+
+    def lasts(self, seconds: float) -> float:
+        """Its seconds, where the plan's attacks take ``seconds``."""
+        usual = CHECKIN_SECONDS if self.label in CHECKINS else seconds
+        return usual if self.seconds is None else self.seconds
 
     @property
     def spoofed(self) -> bool:
@@ -1403,7 +1416,7 @@ class _Infected(_Life):
         """Adds the packets of `attack` from `begin` (µs): at most `seconds` of it and about `cap` packets of the
         device's own."""
         self.attack, self.cap = attack, cap
-        self.seconds = seconds if attack.seconds is None else attack.seconds
+        self.seconds = attack.lasts(seconds)
         self.target = _public_address(self.rng)
         self.far = _Host(
             "", (self.target,), 1, self.home.isp_ms + self.rng.uniform(10, 120), 64 - self.rng.randint(8, 18), 0, ""
@@ -1421,6 +1434,10 @@ class _Infected(_Life):
             "gafgyt.combo": self._gafgyt_combo,
             "gafgyt.tcp": self._gafgyt_tcp,
             "gafgyt.udp": self._gafgyt_udp,
+            "checkins.held": self._checkins_held,
+            "checkins.anew": self._checkins_anew,
+            "checkins.unanswered": self._checkins_unanswered,
+            "checkins.refused": self._checkins_refused,
         }[attack.label](begin)
         return self.tape.span(before, self.device.mac)
 
@@ -1784,6 +1801,53 @@ class _Infected(_Life):
                 t += self.wifi() + self.period(turn, 0.3)
                 yield t, 0
 
+    # -- what a bot does while it waits for orders
+
+    def _checkin_times(self, begin: int) -> Iterator[int]:
+        """When it turns to its server: every 5 to 60 s as the seed chooses (Mirai: 60), each time up to 30 % off, as
+        sleeps, timeouts and the server's own rhythm add to one another."""
+        seconds = 1 / self.attack.rate if self.attack.rate else self.rng.uniform(5, 60)
+        t = begin
+        while t < self.over:
+            yield t
+            t += self.period(seconds, 0.3)
+
+    def _to_server(self) -> "_Flow":
+        return _Flow(self, self.far, self.target, self.next_port(), self.attack.port or 23)
+
+    def _checkins_held(self, begin: int) -> None:
+        """main.c: four bytes to introduce itself, then two each time, which the server returns."""
+        flow = None
+        for t in self._checkin_times(begin):
+            if flow is None:
+                flow = self._to_server()
+                flow.open(t)
+                flow.say(4)
+            flow.t = max(flow.t, t)
+            flow.say(self._size(2), ack=False)
+            flow.hear(self._size(2))
+
+    def _checkins_anew(self, begin: int) -> None:
+        for t in self._checkin_times(begin):
+            flow = self._to_server()
+            flow.open(t)
+            flow.say(self._size(6), ack=False)
+            flow.hear(self._size(2))
+            flow.close()
+
+    def _checkins_unanswered(self, begin: int) -> None:
+        """The kernel repeats a SYN until the bot gives up and makes another attempt."""
+        times = list(self._checkin_times(begin))
+        for t, following in zip(times, [*times[1:], self.over], strict=True):
+            flow = self._to_server()
+            for after in _SYN_AGAIN:
+                if t + after * SECOND < following:
+                    flow.call(t + after * SECOND)
+
+    def _checkins_refused(self, begin: int) -> None:
+        for t in self._checkin_times(begin):
+            self._to_server().refused(t)
+
 
 _SYN_AGAIN = (0, 1, 3, 7)
 """Seconds after a connect() at which a Linux kernel sends the SYN (then 15, longer than a scan is patient)."""
@@ -1824,29 +1888,31 @@ def _captures(plan: Plan) -> list[_Capture]:
         begin = midnight + plan.days * DAY + 8 * HOUR
         for text in plan.attacks:
             attack = Attack.parse(text)
-            seconds = plan.attack_seconds if attack.seconds is None else attack.seconds
+            seconds = attack.lasts(plan.attack_seconds)
             end = begin + int((plan.lead_minutes + plan.tail_minutes) * MINUTE + seconds * SECOND)
             made.append(_Capture(f"{device.name}/{attack.name}.pcap", device, begin, end, attack))
             begin = end + 10 * MINUTE
     return made
 
 
-def _make(plan: Plan, capture: _Capture, out: Path) -> tuple[int, tuple[int, int] | None]:
-    """Writes one capture; its packets, and the attack's first and last packet (µs)."""
+def _make(plan: Plan, capture: _Capture, out: Path) -> tuple[int, tuple[int, int] | None, str]:
+    """Writes one capture; its packets, the attack's first and last packet (µs), and the server of check-ins."""
     life = _Infected(capture.device, capture.begin, capture.end, f"{plan.seed}/{capture.file}")
     life.live()
-    span = None
+    span, server = None, ""
     if capture.attack is not None:
         begin = capture.begin + int(plan.lead_minutes * MINUTE)
         span = life.strike(capture.attack, begin, plan.attack_seconds, plan.max_attack_packets)
-    return life.tape.write(out / capture.file, capture.begin, capture.end, plan.snaplen), span
+        if capture.attack.label in CHECKINS:
+            server = ".".join(map(str, life.target.to_bytes(4, "big")))
+    return life.tape.write(out / capture.file, capture.begin, capture.end, plan.snaplen), span, server
 
 
 def _instant(t: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _entry(capture: _Capture, span: tuple[int, int] | None) -> str:
+def _entry(capture: _Capture, span: tuple[int, int] | None, server: str) -> str:
     """One capture's lines in the manifest."""
     device = capture.device
     label = "benign" if capture.attack is None else capture.attack.label
@@ -1865,6 +1931,7 @@ def _entry(capture: _Capture, span: tuple[int, int] | None) -> str:
             f"      end: {_instant(span[1])}",
             f"      spoofed: {spoofed}",
         ]
+        lines += [f'      server: "{server}"'] if server else []
     return "\n".join(lines) + "\n"
 
 
@@ -1878,8 +1945,8 @@ def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | 
     manifest.unlink(missing_ok=True)  # a folder with a manifest is whole
     entries = []
     for done, capture in enumerate(captures, 1):
-        packets, span = _make(plan, capture, out)
-        entries.append(_entry(capture, span))
+        packets, span, server = _make(plan, capture, out)
+        entries.append(_entry(capture, span, server))
         if progress is not None:
             progress(done, len(captures), f"generated {capture.file}: {packets:,} packets")
     part = manifest.with_name(f"{MANIFEST}.part")
@@ -1921,7 +1988,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(DEVICES)}; a kind may come twice",
     )
     options = ":rate=PPS :port=N :size=BYTES :spoof=own|any|subnet :seconds=S"
-    attacks = f"of {', '.join(ATTACKS)}; each may have {options}; '' for none"
+    attacks = (
+        f"of {', '.join(ATTACKS)}, or of {', '.join(CHECKINS)}, which last an hour and whose rate is "
+        f"that of check-ins; each may have {options}; '' for none"
+    )
     parser.add_argument("--attacks", type=words, default=plan.attacks, metavar="ATTACK,...", help=attacks)
     parser.add_argument(
         "--infected",

@@ -45,6 +45,7 @@ class Attack:
     frames: tuple[Frame, ...]
     host: Host
     victim: bool  # seen from the other side: ``host`` is who is attacked
+    server: str = ""  # the only other end, where the manifest names it
 
     def sent(self) -> list[int]:
         """Numbers of the frames that attack: sent by the attacker, or to the victim."""
@@ -105,6 +106,9 @@ def attack(frames: Sequence[Frame], capture: Capture) -> Attack:
     own = parse_mac(capture.mac).to_bytes(6, "big")
     span = (capture.attack.start_ns, capture.attack.end_ns) if capture.attack else (frames[0][0], frames[-1][0])
     inside = [f for f in frames if span[0] <= f[0] <= span[1] and own in (f[2][:6], f[2][6:12])]
+    server = (capture.attack.server if capture.attack else None) or ""
+    if server:
+        inside = [f for f in inside if IPv4Address(server).packed in _ends(f[2])]
     sent = [f for f in inside if f[2][6:12] == own]
     if not sent:
         raise InjectError(f"{capture.file}: {capture.mac} sends nothing in the attack")
@@ -115,9 +119,9 @@ def attack(frames: Sequence[Frame], capture: Capture) -> Attack:
     (target, target_mac), count = ends.most_common(1)[0] if ends else ((b"", b""), 0)
     sources = {data[at + 12 : at + 16] for _, _, data in sent if (at := _ipv4(data)) is not None}
     remote = sum(not _local(a) for a in sources)
-    if count > len(sent) / 2 and _local(target) and remote > len(sources) / 2:
+    if not server and count > len(sent) / 2 and _local(target) and remote > len(sources) / 2:
         return Attack(tuple(inside), Host(target_mac, target, own), victim=True)
-    return Attack(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), victim=False)
+    return Attack(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), False, server)
 
 
 def carried(source: Attack, to: Host, start_ns: int, rate: float | None = None, most: int | None = None) -> list[Frame]:
@@ -154,6 +158,12 @@ def merged(*parts: Sequence[Frame]) -> Iterator[Frame]:
 
 def _local(address: bytes) -> bool:
     return any(IPv4Address(address) in network for network in _LOCAL)
+
+
+def _ends(data: bytes) -> tuple[bytes, ...]:
+    """Source and destination address; none without an IPv4 header."""
+    at = _ipv4(data)
+    return () if at is None else (data[at + 12 : at + 16], data[at + 16 : at + 20])
 
 
 def _ipv4(data: bytes) -> int | None:

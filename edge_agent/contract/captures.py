@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from edge_agent.contract import settings
@@ -13,13 +14,22 @@ MANIFEST = "manifest.yaml"
 
 @dataclass(frozen=True)
 class Attack:
-    """When an attack capture's device attacked; ``spoofed`` says that it lied about its address."""
+    """When an attack capture's device attacked; ``spoofed`` says that it lied about its address.
+
+    With ``server`` only packets to and from that address are the attack's: its device did much else in that time.
+    """
 
     start: datetime
     end: datetime
     spoofed: bool = False
+    server: str | None = None
 
     def __post_init__(self) -> None:
+        if self.server is not None:
+            try:
+                IPv4Address(self.server)
+            except ValueError as error:
+                raise ValueError(f"server: {error}") from None
         if self.start.tzinfo is None or self.end.tzinfo is None:
             raise ValueError("start and end need a time zone (2026-01-05T10:20:00Z)")
         if self.end < self.start:
