@@ -237,7 +237,7 @@ def _broker(out: Path) -> Iterator[str]:
     # amqtt knows no MQTT 5 and does not answer to it either: nobody shall wait for that
     version = {"broker": {"version": "auto" if mosquitto else "3.1.1"}}
     (out / "collector.yaml").write_text(yaml.safe_dump(version))
-    # what is shown is the model as it was fitted: attacks of some seconds leave no hour to learn a device's own limits in
+    # what is shown is the model as fitted: attacks of some seconds leave no hour to learn a device's own limits in
     (out / "agent.yaml").write_text(yaml.safe_dump({**version, "learning": {"enabled": False}}))
 
     def listens() -> bool:
