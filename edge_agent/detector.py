@@ -191,6 +191,16 @@ class Networks:
                 raise ValueError(f"{text}: an IPv6 network of more than 64 bits cannot be monitored")
         return cls(tuple(v4), tuple(v6))
 
+    def hold(self, address: NDArray[np.uint8], version: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Whether each address (n, 16) of IP ``version`` (n,) is monitored; rows without IP are (link layer, local)."""
+        words = np.ascontiguousarray(address).view(">u8")[:, 0].astype(np.uint64)
+        inside = version == 0
+        for first, mask in self.v4:
+            inside |= (version == 4) & ((words >> np.uint64(32)) & np.uint64(mask) == np.uint64(first))
+        for first, mask in self.v6:
+            inside |= (version == 6) & (words & np.uint64(mask) == np.uint64(first))
+        return np.asarray(inside)
+
 
 PRIVATE_NETWORKS = (
     *("0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
@@ -591,7 +601,8 @@ class Detector:
             subject.own = self._learn(key, subject.first_ns)
         if subject.own.anew:  # somebody said that the device is well: nothing that it did before counts
             subject.own.anew = subject.alarm = subject.aftermath = False
-            subject.full[:] = subject.hits[:] = subject.counted[:] = False
+            subject.window.settle()
+            subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.snapshots.clear()
             subject.older.clear()
         minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
