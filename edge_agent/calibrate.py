@@ -198,7 +198,10 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
 MINUTE = np.dtype([("number", "<u4"), ("vote", "<f2"), ("count", "<f2")])
 """A device's minute as it is kept: its number since the epoch, its highest vote and count in units of the limits."""
 
-_KEPT = ("first_ns", "latest_ns", "rows", "left_out", "learnt_ns", "stale_ns", "refused", "judged", "flagged")
+_KEPT = (
+    *("first_ns", "latest_ns", "rows", "left_out", "learnt_ns", "stale_ns", "refused", "judged", "flagged"),
+    *("looks_like", "vouched"),
+)
 
 
 class Own:
@@ -238,6 +241,13 @@ class Own:
         self.refused = ""
         """Why a window that is long enough is not believed."""
         self.judged, self.flagged = 0, 0  # rows since then, and those of them above a limit
+        self.odd = 0
+        """Rows of this minute that are above the shared limit and were not flagged, as far as they were classified."""
+        self.class_sum = self.looks_sum = np.zeros(0)  # over all such rows of the learning
+        self.looks_like = ""
+        """The attack that those rows look like; "" where they look like none."""
+        self.vouched = self.anew = False
+        """Whether somebody said that the device is well, and whether its detector is still to be told."""
 
     @property
     def minutes(self) -> int:
@@ -314,10 +324,12 @@ class Own:
             self._watch(t_ns, during == "alarm")
         self._factors = self._fit()
         self._calm = self._all = (0.0, 0.0)
+        self.odd = 0
 
     def relearn(self) -> None:
         """Forget all and begin again with the next rows: somebody says that the device is well and has changed."""
         self._begin(self.latest_ns)
+        self.vouched = self.anew = True
 
     def record(self) -> tuple[dict[str, Any], NDArray[Any]]:
         """What must be kept for `restore`: plain values, and the minutes."""
@@ -334,7 +346,7 @@ class Own:
         """Continue from a `record`; ValueError, KeyError or TypeError for what is none."""
         for key in _KEPT:
             value = kept[key]
-            if not isinstance(value, str if key == "refused" else int | None):
+            if not isinstance(value, str if key in ("refused", "looks_like") else int | None):
                 raise ValueError(f"{key} is {value!r}")
             setattr(self, key, value)
         score, counts = (float(factor) for factor in kept["factors"])
@@ -353,7 +365,9 @@ class Own:
     def _decide(self, t_ns: int) -> None:
         """The window is long enough: believe it, or say why not and look again in a minute."""
         self.refused, alarms = "", sum(self._alarms)
-        if alarms > OWN_ALARMS * len(self._alarms):
+        if self.looks_like and self._minutes and self._highs()[0] > self._margin and not self.vouched:
+            self.refused = f"its ordinary traffic is above the model's limit and looks like {self.looks_like}"
+        elif alarms > OWN_ALARMS * len(self._alarms):
             self.refused = f"in an alarm in {alarms} of its last {len(self._alarms)} minutes: looks infected"
         elif not self._minutes:
             self.refused = "no minute without an alarm yet: looks infected"

@@ -236,8 +236,9 @@ def _broker(out: Path) -> Iterator[str]:
         command = [sys.executable, "-c", AMQTT, str(port)]
     # amqtt knows no MQTT 5 and does not answer to it either: nobody shall wait for that
     version = {"broker": {"version": "auto" if mosquitto else "3.1.1"}}
-    for role in ("agent", "collector"):
-        (out / f"{role}.yaml").write_text(yaml.safe_dump(version))
+    (out / "collector.yaml").write_text(yaml.safe_dump(version))
+    # what is shown is the model as fitted: attacks of some seconds leave no hour to learn a device's own limits in
+    (out / "agent.yaml").write_text(yaml.safe_dump({**version, "learning": {"enabled": False}}))
 
     def listens() -> bool:
         with socket.socket() as client:

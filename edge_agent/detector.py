@@ -62,6 +62,9 @@ BACKWARD_S = 60.0
 TALLY_S = 64
 """Seconds between the moments a subject's own counts are referred to; 2^(5·64) is far within a float64."""
 
+ODD_ROWS = 32
+"""Rows a minute above the shared limit that are classified of a device which still learns."""
+
 MAX_OPENED = 256
 """Of its last packets that opened something, of how many a subject's times are kept: where a count began to grow."""
 
@@ -535,6 +538,11 @@ class Detector:
             return
         if subject.own is None:
             subject.own = self._learn(key, subject.first_ns)
+        if subject.own.anew:  # somebody said that the device is well: nothing that it did before counts
+            subject.own.anew = subject.alarm = subject.aftermath = False
+            subject.full[:] = subject.hits[:] = subject.counted[:] = False
+            subject.snapshots.clear()
+            subject.older.clear()
         minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
             minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
@@ -542,9 +550,35 @@ class Detector:
                 if subject.minute:
                     alarm = subject.alarm or subject.last_vote_ns >= subject.minute * 60 * _S
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
+                    self._name_odd(subject.own)
                     subject.own.end_minute((subject.minute + 1) * 60 * _S, during)
                 subject.minute = minute
             yield piece
+
+    def _look_at_odd(
+        self, own: calibrate.Own, odd: NDArray[np.bool_], values: NDArray[Any], meta: NDArray[Any]
+    ) -> None:
+        """Classify what a device that still learns does above the shared limit, the first rows of each minute."""
+        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not odd.any():
+            return
+        rows = np.flatnonzero(odd)[: ODD_ROWS - own.odd]
+        own.odd += len(rows)
+        found = self._classify(self._scaler.network_input(self._scaler.z(values[rows]))).astype(np.float64)
+        seen = classify.looks(meta[rows])
+        if not len(own.class_sum):
+            own.class_sum, own.looks_sum = np.zeros(found.shape[1]), np.zeros(seen.shape[1])
+        own.class_sum = np.concatenate([own.class_sum[None], found]).sum(axis=0)
+        own.looks_sum = np.concatenate([own.looks_sum[None], seen]).sum(axis=0)
+
+    def _name_odd(self, own: calibrate.Own) -> None:
+        """Tell the device's learning what those rows look like."""
+        rows = float(own.class_sum.sum())  # the probabilities of a row sum to 1
+        if own.learnt or rows < self._decision.vote_k:
+            return
+        name, probability = classify.name(
+            self._classes, own.class_sum / rows, own.looks_sum / rows, rows, self._signatures, self._decision.reject
+        )
+        own.looks_like = "" if probability is None else name
 
     def _weigh(
         self,
@@ -581,7 +615,9 @@ class Detector:
         loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
         if subject.own is not None:
-            subject.own.see(score / decision.full.limit, (counts / self._bounds).max(axis=1), full)
+            in_units = score / decision.full.limit
+            subject.own.see(in_units, (counts / self._bounds).max(axis=1), full)
+            self._look_at_odd(subject.own, (in_units > 1.0) & ~full, values[index], meta)
             if subject.own.learnt:
                 subject.own.judged += len(full)
                 subject.own.flagged += int(full.sum())

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
+from edge_agent.agent import Agent, seen_path
+from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
@@ -16,7 +18,7 @@ from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.test_detector import found
-from tests.traffic import CLOUD, PLUG, PLUG_MAC, Frame, S, merged, packet
+from tests.traffic import CLOUD, PLUG, PLUG_MAC, Frame, S, merged, one_socket, packet, scan, steady
 
 MINUTE = 60 * S
 BEGIN = 1_770_000_000 * S // MINUTE * MINUTE
@@ -124,3 +126,113 @@ def test_devices_and_their_document_have_bounds(bundle):
     document = devices.document(BEGIN)
     assert (len(document["devices"]), document["not_listed"]) == (MAX_LISTED, MAX_DEVICES - MAX_LISTED)
     assert len(encode(document, MAX_DOCUMENT)) < MAX_DOCUMENT
+
+
+# -- what must not be learnt --
+
+
+def flood(begin_minute: float, minutes: float, rate: float = 500.0) -> Iterator[Frame]:
+    return steady(one_socket(int(minutes * 60 * rate), mac=PLUG_MAC), BEGIN + int(begin_minute * MINUTE), rate)
+
+
+def first_alert(told: list) -> float:
+    """Minutes after the beginning; fails when there is none."""
+    return (min(d.t_ns for d in told if d.device_mac == PLUG_MAC) - BEGIN) / MINUTE
+
+
+def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_alarm_is_not_believed(bundle):
+    devices = Devices(bundle)
+    begin = BEGIN + 2 * MINUTE
+    told = lived(devices, bundle, life(25), steady(scan(22 * 60 * 5, mac=PLUG_MAC), begin, 5))
+    assert first_alert(told) < 2.25
+    assert entry(devices)["state"] == "learning"
+    assert "looks infected" in entry(devices)["reason"]
+    assert entry(devices)["score_times"] == 1.0
+
+
+def test_a_flood_during_learning_is_alerted(bundle):
+    """In the first ten minutes the model's own warm-up holds; after it the limit has come down with the minutes."""
+    told = lived(Devices(bundle), bundle, life(14), flood(11, 3))
+    assert 11 < first_alert(told) < 12
+
+
+def test_a_flood_that_was_there_from_the_start_is_named_and_not_learnt(bundle):
+    devices = Devices(bundle)
+    told = lived(devices, bundle, life(22), flood(0, 22, 50))
+    assert "looks like" in entry(devices)["reason"]
+    assert entry(devices)["score_times"] == 1.0
+    assert 14 < first_alert(told) < 18
+    assert devices.relearn(PLUG_MAC)  # somebody says that it is meant
+    assert devices.own(PLUG_MAC, BEGIN).state == "learning"
+    assert "reason" not in entry(devices)
+
+
+@pytest.mark.parametrize("bursts", [1, 10])
+def test_five_percent_of_attack_rows_in_the_window_change_little(bundle, bursts):
+    """The limit stays within four times the clean one, and 99 % of a later flood's rows vote."""
+    clean, spoilt = Devices(bundle), Devices(bundle)
+    lived(clean, bundle, life(20))
+    rows = int(20 * 60 * 2.5 * 2 * 0.05 / bursts)
+    parts = [flood((i + 0.5) * 20 / bursts, rows / 100 / 60, 100) for i in range(bursts)]
+    detector, extractor = Detector(bundle, learn=spoilt.own), Extractor(4096, seed=1)
+    detector.observe(extractor.push_frames(merged(life(20), *parts)))
+    assert entry(spoilt)["state"] == "active"
+    assert entry(spoilt)["limit"] <= 4 * entry(clean)["limit"]
+    detector.observe(extractor.push_frames(list(flood(20, 0.1, 1000))))  # until the flood is in the statistics
+    before = detector.counters["flagged"]
+    detector.observe(extractor.push_frames(list(flood(20.1, 0.5, 1000))))
+    assert detector.counters["flagged"] - before >= 0.99 * 30_000
+
+
+# -- drift --
+
+
+def test_a_firmware_update_makes_a_device_stale_within_ten_minutes_and_learning_anew_ends_that(bundle, caplog):
+    caplog.set_level("INFO")
+    devices = Devices(bundle)
+    detector, extractor = Detector(bundle, learn=devices.own), Extractor(4096, seed=1)
+    detector.observe(extractor.push_frames(list(life(20))))
+    assert not devices.look() or entry(devices)["state"] == "active"
+    after = BEGIN + 20 * MINUTE
+    detector.observe(extractor.push_frames(list(life(10.2, after, rate=10, size=1200, seed=2))))
+    assert entry(devices)["state"] == "stale"
+    assert devices.look()
+    assert "is stale" in caplog.text
+    assert devices.relearn(PLUG_MAC)
+    detector.observe(extractor.push_frames(list(life(40, after + 11 * MINUTE, rate=10, size=1200, seed=3))))
+    own = devices.own(PLUG_MAC, BEGIN)
+    assert own.state == "active"
+    before = detector.counters["votes"]
+    flagged, judged = own.flagged, own.judged
+    detector.observe(extractor.push_frames(list(life(20, after + 51 * MINUTE, rate=10, size=1200, seed=4))))
+    assert detector.counters["votes"] == before
+    assert (own.flagged - flagged) / (own.judged - judged) < 0.005
+
+
+def test_a_slow_ramp_alerts_before_half_of_the_flood_and_is_not_learnt(bundle):
+    """From nothing to 500 packets a second in two hours, a step each minute."""
+    devices = Devices(bundle)
+    minutes = 60
+    ramp = [flood(20 + i, 1, 500 * (i + 1) / 120) for i in range(minutes)]  # up to half of it
+    told = lived(devices, bundle, life(20 + minutes), *ramp)
+    assert first_alert(told) < 20 + minutes
+    assert entry(devices)["score_times"] == 1.0
+
+
+# -- power cuts --
+
+
+def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle, tmp_path, caplog):
+    state = State(tmp_path / "s.sqlite")
+    path = seen_path(state.path)
+    path.write_bytes(b"bwstate1 and then nothing")
+    agent = Agent(AgentConfig(), bundle, state=state)
+    assert agent.extractor.counts()["devices"] == 0
+    assert not path.exists()
+    assert path.with_name(path.name + ".corrupt").exists()
+    assert "moved to s.sqlite.seen.corrupt" in caplog.text
+    agent.extractor.push_frames(list(life(1)))
+    path.write_bytes(agent.extractor.save_seen())
+    other = dataclasses.replace(bundle, sha256="0" * 64)
+    assert Agent(AgentConfig(), other, state=state).extractor.counts()["devices"] == 2
+    state.close()
