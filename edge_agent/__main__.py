@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--record", type=Path, metavar="FILE", help="also write what is captured to a pcap file")
     run.add_argument("--no-broker", action="store_true", help="print alerts only; nothing is kept or published")
+    run.add_argument(
+        "--seed", type=int, metavar="N", help="of the tables' hash, for comparison with a replay (0); never in service"
+    )
     run.set_defaults(run=_run)
 
     text = "say what is wrong with configuration, interfaces, bundle, broker, clock and disk, and what to do about it"
@@ -264,7 +267,7 @@ def _run(args: argparse.Namespace) -> int:
         bundle = _bundle(config)
         publisher = None if args.no_broker else _publisher(config, controlled=True)
         state = publisher.state if publisher else None
-        agent = agents.Agent(config, bundle, state=state, evidence=config.evidence)
+        agent = agents.Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
         if args.record:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
