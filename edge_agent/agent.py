@@ -30,7 +30,7 @@ from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
 
-BATCH = 1024
+BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
 WAIT_S = 0.5
@@ -96,7 +96,13 @@ class Agent:
         if state:
             _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
-        self.detector = Detector(bundle, config.networks, learn=self.devices.own if learning.enabled else False)
+        self.detector = Detector(
+            bundle,
+            config.networks,
+            learn=self.devices.own if learning.enabled else False,
+            max_rows_per_s=config.scoring.max_rows_per_s,
+        )
+        self._step = self.detector.step
         slow = config.checkins
         self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
@@ -123,7 +129,12 @@ class Agent:
 
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
-        for detection in self.detector.observe(rows):
+        detections = self.detector.observe(rows)
+        if self.detector.step != self._step:
+            shed = self.detector.counters["shed"]
+            logger.warning("scoring: %s, was %s; %d rows shed so far", self.detector.step, self._step, shed)
+            self._step = self.detector.step
+        for detection in detections:
             self._keep(detection.t_ns)
             yield from self.alerter.consider(detection)
         for detection in self.checkins.observe(rows) if self.checkins else ():
@@ -345,6 +356,7 @@ class _Health:
             rss_mb=_resident_mb(),
             episodes_open=self._agent.alerter.open_episodes,
             interfaces_down=tuple(self._interfaces.down),
+            scoring=self._agent.detector.step,
             counters=counts | captured | (publisher.counts() if publisher else {}),
             outbox_depth=publisher.outbox.depth() if publisher else 0,
             model=self._agent.alerter.model.version,

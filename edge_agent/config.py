@@ -44,6 +44,17 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How much of the traffic is scored when there is more than the processor can score."""
+
+    max_rows_per_s: int = 20_000
+
+    def __post_init__(self) -> None:
+        if not 100 <= self.max_rows_per_s <= 10_000_000:
+            raise ValueError(f"max_rows_per_s: {self.max_rows_per_s} is not within 100..10000000")
+
+
+@dataclass(frozen=True)
 class ExtractorConfig:
     """Bounds of the feature kernel; both together fix its memory."""
 
@@ -152,6 +163,7 @@ class AgentConfig:
     names: dict[str, str] = field(default_factory=dict)
     capture: CaptureConfig = CaptureConfig()
     extractor: ExtractorConfig = ExtractorConfig()
+    scoring: ScoringConfig = ScoringConfig()
     alerts: AlertsConfig = AlertsConfig()
     checkins: CheckInsConfig = CheckInsConfig()
     learning: LearningConfig = LearningConfig()

@@ -14,6 +14,7 @@ returns to the full rule when that has been quiet for a while.
 """
 
 import ipaddress
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from edge_agent import calibrate, classify, explain, features
 from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import SIGNATURE, Bundle, BundleError
-from edge_agent.contract.scaling import Array, Scaler, row_error
-from edge_agent.features import Rows
+from edge_agent.contract.scaling import Array, Scaler
+from edge_agent.features import Routes, Rows, RowScaling, Subjects
 from edge_agent.runtime import Model
 
 SLOW_DECAYS = ("_L0.1_", "_L0.01_")
@@ -72,10 +73,15 @@ MAX_SUBJECTS = 4096
 EXPLAINED = 5
 """Statistics that a detection names."""
 
+AT_ONCE = 256
+"""Rows scored at a time: the interpreter's largest batch, and what the processor's cache holds."""
+
+_FULL, _CARRIED, _FAST = 0, 1, 2  # variants of the score
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
+_NEAR = 0.999  # of a limit: below, no rounding lifts a row above it
 
 
 @dataclass(frozen=True)
@@ -118,32 +124,39 @@ class Scorer:
     """
 
     def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
-        self._predict, self._scaler = predict, scaler
+        self._predict, self._scaler, self._columns = predict, scaler, columns
         self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
         if self._slow.all():  # a model of slow columns alone knows no other rule
             self._slow[:] = False
-        self._device = np.array([column.startswith("device_") for column in columns])
-        if self._device.all():
-            self._device[:] = False
+        device = np.array([column.startswith("device_") for column in columns])
+        if device.all():
+            device[:] = False
+        self._keep = np.stack([~np.zeros_like(device), ~device, ~self._slow])
+        self._scaling = RowScaling(scaler, len(columns), range(len(columns)), self._keep)
 
     def full(self, values: NDArray[Any]) -> Array:
         """Mean squared error over all columns, shape (n,)."""
-        return row_error(*self.rebuilt(values))
+        return self._error(self._scaling, values, _FULL)
 
     def fast(self, values: NDArray[Any]) -> Array:
         """Mean squared error over the columns of λ >= 1, the network seeing the slow ones as normal (z = 0), (n,)."""
-        z = self._scaler.z(values)
-        z[:, self._slow] = 0.0
-        rebuilt = self._predict(self._scaler.network_input(z))
-        return row_error(z[:, ~self._slow], rebuilt[:, ~self._slow])
+        return self._error(self._scaling, values, _FAST)
 
     def carried(self, values: NDArray[Any]) -> Array:
         """Mean squared error with the sender's device columns shown and counted as normal, (n,): the score of a router,
         whose device columns are of all that it carries."""
-        z = self._scaler.z(values)
-        z[:, self._device] = 0.0
-        rebuilt = self._predict(self._scaler.network_input(z))
-        return row_error(z[:, ~self._device], rebuilt[:, ~self._device])
+        return self._error(self._scaling, values, _CARRIED)
+
+    def of_rows(self) -> Callable[[NDArray[Any], NDArray[np.bool_]], Array]:
+        """A function: rows of all columns (n, 140), which are a router's own (n,) -> `full` or `carried` of each."""
+        scaling = RowScaling(self._scaler, len(cols.ALL_COLUMNS), cols.indices(list(self._columns)), self._keep)
+        return lambda values, carries: self._error(scaling, values, carries.view(np.uint8))
+
+    def _error(self, scaling: RowScaling, values: NDArray[Any], variant: int | NDArray[np.uint8]) -> Array:
+        if isinstance(variant, int):
+            variant = np.full(len(values), variant, dtype=np.uint8)
+        z, inputs = scaling.inputs(values, variant)
+        return scaling.errors(z, self._predict(inputs), variant)
 
     def shares(self, values: NDArray[Any], fast: bool) -> Array:
         """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
@@ -154,11 +167,6 @@ class Scorer:
         if fast:
             difference[self._slow] = 0.0
         return np.asarray(difference**2)
-
-    def rebuilt(self, values: NDArray[Any]) -> tuple[Array, Array]:
-        """The scaled rows and the network's reconstruction of them, both (n, k)."""
-        z = self._scaler.z(values)
-        return z, self._predict(self._scaler.network_input(z))
 
 
 @dataclass(frozen=True)
@@ -201,16 +209,46 @@ PRIVATE_NETWORKS = (
 """The default monitored side: what RFC 1918, 3927, 4193, 4291 and 6598 reserve for local use."""
 
 
-@dataclass
-class _Sender:
-    """What a MAC has shown of itself: it is a device, or the router that carries remote peers' packets."""
+class _Window:
+    """The last ``w`` rows of a subject that were judged, oldest first, in arrays of (n,) or (n, columns).
 
-    local: int = 0  # packets with a monitored source address
-    address: str = ""  # its own, also while it sends under others
-    by_arp: bool = False  # an ARP packet said so, where malware that spoofs with raw IP sockets does not lie
-    relays: bool = False  # a monitored address sent something to the outside by way of this MAC
-    client: bool = False  # it sent something of its own to the outside, which a router does on its other side
-    answers: bool = False  # it carried packets of remote peers to monitored addresses on sockets that were open
+    Rows that nothing flagged wait in a list: most devices are quiet, and nobody looks.
+    """
+
+    def __init__(self, w: int, class_count: int) -> None:
+        self._w = w
+        self._quiet: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+        self._waiting = 0
+        self.full = self.hits = self.counted = np.zeros(0, dtype=bool)
+        """Flagged under the full rule; under the rule that was in force; by the counts rule of that."""
+        self.ratio = np.zeros(0, dtype=np.float32)  # to the limit of the rule in force; 0 where nothing was near it
+        self.t_ns = self.packets = self.bytes = np.zeros(0, dtype=np.int64)  # what the row stands for: shed ones, too
+        self.classes, self.looks = np.zeros((0, class_count)), np.zeros((0, len(SIGNATURE)))  # of flagged rows, else 0
+
+    def quiet(self, t_ns: NDArray[np.int64], packets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        """Rows that nothing flagged."""
+        self._quiet.append((t_ns[-self._w :].copy(), packets[-self._w :].copy(), sizes[-self._w :].copy()))
+        self._waiting += len(self._quiet[-1][0])
+        while self._waiting - len(self._quiet[0][0]) >= self._w:
+            self._waiting -= len(self._quiet.pop(0)[0])
+
+    def settle(self) -> None:
+        """Put in what waits, before somebody looks."""
+        if not self._quiet:
+            return
+        t_ns, packets, sizes = (np.concatenate(part) for part in zip(*self._quiet, strict=True))
+        self._quiet, self._waiting, n = [], 0, len(t_ns)
+        no = np.zeros(n, dtype=bool)
+        classes, looks = np.zeros((n, self.classes.shape[1])), np.zeros((n, self.looks.shape[1]))
+        self.add(no, no, no, np.zeros(n, dtype=np.float32), t_ns, packets, sizes, classes, looks)
+
+    def add(self, *rows: NDArray[Any]) -> None:
+        """Rows, field by field."""
+        for name, new in zip(_WINDOW, rows, strict=True):
+            setattr(self, name, np.concatenate([getattr(self, name), new])[-self._w :])
+
+
+_WINDOW = ("full", "hits", "counted", "ratio", "t_ns", "packets", "bytes", "classes", "looks")
 
 
 @dataclass
@@ -219,15 +257,8 @@ class _Subject:
 
     first_ns: int
     class_count: int
-    full: NDArray[np.bool_] = field(init=False)  # the last rows under the full rule, oldest first
-    hits: NDArray[np.bool_] = field(init=False)  # the same rows under the rule that was in force for each
-    counted: NDArray[np.bool_] = field(init=False)  # those of them that the counts rule flagged
-    ratio: NDArray[np.float32] = field(init=False)  # score / threshold of the rule in force
-    t_ns: NDArray[np.int64] = field(init=False)  # steady time, as all times here
-    lengths: NDArray[np.int64] = field(init=False)
-    classes: NDArray[np.float64] = field(init=False)  # class probabilities of the flagged ones, else 0
-    looks: NDArray[np.float64] = field(init=False)  # what the flagged ones look like, else 0
-    flagged: NDArray[Any] | None = None  # the last of them (1,) of ROW_META
+    window: "_Window"
+    flagged: NDArray[Any] | None = None  # the last classified row (1,) of ROW_META
     opened: NDArray[np.int64] = field(init=False)  # (time, flags) of the last rows that opened a peer or socket
     alarm: bool = False
     alarm_first_ns: int = 0
@@ -252,16 +283,10 @@ class _Subject:
     # COUNT_COLUMNS of the last rows of past seconds, back to `FRESH_S` ago, and of one in ten, back to `MEMORY_S` ago
     snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
     older: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
+    shed_packets: int = 0  # since the last row that was judged
+    shed_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.full = np.zeros(0, dtype=bool)
-        self.hits = np.zeros(0, dtype=bool)
-        self.counted = np.zeros(0, dtype=bool)
-        self.ratio = np.zeros(0, dtype=np.float32)
-        self.t_ns = np.zeros(0, dtype=np.int64)
-        self.lengths = np.zeros(0, dtype=np.int64)
-        self.classes = np.zeros((0, self.class_count))
-        self.looks = np.zeros((0, len(SIGNATURE)))
         self.opened = np.zeros((0, 2), dtype=np.int64)
         self.class_sum = np.zeros(self.class_count)
         self.looks_sum = np.zeros(len(SIGNATURE))
@@ -283,27 +308,57 @@ class _Subject:
         before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
         return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
 
+    def note_opened(self, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> None:
+        """Keep the times of those of some rows that opened something."""
+        opens = flags & (features.NEW_PEER | features.NEW_SOCKET)
+        if opens.any():
+            new = np.stack([t_ns[opens != 0], opens[opens != 0]], axis=1).astype(np.int64)
+            self.opened = np.concatenate([self.opened, new])[-MAX_OPENED:]
+
     def own_counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
         """COUNT_COLUMNS of this subject's rows alone, (n, columns), for rows at ``t_ns`` with ``flags`` of ROW_META.
 
-        Times are referred to whole multiples of `TALLY_S` and summed row by row, so that no rounding depends on where
-        batches are cut.
+        Times are referred to whole multiples of `TALLY_S`, as rows that opened something reach them, and summed row by
+        row, so that no rounding depends on where batches are cut.
         """
         opened = np.where(_COUNTS_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
         late = np.maximum.accumulate(np.maximum(t_ns, self.tallied_ns))
-        spans = late // (TALLY_S * _S)
+        self.tallied_ns = int(late[-1])
+        opening = np.flatnonzero(opened.any(axis=1))
         counts = np.empty((len(t_ns), len(COUNT_COLUMNS)))
-        for span in np.unique(spans):
-            rows, start = spans == span, int(span) * TALLY_S * _S
-            if start > self.tally_ns:
+        spans = late[opening] // (TALLY_S * _S)
+        cuts = [0, *opening[np.flatnonzero(np.diff(spans, prepend=-1))].tolist(), len(t_ns)]
+        for at, end in itertools.pairwise(cuts):
+            if at == end:
+                continue
+            if opened[at].any() and (start := int(late[at]) // (TALLY_S * _S) * TALLY_S * _S) > self.tally_ns:
                 self.tally *= np.exp2(-_COUNT_DECAY * ((start - self.tally_ns) / _S))
                 self.tally_ns = start
-            past = np.exp2(_COUNT_DECAY * ((late[rows] - start) / _S)[:, None])
-            sums = np.cumsum(np.concatenate([self.tally[None], np.where(opened[rows] != 0, past, 0.0)]), axis=0)[1:]
+            since = (late[at:end] - self.tally_ns)[:, None] / _S
+            with np.errstate(over="ignore"):  # long after the last one opened: all of it is decayed away
+                new = np.where(opened[at:end] != 0, np.exp2(_COUNT_DECAY * since), 0.0)
+            sums = np.cumsum(np.concatenate([self.tally[None], new]), axis=0)[1:]
             self.tally = sums[-1].copy()
-            counts[rows] = sums / past
-        self.tallied_ns = int(late[-1])
+            counts[at:end] = sums * np.exp2(-_COUNT_DECAY * since)
         return counts
+
+    def judged(self, chosen: NDArray[np.bool_], sizes: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Numbers (m,) of the ``chosen`` rows, and how many packets and bytes each stands for: its own and those of the
+        rows before it that were not judged."""
+        kept = np.flatnonzero(chosen)
+        if len(kept) == len(chosen) and not self.shed_packets:
+            return kept, np.ones(len(kept), dtype=np.int64), sizes
+        through = np.cumsum(sizes)
+        packets, total = np.diff(kept, prepend=-1), np.diff(through[kept], prepend=0)
+        last = int(kept[-1]) if len(kept) else -1
+        rest = len(chosen) - 1 - last, int(through[-1] - (through[last] if len(kept) else 0))
+        if len(kept):
+            packets[0] += self.shed_packets
+            total[0] += self.shed_bytes
+            self.shed_packets, self.shed_bytes = rest
+        else:
+            self.shed_packets, self.shed_bytes = self.shed_packets + rest[0], self.shed_bytes + rest[1]
+        return kept, packets, total
 
 
 class Detector:
@@ -311,6 +366,9 @@ class Detector:
 
     With ``learn`` every device gets limits of its own from its traffic here: True keeps what is learnt in the detector;
     a function gives a device's `calibrate.Own` for its MAC and the steady time it began at, and keeps it.
+
+    ``max_rows_per_s`` bounds how many rows a second of packet time are scored; which, is `kernel/senders.c`'s business.
+    Rows beyond it are judged by the counts rule alone, and take part in a vote only where that flags them.
 
     BundleError when the bundle's schema cannot occur in live traffic; `runtime.ModelError` when a model does not load.
     """
@@ -321,6 +379,7 @@ class Detector:
         networks: Sequence[str] = PRIVATE_NETWORKS,
         *,
         learn: bool | Callable[[int, int], calibrate.Own] = False,
+        max_rows_per_s: float | None = None,
     ):
         manifest = bundle.manifest
         self._learn = self._new_own if learn is True else learn
@@ -339,25 +398,27 @@ class Detector:
             )
         self._decision = decision
         self._columns = manifest.columns
-        self._at = np.array(cols.indices(manifest.columns))
+        self._at = cols.indices(manifest.columns)
         self._scaler = bundle.scaler
         self._scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
         self._classify = Model(bundle.classifier) if bundle.classifier else None
         self._classes = manifest.classes
         self._signatures = manifest.signatures
         self._normal = manifest.normal
-        self._networks = Networks.parse(networks)
-        self._counts_at = np.array(cols.indices(COUNT_COLUMNS))
+        monitored = Networks.parse(networks)
+        self._who = Subjects(MAX_SUBJECTS, max_rows_per_s, monitored.v4, monitored.v6)
+        self._score = self._scorer.of_rows()
+        self._counts_at = np.array(cols.indices(COUNT_COLUMNS), dtype=np.uint32)
         self._bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
         self._warm_bounds = np.maximum(self._bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._newest_ns: int | None = None  # packet time: the latest since the clock was last set back
         self._offset_ns = 0  # steady time = packet time + offset
-        self._senders: OrderedDict[int, _Sender] = OrderedDict()
         self._subjects: OrderedDict[int | bytes, _Subject] = OrderedDict()
         self._untold: dict[int | bytes, _Subject] = {}
         self.counters = {
             "scored": 0,
+            "shed": 0,
             "flagged": 0,
             "votes": 0,
             "clock_steps": 0,
@@ -365,28 +426,105 @@ class Detector:
             "senders_evicted": 0,
         }
 
+    @property
+    def step(self) -> Literal["all", "shared", "sparse"]:
+        """How much is scored: `all` rows, a `shared` budget of them, or `sparse`: fewer than one in ten.
+
+        It gets worse with the second that was, and better after ten that were.
+        """
+        return self._who.step
+
     def observe(self, rows: Rows) -> list[Detection]:
         """Score ``rows`` (in packet order) and return the votes they cause, in packet order."""
         if not len(rows):
             return []
         t_ns = self._steady(rows.meta["t_ns"])
-        values = rows.values[:, self._at]
-        scores = self._scorer.full(values)
-        self.counters["scored"] += len(rows)
+        rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta)
+        routes = self._who.route(rows.meta, t_ns)
+        self.counters |= self._who.counts()
+        scores = self._scores(rows.values, routes)
+        highest = self._highest(rows.values)
+        high = np.maximum(scores * np.float32(1 / self._decision.full.limit), highest)
+        ordered = routes.order
+        high, carries, chosen = high[ordered], routes.carries[ordered], routes.chosen[ordered]
+        times, sizes = t_ns[ordered], rows.meta["length"][ordered].astype(np.int64)
+        flags = rows.meta["flags"][ordered]
         found: list[tuple[int, Detection]] = []
-        groups, addresses, carries = self._by_subject(rows.meta)
-        for key, index in groups:
-            subject = self._subject(key, int(t_ns[index[0]]))
-            for piece in self._by_minute(key, subject, t_ns, index):
-                batch = self._weigh(key, subject, rows, t_ns, values, scores, addresses, carries, piece)
+        starts = routes.starts.tolist()
+        loudest = np.maximum.reduceat(high, routes.starts[:-1]).tolist()
+        some_carried = np.logical_or.reduceat(carries, routes.starts[:-1]).tolist()
+        for group, key in enumerate(routes.keys):
+            start, end = starts[group], starts[group + 1]
+            subject = self._subject(key, int(times[start]))
+            calm = not subject.alarm and not subject.aftermath
+            learns = self._learn and isinstance(key, int)
+            calm = calm and not (learns and some_carried[group])
+            if calm and (isinstance(key, bytes) or some_carried[group]):
+                shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
+                calm = self._stays_calm(subject, times[start:end][shared], flags[start:end][shared])
+                # the counts of its sender are not its own
+                calm = calm and float(scores[ordered[start:end]].max()) <= self._decision.full.limit * _NEAR
+                calm = calm and not (high[start:end][~shared] > _NEAR).any()
+            elif calm:
+                calm = loudest[group] <= _NEAR
+            if calm:
+                if learns:
+                    self._learn_calm(key, subject, t_ns, ordered[start:end], scores, highest, routes.chosen)
+                kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
+                if len(kept):
+                    subject.note_opened(times[start:end][kept], flags[start:end][kept])
+                    subject.window.quiet(times[start:end][kept], packets, total)
+                continue
+            subject.window.settle()
+            for piece in self._by_minute(key, subject, t_ns, ordered[start:end]):
+                batch = self._weigh(key, subject, rows, t_ns, scores, routes, piece)
                 at = 0
-                while at < len(piece):  # cut where the rule in force or the alarm changes
+                while at < len(batch.meta):  # cut where the rule in force or the alarm changes
                     at = self._advance(key, subject, batch, at, found)
             if subject.pending:
                 self._untold[key] = subject
         self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
         found.sort(key=lambda told: told[0])
         return [detection for _, detection in found]
+
+    def _scores(self, values: NDArray[np.float32], routes: Routes) -> Array:
+        """Score of each row that may be scored, 0 of the others, (n,)."""
+        scores = np.zeros(len(values), dtype=np.float32)
+        picked = None if routes.chosen.all() else np.flatnonzero(routes.chosen)
+        for at in range(0, len(values) if picked is None else len(picked), AT_ONCE):
+            part: Any = slice(at, at + AT_ONCE) if picked is None else picked[at : at + AT_ONCE]
+            scores[part] = self._score(values[part], routes.carries[part])
+        return scores
+
+    def _highest(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The highest count of each row in units of its bound, as the sender's device columns have it, (n,)."""
+        return features.highest_ratios(values, self._counts_at, self._bounds)
+
+    def _learn_calm(
+        self,
+        key: int | bytes,
+        subject: _Subject,
+        t_ns: NDArray[np.int64],
+        index: NDArray[np.intp],
+        scores: Array,
+        highest: NDArray[np.float64],
+        chosen: NDArray[np.bool_],
+    ) -> None:
+        """What a device's limits learn of rows of which none is flagged."""
+        for piece in self._by_minute(key, subject, t_ns, index):
+            own, scored = subject.own, piece[chosen[piece]]
+            assert own is not None
+            own.see(scores[scored] / self._decision.full.limit, highest[scored], np.zeros(len(scored), dtype=bool))
+            own.judged += len(piece) if own.learnt else 0
+
+    def _stays_calm(self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> bool:
+        """Whether a subject's own counts cannot reach a bound in these rows; then they are taken in, and done with."""
+        if len(t_ns) == 0:
+            return True
+        if (flags & (features.NEW_PEER | features.NEW_SOCKET)).any() or (subject.tally > self._bounds * _NEAR).any():
+            return False
+        subject.tallied_ns = max(subject.tallied_ns, int(t_ns.max()))
+        return True
 
     def tick(self, t_ns: int) -> list[Detection]:
         """The votes that are due at packet time ``t_ns`` though no packet came."""
@@ -432,90 +570,13 @@ class Detector:
 
     # -- who --
 
-    def _by_subject(
-        self, meta: NDArray[Any]
-    ) -> tuple[list[tuple[int | bytes, NDArray[np.intp]]], NDArray[Any], NDArray[np.bool_]]:
-        """Rows grouped by subject, each group in packet order; per row its sender's own address as known then, and
-        whether its sender was known then to carry other people's packets.
-
-        Updates what is known of every sender. A row of a remote peer (no monitored source) is incoming when its MAC is
-        a router's: others send to the outside through it or, where that is not seen, it sends answers or nothing but
-        remote peers' packets. Any other MAC that sends under remote addresses lies.
-        """
-        from_inside = self._networks.hold(meta["src"], meta["ip_version"])
-        to_inside = self._networks.hold(meta["dst"], meta["ip_version"])
-        ports = meta["flags"] & features.PORTS != 0
-        opens = meta["flags"] & features.NEW_SOCKET != 0
-        macs, through = meta["src_mac"], meta["dst_mac"]
-        unicast = through >> np.uint64(40) & np.uint64(1) == 0
-        outward = from_inside & ~to_inside & ports & unicast & (macs != through)
-        answer = ~from_inside & to_inside & ports & ~opens
-        addresses = np.full(len(meta), "", dtype=object)
-        carries = np.zeros(len(meta), dtype=bool)
-        groups: dict[int | bytes, list[NDArray[np.intp]]] = {}
-        for mac in np.unique(macs):
-            index = np.flatnonzero(macs == mac)
-            sender = self._sender(int(mac))
-            remote = ~from_inside[index]
-            relays = np.full(len(index), sender.relays)
-            first = np.flatnonzero(outward & (through == mac))[:1]
-            if len(first):
-                relays |= index > first[0]
-            carries[index] = relays
-            client = np.logical_or.accumulate(outward[index]) | sender.client
-            answers = np.logical_or.accumulate(answer[index]) | sender.answers
-            local = np.cumsum(~remote) + sender.local
-            sender.client, sender.answers, sender.local = bool(client[-1]), bool(answers[-1]), int(local[-1])
-            incoming = remote & (relays | (~client & (answers | ((local == 0) & to_inside[index]))))
-            self._own_addresses(sender, meta, index, ~remote, addresses)
-            own = index[~incoming]
-            if len(own):
-                groups.setdefault(int(mac), []).append(own)
-            targets = np.ascontiguousarray(meta["dst"][index[incoming]]).view("V16").reshape(-1)
-            for target in np.unique(targets):
-                groups.setdefault(target.tobytes(), []).append(index[incoming][targets == target])
-        for mac in np.unique(through[outward]):
-            self._sender(int(mac)).relays = True
-        return [(key, np.sort(np.concatenate(parts))) for key, parts in groups.items()], addresses, carries
-
-    def _own_addresses(
-        self,
-        sender: _Sender,
-        meta: NDArray[Any],
-        index: NDArray[np.intp],
-        inside: NDArray[np.bool_],
-        addresses: NDArray[Any],
-    ) -> None:
-        """Fill in ``addresses`` of one sender's rows: its newest by ARP, else the newest not only just begun with."""
-        rows = meta[index]
-        named = inside & (rows["ip_version"] != 0) & rows["src"].any(axis=1)
-        arp = named & (rows["flags"] & features.ARP != 0)
-        by_arp = np.logical_or.accumulate(arp) | sender.by_arp
-        said = np.where(by_arp, arp, named & (rows["flags"] & features.NEW_PEER == 0))
-        if not sender.address and named.any():
-            said[int(np.argmax(named))] = True
-        addresses[index] = sender.address
-        at = np.flatnonzero(said)
-        for i in at[np.append(True, (rows["src"][at[1:]] != rows["src"][at[:-1]]).any(axis=1))] if len(at) else at:
-            sender.address = _text(rows["src"][i], rows["ip_version"][i])
-            addresses[index[i:]] = sender.address
-        sender.by_arp = bool(by_arp[-1])
-
-    def _sender(self, mac: int) -> _Sender:
-        if mac not in self._senders:
-            if len(self._senders) >= MAX_SUBJECTS:
-                self._senders.popitem(last=False)
-                self.counters["senders_evicted"] += 1
-            self._senders[mac] = _Sender()
-        self._senders.move_to_end(mac)
-        return self._senders[mac]
-
     def _subject(self, key: int | bytes, t_ns: int) -> _Subject:
         if key not in self._subjects:
             if len(self._subjects) >= MAX_SUBJECTS:
                 self._subjects.popitem(last=False)
                 self.counters["subjects_evicted"] += 1
-            self._subjects[key] = _Subject(t_ns, len(self._classes))
+            window = _Window(self._decision.vote_w, len(self._classes))
+            self._subjects[key] = _Subject(t_ns, len(self._classes), window)
         self._subjects.move_to_end(key)
         return self._subjects[key]
 
@@ -540,7 +601,8 @@ class Detector:
             subject.own = self._learn(key, subject.first_ns)
         if subject.own.anew:  # somebody said that the device is well: nothing that it did before counts
             subject.own.anew = subject.alarm = subject.aftermath = False
-            subject.full[:] = subject.hits[:] = subject.counted[:] = False
+            subject.window.settle()
+            subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.snapshots.clear()
             subject.older.clear()
         minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
@@ -586,21 +648,17 @@ class Detector:
         subject: _Subject,
         rows: Rows,
         t_ns: NDArray[np.int64],
-        values: NDArray[Any],
         scores: Array,
-        addresses: NDArray[Any],
-        carries: NDArray[np.bool_],
+        routes: Routes,
         index: NDArray[np.intp],
     ) -> "_Batch":
-        """The full rule on one subject's rows. What a router sends of its own is not judged by what it carries."""
+        """The full rule on one subject's rows, and those of them that are judged."""
         decision = self._decision
-        meta = rows.meta[index]
-        counts, score = rows.values[index][:, self._counts_at].astype(np.float64), scores[index]
-        shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else carries[index]
-        if shared.any():
+        meta, values = rows.meta[index], rows.values[index]
+        counts, score = values[:, self._counts_at].astype(np.float64), scores[index]
+        shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else routes.carries[index]
+        if shared.any():  # what a router sends of its own is not judged by what it carries
             counts[shared] = subject.own_counts(t_ns[index][shared], meta["flags"][shared])
-            if not isinstance(key, bytes):
-                score[shared] = self._scorer.carried(values[index][shared])
         warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
         own_score, own_counts = 1.0, 1.0
         if subject.own is not None:
@@ -612,28 +670,34 @@ class Detector:
         opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
         counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
-        loudness = rows.values[index, self._loudness_at].astype(np.float64)
         self.counters["flagged"] += int(full.sum())
+        chosen = routes.chosen[index]
         if subject.own is not None:
             in_units = score / decision.full.limit
-            subject.own.see(in_units, (counts / self._bounds).max(axis=1), full)
-            self._look_at_odd(subject.own, (in_units > 1.0) & ~full, values[index], meta)
+            subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
+            self._look_at_odd(subject.own, chosen & (in_units > 1.0) & ~full, values[:, self._at], meta)
             if subject.own.learnt:
                 subject.own.judged += len(full)
                 subject.own.flagged += int(full.sum())
+        kept, packets, total = subject.judged(chosen | full, meta["length"].astype(np.int64))
+        at = index[kept]
         return _Batch(
-            meta,
-            t_ns[index],
-            values[index],
-            addresses[index],
-            counts,
-            bounds,
-            score_ratio,
-            count_ratio,
-            counted,
-            full,
-            strict,
-            loudness,
+            meta[kept],
+            t_ns[at],
+            rows.values[at],
+            routes.addresses[at],
+            routes.versions[at],
+            counts[kept],
+            bounds[kept],
+            score_ratio[kept],
+            count_ratio[kept],
+            counted[kept],
+            full[kept],
+            strict[kept],
+            values[kept, self._loudness_at].astype(np.float64),
+            chosen[kept],
+            packets,
+            total,
         )
 
     def _advance(
@@ -660,8 +724,8 @@ class Detector:
             hits = batch.full[at:end]
 
         counted = hits & (count_ratio > 1.0)
-        flagged = _in_window(subject.hits, hits, decision.vote_w)
-        by_count = _in_window(subject.counted, counted, decision.vote_w)
+        flagged = _in_window(subject.window.hits, hits, decision.vote_w)
+        by_count = _in_window(subject.window.counted, counted, decision.vote_w)
         if not subject.alarm:
             changes = (flagged >= decision.vote_k) | (by_count >= decision.count_votes)
             over = np.zeros(len(hits), dtype=bool)
@@ -675,7 +739,7 @@ class Detector:
         ratio = np.maximum(score_ratio, count_ratio)[:taken].astype(np.float32)
 
         def vote(i: int) -> _Vote:
-            enough = int(subject.hits.sum()) >= decision.vote_k
+            enough = int(subject.window.hits.sum()) >= decision.vote_k
             by_score = bool(score_ratio[i] >= count_ratio[i] if enough else count_ratio[i] <= 1.0)
             return self._vote(subject, batch, at + i, limit, fast, None if by_score else count_ratios[i])
 
@@ -721,8 +785,10 @@ class Detector:
             if subject.pending:
                 self._tell(key, subject, found)
             subject.alarm = False
-            subject.hits[:] = subject.counted[:] = False  # what comes now is not the same attack
-        if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.full.sum()) < self._clear_counts:
+            subject.window.hits = subject.window.counted = np.zeros_like(
+                subject.window.hits
+            )  # what comes now is not the same attack
+        if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.window.full.sum()) < self._clear_counts:
             subject.aftermath = False
             subject.snapshots.clear()
             subject.older.clear()
@@ -756,7 +822,9 @@ class Detector:
         # what goes on, and not what the alarm began with: the long growth, as far as the last seconds bear it out
         grown = _grown(batch.counts[at:end], t_ns, subject.older[0])
         fresh = np.where(_LONG, np.minimum(grown, fresh * (MEMORY_S / FRESH_S)), fresh)
-        score_ratio = self._scorer.fast(batch.values[at:end]) / (self._decision.fast.limit * batch.strict[at:end])
+        score_ratio, chosen = np.zeros(end - at), batch.chosen[at:end]
+        fast = self._scorer.fast(batch.values[at:end][chosen][:, self._at]) if chosen.any() else np.zeros(0)
+        score_ratio[chosen] = fast / (self._decision.fast.limit * batch.strict[at:end][chosen])
         loud = batch.loudness[at:end] >= LOUD * subject.peak
         score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
         return score_ratio, fresh / batch.bounds[at:end]
@@ -775,31 +843,24 @@ class Detector:
         if at == end:
             return
         subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
-        w = self._decision.vote_w
         meta = batch.meta[at:end]
-        opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET)
-        if opens.any():
-            new = np.stack([batch.t_ns[at:end][opens != 0], opens[opens != 0]], axis=1).astype(np.int64)
-            subject.opened = np.concatenate([subject.opened, new])[-MAX_OPENED:]
+        subject.note_opened(batch.t_ns[at:end], meta["flags"])
         probabilities = np.zeros((end - at, len(self._classes)))
         looks = np.zeros((end - at, len(SIGNATURE)))
-        if self._classify is not None and hits.any():
-            z = self._scaler.z(batch.values[at:end][hits])
-            probabilities[hits] = self._classify(self._scaler.network_input(z))
-            looks[hits] = classify.looks(meta[hits], subject.flagged)
-            subject.flagged = meta[hits][-1:].copy()
-        subject.full = np.concatenate([subject.full, batch.full[at:end]])[-w:]
-        subject.hits = np.concatenate([subject.hits, hits])[-w:]
-        subject.counted = np.concatenate([subject.counted, counted])[-w:]
-        subject.ratio = np.concatenate([subject.ratio, ratio])[-w:]
-        subject.t_ns = np.concatenate([subject.t_ns, batch.t_ns[at:end]])[-w:]
-        subject.lengths = np.concatenate([subject.lengths, meta["length"]])[-w:]
-        subject.classes = np.concatenate([subject.classes, probabilities])[-w:]
-        subject.looks = np.concatenate([subject.looks, looks])[-w:]
+        told = hits & batch.chosen[at:end]
+        if self._classify is not None and told.any():
+            z = self._scaler.z(batch.values[at:end][told][:, self._at])
+            probabilities[told] = self._classify(self._scaler.network_input(z))
+            looks[told] = classify.looks(meta[told], subject.flagged)
+            subject.flagged = meta[told][-1:].copy()
+        packets, total = batch.packets[at:end], batch.bytes[at:end]
+        subject.window.add(
+            *(batch.full[at:end], hits, counted, ratio, batch.t_ns[at:end], packets, total, probabilities, looks)
+        )
         if subject.alarm:
             subject.count += int(hits.sum())
-            subject.packets += end - at
-            subject.bytes += int(meta["length"].sum())
+            subject.packets += int(packets.sum())
+            subject.bytes += int(total.sum())
             # row after row, so that no rounding depends on where batches are cut
             subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
             subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
@@ -807,16 +868,17 @@ class Detector:
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
-        hits = np.flatnonzero(subject.hits)
-        after_silence = np.diff(subject.t_ns[hits], prepend=subject.t_ns[hits[0]]) > SILENCE_S * _S
+        window = subject.window
+        hits = np.flatnonzero(window.hits)
+        after_silence = np.diff(window.t_ns[hits], prepend=window.t_ns[hits[0]]) > SILENCE_S * _S
         first = int(hits[np.flatnonzero(after_silence)[-1] if after_silence.any() else 0])
         subject.alarm = True
         subject.peak, subject.peak_now = float(batch.loudness[row]), 0.0
-        subject.alarm_first_ns = int(subject.t_ns[first])
-        subject.count = int(subject.hits[first:].sum())
-        subject.packets = len(subject.hits) - first
-        subject.bytes = int(subject.lengths[first:].sum())
-        subject.class_sum, subject.looks_sum = subject.classes.sum(axis=0), subject.looks.sum(axis=0)
+        subject.alarm_first_ns = int(window.t_ns[first])
+        subject.count = int(window.hits[first:].sum())
+        subject.packets = int(window.packets[first:].sum())
+        subject.bytes = int(window.bytes[first:].sum())
+        subject.class_sum, subject.looks_sum = window.classes.sum(axis=0), window.looks.sum(axis=0)
         if not subject.aftermath:
             subject.aftermath = True
             subject.second = int(batch.t_ns[row]) // _S
@@ -841,21 +903,22 @@ class Detector:
         """
         subject.last_vote_ns = int(batch.t_ns[row])
         enough = self._decision.vote_k if counts is None else self._decision.count_votes
-        ranked = np.sort(subject.ratio)[::-1]
-        statistic = float(ranked[min(enough, int(subject.hits.sum())) - 1])
+        window = subject.window
+        ranked = np.sort(window.ratio)[::-1]
+        statistic = float(ranked[min(enough, int(window.hits.sum())) - 1])
         count = None if counts is None else int(np.argmax(counts))
         return _Vote(
             subject.last_vote_ns,
             batch.meta[row].copy(),
-            batch.values[row].copy(),
-            batch.addresses[row],
+            batch.values[row, self._at],
+            _text(batch.addresses[row], batch.versions[row]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
             statistic,
             # a count is a sum over many packets: it is as sure as it is far beyond its bound
-            float(subject.hits.mean() if counts is None else max(subject.hits.mean(), 1.0 - 0.5 / max(statistic, 1.0))),
-            max(float(subject.t_ns[-1] - subject.t_ns[0]) / _S, 1e-6),
+            float(window.hits.mean() if counts is None else max(window.hits.mean(), 1.0 - 0.5 / max(statistic, 1.0))),
+            max(float(window.t_ns[-1] - window.t_ns[0]) / _S, 1e-6),
             subject.count,
             subject.packets,
             subject.bytes,
@@ -950,12 +1013,13 @@ class _Vote:
 
 @dataclass(frozen=True)
 class _Batch:
-    """One subject's rows of one `Detector.observe` call under the full rule."""
+    """Those of one subject's rows of one `Detector.observe` call that are judged, under the full rule."""
 
     meta: NDArray[Any]
     t_ns: NDArray[np.int64]  # steady
     values: NDArray[Any]
-    addresses: NDArray[Any]  # the sender's own, as known at each row
+    addresses: NDArray[np.uint8]  # the sender's own, as known at each row
+    versions: NDArray[np.uint8]
     counts: NDArray[np.float64]
     bounds: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
@@ -964,6 +1028,9 @@ class _Batch:
     full: NDArray[np.bool_]
     strict: NDArray[np.float64]  # factor of the limit of the score
     loudness: NDArray[np.float64]  # the sender's packet weight at λ = 1
+    chosen: NDArray[np.bool_]  # scored; the others are here since the counts rule flagged them
+    packets: NDArray[np.int64]  # that each row stands for, those that were not judged before it included
+    bytes: NDArray[np.int64]
 
 
 def _grown(

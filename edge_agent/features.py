@@ -26,9 +26,13 @@ from edge_agent._kernel import (
     ROW_META_SIZE,
     TRUNCATED,
     Kernel,
+    Scaling,
+    Senders,
 )
+from edge_agent._kernel import highest_ratios as _highest_ratios
 from edge_agent.capture import Source
 from edge_agent.contract.columns import ALL_COLUMNS
+from edge_agent.contract.scaling import Array, Scaler
 
 __all__ = [
     "ARP",
@@ -42,7 +46,11 @@ __all__ = [
     "Cut",
     "Extractor",
     "FeatureStateError",
+    "Routes",
+    "RowScaling",
     "Rows",
+    "Subjects",
+    "highest_ratios",
 ]
 
 ROW_META = np.dtype(
@@ -212,3 +220,120 @@ class Extractor:
         if limit < 1:
             raise ValueError(f"limit {limit} is not positive")
         return np.empty((limit, len(ALL_COLUMNS)), self._dtype), np.empty(limit, ROW_META)
+
+
+class RowScaling:
+    """`contract.scaling` in the kernel, in one pass: rows to z and network inputs, and reconstructions to errors.
+
+    ``at`` are the columns of a row of ``width`` values that the network takes. ``keep`` (variants, k) are the columns
+    that count in each variant of the score: the others are shown to the network as normal (z = 0) and left out of the
+    error.
+    """
+
+    def __init__(self, scaler: Scaler, width: int, at: Sequence[int], keep: npt.NDArray[np.bool_]) -> None:
+        self._width, self._columns = width, len(at)
+        inverse = keep / scaler.scale
+        same = list(at) == list(range(len(at)))
+        self._scaling = Scaling(
+            width,
+            None if same else np.array(at, dtype=np.uint32),
+            np.ascontiguousarray(scaler.mean, dtype=np.float32),
+            np.ascontiguousarray(inverse, dtype=np.float32),
+            np.ascontiguousarray(keep, dtype=np.float32),
+            keep.sum(axis=1).astype(np.float32),
+            scaler.squash == "log1p",
+            np.inf if scaler.clip is None else scaler.clip,
+        )
+
+    def inputs(self, values: npt.NDArray[Any], variant: npt.NDArray[np.uint8] | None = None) -> tuple[Array, Array]:
+        """z, unclipped, and what the network sees, both (n, k), of values (n, width); ``variant`` (n,) of each row."""
+        z = np.empty((len(values), self._columns), dtype=np.float32)
+        seen = np.empty_like(z)
+        self._scaling.inputs(np.ascontiguousarray(values, dtype=np.float32), variant, z, seen)
+        return z, seen
+
+    def errors(self, z: Array, rebuilt: Array, variant: npt.NDArray[np.uint8] | None = None) -> Array:
+        """Mean squared error of each row, (n,)."""
+        out = np.empty(len(z), dtype=np.float32)
+        self._scaling.errors(np.ascontiguousarray(rebuilt, dtype=np.float32), variant, z, out)
+        return out
+
+
+def highest_ratios(
+    values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Of rows (n, 140) the highest of the columns ``at`` in units of their bounds, (n,)."""
+    out = np.empty(len(values))
+    _highest_ratios(values, at, bounds, out)
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """Which subject each of n rows belongs to, and what is known of its sender at that row."""
+
+    keys: list[int | bytes]
+    """Of the groups: a MAC, or the 16 bytes of the monitored address that a remote peer's packets came to."""
+    order: npt.NDArray[np.int64]
+    """Row numbers by group, in row order within each."""
+    starts: npt.NDArray[np.int64]
+    """Where each group begins in ``order``, and where the last one ends."""
+    carries: npt.NDArray[np.bool_]
+    """Whether the sender is a router, by what was seen until then, and this is a row of its own."""
+    chosen: npt.NDArray[np.bool_]
+    """Whether the row may be scored."""
+    addresses: npt.NDArray[np.uint8]
+    """(n, 16): the sender's own address as known then; of IP ``versions`` (n,), 0 if none is known."""
+    versions: npt.NDArray[np.uint8]
+
+
+class Subjects:
+    """Who rows are of, and which of them may be scored: ``kernel/senders.c``.
+
+    At most ``most`` senders and subjects are remembered. ``max_rows_per_s`` is the budget in rows a second of capture
+    time, None: every row is scored. ``networks`` are (network, mask) of the monitored side, IPv4 and the upper half of
+    IPv6.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        max_rows_per_s: float | None,
+        v4: Sequence[tuple[int, int]],
+        v6: Sequence[tuple[int, int]],
+    ) -> None:
+        self._senders = Senders(
+            most,
+            max_rows_per_s or 0.0,
+            int.from_bytes(os.urandom(8), "little"),
+            np.array(v4, dtype=np.uint32).tobytes(),
+            np.array(v6, dtype=np.uint64).tobytes(),
+        )
+
+    def route(self, meta: npt.NDArray[Any], t_ns: npt.NDArray[np.int64]) -> Routes:
+        """Take in rows, in the order in which they came, at steady times ``t_ns``."""
+        n = len(meta)
+        order, starts, t_ns = np.empty(n, np.int64), np.empty(n + 1, np.int64), np.ascontiguousarray(t_ns, np.int64)
+        incoming, carries, chosen = np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n, np.bool_)
+        addresses, versions = np.empty((n, 16), np.uint8), np.empty(n, np.uint8)
+        keys = np.empty((n, 3), np.uint64)
+        slot, group = np.empty(max(4, 1 << (2 * n - 1).bit_length()), np.uint32), np.empty(n, np.uint32)
+        packed = np.ascontiguousarray(meta)
+        groups = self._senders.route(
+            *(packed, t_ns, order, starts, incoming, carries, chosen, addresses, versions, keys, slot, group)
+        )
+        found = [
+            int(low) if kind == 1 else key.tobytes()
+            for (low, _, kind), key in zip(keys[:groups].tolist(), keys[:groups, :2], strict=True)
+        ]
+        return Routes(found, order, starts[: groups + 1], carries, chosen, addresses, versions)
+
+    def counts(self) -> dict[str, int]:
+        """Rows scored and shed, senders forgotten."""
+        scored, shed, evicted, _ = self._senders.counts()
+        return {"scored": scored, "shed": shed, "senders_evicted": evicted}
+
+    @property
+    def step(self) -> Literal["all", "shared", "sparse"]:
+        """How the scoring of the last seconds went: every row, a fair share of them, or fewer than one in ten."""
+        return ("all", "shared", "sparse")[self._senders.counts()[3]]

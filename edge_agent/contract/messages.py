@@ -599,6 +599,7 @@ class Health:
     outbox_depth: int
     model: str
     counters: Mapping[str, int]  # since the start
+    scoring: str = "all"  # rows, or a "shared" budget of them, or "sparse": fewer than one in ten
     allowed: tuple[Mapping[str, Any], ...] = ()  # what is held back now: the newest entries of the allow list
     allowed_entries: int = 0  # how many there are
 
@@ -614,6 +615,7 @@ class Health:
             "interfaces_down": list(self.interfaces_down),
             "outbox_depth": self.outbox_depth,
             "model": self.model,
+            "scoring": self.scoring,
             "allowed": [dict(entry) for entry in self.allowed],
             "allowed_entries": self.allowed_entries,
             "counters": {key: value for key, value in self.counters.items() if value},

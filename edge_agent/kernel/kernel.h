@@ -5,9 +5,12 @@
  *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
  *     ring.c      the headers of the last seconds, for the pcap that goes with an alert
  *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
+ *     senders.c   rows -> subjects: devices and victims, and which rows a budget lets be scored
+ *     scale.c     rows -> the inputs of a network, and its outputs -> scores
  *     module.c    the Python face; the only file that includes Python.h
  *
- * No globals; nothing is allocated after kernel_new(), kernel_keep() and capture_open_*(); every read of a frame is checked against
+ * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_*() and senders_new();
+ * every read of a frame is checked against
  * the captured end. One struct kernel belongs to one thread at a time.
  *
  *
@@ -314,5 +317,65 @@ void kernel_save(const struct kernel *k, uint8_t *out);
 size_t kernel_saved_seen_size(const struct kernel *k);
 void kernel_save_seen(const struct kernel *k, uint8_t *out);
 const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size);
+
+/* ---- scores ---- */
+
+/* Transform of one network. There may be several variants of it, which leave out different columns: those have 0 in
+ * `inverse` (so z = 0) and in `keep`. */
+struct scaling {
+    size_t stride, columns;     /* of a row of values; of z, inputs and rebuilt */
+    const uint32_t *at;         /* columns of a row that are taken; NULL: the first ones */
+    const float *mean;          /* [columns], of squashed values */
+    const float *inverse;       /* [variants][columns] of the scale */
+    const float *keep;          /* [variants][columns], 1 or 0 */
+    const float *kept;          /* [variants], how many */
+    float clip;                 /* of inputs; INFINITY: none */
+    bool squash;                /* sign(x) log(1 + |x|) */
+};
+
+/* variant[i] is that of row i; NULL: 0 for all. row_errors: the mean squared difference over the kept columns. */
+void scale_rows(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs);
+void row_errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out);
+
+/* Of each row the highest of the values `at` in units of their bounds, at least 0. */
+void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
+                    double *out);
+
+/* ---- subjects ---- */
+
+struct network4 {
+    uint32_t first, mask;
+};
+struct network6 {
+    uint64_t first, mask; /* the upper 64 bits */
+};
+
+struct senders;
+
+/* At most `capacity` senders and as many subjects are remembered; `rate` rows a second may be scored, 0: all. NULL when
+ * memory is short. */
+struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const struct network4 *v4, size_t v4_count,
+                            const struct network6 *v6, size_t v6_count);
+void senders_free(struct senders *s);
+
+/* What is told of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order,
+ * groups in the order of their first rows. */
+struct routes {
+    int64_t *order, *starts;     /* [n], [n + 1] */
+    uint8_t *incoming, *carries; /* its subject is its target; its sender is a router whose own row this is */
+    uint8_t *chosen;             /* it may be scored */
+    uint8_t *addresses, *versions; /* [n][16] the sender's own as known then, IP version 0 if none */
+    uint64_t (*keys)[3];         /* [n], of the groups */
+    uint32_t *slot, *group;      /* scratch: [slots], [n] */
+    uint32_t slots;              /* a power of two, at least 2 n */
+};
+/* Rows in the order in which they came, at times t_ns that do not step back far. Returns how many groups there are. */
+size_t senders_route(struct senders *s, const struct row_meta *rows, const int64_t *t_ns, size_t count, struct routes *out);
+
+struct senders_counts {
+    uint64_t scored, shed, evicted;
+    uint32_t step; /* 0: every row of a second was scored, 1: some were not, 2: hardly any was */
+};
+void senders_counts(const struct senders *s, struct senders_counts *out);
 
 #endif

@@ -473,7 +473,7 @@ def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
     t_ns = np.sort(rng.integers(0, 400 * S, 300))
     t_ns[100:103] = t_ns[[102, 100, 101]]
     flags = rng.choice([0, features.NEW_SOCKET, features.NEW_SOCKET | features.NEW_PEER], 300)
-    whole, cut = detectors._Subject(0, 0), detectors._Subject(0, 0)
+    whole, cut = (detectors._Subject(0, 0, detectors._Window(1, 0)) for _ in range(2))
     counts = whole.own_counts(t_ns, flags)
     pieces = np.concatenate([cut.own_counts(t_ns[i : i + 7], flags[i : i + 7]) for i in range(0, 300, 7)])
     assert (counts == pieces).all()
@@ -532,9 +532,8 @@ def test_it_is_the_same_under_ipv6(judge, plug, own):
 
 def test_an_address_that_arp_named_stays_the_devices_own():
     """And one it uses in earnest later takes its place only where no ARP packet said otherwise."""
-    detector = Detector.__new__(Detector)  # who is who needs no model
-    detector._networks, detector._senders = Networks.parse(detectors.PRIVATE_NETWORKS), detectors.OrderedDict()
-    detector.counters = {"senders_evicted": 0}
+    monitored = Networks.parse(detectors.PRIVATE_NETWORKS)
+    who = features.Subjects(16, None, monitored.v4, monitored.v6)
     frames = [
         packet("192.168.1.5", CLOUD),
         packet("192.168.1.6", CLOUD),
@@ -543,7 +542,7 @@ def test_an_address_that_arp_named_stays_the_devices_own():
         packet("192.168.1.6", CLOUD),
     ]
     rows = Extractor(64).push_frames([(10**18 + i, len(f), f) for i, f in enumerate(frames)])
-    assert detector._by_subject(rows.meta)[1].tolist() == [f"192.168.1.{n}" for n in (5, 5, 6, 7, 7)]
+    assert who.route(rows.meta, rows.meta["t_ns"]).addresses[:, 3].tolist() == [5, 5, 6, 7, 7]
 
 
 # -- classes and bundles --
@@ -605,9 +604,10 @@ def test_networks_hold_their_addresses_and_no_others(tmp_path):
         "fd12::1": True,
         "fe80::1": False,
     }
-    frames = [packet(address, "::1" if ":" in address else 1) for address in cases]
+    frames = [packet(address, "::1" if ":" in address else 1, mac=PLUG_MAC + i) for i, address in enumerate(cases)]
     rows = Extractor(64).push_frames([(i, len(f), f) for i, f in enumerate(frames)])
-    assert networks.hold(rows.meta["src"], rows.meta["ip_version"]).tolist() == list(cases.values())
+    routes = features.Subjects(16, None, networks.v4, networks.v6).route(rows.meta, rows.meta["t_ns"])
+    assert [version > 0 for version in routes.versions] == list(cases.values())  # only a monitored address is its own
 
 
 @pytest.mark.parametrize("text", ["192.168.0.1/16", "home", "fd00::/96", ""])
