@@ -5,8 +5,8 @@
  *
  * The budget is a bucket of rows that fills with capture time. While it is more than half full, every row is scored. Below,
  * a subject has a bucket of its own, filled with its share of the rate. Rows that opened nothing leave half of that and a
- * quarter of the whole to those that opened a stream. A quiet device's bucket is full, so what is shed is a loud one's. Nothing waits: a row is
- * scored when it comes or never, so that what is scored is the newest state there is. */
+ * quarter of the whole to those that opened a stream. A quiet device's bucket is full, so what is shed is a loud one's.
+ * Nothing waits: a row is scored when it comes or never, so that what is scored is the newest state there is. */
 #include "kernel.h"
 
 #include <stdlib.h>
