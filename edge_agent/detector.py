@@ -308,6 +308,12 @@ class _Subject:
         before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
         return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
 
+    def end_aftermath(self) -> None:
+        """Judge it by the full rule again, and forget what was old."""
+        self.aftermath = False
+        self.snapshots.clear()
+        self.older.clear()
+
     def note_opened(self, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> None:
         """Keep the times of those of some rows that opened something."""
         opens = flags & (features.NEW_PEER | features.NEW_SOCKET)
@@ -600,11 +606,10 @@ class Detector:
         if subject.own is None:
             subject.own = self._learn(key, subject.first_ns)
         if subject.own.anew:  # somebody said that the device is well: nothing that it did before counts
-            subject.own.anew = subject.alarm = subject.aftermath = False
+            subject.own.anew = subject.alarm = False
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
-            subject.snapshots.clear()
-            subject.older.clear()
+            subject.end_aftermath()
         minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
             minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
@@ -789,9 +794,7 @@ class Detector:
                 subject.window.hits
             )  # what comes now is not the same attack
         if not subject.alarm and quiet_s > AFTERMATH_S and int(subject.window.full.sum()) < self._clear_counts:
-            subject.aftermath = False
-            subject.snapshots.clear()
-            subject.older.clear()
+            subject.end_aftermath()
             return
         subject.second = t_ns // _S
         subject.snapshots.append(subject.newest)
