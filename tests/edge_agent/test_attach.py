@@ -177,7 +177,7 @@ def test_too_few_devices_are_warned_of_once_and_not_at_once(sent, said, caplog):
 
 
 def test_on_the_wan_side_of_a_gateway_its_own_mac_is_no_device(wire, tmp_path):
-    """The gateway sends under its one address; a modem carries the rest of the world, and has an fe80:: address, too."""
+    """The gateway sends under its one address; a modem carries the rest of the world, and has an fe80:: too."""
     text = ip("-n", wire.gateway, "-br", "link", "show", wire.port).split()[2]
     own = int(text.replace(":", ""), 16)
     out = [packet("192.168.178.2", f"8.8.{i}.8", mac=own, to_mac=ROUTER) for i in range(100)]
