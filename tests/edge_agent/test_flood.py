@@ -68,10 +68,10 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
         frames += [(t + shift, length, data) for t, length, data in found]
     scanning, loud, slow = 1, 2, 4
     into = SECONDS * S // 10
-    for who, attack, rate in (
-        (scanning, scan(200, addresses[scanning], mac=macs[scanning]), 20),
-        (slow, scan(100, addresses[slow], seed=3, mac=macs[slow]), 4),
-        (loud, one_socket(5_000, addresses[loud], mac=macs[loud]), 500),
+    for attack, rate in (
+        (scan(200, addresses[scanning], mac=macs[scanning]), 20),
+        (scan(100, addresses[slow], seed=3, mac=macs[slow]), 4),
+        (one_socket(5_000, addresses[loud], mac=macs[loud]), 500),
     ):
         frames += steady(attack, START + into, rate)
     return Street(Life(frames), macs[0], (macs[scanning], macs[slow], macs[loud]))
@@ -128,7 +128,9 @@ def test_the_first_alert_comes_within_a_second(flooded):
 
 def test_memory_does_not_grow_with_the_flood(flooded):
     first, most = flooded.peak_kb[0], flooded.peak_kb[-1]
-    print(f"\nresident {first / 1000:.1f} MB at most until the first second is over, {most / 1000:.1f} MB until the end")
+    print(
+        f"\nresident {first / 1000:.1f} MB at most until the first second is over, {most / 1000:.1f} MB until the end"
+    )
     assert most <= 1.1 * first
 
 

@@ -415,8 +415,8 @@ def test_files_that_do_not_serve_stop_the_start_with_their_name(tmp_path, outbox
         ({"tls": True, "ca_file": tmp_path / "junk"}, "ca_file"),
         ({"tls": True, "cert_file": tmp_path / "junk", "key_file": tmp_path / "junk"}, "cert_file"),
         ({"username": "u", "password_file": tmp_path / "none"}, "password_file .*no such file"),
-        ({"ca_file": tmp_path / "junk"}, "need tls"),
-        ({"tls": True, "cert_file": tmp_path / "junk"}, "go together"),
+        ({"ca_file": tmp_path / "junk"}, "ca_file: needs tls"),
+        ({"tls": True, "cert_file": tmp_path / "junk"}, "cert_file: needs key_file"),
         ({"port": 0}, "port"),
         ({"base": "a/#"}, "base"),
     ):
