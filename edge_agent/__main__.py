@@ -272,10 +272,11 @@ def _run(args: argparse.Namespace) -> int:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
 
-        def give(alert: "Alert") -> None:
-            _print(alert)
+        def give(*alerts: "Alert") -> None:
+            for alert in alerts:
+                _print(alert)
             if publisher:
-                publisher.give(alert)
+                publisher.give(*alerts)
 
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)

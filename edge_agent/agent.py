@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +33,14 @@ from edge_agent.state import State, StateError
 BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
-WAIT_S = 0.5
+WAIT_S = 0.25
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
 
 GATHERED_NS = 1_000_000_000
 """Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
+
+STOP_S = 1.4
+"""How long the end waits for the line to the broker, counted from when the last alerts are in the outbox."""
 
 HEALTH_ENTRIES = 8
 """Entries of the allow list in a health message, first those of the broker; `status` tells all."""
@@ -197,7 +200,7 @@ def replay(
 def run(
     agent: Agent,
     interfaces: Interfaces,
-    give: Callable[[Alert], None],
+    give: Callable[..., None],
     stop: threading.Event,
     publisher: "Publisher | None" = None,
     *,
@@ -205,6 +208,7 @@ def run(
 ) -> None:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
+    ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
     What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
@@ -248,10 +252,12 @@ def run(
             memory.beat(now)
     finally:
         watched.say("STOPPING=1")
-        for alert in agent.finish():
-            give(alert)
+        give(*agent.finish())
         if control:
             control.close()
+        memory.finish()
+        if publisher:
+            publisher.stop()  # the broker has its last words while the disk is written
         memory.close()
 
 
@@ -427,18 +433,20 @@ class _Memory:
         if now >= self._save or document is not None:
             self._write(document, now, everything=False)
 
-    def close(self) -> None:
-        """Keep everything; returns when it is on the disk."""
+    def finish(self) -> None:
+        """Tell the broker the last, and begin to keep everything."""
         self._devices.look()
         if self._writer is None:
             return
         self._told = ()
         now = time.monotonic()
         self._save = now
-        if self._pending:
-            wait([self._pending])
         self._write(self._document(now), now, everything=True)
-        self._writer.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Return when everything is on the disk."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
 
     def _document(self, now: float) -> bytes | None:
         """The document on devices if there is something new in it; the broker is given it at once."""
@@ -510,15 +518,18 @@ class Publisher:
             commands=controlled and bool(config.commands),
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
+        self._stop, self._stopped = threading.Event(), 0.0
+        self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
-    def give(self, alert: Alert) -> None:
-        """Keep one alert until the broker has taken it; an update may be dropped first when the outbox is full."""
-        state = alert["alert"]["context"]["botwatch"]["state"]
-        self.outbox.put(self._topic, messages.encode(alert), droppable=state == "update")
+    def give(self, *alerts: Alert) -> None:
+        """Keep alerts until the broker has taken them; updates may be dropped first when the outbox is full."""
+        states = [alert["alert"]["context"]["botwatch"]["state"] for alert in alerts]
+        self.outbox.put_all(
+            [(self._topic, messages.encode(a), s == "update") for a, s in zip(alerts, states, strict=True)]
+        )
         if self.control:
-            self.control.remember(alert)
+            for alert in alerts:
+                self.control.remember(alert)
 
     def counts(self) -> dict[str, int]:
         """Alerts that were dropped because the outbox was full, and what became of commands."""
@@ -531,6 +542,20 @@ class Publisher:
             counts |= {"replies": line.replies, "replies_lost": line.replies_lost}
         return counts
 
+    def stop(self) -> None:
+        """Have the line say its last words and end; `running` waits for that, `STOP_S` from now at most."""
+        if not self._stop.is_set():
+            self._stopped = time.monotonic()
+            self._stop.set()
+            self.link.wake()
+
+    def _carry(self) -> None:
+        try:
+            self.link.run(self._stop)
+        except StateError:
+            if not self._stop.is_set():  # else the end has not waited for us, and closed the state
+                raise
+
     @contextmanager
     def running(self) -> Iterator["Publisher"]:
         """Connect and ship until the block ends; what the broker did not take stays in the outbox."""
@@ -538,8 +563,10 @@ class Publisher:
         try:
             yield self
         finally:
-            self._stop.set()
-            self._thread.join()
+            self.stop()
+            self._thread.join(max(self._stopped + STOP_S - time.monotonic(), 0.0))
+            if self._thread.is_alive():
+                logger.info("not waiting for %s; what it has not taken is kept", self.link.config.address)
             if left := self.outbox.save():
                 logger.error("%d alerts are lost: the broker has not taken them and the disk does not", left)
             self.state.close()
