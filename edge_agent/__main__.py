@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROG = "botwatch agent"
 
+logger = logging.getLogger(__name__)
+
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
@@ -272,17 +274,27 @@ def _run(args: argparse.Namespace) -> int:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
 
+        unprintable = ""
+
         def give(*alerts: "Alert") -> None:
-            for alert in alerts:
-                _print(alert)
+            nonlocal unprintable
+            try:
+                for alert in alerts:
+                    _print(alert)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk behind `> FILE` must not end the agent
+                if error.strerror != unprintable:
+                    logger.error("alerts cannot be written to stdout: %s", error.strerror)
+                unprintable = error.strerror or ""
             if publisher:
                 publisher.give(*alerts)
 
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
-            agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
-        counts = agent.counts() | interfaces.count() | (publisher.counts() if publisher else {})
+            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
+        counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)
         return 0

@@ -19,7 +19,7 @@ from edge_agent.calibrate import MINUTE, OWN_MINUTES, OWN_S, Own
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import clean, format_time
-from edge_agent.state import State
+from edge_agent.state import State, StateUnwritableError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Devices:
     """The devices of one gateway under one bundle; ``own`` is what a `Detector` learns with.
 
     ``names`` maps a MAC as text to what people call the device; ``min_s`` is the shortest time of learning. With a
-    ``state``, what it holds of this model is taken up and `keep` writes there; StateError when it cannot be read.
+    ``state``, what it holds of this model is taken up and `keep` writes there; StateError when it cannot be used.
     """
 
     def __init__(
@@ -168,7 +168,12 @@ class Devices:
             self._state.learnt_put(self._model, records, now_s, KEEP_S)
 
     def _load(self, state: State) -> None:
-        for mac, record in state.learnt(self._model)[:MAX_DEVICES]:
+        try:
+            records = state.learnt(self._model)[:MAX_DEVICES]
+        except StateUnwritableError as error:
+            logger.error("what was learnt cannot be read, devices learn anew: %s", error)
+            return
+        for mac, record in records:
             own = self._new(0)
             try:
                 _unpack(own, record)

@@ -14,12 +14,10 @@ import pytest
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.edge_agent.test_live import LISTEN, SEND, Wire, agent, alerts, state, wire  # noqa: F401 - the fixture
+from tests.edge_agent.test_live import LISTEN, agent, alerts, state
+from tests.netns import MAC, ROOT, SEND, Wire
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady
-
-MAC = 0x02005E100001
-ROOT = Path(__file__).parents[2]
 
 # A host that takes connections and never says a word; with "full" not even the handshake of TCP is ended.
 MUTE = """
@@ -40,7 +38,7 @@ time.sleep(600)
 
 
 @contextmanager
-def mute(wire: Wire, port: int, how: str) -> Iterator[None]:  # noqa: F811
+def mute(wire: Wire, port: int, how: str) -> Iterator[None]:
     process = wire.on_gateway(sys.executable, "-c", MUTE, str(port), how, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -52,7 +50,7 @@ def mute(wire: Wire, port: int, how: str) -> Iterator[None]:  # noqa: F811
 
 
 @contextmanager
-def sending(wire: Wire, frames: list, folder: Path, rate: float) -> Iterator[None]:  # noqa: F811
+def sending(wire: Wire, frames: list, folder: Path, rate: float) -> Iterator[None]:
     """Frames go on until the block ends."""
     file = folder / "flood.pcap"
     file.write_bytes(pcap(frames, nanoseconds=True))
@@ -82,7 +80,7 @@ def kept(box: Path) -> list[dict]:
 
 @pytest.mark.parametrize("broker", ["mute", "full", "mute, TLS", "nobody"])
 def test_a_stop_in_a_flood_takes_two_seconds_and_loses_nothing_when_the_broker_is_out_of_reach(
-    wire: Wire,  # noqa: F811
+    wire: Wire,
     home: Home,
     tmp_path: Path,
     broker: str,
@@ -108,7 +106,7 @@ def test_a_stop_in_a_flood_takes_two_seconds_and_loses_nothing_when_the_broker_i
 @needs_mosquitto
 @pytest.mark.parametrize("broker", ["well", "hangs"])
 def test_a_stop_in_a_flood_delivers_what_it_can_in_two_seconds(
-    wire: Wire,  # noqa: F811
+    wire: Wire,
     home: Home,
     tmp_path: Path,
     broker: str,
@@ -146,7 +144,7 @@ def test_a_stop_in_a_flood_delivers_what_it_can_in_two_seconds(
     assert took < 2.0
 
 
-def mosquitto(wire: Wire, folder: Path) -> "tuple[subprocess.Popen[str], int]":  # noqa: F811
+def mosquitto(wire: Wire, folder: Path) -> "tuple[subprocess.Popen[str], int]":
     """A broker in the gateway's namespace, and its port."""
     made = Mosquitto(folder, "connection_messages true")
     process = wire.on_gateway(*made.command(), stderr=subprocess.DEVNULL)
