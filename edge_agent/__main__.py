@@ -295,8 +295,8 @@ def _run(args: argparse.Namespace) -> int:
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
-            agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
-        counts = agent.counts() | interfaces.count() | (publisher.counts() if publisher else {})
+            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
+        counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)
         return 0

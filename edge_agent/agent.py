@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.alerts import Alerter
+from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig, EvidenceConfig
@@ -86,7 +87,7 @@ class Agent:
         state: State | None = None,
         evidence: EvidenceConfig | None = None,
     ):
-        sizes, learning = config.extractor, config.learning
+        sizes, learning, self.networks = config.extractor, config.learning, config.networks
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.evidence: EvidenceStore | None = None
         if evidence and evidence.path:
@@ -210,9 +211,10 @@ def run(
     publisher: "Publisher | None" = None,
     *,
     save_s: float = 600.0,
-) -> None:
+) -> dict[str, int]:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
+    Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
     What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
@@ -261,6 +263,7 @@ def run(
         if control:
             control.close()
         memory.close()
+    return health.counters
 
 
 def _relearn(devices: Devices, device: str) -> dict[str, Any]:
@@ -310,23 +313,14 @@ class _Health:
 
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
-        self._next, self._began, self._frames = 0.0, time.monotonic(), 0
+        self._next, self._frames = 0.0, 0
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
-        self._senders: set[int] = set()
-        self._largest, self._alone_told, self._merged_told = 0, False, False
+        self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
+        self.counters = self._surroundings.counters
 
     def look(self, rows: Rows) -> None:
-        """Notice frames larger than any wire carries, and how many devices send."""
-        self._largest = max(self._largest, int(rows.meta["length"].max()))
-        if len(self._senders) < 3:
-            self._senders.update(rows.meta["src_mac"][:64].tolist())
-        if self._largest > LARGEST_FRAME and not self._merged_told:
-            self._merged_told = True
-            logger.warning(
-                "a frame of %d bytes: the interface merges frames, which falsifies sizes and rates; "
-                "`botwatch agent check` says how to switch that off",
-                self._largest,
-            )
+        """Notice what the frames tell of how the interfaces are attached."""
+        self._surroundings.look(rows)
 
     def now(self) -> None:
         """Let health be due at once."""
@@ -338,9 +332,7 @@ class _Health:
             return
         self._next = now + HEALTH_S
         frames, captured = self._agent.extractor.counts()["frames"], self._interfaces.count()
-        if not self._alone_told and now - self._began > 10 * HEALTH_S and 0 < len(self._senders) < 3 and frames > 1000:
-            self._alone_told = True
-            logger.warning("only %d MAC addresses seen: this looks like the wrong side of NAT", len(self._senders))
+        self._surroundings.beat(now, frames)
         lost = captured["dropped"] + captured["interface_dropped"]
         if lost > self._drops:
             logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
@@ -365,7 +357,7 @@ class _Health:
             episodes_open=self._agent.alerter.open_episodes,
             interfaces_down=tuple(self._interfaces.down),
             scoring=self._agent.detector.step,
-            counters=counts | captured | (publisher.counts() if publisher else {}),
+            counters=counts | captured | self.counters | (publisher.counts() if publisher else {}),
             outbox_depth=publisher.outbox.depth() if publisher else 0,
             model=self._agent.alerter.model.version,
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
@@ -486,10 +478,6 @@ class _Memory:
                 self._trouble = str(error)
 
         self._pending = self._writer.submit(write)
-
-
-LARGEST_FRAME = 9_216 + 18
-"""Bytes: the largest jumbo frame in use, with its Ethernet header; more was merged by the network card or kernel."""
 
 
 def _resident_mb() -> float:

@@ -26,7 +26,7 @@ LAYERS = (
     {"features", "calibrate", "outbox"},
     {"classify", "evidence"},
     {"detector", "devices", "link"},
-    {"alerts", "allow", "checkins"},
+    {"alerts", "allow", "attach", "checkins"},
     {"config"},
     {"control"},
     {"agent", "check"},
