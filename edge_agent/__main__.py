@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROG = "botwatch agent"
 
+logger = logging.getLogger(__name__)
+
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
@@ -287,8 +289,18 @@ def _run(args: argparse.Namespace) -> int:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
 
+        unprintable = ""
+
         def give(alert: "Alert") -> None:
-            _print(alert)
+            nonlocal unprintable
+            try:
+                _print(alert)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk behind `> FILE` must not end the agent
+                if error.strerror != unprintable:
+                    logger.error("alerts cannot be written to stdout: %s", error.strerror)
+                unprintable = error.strerror or ""
             if publisher:
                 publisher.give(alert)
 

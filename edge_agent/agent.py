@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge_agent.alerts import Alerter
+from edge_agent.alerts import Alerter, cut_short
 from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
@@ -46,11 +46,8 @@ HEALTH_ENTRIES = 8
 CLAIM_S = 5.0
 """How long to wait for a command line that is at the state file just now."""
 
-HEALTH_S = 60.0
-"""Seconds between two health messages."""
-
-HEALTH_EXPIRES_S = 300
-"""Seconds after which a broker forgets the health of a gateway that says no more (MQTT 5)."""
+HEALTH_LASTS = 5
+"""Health messages that may be missing before a broker forgets the last one (MQTT 5)."""
 
 DEVICES_S = 60.0
 """Seconds between two documents on devices, at least; without a change of state or progress `DEVICES_IDLE_S`."""
@@ -314,6 +311,7 @@ class _Health:
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
         self._next, self._frames = 0.0, 0
+        self._every_s = publisher.health_s if publisher else 60.0
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -330,7 +328,7 @@ class _Health:
         """Send health when it is due."""
         if now < self._next:
             return
-        self._next = now + HEALTH_S
+        self._next = now + self._every_s
         frames, captured = self._agent.extractor.counts()["frames"], self._interfaces.count()
         self._surroundings.beat(now, frames)
         lost = captured["dropped"] + captured["interface_dropped"]
@@ -338,7 +336,7 @@ class _Health:
             logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
         if self._publisher:
             health = messages.encode(self.document().document())
-            self._publisher.link.retain("health", health, qos=0, expires_s=HEALTH_EXPIRES_S)
+            self._publisher.link.retain("health", health, qos=0, expires_s=int(HEALTH_LASTS * self._every_s))
         self._frames, self._cpu_s, self._past, self._drops = frames, _cpu_s(), now, lost
 
     def document(self) -> messages.Health:
@@ -493,7 +491,7 @@ class Publisher:
     """
 
     def __init__(self, config: AgentConfig, *, controlled: bool = False):
-        self._topic = messages.topic(config.gateway, "alert", base=config.broker.base)
+        self._topic, self.health_s = messages.topic(config.gateway, "alert", base=config.broker.base), config.health_s
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
         if controlled and not self.state.claim(CLAIM_S):
@@ -506,21 +504,42 @@ class Publisher:
             commands=controlled and bool(config.commands),
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
+        self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
 
     def give(self, alert: Alert) -> None:
         """Keep one alert until the broker has taken it; an update may be dropped first when the outbox is full."""
-        state = alert["alert"]["context"]["botwatch"]["state"]
-        self.outbox.put(self._topic, messages.encode(alert), droppable=state == "update")
+        ours = alert["alert"]["context"]["botwatch"]
+        state = ours["state"]
+        payload = messages.encode(alert)
+        self.outbox.put(self._topic, payload, droppable=state == "update", story=ours["id"], last=state == "end")
         if self.control:
             self.control.remember(alert)
 
+    def _end_what_was_open(self, end_s: float) -> int:
+        """End the episodes that were open when the agent before this one was killed; how many there were.
+
+        Nobody would end them else: at the collector a device would be under alarm for good.
+        """
+        stories, ends, now_ns = self.outbox.unfinished(), [], time.time_ns()
+        for story, topic, payload in stories:
+            try:
+                end = messages.encode(cut_short(messages.decode(payload), now_ns, end_s))
+                ends.append((topic, end, False))
+            except (KeyError, TypeError, ValueError) as error:  # of another version
+                logger.error("episode %s cannot be ended, its last alert cannot be read: %r", story, error)
+        self.outbox.put_all(ends, finished=[story for story, _, _ in stories])
+        if stories:
+            logger.warning("the last agent ended without a word: %d episodes that were open are ended", len(stories))
+        return len(stories)
+
     def counts(self) -> dict[str, int]:
-        """Alerts that were dropped because the outbox was full, and what became of commands."""
+        """What became of alerts and commands, as far as it was not as it should."""
         lost, line = self.outbox.counts, self.link.counts
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
-        counts["outbox_unwritable"] = lost.unwritable
+        counts |= {"outbox_unwritable": lost.unwritable, "outbox_in_memory": self.outbox.unsaved()}
+        counts |= {"state_damaged": self.state.damaged, "episodes_cut_short": self._cut_short}
         if self.control:
             counts |= self.control.counts
             counts["commands_dropped"] += line.commands_lost

@@ -173,6 +173,7 @@ class AgentConfig:
     outbox: OutboxConfig = OutboxConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    health_s: float = 60.0
     commands: tuple[str, ...] = tuple(VERBS)
     control: ControlConfig = ControlConfig()
 
@@ -181,6 +182,8 @@ class AgentConfig:
         for verb in self.commands:
             if verb not in VERBS:
                 raise ValueError(f"commands: {verb[:40]!r} is none of {', '.join(VERBS)}")
+        if not 1 <= self.health_s <= 3600:
+            raise ValueError(f"health_s: {self.health_s} is not within 1..3600")
         if len(self.site) > 63:
             raise ValueError(f"site: {len(self.site)} characters, the bound is 63")
         Networks.parse(self.networks)

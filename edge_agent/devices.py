@@ -27,7 +27,7 @@ from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
 from edge_agent.contract.messages import clean, format_time
 from edge_agent.reservoir import Run, Sample
-from edge_agent.state import State
+from edge_agent.state import State, StateUnwritableError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Devices:
 
     ``names`` maps a MAC as text to what people call the device; ``min_s`` is the shortest time of learning;
     ``most_bytes`` bounds the rows that are kept, 0: none are. With a ``state``, what it holds of this model is taken up
-    and `keep` writes there; StateError when it cannot be read.
+    and `keep` writes there; StateError when it cannot be used.
     """
 
     def __init__(
@@ -229,7 +229,11 @@ class Devices:
         """
         if not self._state or not self._most_bytes:
             return
-        for mac, model, record in self._state.learnt_elsewhere(self._model)[:MAX_DEVICES]:
+        try:
+            elsewhere = self._state.learnt_elsewhere(self._model)[:MAX_DEVICES]
+        except StateUnwritableError:  # `_load` has said so
+            return
+        for mac, model, record in elsewhere:
             if len(self._waiting) >= MAX_DEVICES:
                 break
             own, runs, votes, rows = self._new(0), self._read_runs(mac), {}, 0
@@ -262,7 +266,12 @@ class Devices:
         return max((old / new for old, new in zip(before, now, strict=True) if old and new), default=1.0)
 
     def _load(self, state: State) -> None:
-        for mac, record in state.learnt(self._model)[:MAX_DEVICES]:
+        try:
+            records = state.learnt(self._model)[:MAX_DEVICES]
+        except StateUnwritableError as error:
+            logger.error("what was learnt cannot be read, devices learn anew: %s", error)
+            return
+        for mac, record in records:
             own = self._new(0)
             try:
                 kept = _unpack(own, record)
