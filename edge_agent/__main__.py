@@ -291,10 +291,11 @@ def _run(args: argparse.Namespace) -> int:
 
         unprintable = ""
 
-        def give(alert: "Alert") -> None:
+        def give(*alerts: "Alert") -> None:
             nonlocal unprintable
             try:
-                _print(alert)
+                for alert in alerts:
+                    _print(alert)
             except BrokenPipeError:
                 raise
             except OSError as error:  # a full disk behind `> FILE` must not end the agent
@@ -302,7 +303,7 @@ def _run(args: argparse.Namespace) -> int:
                     logger.error("alerts cannot be written to stdout: %s", error.strerror)
                 unprintable = error.strerror or ""
             if publisher:
-                publisher.give(alert)
+                publisher.give(*alerts)
 
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
