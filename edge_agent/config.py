@@ -14,6 +14,7 @@ from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
 from edge_agent.contract.settings import check, within
 from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
+from edge_agent.devices import MOST_BYTES
 from edge_agent.outbox import MAX_BYTES, MAX_ROWS
 
 
@@ -99,11 +100,13 @@ class CheckInsConfig:
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Whether devices get limits of their own here, and how soon."""
+    """Whether devices get limits of their own here, how soon, and how many rows of them are kept for another model."""
 
     enabled: bool = True
     minutes: int = within(int(OWN_S) // 60, 5, 10_080)
     save_minutes: int = within(10, 1, 1440)
+    kept_mb: float = within(MOST_BYTES / (1 << 20), 0.0, 256.0)
+    export: bool = False
 
     def __post_init__(self) -> None:
         check(self)
