@@ -24,7 +24,7 @@ test: $(READY)
 
 # Ten minutes of fuzzing, and floods at their full rates where `make test` sends a few packets a second.
 test-long: $(READY)
-	$(BIN)/python -m tests.fuzz --seconds 600
+	$(BIN)/python -m tests.fuzz --seconds 600 --frames 1000000
 	BOTWATCH_LONG=1 $(BIN)/python -m pytest -q
 
 # The package built for arm64, on Debian 12 and 13 under qemu; fetches some 100 MB of Debian once, into build/arm.
