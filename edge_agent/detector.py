@@ -81,6 +81,7 @@ _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_CO
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
+_MINUTE = 60 * _S
 _NEAR = 0.999  # of a limit: below, no rounding lifts a row above it
 
 
@@ -463,18 +464,20 @@ class Detector:
             start, end = starts[group], starts[group + 1]
             subject = self._subject(key, int(times[start]))
             calm = not subject.alarm and not subject.aftermath
-            learns = self._learn and isinstance(key, int)
-            calm = calm and not (learns and some_carried[group])
             if calm and (isinstance(key, bytes) or some_carried[group]):
-                shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
-                calm = self._stays_calm(subject, times[start:end][shared], flags[start:end][shared])
                 # the counts of its sender are not its own
-                calm = calm and float(scores[ordered[start:end]].max()) <= self._decision.full.limit * _NEAR
+                shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
+                calm = float(scores[ordered[start:end]].max()) <= self._decision.full.limit * _NEAR
                 calm = calm and not (high[start:end][~shared] > _NEAR).any()
+                if calm and shared.any():
+                    every = not chosen[start:end].all()
+                    counts = self._calm_counts(subject, times[start:end][shared], flags[start:end][shared], every)
+                    calm = counts is not None
+                    highest[ordered[start:end][shared]] = counts
             elif calm:
                 calm = loudest[group] <= _NEAR
             if calm:
-                if learns:
+                if self._learn and isinstance(key, int):
                     self._learn_calm(key, subject, t_ns, ordered[start:end], scores, highest, routes.chosen)
                 kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
                 if len(kept):
@@ -485,7 +488,7 @@ class Detector:
             for piece in self._by_minute(key, subject, t_ns, ordered[start:end]):
                 batch = self._weigh(key, subject, rows, t_ns, scores, routes, piece)
                 at = 0
-                while at < len(batch.meta):  # cut where the rule in force or the alarm changes
+                while at < len(batch.index):  # cut where the rule in force or the alarm changes
                     at = self._advance(key, subject, batch, at, found)
             if subject.pending:
                 self._untold[key] = subject
@@ -523,14 +526,29 @@ class Detector:
             own.see(scores[scored] / self._decision.full.limit, highest[scored], np.zeros(len(scored), dtype=bool))
             own.judged += len(piece) if own.learnt else 0
 
-    def _stays_calm(self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> bool:
-        """Whether a subject's own counts cannot reach a bound in these rows; then they are taken in, and done with."""
-        if len(t_ns) == 0:
-            return True
-        if (flags & (features.NEW_PEER | features.NEW_SOCKET)).any() or (subject.tally > self._bounds * _NEAR).any():
-            return False
-        subject.tallied_ns = max(subject.tallied_ns, int(t_ns.max()))
-        return True
+    def _calm_counts(
+        self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any], every: bool
+    ) -> NDArray[np.float64] | None:
+        """A subject's own counts in these rows, the highest of each row in units of its bound, (n,); None, and nothing
+        of them is taken in, where one reaches its bound.
+
+        Unless ``every`` row is looked at, those have 0 that cannot be the highest of a minute: a count is highest
+        where something is opened, or where the minute begins.
+        """
+        late = np.maximum.accumulate(np.maximum(t_ns, subject.tallied_ns))
+        looked = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        looked[0] = True
+        if late[0] // _MINUTE != late[-1] // _MINUTE:
+            looked[1:] |= np.diff(late // _MINUTE) != 0
+        looked |= every
+        before = subject.tally.copy(), subject.tally_ns, subject.tallied_ns
+        highest = np.zeros(len(t_ns))
+        highest[looked] = (subject.own_counts(late[looked], flags[looked]) / self._bounds).max(axis=1)
+        subject.tallied_ns = int(late[-1])
+        if highest.max() <= _NEAR:
+            return highest
+        subject.tally, subject.tally_ns, subject.tallied_ns = before
+        return None
 
     def tick(self, t_ns: int) -> list[Detection]:
         """The votes that are due at packet time ``t_ns`` though no packet came."""
@@ -610,28 +628,26 @@ class Detector:
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.end_aftermath()
-        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (_MINUTE), subject.minute))
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
-            minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
+            minute = max(int(t_ns[piece].max()) // (_MINUTE), subject.minute)
             if minute > subject.minute:
                 if subject.minute:
-                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * 60 * _S
+                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * _MINUTE
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
                     self._name_odd(subject.own)
-                    subject.own.end_minute((subject.minute + 1) * 60 * _S, during)
+                    subject.own.end_minute((subject.minute + 1) * _MINUTE, during)
                 subject.minute = minute
             yield piece
 
-    def _look_at_odd(
-        self, own: calibrate.Own, odd: NDArray[np.bool_], values: NDArray[Any], meta: NDArray[Any]
-    ) -> None:
+    def _look_at_odd(self, own: calibrate.Own, odd: NDArray[np.intp], rows: Rows) -> None:
         """Classify what a device that still learns does above the shared limit, the first rows of each minute."""
-        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not odd.any():
+        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not len(odd):
             return
-        rows = np.flatnonzero(odd)[: ODD_ROWS - own.odd]
-        own.odd += len(rows)
-        found = self._classify(self._scaler.network_input(self._scaler.z(values[rows]))).astype(np.float64)
-        seen = classify.looks(meta[rows])
+        odd = odd[: ODD_ROWS - own.odd]
+        own.odd += len(odd)
+        z = self._scaler.z(rows.values[odd][:, self._at])
+        found, seen = self._classify(self._scaler.network_input(z)).astype(np.float64), classify.looks(rows.meta[odd])
         if not len(own.class_sum):
             own.class_sum, own.looks_sum = np.zeros(found.shape[1]), np.zeros(seen.shape[1])
         own.class_sum = np.concatenate([own.class_sum[None], found]).sum(axis=0)
@@ -659,12 +675,14 @@ class Detector:
     ) -> "_Batch":
         """The full rule on one subject's rows, and those of them that are judged."""
         decision = self._decision
-        meta, values = rows.meta[index], rows.values[index]
-        counts, score = values[:, self._counts_at].astype(np.float64), scores[index]
+        score, flags, times = scores[index], rows.meta["flags"][index], t_ns[index]
         shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else routes.carries[index]
+        counts = np.empty((len(index), len(COUNT_COLUMNS)))
         if shared.any():  # what a router sends of its own is not judged by what it carries
-            counts[shared] = subject.own_counts(t_ns[index][shared], meta["flags"][shared])
-        warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
+            counts[shared] = subject.own_counts(times[shared], flags[shared])
+        if not shared.all():
+            counts[~shared] = rows.values[index[~shared, None], self._counts_at]
+        warm = times - subject.first_ns < decision.warmup_s * _S
         own_score, own_counts = 1.0, 1.0
         if subject.own is not None:
             own_score, own_counts = subject.own.factors()
@@ -672,7 +690,7 @@ class Detector:
         strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds
-        opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        opens = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
         counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         self.counters["flagged"] += int(full.sum())
@@ -680,18 +698,18 @@ class Detector:
         if subject.own is not None:
             in_units = score / decision.full.limit
             subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
-            self._look_at_odd(subject.own, chosen & (in_units > 1.0) & ~full, values[:, self._at], meta)
+            self._look_at_odd(subject.own, index[chosen & (in_units > 1.0) & ~full], rows)
             if subject.own.learnt:
                 subject.own.judged += len(full)
                 subject.own.flagged += int(full.sum())
-        kept, packets, total = subject.judged(chosen | full, meta["length"].astype(np.int64))
+        kept, packets, total = subject.judged(chosen | full, rows.meta["length"][index].astype(np.int64))
         at = index[kept]
         return _Batch(
-            meta[kept],
-            t_ns[at],
-            rows.values[at],
-            routes.addresses[at],
-            routes.versions[at],
+            rows,
+            routes,
+            at,
+            times[kept],
+            flags[kept],
             counts[kept],
             bounds[kept],
             score_ratio[kept],
@@ -699,7 +717,7 @@ class Detector:
             counted[kept],
             full[kept],
             strict[kept],
-            values[kept, self._loudness_at].astype(np.float64),
+            rows.values[at, self._loudness_at].astype(np.float64),
             chosen[kept],
             packets,
             total,
@@ -710,7 +728,7 @@ class Detector:
     ) -> int:
         """Take in rows from ``at`` up to where something changes; returns the row after the last one taken."""
         decision = self._decision
-        end = len(batch.meta)
+        end = len(batch.index)
         t_ns = batch.t_ns
         if subject.aftermath and t_ns[at] // _S > subject.second:
             self._next_second(key, subject, batch, at, found)
@@ -826,7 +844,7 @@ class Detector:
         grown = _grown(batch.counts[at:end], t_ns, subject.older[0])
         fresh = np.where(_LONG, np.minimum(grown, fresh * (MEMORY_S / FRESH_S)), fresh)
         score_ratio, chosen = np.zeros(end - at), batch.chosen[at:end]
-        fast = self._scorer.fast(batch.values[at:end][chosen][:, self._at]) if chosen.any() else np.zeros(0)
+        fast = self._scorer.fast(self._values(batch, at, chosen)) if chosen.any() else np.zeros(0)
         score_ratio[chosen] = fast / (self._decision.fast.limit * batch.strict[at:end][chosen])
         loud = batch.loudness[at:end] >= LOUD * subject.peak
         score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
@@ -846,16 +864,15 @@ class Detector:
         if at == end:
             return
         subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
-        meta = batch.meta[at:end]
-        subject.note_opened(batch.t_ns[at:end], meta["flags"])
+        subject.note_opened(batch.t_ns[at:end], batch.flags[at:end])
         probabilities = np.zeros((end - at, len(self._classes)))
         looks = np.zeros((end - at, len(SIGNATURE)))
         told = hits & batch.chosen[at:end]
         if self._classify is not None and told.any():
-            z = self._scaler.z(batch.values[at:end][told][:, self._at])
+            z, meta = self._scaler.z(self._values(batch, at, told)), batch.rows.meta[batch.index[at:end][told]]
             probabilities[told] = self._classify(self._scaler.network_input(z))
-            looks[told] = classify.looks(meta[told], subject.flagged)
-            subject.flagged = meta[told][-1:].copy()
+            looks[told] = classify.looks(meta, subject.flagged)
+            subject.flagged = meta[-1:].copy()
         packets, total = batch.packets[at:end], batch.bytes[at:end]
         subject.window.add(
             *(batch.full[at:end], hits, counted, ratio, batch.t_ns[at:end], packets, total, probabilities, looks)
@@ -868,6 +885,10 @@ class Detector:
             subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
             subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
+
+    def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The model's columns of some of the rows from ``at`` on, (m, k)."""
+        return batch.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
@@ -910,11 +931,12 @@ class Detector:
         ranked = np.sort(window.ratio)[::-1]
         statistic = float(ranked[min(enough, int(window.hits.sum())) - 1])
         count = None if counts is None else int(np.argmax(counts))
+        index = batch.index[row]
         return _Vote(
             subject.last_vote_ns,
-            batch.meta[row].copy(),
-            batch.values[row, self._at],
-            _text(batch.addresses[row], batch.versions[row]),
+            batch.rows.meta[index].copy(),
+            batch.rows.values[index, self._at],
+            _text(batch.routes.addresses[index], batch.routes.versions[index]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
@@ -1018,11 +1040,11 @@ class _Vote:
 class _Batch:
     """Those of one subject's rows of one `Detector.observe` call that are judged, under the full rule."""
 
-    meta: NDArray[Any]
+    rows: Rows  # of everybody
+    routes: Routes
+    index: NDArray[np.intp]  # which of those these are: (n,)
     t_ns: NDArray[np.int64]  # steady
-    values: NDArray[Any]
-    addresses: NDArray[np.uint8]  # the sender's own, as known at each row
-    versions: NDArray[np.uint8]
+    flags: NDArray[np.integer]
     counts: NDArray[np.float64]
     bounds: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
