@@ -156,8 +156,15 @@ class Scorer:
     def _error(self, scaling: RowScaling, values: NDArray[Any], variant: int | NDArray[np.uint8]) -> Array:
         if isinstance(variant, int):
             variant = np.full(len(values), variant, dtype=np.uint8)
-        z, inputs = scaling.inputs(values, variant)
-        return scaling.errors(z, self._predict(inputs), variant)
+        if not isinstance(self._predict, Model):
+            z, seen = scaling.inputs(values, variant)
+            return scaling.errors(z, self._predict(seen), variant)
+        errors = np.empty(len(values), dtype=np.float32)
+        for at in range(0, len(values), AT_ONCE):
+            part, of = values[at : at + AT_ONCE], variant[at : at + AT_ONCE]
+            z = scaling.inputs(part, of, self._predict.input(len(part)))[0]
+            errors[at : at + AT_ONCE] = scaling.errors(z, self._predict.run(), of)
+        return errors
 
     def shares(self, values: NDArray[Any], fast: bool) -> Array:
         """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
