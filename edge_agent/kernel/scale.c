@@ -3,7 +3,6 @@
  * the network. The vectors have the same width everywhere, so that processors with and without AVX2 agree bit for bit. */
 #include "kernel.h"
 
-#include <float.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -41,9 +40,21 @@ INLINE v8 choose(v8i mask, v8 yes, v8 no)
     return (v8)((mask & (v8i)yes) | (~mask & (v8i)no));
 }
 
-INLINE v8 all(float x)
+/* Of each lane all bits where it is negative, else none. Comparisons of floats would do what this is for; but of vectors
+ * wider than the processor's they are made lane by lane, while the bits of floats without a sign are in their order. */
+INLINE v8i negative(v8i x)
 {
-    return (v8){x, x, x, x, x, x, x, x};
+    return x >> 31;
+}
+
+INLINE v8i sign(v8 x)
+{
+    return (v8i)x & INT32_MIN;
+}
+
+INLINE v8 magnitude(v8 x)
+{
+    return (v8)((v8i)x & INT32_MAX);
 }
 
 /* log(1 + x) for x >= 0, within 3e-7 of itself: 1 + x = 2^e (1 + f) with 1 + f around 1, and log(1 + f) = 2 atanh s for
@@ -51,15 +62,15 @@ INLINE v8 all(float x)
  * is lost in 1 + x. A smaller one is its own logarithm; its powers would be denormal, and cost as much as a whole row. */
 INLINE v8 log_of_one_more(v8 x)
 {
-    const int32_t root = 0x3f3504f3; /* of 1/2: 1 + f is between it and twice as much */
-    v8i within = (x > 1e-7f) & (x <= FLT_MAX); /* what is no number stays none */
-    v8 some = (v8)((v8i)x & within);
-    v8i bits = (v8i)(some + 1.0f), e = (bits - root) >> 23;
-    v8 f = choose(e == 0, some, (v8)(bits - (e << 23)) - 1.0f);
+    const int32_t root = 0x3f3504f3, small = 0x33d6bf95, large = 0x7f7fffff; /* sqrt(1/2), 1e-7 and FLT_MAX */
+    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* what is no number stays none */
+    v8 some = (v8)((v8i)x & ~beyond);
+    v8i bits = (v8i)(some + 1.0f), e = (bits - root) >> 23; /* 1 + f is from sqrt(1/2) to twice that */
+    v8 f = choose(negative(e | -e), (v8)(bits - (e << 23)) - 1.0f, some);
     v8 s = f / (f + 2.0f), s2 = s * s, s4 = s2 * s2;
     v8 odd = s4 * (0.40000972152f + s4 * 0.24279078841f) + s2 * (0.66666662693f + s4 * 0.28498786688f);
     v8 log = __builtin_convertvector(e, v8) * 0.69314718056f + (s * odd + (s + s));
-    return choose(within, log, x);
+    return choose(beyond, x, log);
 }
 
 /* Where the lane begins that ends a row: the last one overlaps the one before it, so that none is cut short. */
@@ -73,7 +84,7 @@ INLINE void scale_by(size_t width, const struct scaling *scaling, const float *v
                      float *z, float *inputs)
 {
     const struct scaling s = *scaling; /* a copy, which the stores cannot change */
-    const v8 high = all(s.clip), low = all(-s.clip);
+    const v8i clip = (v8i)((v8){0} + s.clip);
     for (size_t i = 0; i < rows; i++, values += s.stride, z += s.columns, inputs += s.columns) {
         const float *inverse = s.inverse + (variant != NULL ? variant[i] * s.columns : 0);
         for (size_t j = 0; j < s.columns; j += LANE) {
@@ -87,15 +98,13 @@ INLINE void scale_by(size_t width, const struct scaling *scaling, const float *v
                     taken[k] = values[s.at[at + k]];
                 x = load(taken, LANE);
             }
-            if (s.squash) {
-                v8i sign = (v8i)x & INT32_MIN;
-                x = (v8)((v8i)log_of_one_more((v8)((v8i)x & INT32_MAX)) | sign);
-            }
+            if (s.squash)
+                x = (v8)((v8i)log_of_one_more(magnitude(x)) | sign(x));
             x = (x - load(s.mean + at, width)) * load(inverse + at, width);
             store(z + at, x, width);
-            x = choose(x > high, high, x); /* comparisons with what is no number are false, and leave it */
-            x = choose(x < low, low, x);
-            store(inputs + at, x, width);
+            v8 size = magnitude(x);
+            size = choose(negative(clip - (v8i)size), (v8)clip, size);
+            store(inputs + at, (v8)((v8i)size | sign(x)), width);
         }
     }
 }
@@ -120,7 +129,7 @@ INLINE void errors_by(size_t width, const struct scaling *scaling, const float *
         for (size_t j = 0; j < s.columns; j += LANE) {
             size_t at = lane_at(j, s.columns);
             v8 d = (load(z + at, width) - load(rebuilt + at, width)) * load(keep + at, width);
-            d = (v8)((v8i)d & (number >= (int32_t)(j - at))); /* not again what the lane before has */
+            d = (v8)((v8i)d & ~negative(number - (int32_t)(j - at))); /* not again what the lane before has */
             sum = sum + d * d;
         }
         out[i] = (((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]))) / s.kept[which];
