@@ -234,9 +234,9 @@ class _Window:
         self.classes, self.looks = np.zeros((0, class_count)), np.zeros((0, len(SIGNATURE)))  # of flagged rows, else 0
 
     def quiet(self, t_ns: NDArray[np.int64], packets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-        """Rows that nothing flagged."""
-        self._quiet.append((t_ns[-self._w :].copy(), packets[-self._w :].copy(), sizes[-self._w :].copy()))
-        self._waiting += len(self._quiet[-1][0])
+        """The newest rows, at most ``w``, of some that nothing flagged."""
+        self._quiet.append((t_ns, packets, sizes))
+        self._waiting += len(t_ns)
         while self._waiting - len(self._quiet[0][0]) >= self._w:
             self._waiting -= len(self._quiet.pop(0)[0])
 
@@ -425,6 +425,7 @@ class Detector:
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS), dtype=np.uint32)
         self._bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
         self._warm_bounds = np.maximum(self._bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
+        self._ones = np.ones(decision.vote_w, dtype=np.int64)
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._newest_ns: int | None = None  # packet time: the latest since the clock was last set back
         self._offset_ns = 0  # steady time = packet time + offset
@@ -452,85 +453,96 @@ class Detector:
         """Score ``rows`` (in packet order) and return the votes they cause, in packet order."""
         if not len(rows):
             return []
-        t_ns = self._steady(rows.meta["t_ns"])
-        rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta)
-        routes = self._who.route(rows.meta, t_ns)
-        self.counters |= self._who.counts()
-        scores = self._scores(rows.values, routes)
-        highest = self._highest(rows.values)
-        high = np.maximum(scores * np.float32(1 / self._decision.full.limit), highest)
-        ordered = routes.order
-        high, carries, chosen = high[ordered], routes.carries[ordered], routes.chosen[ordered]
-        times, sizes = t_ns[ordered], rows.meta["length"][ordered].astype(np.int64)
-        flags = rows.meta["flags"][ordered]
+        scored = self._scored(rows)
+        routes, index = scored.routes, scored.routes.order
         found: list[tuple[int, Detection]] = []
         starts = routes.starts.tolist()
-        loudest = np.maximum.reduceat(high, routes.starts[:-1]).tolist()
-        some_carried = np.logical_or.reduceat(carries, routes.starts[:-1]).tolist()
+        high = np.maximum(scored.scores * np.float32(1 / self._decision.full.limit), scored.highest)
+        loudest = np.maximum.reduceat(high[index], routes.starts[:-1]).tolist()
+        carried = np.logical_or.reduceat(routes.carries[index], routes.starts[:-1]).tolist()
         for group, key in enumerate(routes.keys):
-            start, end = starts[group], starts[group + 1]
-            subject = self._subject(key, int(times[start]))
+            mine = index[starts[group] : starts[group + 1]]
+            subject = self._subject(key, int(scored.t_ns[mine[0]]))
             calm = not subject.alarm and not subject.aftermath
-            if calm and (isinstance(key, bytes) or some_carried[group]):
-                # the counts of its sender are not its own
-                shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
-                calm = float(scores[ordered[start:end]].max()) <= self._decision.full.limit * _NEAR
-                calm = calm and not (high[start:end][~shared] > _NEAR).any()
-                if calm and shared.any():
-                    every = not chosen[start:end].all()
-                    counts = self._calm_counts(subject, times[start:end][shared], flags[start:end][shared], every)
-                    calm = counts is not None
-                    highest[ordered[start:end][shared]] = counts
+            if calm and (isinstance(key, bytes) or carried[group]):
+                calm = self._carried_calm(key, subject, scored, mine, high)
             elif calm:
                 calm = loudest[group] <= _NEAR
             if calm:
-                if self._learn and isinstance(key, int):
-                    self._learn_calm(key, subject, t_ns, ordered[start:end], scores, highest, routes.chosen)
-                kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
-                if len(kept):
-                    subject.note_opened(times[start:end][kept], flags[start:end][kept])
-                    subject.window.quiet(times[start:end][kept], packets, total)
+                self._take_calm(key, subject, scored, mine)
                 continue
             subject.window.settle()
-            for piece in self._by_minute(key, subject, t_ns, ordered[start:end]):
-                batch = self._weigh(key, subject, rows, t_ns, scores, routes, piece)
+            for piece in self._by_minute(key, subject, scored.t_ns, mine):
+                batch = self._weigh(key, subject, scored, piece)
                 at = 0
                 while at < len(batch.index):  # cut where the rule in force or the alarm changes
                     at = self._advance(key, subject, batch, at, found)
             if subject.pending:
                 self._untold[key] = subject
-        self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
+        self._tell_untold(int(scored.t_ns[-1]) - int(STALE_S * _S), found)
         found.sort(key=lambda told: told[0])
         return [detection for _, detection in found]
 
-    def _scores(self, values: NDArray[np.float32], routes: Routes) -> Array:
-        """Score of each row that may be scored, 0 of the others, (n,)."""
-        scores = np.zeros(len(values), dtype=np.float32)
-        picked = None if routes.chosen.all() else np.flatnonzero(routes.chosen)
-        for at in range(0, len(values) if picked is None else len(picked), AT_ONCE):
-            part: Any = slice(at, at + AT_ONCE) if picked is None else picked[at : at + AT_ONCE]
-            scores[part] = self._score(values[part], routes.carries[part])
-        return scores
+    def _scored(self, rows: Rows) -> "_Scored":
+        """Who sent what, and the score of what may be scored."""
+        t_ns = self._steady(rows.meta["t_ns"])
+        rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta)
+        routes = self._who.route(rows.meta, t_ns)
+        self.counters |= self._who.counts()
+        flags, sizes = np.ascontiguousarray(rows.meta["flags"]), rows.meta["length"].astype(np.int64)
+        opens = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        highest = features.highest_ratios(rows.values, self._counts_at, self._bounds)
+        scores = np.zeros(len(rows), dtype=np.float32)
+        every = bool(routes.chosen.all())
+        picked = range(len(rows)) if every else np.flatnonzero(routes.chosen)
+        for at in range(0, len(picked), AT_ONCE):
+            part: Any = slice(at, at + AT_ONCE) if every else picked[at : at + AT_ONCE]
+            scores[part] = self._score(rows.values[part], routes.carries[part])
+        return _Scored(rows, t_ns, flags, opens, sizes, routes, every, scores, highest)
 
-    def _highest(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The highest count of each row in units of its bound, as the sender's device columns have it, (n,)."""
-        return features.highest_ratios(values, self._counts_at, self._bounds)
+    def _carried_calm(
+        self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp], high: NDArray[np.float64]
+    ) -> bool:
+        """Whether a router's or a victim's rows are all far from a limit; its own counts are then taken in.
 
-    def _learn_calm(
-        self,
-        key: int | bytes,
-        subject: _Subject,
-        t_ns: NDArray[np.int64],
-        index: NDArray[np.intp],
-        scores: Array,
-        highest: NDArray[np.float64],
-        chosen: NDArray[np.bool_],
-    ) -> None:
+        The counts of the sender are not its own: ``high`` (n,) has them.
+        """
+        shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else scored.routes.carries[index]
+        own = high[index[~shared]]
+        if scored.scores[index].max() > self._decision.full.limit * _NEAR or own.max(initial=0.0) > _NEAR:
+            return False
+        at = index[shared]
+        if len(at):
+            counts = self._calm_counts(subject, scored.t_ns[at], scored.flags[at], not scored.every)
+            if counts is None:
+                return False
+            scored.highest[at] = counts
+        return True
+
+    def _take_calm(self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp]) -> None:
+        """Take in rows of a subject of which none comes near a limit: most are, and little is kept of them."""
+        if self._learn and isinstance(key, int):
+            self._learn_calm(key, subject, scored, index)
+        if scored.every and not subject.shed_packets:
+            kept, newest = index, index[-self._decision.vote_w :]
+            packets, sizes = self._ones[: len(newest)], scored.sizes[newest]
+        else:
+            judged, packets, sizes = subject.judged(scored.routes.chosen[index], scored.sizes[index])
+            kept = index[judged]
+            newest = kept[-self._decision.vote_w :]
+            packets, sizes = packets[-len(newest) :].copy(), sizes[-len(newest) :].copy()
+        if scored.opens[kept].any():
+            subject.note_opened(scored.t_ns[kept], scored.flags[kept])
+        if len(newest):
+            subject.window.quiet(scored.t_ns[newest], packets, sizes)
+
+    def _learn_calm(self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp]) -> None:
         """What a device's limits learn of rows of which none is flagged."""
-        for piece in self._by_minute(key, subject, t_ns, index):
-            own, scored = subject.own, piece[chosen[piece]]
+        for piece in self._by_minute(key, subject, scored.t_ns, index):
+            own, judged = subject.own, piece if scored.every else piece[scored.routes.chosen[piece]]
             assert own is not None
-            own.see(scores[scored] / self._decision.full.limit, highest[scored], np.zeros(len(scored), dtype=bool))
+            none = np.zeros(len(judged), dtype=bool)
+            own.see(scored.scores[judged] / self._decision.full.limit, scored.highest[judged], none)
             own.judged += len(piece) if own.learnt else 0
 
     def _calm_counts(
@@ -584,13 +596,17 @@ class Detector:
         """Packet times without the steps back of a clock that was set, or of captures in the wrong order."""
         steady = t_ns.astype(np.int64)
         newest = int(t_ns[0]) if self._newest_ns is None else self._newest_ns
+        latest = max(newest, int(steady.max()))
+        if latest - int(steady.min()) <= BACKWARD_S * _S:  # nearly always: no step in it
+            self._newest_ns = latest
+            return steady + self._offset_ns
         at = 0
         while at < len(t_ns):
-            latest = np.maximum.accumulate(np.concatenate([[newest], t_ns[at:]]))
-            back = t_ns[at:] < latest[:-1] - int(BACKWARD_S * _S)
+            highest = np.maximum.accumulate(np.concatenate([[newest], t_ns[at:]]))
+            back = t_ns[at:] < highest[:-1] - int(BACKWARD_S * _S)
             end = at + int(np.argmax(back)) if back.any() else len(t_ns)
             steady[at:end] += self._offset_ns
-            newest = int(latest[end - at])
+            newest = int(highest[end - at])
             if end < len(t_ns):
                 self._offset_ns += newest - int(t_ns[end])
                 newest = int(t_ns[end])
@@ -635,9 +651,12 @@ class Detector:
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.end_aftermath()
-        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (_MINUTE), subject.minute))
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // _MINUTE, subject.minute))
+        if minutes[-1] == subject.minute:
+            yield index
+            return
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
-            minute = max(int(t_ns[piece].max()) // (_MINUTE), subject.minute)
+            minute = max(int(t_ns[piece].max()) // _MINUTE, subject.minute)
             if minute > subject.minute:
                 if subject.minute:
                     alarm = subject.alarm or subject.last_vote_ns >= subject.minute * _MINUTE
@@ -674,15 +693,13 @@ class Detector:
         self,
         key: int | bytes,
         subject: _Subject,
-        rows: Rows,
-        t_ns: NDArray[np.int64],
-        scores: Array,
-        routes: Routes,
+        scored: "_Scored",
         index: NDArray[np.intp],
     ) -> "_Batch":
         """The full rule on one subject's rows, and those of them that are judged."""
         decision = self._decision
-        score, flags, times = scores[index], rows.meta["flags"][index], t_ns[index]
+        rows, routes = scored.rows, scored.routes
+        score, flags, times = scored.scores[index], scored.flags[index], scored.t_ns[index]
         shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else routes.carries[index]
         counts = np.empty((len(index), len(COUNT_COLUMNS)))
         if shared.any():  # what a router sends of its own is not judged by what it carries
@@ -697,8 +714,7 @@ class Detector:
         strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds
-        opens = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
-        counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
+        counted = scored.opens[index] if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         self.counters["flagged"] += int(full.sum())
         chosen = routes.chosen[index]
@@ -709,11 +725,10 @@ class Detector:
             if subject.own.learnt:
                 subject.own.judged += len(full)
                 subject.own.flagged += int(full.sum())
-        kept, packets, total = subject.judged(chosen | full, rows.meta["length"][index].astype(np.int64))
+        kept, packets, total = subject.judged(chosen | full, scored.sizes[index])
         at = index[kept]
         return _Batch(
-            rows,
-            routes,
+            scored,
             at,
             times[kept],
             flags[kept],
@@ -876,7 +891,7 @@ class Detector:
         looks = np.zeros((end - at, len(SIGNATURE)))
         told = hits & batch.chosen[at:end]
         if self._classify is not None and told.any():
-            z, meta = self._scaler.z(self._values(batch, at, told)), batch.rows.meta[batch.index[at:end][told]]
+            z, meta = self._scaler.z(self._values(batch, at, told)), batch.scored.rows.meta[batch.index[at:end][told]]
             probabilities[told] = self._classify(self._scaler.network_input(z))
             looks[told] = classify.looks(meta, subject.flagged)
             subject.flagged = meta[-1:].copy()
@@ -895,7 +910,7 @@ class Detector:
 
     def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The model's columns of some of the rows from ``at`` on, (m, k)."""
-        return batch.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
+        return batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
@@ -941,9 +956,9 @@ class Detector:
         index = batch.index[row]
         return _Vote(
             subject.last_vote_ns,
-            batch.rows.meta[index].copy(),
-            batch.rows.values[index, self._at],
-            _text(batch.routes.addresses[index], batch.routes.versions[index]),
+            batch.scored.rows.meta[index].copy(),
+            batch.scored.rows.values[index, self._at],
+            _text(batch.scored.routes.addresses[index], batch.scored.routes.versions[index]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
@@ -1044,12 +1059,26 @@ class _Vote:
 
 
 @dataclass(frozen=True)
+class _Scored:
+    """Everybody's rows of one `Detector.observe` call, and what is known of each whosever it is."""
+
+    rows: Rows
+    t_ns: NDArray[np.int64]  # steady
+    flags: NDArray[np.uint16]  # of ROW_META
+    opens: NDArray[np.bool_]  # a peer or a socket
+    sizes: NDArray[np.int64]
+    routes: Routes
+    every: bool  # whether all may be scored
+    scores: Array  # 0 of those that may not
+    highest: NDArray[np.float64]  # of its subject's counts in units of their bounds: those of the sender, or its own
+
+
+@dataclass(frozen=True)
 class _Batch:
     """Those of one subject's rows of one `Detector.observe` call that are judged, under the full rule."""
 
-    rows: Rows  # of everybody
-    routes: Routes
-    index: NDArray[np.intp]  # which of those these are: (n,)
+    scored: "_Scored"
+    index: NDArray[np.intp]  # which of those rows these are: (n,)
     t_ns: NDArray[np.int64]  # steady
     flags: NDArray[np.integer]
     counts: NDArray[np.float64]
