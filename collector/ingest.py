@@ -28,7 +28,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
     Alert,
@@ -229,6 +229,7 @@ class _Session:
         self._ingest, config = ingest, ingest.config.broker
         self._level = ingest._versions.next()
         self._answered, self._problem, self.try_other_version = False, "", False
+        self._refused_by_tls = False
         self._messages: list[_Message] = []
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -249,6 +250,7 @@ class _Session:
             self._on_subscribe,
         )
         client.on_message, client.on_log = self._on_message, self._on_log
+        client.on_socket_close = self._on_socket_close
 
     def serve(self, stop: threading.Event) -> str:
         """Connect and receive until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
@@ -314,6 +316,8 @@ class _Session:
             if ingest.connected:
                 ingest._versions.lost()
             return self._problem or "connection lost"
+        if self._refused_by_tls:
+            return self._problem
         self.try_other_version = self._level == 5 and ingest.config.broker.version == "auto"
         ingest._versions.hung_up()
         return self._problem or "hung up at the first word"
@@ -366,6 +370,10 @@ class _Session:
         self._ingest.counts.received += 1
         self._messages.append(_Message(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
 
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem, self._refused_by_tls = said, True
+
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
         if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells
             self._problem = plain(text)
@@ -417,6 +425,7 @@ class _Order:
             client.tls_set_context(tls)
         client.on_connect, client.on_subscribe = self._on_connect, self._on_subscribe
         client.on_publish, client.on_message = self._on_publish, self._on_message
+        client.on_socket_close = self._on_socket_close
 
     def ask(self, deadline: float) -> tuple[Reply | None, str]:
         """The reply, or why there is none."""
@@ -455,6 +464,10 @@ class _Order:
             properties.MessageExpiryInterval = 3600
         where = topic(self._gateway, f"cmd/{self._command.verb}", self._config.base)
         client.publish(where, encode(self._command.document()), qos=1, properties=properties)
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem = f"broker {self._config.address}: {said}"
 
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _props: Properties | None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROG = "botwatch agent"
 
+logger = logging.getLogger(__name__)
+
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
@@ -102,6 +104,21 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help="an alert's context.botwatch.id; without: list all")
     evidence.add_argument("--out", type=Path, metavar="FILE", help="where to write the pcap; - is stdout")
     evidence.set_defaults(run=_evidence, broker=None)
+
+    text = (
+        "write the rows that are kept of healthy devices to a file for `botwatch trainer fit`: statistics, no addresses"
+    )
+    rows = commands.add_parser(
+        "rows",
+        help=text,
+        description=text + "; `learning.export` in the configuration must allow it",
+        epilog=f"example:\n  {PROG} rows --config /etc/botwatch/agent.yaml --out rows.npz",
+        formatter_class=raw,
+    )
+    rows.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
+    rows.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
+    rows.add_argument("--out", type=Path, metavar="FILE", required=True, help=".npz file to write")
+    rows.set_defaults(run=_rows, bundle=None, gateway=None, broker=None)
 
     memory = argparse.ArgumentParser(add_help=False)
     memory.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
@@ -272,16 +289,27 @@ def _run(args: argparse.Namespace) -> int:
             recorder = Recorder(args.record, config.capture.record_mb << 20)
         interfaces = Interfaces(names, config.capture.live(), recorder)
 
-        def give(alert: "Alert") -> None:
-            _print(alert)
+        unprintable = ""
+
+        def give(*alerts: "Alert") -> None:
+            nonlocal unprintable
+            try:
+                for alert in alerts:
+                    _print(alert)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk behind `> FILE` must not end the agent
+                if error.strerror != unprintable:
+                    logger.error("alerts cannot be written to stdout: %s", error.strerror)
+                unprintable = error.strerror or ""
             if publisher:
-                publisher.give(alert)
+                publisher.give(*alerts)
 
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
-            agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
-        counts = agent.counts() | interfaces.count() | (publisher.counts() if publisher else {})
+            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
+        counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)
         return 0
@@ -393,6 +421,33 @@ def _evidence(args: argparse.Namespace) -> int:
         return _say(error, 1)
     except OSError as error:
         return _say(f"{error.filename}: {error.strerror}", 1)
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> int:
+    from edge_agent import control, devices
+    from edge_agent.contract.bundle import replace_file
+    from edge_agent.state import State, StateError
+
+    try:
+        config = _config(args)
+        if not config.learning.export:
+            return _say("no rows may leave here: `learning.export` in the configuration is false")
+        state = State(control.state_path(config), guest=True)
+        try:
+            content, rows, of = devices.export(state, config.names, config.gateway)
+        finally:
+            state.close()
+        if not rows:
+            return _say("no rows are kept yet: the first are written when a device has been learnt", 1)
+        replace_file(args.out, content)
+        print(f"{args.out}: {rows:,} rows of {of} devices, {len(content):,} bytes")
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except StateError as error:
+        return _say(error, 1)
+    except OSError as error:
+        return _say(f"{error.filename or args.out}: {error.strerror}", 1)
     return 0
 
 

@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge_agent.alerts import Alerter
+from edge_agent.alerts import Alerter, cut_short
+from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
 from edge_agent.config import AgentConfig, EvidenceConfig
@@ -23,7 +24,7 @@ from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Refused
 from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices
+from edge_agent.devices import Devices, Records
 from edge_agent.evidence import EvidenceStore
 from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
@@ -33,11 +34,14 @@ from edge_agent.state import State, StateError
 BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
-WAIT_S = 0.5
+WAIT_S = 0.25
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
 
 GATHERED_NS = 1_000_000_000
 """Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
+
+STOP_S = 1.4
+"""How long the end waits for the line to the broker, counted from when the last alerts are in the outbox."""
 
 HEALTH_ENTRIES = 8
 """Entries of the allow list in a health message, first those of the broker; `status` tells all."""
@@ -45,11 +49,8 @@ HEALTH_ENTRIES = 8
 CLAIM_S = 5.0
 """How long to wait for a command line that is at the state file just now."""
 
-HEALTH_S = 60.0
-"""Seconds between two health messages."""
-
-HEALTH_EXPIRES_S = 300
-"""Seconds after which a broker forgets the health of a gateway that says no more (MQTT 5)."""
+HEALTH_LASTS = 5
+"""Health messages that may be missing before a broker forgets the last one (MQTT 5)."""
 
 DEVICES_S = 60.0
 """Seconds between two documents on devices, at least; without a change of state or progress `DEVICES_IDLE_S`."""
@@ -86,7 +87,7 @@ class Agent:
         state: State | None = None,
         evidence: EvidenceConfig | None = None,
     ):
-        sizes, learning = config.extractor, config.learning
+        sizes, learning, self.networks = config.extractor, config.learning, config.networks
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.evidence: EvidenceStore | None = None
         if evidence and evidence.path:
@@ -95,13 +96,21 @@ class Agent:
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
             _recall(self.extractor, seen_path(state.path))
-        self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
+        self.devices = Devices(
+            bundle,
+            names=config.names,
+            min_s=60.0 * learning.minutes,
+            state=state,
+            most_bytes=int(learning.kept_mb * (1 << 20)),
+        )
         self.detector = Detector(
             bundle,
             config.networks,
             learn=self.devices.own if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
+        if learning.enabled:
+            self.devices.carry_over(self.detector.vote)
         self._step = self.detector.step
         slow = config.checkins
         self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
@@ -198,14 +207,16 @@ def replay(
 def run(
     agent: Agent,
     interfaces: Interfaces,
-    give: Callable[[Alert], None],
+    give: Callable[..., None],
     stop: threading.Event,
     publisher: "Publisher | None" = None,
     *,
     save_s: float = 600.0,
-) -> None:
+) -> dict[str, int]:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
+    ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
+    Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
     What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
@@ -249,11 +260,14 @@ def run(
             memory.beat(now)
     finally:
         watched.say("STOPPING=1")
-        for alert in agent.finish():
-            give(alert)
+        give(*agent.finish())
         if control:
             control.close()
+        memory.finish()
+        if publisher:
+            publisher.stop()  # the broker has its last words while the disk is written
         memory.close()
+    return health.counters
 
 
 def _relearn(devices: Devices, device: str) -> dict[str, Any]:
@@ -303,23 +317,15 @@ class _Health:
 
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
-        self._next, self._began, self._frames = 0.0, time.monotonic(), 0
+        self._next, self._frames = 0.0, 0
+        self._every_s = publisher.health_s if publisher else 60.0
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
-        self._senders: set[int] = set()
-        self._largest, self._alone_told, self._merged_told = 0, False, False
+        self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
+        self.counters = self._surroundings.counters
 
     def look(self, rows: Rows) -> None:
-        """Notice frames larger than any wire carries, and how many devices send."""
-        self._largest = max(self._largest, int(rows.meta["length"].max()))
-        if len(self._senders) < 3:
-            self._senders.update(rows.meta["src_mac"][:64].tolist())
-        if self._largest > LARGEST_FRAME and not self._merged_told:
-            self._merged_told = True
-            logger.warning(
-                "a frame of %d bytes: the interface merges frames, which falsifies sizes and rates; "
-                "`botwatch agent check` says how to switch that off",
-                self._largest,
-            )
+        """Notice what the frames tell of how the interfaces are attached."""
+        self._surroundings.look(rows)
 
     def now(self) -> None:
         """Let health be due at once."""
@@ -329,17 +335,15 @@ class _Health:
         """Send health when it is due."""
         if now < self._next:
             return
-        self._next = now + HEALTH_S
+        self._next = now + self._every_s
         frames, captured = self._agent.extractor.counts()["frames"], self._interfaces.count()
-        if not self._alone_told and now - self._began > 10 * HEALTH_S and 0 < len(self._senders) < 3 and frames > 1000:
-            self._alone_told = True
-            logger.warning("only %d MAC addresses seen: this looks like the wrong side of NAT", len(self._senders))
+        self._surroundings.beat(now, frames)
         lost = captured["dropped"] + captured["interface_dropped"]
         if lost > self._drops:
             logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
         if self._publisher:
             health = messages.encode(self.document().document())
-            self._publisher.link.retain("health", health, qos=0, expires_s=HEALTH_EXPIRES_S)
+            self._publisher.link.retain("health", health, qos=0, expires_s=int(HEALTH_LASTS * self._every_s))
         self._frames, self._cpu_s, self._past, self._drops = frames, _cpu_s(), now, lost
 
     def document(self) -> messages.Health:
@@ -358,7 +362,7 @@ class _Health:
             episodes_open=self._agent.alerter.open_episodes,
             interfaces_down=tuple(self._interfaces.down),
             scoring=self._agent.detector.step,
-            counters=counts | captured | (publisher.counts() if publisher else {}),
+            counters=counts | captured | self.counters | (publisher.counts() if publisher else {}),
             outbox_depth=publisher.outbox.depth() if publisher else 0,
             model=self._agent.alerter.model.version,
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
@@ -428,18 +432,20 @@ class _Memory:
         if now >= self._save or document is not None:
             self._write(document, now, everything=False)
 
-    def close(self) -> None:
-        """Keep everything; returns when it is on the disk."""
+    def finish(self) -> None:
+        """Tell the broker the last, and begin to keep everything."""
         self._devices.look()
         if self._writer is None:
             return
         self._told = ()
         now = time.monotonic()
         self._save = now
-        if self._pending:
-            wait([self._pending])
         self._write(self._document(now), now, everything=True)
-        self._writer.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Return when everything is on the disk."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
 
     def _document(self, now: float) -> bytes | None:
         """The document on devices if there is something new in it; the broker is given it at once."""
@@ -457,16 +463,16 @@ class _Memory:
     def _write(self, document: bytes | None, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records, seen = self._publisher.state, time.time(), [], None
+        state, now_s, records, seen = self._publisher.state, time.time(), Records(), None
         if now >= self._save:
             records = self._devices.records(now_s, everything=everything)
             seen = self._extractor.save_seen()
-            size = len(seen) + 2 * sum(len(record) for _, record in records)  # the database writes all twice
+            size = len(seen) + 2 * records.size  # the database writes all twice
             self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
-                if records:
+                if records.learnt:
                     self._devices.keep(records, now_s)
                 if seen is not None:
                     replace_file(seen_path(state.path), seen)
@@ -479,10 +485,6 @@ class _Memory:
                 self._trouble = str(error)
 
         self._pending = self._writer.submit(write)
-
-
-LARGEST_FRAME = 9_216 + 18
-"""Bytes: the largest jumbo frame in use, with its Ethernet header; more was merged by the network card or kernel."""
 
 
 def _resident_mb() -> float:
@@ -498,7 +500,7 @@ class Publisher:
     """
 
     def __init__(self, config: AgentConfig, *, controlled: bool = False):
-        self._topic = messages.topic(config.gateway, "alert", base=config.broker.base)
+        self._topic, self.health_s = messages.topic(config.gateway, "alert", base=config.broker.base), config.health_s
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
         if controlled and not self.state.claim(CLAIM_S):
@@ -511,26 +513,65 @@ class Publisher:
             commands=controlled and bool(config.commands),
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
+        self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
+        self._stop, self._stopped = threading.Event(), 0.0
+        self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
-    def give(self, alert: Alert) -> None:
-        """Keep one alert until the broker has taken it; an update may be dropped first when the outbox is full."""
-        state = alert["alert"]["context"]["botwatch"]["state"]
-        self.outbox.put(self._topic, messages.encode(alert), droppable=state == "update")
+    def give(self, *alerts: Alert) -> None:
+        """Keep alerts until the broker has taken them; updates may be dropped first when the outbox is full."""
+        rows: list[tuple[str, bytes, bool]] = []
+        stories: dict[str, tuple[str, bytes] | None] = {}
+        for alert in alerts:
+            ours, payload = alert["alert"]["context"]["botwatch"], messages.encode(alert)
+            rows.append((self._topic, payload, ours["state"] == "update"))
+            stories[ours["id"]] = None if ours["state"] == "end" else (self._topic, payload)
+        self.outbox.put_all(rows, stories)
         if self.control:
-            self.control.remember(alert)
+            for alert in alerts:
+                self.control.remember(alert)
+
+    def _end_what_was_open(self, end_s: float) -> int:
+        """End the episodes that were open when the agent before this one was killed; how many there were.
+
+        Nobody would end them else: at the collector a device would be under alarm for good.
+        """
+        stories, ends, now_ns = self.outbox.unfinished(), [], time.time_ns()
+        for story, topic, payload in stories:
+            try:
+                end = messages.encode(cut_short(messages.decode(payload), now_ns, end_s))
+                ends.append((topic, end, False))
+            except (KeyError, TypeError, ValueError) as error:  # of another version
+                logger.error("episode %s cannot be ended, its last alert cannot be read: %r", story, error)
+        self.outbox.put_all(ends, dict.fromkeys(story for story, _, _ in stories))
+        if stories:
+            logger.warning("the last agent ended without a word: %d episodes that were open are ended", len(stories))
+        return len(stories)
 
     def counts(self) -> dict[str, int]:
-        """Alerts that were dropped because the outbox was full, and what became of commands."""
+        """What became of alerts and commands, as far as it was not as it should."""
         lost, line = self.outbox.counts, self.link.counts
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
-        counts["outbox_unwritable"] = lost.unwritable
+        counts |= {"outbox_unwritable": lost.unwritable, "outbox_in_memory": self.outbox.unsaved()}
+        counts |= {"state_damaged": self.state.damaged, "episodes_cut_short": self._cut_short}
         if self.control:
             counts |= self.control.counts
             counts["commands_dropped"] += line.commands_lost
             counts |= {"replies": line.replies, "replies_lost": line.replies_lost}
         return counts
+
+    def stop(self) -> None:
+        """Have the line say its last words and end; `running` waits for that, `STOP_S` from now at most."""
+        if not self._stop.is_set():
+            self._stopped = time.monotonic()
+            self._stop.set()
+            self.link.wake()
+
+    def _carry(self) -> None:
+        try:
+            self.link.run(self._stop)
+        except StateError:
+            if not self._stop.is_set():  # else the end has not waited for us, and closed the state
+                raise
 
     @contextmanager
     def running(self) -> Iterator["Publisher"]:
@@ -539,8 +580,10 @@ class Publisher:
         try:
             yield self
         finally:
-            self._stop.set()
-            self._thread.join()
+            self.stop()
+            self._thread.join(max(self._stopped + STOP_S - time.monotonic(), 0.0))
+            if self._thread.is_alive():
+                logger.info("not waiting for %s; what it has not taken is kept", self.link.config.address)
             if left := self.outbox.save():
                 logger.error("%d alerts are lost: the broker has not taken them and the disk does not", left)
             self.state.close()

@@ -9,7 +9,7 @@ what an alert looks like is `contract.messages`' knowledge. It has no clock: tim
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from edge_agent.contract.captures import mac_text
@@ -332,6 +332,26 @@ class Alerter:
             return Device(ip=detection.device_ip)
         mac = mac_text(detection.device_mac)
         return Device(mac=mac, ip=detection.device_ip, name=self._names.get(mac, ""))
+
+
+CUT_SHORT = "the agent was restarted"
+
+
+def cut_short(document: Mapping[str, Any], t_ns: int, end_s: float) -> dict[str, Any]:
+    """The `end` of an episode that went on when an agent ended without a word, as killed or by a power cut.
+
+    ``document`` is the last alert on it; ``t_ns`` the time of the restart. It is stamped as if it had ended by itself,
+    at most with the restart; if the device goes on, the next alert opens another. MessageError, KeyError, TypeError or
+    ValueError for a document that is no alert.
+    """
+    last = Alert.read(document)
+    return replace(
+        last,
+        seq=last.seq + 1,
+        state="end",
+        t_ns=max(last.t_ns, min(t_ns, last.last_ns + int(end_s * 1e9))),
+        explanation=clean("; ".join(filter(None, (CUT_SHORT, last.explanation))), 200),
+    ).document()
 
 
 def _key(detection: Detection) -> tuple[str, int | str]:

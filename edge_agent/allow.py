@@ -9,13 +9,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import ALL_DEVICES, format_time
 from edge_agent.detector import Detection
-from edge_agent.state import State
+from edge_agent.state import State, StateUnwritableError
 
 FLUSH_S = 600.0
 """How often hits are written down: each write wears the card, and a hit or two more or less does not matter."""
@@ -69,22 +70,28 @@ class AllowList:
 
     An entry ends when the wall clock says so, or when its whole time has passed on the steady clock since it was made
     or read: a clock set back does not prolong it. One that is over is kept (a clock set forward for a moment does not
-    end it) until its place is wanted.
+    end it) until its place is wanted. While the state cannot be read nothing is held back.
     """
 
     def __init__(self, state: State, max_entries: int, now_s: float, steady_s: float) -> None:
         self._state, self._max = state, max_entries
         self._kept: dict[int, _Kept] = {}
-        self._flushed = steady_s
-        for n, text, hits, last_s in state.allow_list():
-            said = json.loads(text)
-            entry = Entry(**said | {"classes": tuple(said["classes"])})
-            self._kept[n] = _Kept(entry, steady_s + entry.expires_s - entry.created_s, hits, last_s)
+        self._flushed, self._read = steady_s, False
         self._active: dict[int, _Kept] = {}
         self.tick(now_s, steady_s)
 
+    def _recall(self, steady_s: float) -> None:
+        with suppress(StateUnwritableError):  # which the outbox says, and counts
+            for n, text, hits, last_s in self._state.allow_list():
+                said = json.loads(text)
+                entry = Entry(**said | {"classes": tuple(said["classes"])})
+                self._kept[n] = _Kept(entry, steady_s + entry.expires_s - entry.created_s, hits, last_s)
+            self._read = True
+
     def tick(self, now_s: float, steady_s: float) -> None:
         """Find out what is active now; write hits down when it is time to."""
+        if not self._read:
+            self._recall(steady_s)
         self._active = {n: k for n, k in self._kept.items() if now_s < k.entry.expires_s and steady_s < k.ends}
         if steady_s - self._flushed >= FLUSH_S:
             self._flushed = steady_s

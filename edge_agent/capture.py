@@ -164,6 +164,11 @@ class Interfaces:
             raise
 
     @property
+    def names(self) -> list[str]:
+        """Of all interfaces."""
+        return [interface.name for interface in self._all]
+
+    @property
     def down(self) -> list[str]:
         """Names of the interfaces that are away now."""
         return [interface.name for interface in self._all if interface.source is None]

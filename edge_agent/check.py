@@ -3,26 +3,21 @@
 Nothing is changed and nothing is sent but a connection to the broker.
 """
 
-import array
-import fcntl
 import os
 import shutil
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from edge_agent.attach import merging
 from edge_agent.capture import CaptureError, open_live
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
 
-_SIOCETHTOOL = 0x8946
-_OFFLOADS = {"gro": 0x2B, "tso": 0x1E, "gso": 0x23}  # ETHTOOL_GGRO and so on: each reads one flag
-_GET_FLAGS, _LRO = 0x25, 1 << 15
 _FREE_BYTES = 64 << 20
 
 
@@ -65,30 +60,20 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
         remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
         yield Finding(name, True, f"{error}{'; ' + remedy if remedy else ''}")
         return
-    merging = [feature for feature, on in _offloads(name).items() if on]
-    if merging:
-        off = " ".join(f"{feature} off" for feature in merging)
-        yield Finding(
-            name, True, f"merges frames, which falsifies sizes and rates: `ethtool -K {name} {off}` (at every boot)"
+    try:
+        merged = merging(name, inbound=config.capture.live().inbound)
+    except OSError as error:
+        said = f"does not say whether it merges frames ({error.strerror}); `run` counts those it sees"
+        yield Finding(name, False, said)
+        return
+    if merged:
+        off = "; ".join(
+            f"`ethtool -K {interface} {' '.join(f'{feature} off' for feature in features)}`"
+            for interface, features in merged.items()
         )
+        yield Finding(name, True, f"merges frames, which falsifies sizes and rates: {off} (at every boot)")
     else:
         yield Finding(name, False, "merges no frames")
-
-
-def _offloads(name: str) -> dict[str, bool]:
-    """Which of GRO, TSO, GSO and LRO are on; none where the driver does not say."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
-        for feature, command in (*_OFFLOADS.items(), ("lro", _GET_FLAGS)):
-            value = array.array("B", struct.pack("II", command, 0))
-            request = struct.pack("16sP", name.encode(), value.buffer_info()[0])
-            try:
-                fcntl.ioctl(line, _SIOCETHTOOL, request + bytes(40 - len(request)))
-            except OSError:
-                continue
-            answer = struct.unpack("II", value.tobytes())[1]
-            found[feature] = bool(answer & _LRO) if feature == "lro" else bool(answer)
-    return found
 
 
 def _broker(config: AgentConfig) -> Finding:

@@ -11,6 +11,7 @@ from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
 from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
+from edge_agent.devices import MOST_BYTES
 from edge_agent.outbox import MAX_BYTES, MAX_ROWS
 
 
@@ -95,14 +96,16 @@ class CheckInsConfig:
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Whether devices get limits of their own here, and how soon."""
+    """Whether devices get limits of their own here, how soon, and how many rows of them are kept for another model."""
 
     enabled: bool = True
     minutes: int = int(OWN_S) // 60
     save_minutes: int = 10
+    kept_mb: float = MOST_BYTES / (1 << 20)
+    export: bool = False
 
     def __post_init__(self) -> None:
-        for key, low, high in (("minutes", 5, 10_080), ("save_minutes", 1, 1440)):
+        for key, low, high in (("minutes", 5, 10_080), ("save_minutes", 1, 1440), ("kept_mb", 0, 256)):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
 
@@ -170,6 +173,7 @@ class AgentConfig:
     outbox: OutboxConfig = OutboxConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    health_s: float = 60.0
     commands: tuple[str, ...] = tuple(VERBS)
     control: ControlConfig = ControlConfig()
 
@@ -178,6 +182,8 @@ class AgentConfig:
         for verb in self.commands:
             if verb not in VERBS:
                 raise ValueError(f"commands: {verb[:40]!r} is none of {', '.join(VERBS)}")
+        if not 1 <= self.health_s <= 3600:
+            raise ValueError(f"health_s: {self.health_s} is not within 1..3600")
         if len(self.site) > 63:
             raise ValueError(f"site: {len(self.site)} characters, the bound is 63")
         Networks.parse(self.networks)

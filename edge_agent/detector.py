@@ -541,8 +541,10 @@ class Detector:
         for piece in self._by_minute(key, subject, scored.t_ns, index):
             own, judged = subject.own, piece if scored.every else piece[scored.routes.chosen[piece]]
             assert own is not None
-            none = np.zeros(len(judged), dtype=bool)
-            own.see(scored.scores[judged] / self._decision.full.limit, scored.highest[judged], none)
+            in_units = scored.scores[judged] / self._decision.full.limit
+            at_most = own.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
+            if own.sample and not scored.routes.carries[piece].any():  # of a router's rows some columns are not its own
+                own.sample.see(scored.rows.values, scored.t_ns, judged, in_units, at_most)
             own.judged += len(piece) if own.learnt else 0
 
     def _calm_counts(
@@ -634,6 +636,14 @@ class Detector:
         subject = self._subjects.get(mac)
         return subject.own if subject else None
 
+    def vote(self, values: NDArray[Any]) -> float:
+        """The highest vote of a few neighbouring rows of one device (n, 140), in units of the limit of the score."""
+        k, w = self._decision.vote_k, self._decision.vote_w
+        if len(values) < w:  # as many of those that are there
+            k, w = -(-k * len(values) // w), len(values)
+        scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
+        return float(calibrate.vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
+
     def _new_own(self, _mac: int, t_ns: int) -> calibrate.Own:
         return calibrate.Own(t_ns, self._decision.vote_margin, self._decision.vote_k, self._decision.vote_w)
 
@@ -720,7 +730,10 @@ class Detector:
         chosen = routes.chosen[index]
         if subject.own is not None:
             in_units = score / decision.full.limit
-            subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
+            at_most = subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
+            if subject.own.sample and not shared.any():  # of a router's rows some columns are not its own
+                calm = chosen & ~full
+                subject.own.sample.see(rows.values, scored.t_ns, index[calm], in_units[calm], at_most)
             self._look_at_odd(subject.own, index[chosen & (in_units > 1.0) & ~full], rows)
             if subject.own.learnt:
                 subject.own.judged += len(full)

@@ -14,12 +14,14 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from edge_agent.contract.messages import CHUNK_BYTES, Chunk, Evidence
 from edge_agent.features import Cut
+from edge_agent.state import DISK_TROUBLE
 
 MOST_BYTES = 262_144
 """Of one file: half of it is for what came before the alert."""
@@ -76,7 +78,8 @@ class _Growing:
 class EvidenceStore:
     """Files in ``folder``, which is made; together at most ``most_bytes``, the oldest going first.
 
-    ``cut`` takes frames out of the ring, which must reach back ``seconds``. EvidenceError when the folder is unusable.
+    ``cut`` takes frames out of the ring, which must reach back ``seconds``. EvidenceError when the folder is unusable,
+    but not for a disk that is full or fails: that may pass.
     """
 
     def __init__(
@@ -87,13 +90,19 @@ class EvidenceStore:
         self._growing: dict[str, _Growing] = {}
         self._told: dict[str, Evidence] = {}
         self._trouble = ""
+        self._sizes: dict[str, int] = {}
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             for torn in folder.glob("*.part"):
                 torn.unlink()
             self._sizes = {path.name: _on_disk(path.stat().st_size) for path in files(folder)}
         except OSError as error:
-            raise EvidenceError(f"evidence {folder}: {error.strerror}") from error
+            if error.errno not in DISK_TROUBLE:
+                raise EvidenceError(f"evidence {folder}: {error.strerror}") from error
+            self._fail(folder, error)
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def begin(self, id: str, subject: Subject) -> Evidence | None:
         """Write what led to episode ``id``; None, counted, when that is not possible."""
@@ -113,6 +122,7 @@ class EvidenceStore:
         path = self._folder / f"{id}.pcap"
         part = path.with_suffix(".part")
         try:
+            self._make_folder()
             self._make_room(path.name, len(content))
             part.write_bytes(content)
             os.replace(part, path)
@@ -179,7 +189,8 @@ class EvidenceStore:
 
     def _fail(self, path: Path, error: OSError) -> None:
         self.counts.failed += 1
-        path.with_suffix(".part").unlink(missing_ok=True)
+        with suppress(OSError):
+            path.with_suffix(".part").unlink(missing_ok=True)
         reason = error.strerror or str(error)
         if reason != self._trouble:
             logger.warning("evidence %s cannot be written: %s", path, reason)

@@ -10,9 +10,11 @@ from there; they go to the disk as soon as it takes them. Only then does a power
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from edge_agent.contract.messages import MAX_PAYLOAD
 from edge_agent.state import State, StateUnwritableError
@@ -25,6 +27,15 @@ KEEP_S = 86_400.0  # rows the broker has taken are kept so long: its word is not
 UNSAVED_ROWS = 2000  # kept in memory while the disk takes none
 UNSAVED_BYTES = 4 * 1024 * 1024  # of their payloads
 _PAGE = 256  # rows read from the disk at a time
+
+
+class _Message(NamedTuple):
+    """One that is in memory only."""
+
+    put_s: float  # wall clock, Unix seconds
+    topic: str
+    payload: bytes
+    droppable: bool
 
 
 @dataclass
@@ -51,9 +62,10 @@ class Outbox:
         self._given = 0  # the last row handed to ``send``
         self._wake: Callable[[], None] = lambda: None
         self._lock = threading.Lock()  # over what follows; taken before that of the state, never after
-        self._unsaved: dict[int, tuple[float, str, bytes, bool]] = {}  # by a number below 0, where rows are above
+        self._unsaved: dict[int, _Message] = {}  # by a number below 0, where rows are above
         self._unsaved_bytes, self._last_unsaved = 0, 0
         self._unsaved_given = 0  # the last of them handed to ``send``
+        self._stories: dict[str, tuple[str, bytes] | None] = {}  # what the disk does not know of stories; None: over
         self._unmarked: set[int] = set()  # rows a broker has taken, which the disk does not know
         self._failing = False  # the last use of the disk failed, and that was said
         self._depth = 0  # as last read
@@ -62,42 +74,64 @@ class Outbox:
         """Keep one message: on the disk when this returns, or in memory while the disk takes nothing."""
         self.put_all([(topic, payload, droppable)])
 
-    def put_all(self, messages: Sequence[tuple[str, bytes, bool]]) -> None:
-        """Keep ``(topic, payload, droppable)`` messages with a single write to the disk.
+    def put_all(
+        self,
+        messages: Iterable[tuple[str, bytes, bool]],
+        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+    ) -> None:
+        """Keep ``(topic, payload, droppable)`` messages with a single write.
 
-        StateError when the state file is closed or corrupt.
+        Besides, of each of ``stories`` its latest ``(topic, payload)`` is remembered until it is None, which is its
+        end: see `unfinished`. StateError when the state file is closed.
         """
-        for topic, payload, _ in messages:
-            if len(payload) > MAX_PAYLOAD:
-                raise ValueError(f"{topic}: {len(payload)} bytes, the bound is {MAX_PAYLOAD}")
-        if not messages:
-            return
         now = time.time()
+        kept = [_Message(now, *message) for message in messages]
+        for message in kept:
+            if len(message.payload) > MAX_PAYLOAD:
+                raise ValueError(f"{message.topic}: {len(message.payload)} bytes, the bound is {MAX_PAYLOAD}")
+        if not kept and not stories:
+            return
         with self._lock:
-            for topic, payload, droppable in messages:
+            for message in kept:
                 self._last_unsaved -= 1
-                self._unsaved[self._last_unsaved] = (now, topic, payload, droppable)
-                self._unsaved_bytes += len(payload)
-            self.counts.put += len(messages)
+                self._unsaved[self._last_unsaved] = message
+                self._unsaved_bytes += len(message.payload)
+            for story, latest in stories.items():
+                self._stories.pop(story, None)  # lest the latest be taken for an old one, which go first
+                self._stories[story] = latest
+            self.counts.put += len(kept)
             self._save()
         self._wake()
+
+    def unfinished(self) -> list[tuple[str, str, bytes]]:
+        """``(story, topic, payload)`` of the last message of each story that has begun and not come to its end.
+
+        At the start of a process these were cut short by the end of the one before. None while the disk is in trouble.
+        """
+        try:
+            return self._state.outbox_unfinished()
+        except StateUnwritableError as error:
+            with self._lock:
+                self._cannot(error)
+            return []
 
     def save(self) -> int:
         """Try again to bring to the disk what is in memory only; how many messages still are."""
         with self._lock:
-            if self._unsaved or self._unmarked:
+            if self._unsaved or self._unmarked or self._stories:
                 self._save()
             return len(self._unsaved)
 
     def _save(self) -> None:
         """Write all that is in memory only, or count that it cannot be written, and keep to the bounds there."""
         try:
-            if self._unsaved:
-                rows = list(self._unsaved.values())
-                _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes)
+            if self._unsaved or self._stories:
+                rows = self._unsaved.values()
+                _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes, self._stories)
                 self.counts.dropped_updates += updates
                 self.counts.dropped += others
                 self._unsaved.clear()
+                self._stories.clear()
                 self._unsaved_bytes = self._unsaved_given = 0
             if self._unmarked:
                 self._state.outbox_acked(self._unmarked, time.time(), self._keep_s)
@@ -112,16 +146,18 @@ class Outbox:
 
     def _bound(self) -> None:
         """Drop from memory what is beyond the bounds: the oldest updates, then whatever is oldest."""
+        while len(self._stories) > UNSAVED_ROWS:
+            del self._stories[next(iter(self._stories))]
         for updates in (True, False):
-            for row, (_, _, payload, droppable) in list(self._unsaved.items()):
+            for row, message in list(self._unsaved.items()):
                 if len(self._unsaved) <= UNSAVED_ROWS and self._unsaved_bytes <= UNSAVED_BYTES:
                     return
-                if updates and not droppable:
+                if updates and not message.droppable:
                     continue
                 del self._unsaved[row]
-                self._unsaved_bytes -= len(payload)
-                self.counts.dropped_updates += droppable
-                self.counts.dropped += not droppable
+                self._unsaved_bytes -= len(message.payload)
+                self.counts.dropped_updates += message.droppable
+                self.counts.dropped += not message.droppable
 
     def _cannot(self, error: StateUnwritableError) -> None:
         self.counts.unwritable += 1
@@ -145,8 +181,8 @@ class Outbox:
                 self._given = row
         with self._lock:
             unsaved = [(row, m) for row, m in self._unsaved.items() if row < self._unsaved_given]
-        for row, (_, topic, payload, _) in unsaved:
-            if not send(row, topic, payload):
+        for row, message in unsaved:
+            if not send(row, message.topic, message.payload):
                 return given
             with self._lock:
                 if row in self._unsaved:  # else it went to the disk meanwhile, under another number
@@ -170,7 +206,7 @@ class Outbox:
                 if row > 0:
                     self._unmarked.add(row)
                 elif row in self._unsaved:
-                    self._unsaved_bytes -= len(self._unsaved.pop(row)[2])
+                    self._unsaved_bytes -= len(self._unsaved.pop(row).payload)
             self._save()
         self.counts.done += len(rows)
 
@@ -200,6 +236,10 @@ class Outbox:
             with suppress(StateUnwritableError):  # then as last read
                 self._depth = self._state.outbox_size().waiting
             return max(self._depth - len(self._unmarked), 0) + len(self._unsaved)
+
+    def unsaved(self) -> int:
+        """How many of them are in memory only, since the disk takes none; a power cut would lose them."""
+        return len(self._unsaved)
 
     def wake_with(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` after every put, in the thread of the put."""

@@ -1,22 +1,29 @@
 """What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
 
-That is the outbox (alerts that wait for the broker, and for a day those it took), what was learnt of each device, the
-newest of some documents the agent publishes, the allow list, commands and what became of them, and which device an
-alert was about. Every change is on the disk when the call returns (WAL, synchronous FULL). One connection behind one
-lock serves all threads; no call waits for anything but the disk, so no caller can lock itself out. Which rows to drop
-or send is `outbox`' decision, what was learnt that of `devices`, what is allowed that of `allow` and `control`.
+That is the outbox (alerts that wait for the broker, and for a day those it took; the last word on each episode that
+goes on), what was learnt of each device and rows of it, the newest of some documents the agent publishes, the allow
+list, commands and what became of them, and which device an alert was about. Every change is on the disk when the call
+returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the
+disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of
+`devices`, what is allowed that of `allow` and `control`.
+
+A disk that is full at the start does not stop an agent: what the file holds is read in the way that needs no space
+(SQLite then has no room for the index that processes share, so the file is this process's alone), and what cannot be
+used at all is tried again every few seconds.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +99,32 @@ CREATE TABLE episode (
 );
 """
 
-_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL)
+_KEPT = """
+CREATE TABLE run (
+    mac INTEGER NOT NULL,
+    kind TEXT NOT NULL,                    -- "loud" or "even"
+    minute INTEGER NOT NULL,               -- since the epoch
+    packed BLOB NOT NULL,
+    PRIMARY KEY (mac, kind, minute)
+) WITHOUT ROWID;
+"""
+
+_UNFINISHED = """
+CREATE TABLE unfinished (
+    story TEXT PRIMARY KEY,                -- the id of an episode
+    topic TEXT NOT NULL,
+    payload BLOB NOT NULL                  -- the last message on it
+);
+"""
+
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
 """What each version of the file adds to the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
+
+_RETRY_S = 5.0  # between attempts to open a file that a full or failing disk does not let us open
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""What a disk says that is full or fails, and may get over; a wrong path does not."""
 
 # The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
 _DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
@@ -122,32 +151,51 @@ class OutboxSize:
 class State:
     """The state file at ``path``, made when it is not there; its folder must exist.
 
-    A file that SQLite finds corrupt is moved to ``<name>.corrupt`` (the one before it is overwritten) and a new one is
-    begun: a gateway that lost its memory is better than one that does not start. ``moved_aside`` says whether that
-    happened. A ``guest``, who only leaves word for the agent, neither makes a file nor moves one. Raises StateError
-    when no file can be used.
+    A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt`` (the one before it is overwritten)
+    and a new one is begun: a gateway that lost its memory is better than one that does not start. ``damaged`` counts
+    that. While the disk is full or fails, calls raise StateUnwritableError; ``trouble`` has what it said when the file
+    was opened, "" when all is well. A ``guest``, who only leaves word for the agent, neither makes a file nor moves
+    one. Raises StateError when no file can ever be used here.
     """
 
     def __init__(self, path: Path, *, guest: bool = False) -> None:
-        self.path, self.moved_aside = Path(path), False
+        self.path, self.damaged, self.trouble = Path(path), 0, ""
         self._lock = threading.Lock()
         self._claim: int | None = None
-        if guest and not self.path.is_file():
-            raise StateError(f"{self.path}: there is no such file")
-        try:
-            self._db = self._open(check=not guest)
-        except sqlite3.DatabaseError as error:
-            if guest or isinstance(error, sqlite3.OperationalError):  # not corrupt: locked, full, not allowed
-                raise StateError(f"{self.path}: {error}") from error
-            self._move_aside(error)
+        self._db: sqlite3.Connection | None = None
+        self._closed = self._checked = False
+        self._retry = 0.0
+        if guest:
+            if not self.path.is_file():
+                raise StateError(f"{self.path}: there is no such file")
             try:
-                self._db = self._open(check=True)
-            except sqlite3.Error as again:
-                raise StateError(f"{self.path}: {again}") from again
+                self._db = self._open(check=False)
+            except sqlite3.DatabaseError as error:
+                raise StateError(f"{self.path}: {error}") from error
+        else:
+            self._begin()
 
-    def _open(self, *, check: bool) -> sqlite3.Connection:
+    def _begin(self) -> None:
+        """Open the file, or a new one for a corrupt one; or leave that for later, the disk being in trouble."""
+        self.trouble, self._retry = "", time.monotonic() + _RETRY_S
+        try:
+            self._db = self._open(check=not self._checked)
+        except sqlite3.DatabaseError as error:
+            if _corrupt(error):
+                self._move_aside(error)
+            elif not _passing(error, self.path):
+                raise StateError(f"{self.path}: {error}") from error
+            else:
+                self.trouble = str(error)
+                with suppress(sqlite3.DatabaseError):
+                    self._db = self._open(check=not self._checked, alone=True)
+        self._checked = self._checked or self._db is not None
+
+    def _open(self, *, check: bool, alone: bool = False) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
+            if alone:
+                db.execute("PRAGMA locking_mode=EXCLUSIVE")  # no index in shared memory, which is a file that may grow
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA journal_size_limit=4194304")
@@ -166,32 +214,63 @@ class State:
         return db
 
     def _move_aside(self, error: Exception) -> None:
+        """Begin a new file in the place of a corrupt one, which is kept together with its log."""
         aside = self.path.with_name(self.path.name + ".corrupt")
         logger.error("state %s is corrupt (%s): moved to %s, starting anew", self.path, error, aside.name)
+        claimed, self._db = self._claim is not None, None
         try:
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self.path.replace(aside)
+            self.path.with_name(self.path.name + "-shm").unlink(missing_ok=True)
+            for suffix in ("-wal", ""):
+                with suppress(FileNotFoundError):
+                    self.path.with_name(self.path.name + suffix).replace(aside.with_name(aside.name + suffix))
+            self.damaged += 1
+            self._db = self._open(check=True)
         except OSError as problem:
             raise StateError(f"{self.path}: corrupt and cannot be moved aside: {problem}") from problem
-        self.moved_aside = True
+        except sqlite3.DatabaseError as again:
+            if not _passing(again, self.path):
+                raise StateError(f"{self.path}: {again}") from again
+            self.trouble = str(again)
+        if claimed and self._claim is not None:  # the lock lies on the file that was moved
+            os.close(self._claim)
+            self._claim = None
+            self.claim()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                db = self._usable()
+                db.execute("BEGIN IMMEDIATE")
                 try:
-                    yield self._db
-                    self._db.execute("COMMIT")
+                    yield db
+                    db.execute("COMMIT")
                 except BaseException:
                     with suppress(sqlite3.Error):  # SQLite has rolled back itself where the disk failed
-                        self._db.execute("ROLLBACK")
+                        db.execute("ROLLBACK")
                     raise
             except sqlite3.OperationalError as error:
                 raise StateUnwritableError(f"{self.path}: {error}") from error
             except sqlite3.Error as error:
-                raise StateError(f"{self.path}: {error}") from error
+                if not _corrupt(error):
+                    raise StateError(f"{self.path}: {error}") from error
+                if self._db is not None:
+                    self._db.close()
+                self._move_aside(error)
+                raise StateUnwritableError(f"{self.path}: {error}; begun anew") from error
+
+    def _usable(self) -> sqlite3.Connection:
+        """The open file; one that could not be opened as it should is tried again from time to time."""
+        if self._closed:
+            raise StateError(f"{self.path}: closed")
+        if self.trouble and time.monotonic() >= self._retry:
+            if self._db is not None:
+                self._db.close()
+            self._db = None
+            self._begin()
+        if self._db is None:
+            raise StateUnwritableError(f"{self.path}: {self.trouble}")
+        return self._db
 
     def claim(self, wait_s: float = 0.0) -> bool:
         """Be the one process that acts on this file, until `close` or death; False when another is, after ``wait_s``.
@@ -199,7 +278,12 @@ class State:
         The lock is flock(2), which SQLite's own locks (fcntl) do not meet.
         """
         if self._claim is None:
-            self._claim = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._claim = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in DISK_TROUBLE:
+                    raise StateError(f"{self.path}: {error.strerror}") from error
+                return True  # a disk that does not even take a name; nobody else gets further
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -210,13 +294,24 @@ class State:
                     return False
                 time.sleep(0.05)
 
-    def outbox_put(self, rows: Iterable[tuple[float, str, bytes, bool]], max_rows: int, max_bytes: int) -> list[int]:
+    def outbox_put(
+        self,
+        rows: Iterable[tuple[float, str, bytes, bool]],
+        max_rows: int,
+        max_bytes: int,
+        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+    ) -> list[int]:
         """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
 
-        Returns how many were dropped of each kind: kept after acknowledgement, waiting updates, other waiting rows.
+        ``stories`` has the last message of each story, or None where it is finished. Returns how many rows were dropped
+        of each kind: kept after acknowledgement, waiting updates, other waiting rows.
         """
         with self._transaction() as db:
             db.executemany("INSERT INTO outbox (put_s, topic, payload, droppable) VALUES (?, ?, ?, ?)", rows)
+            over = [(story,) for story, last in stories.items() if last is None]
+            db.executemany("DELETE FROM unfinished WHERE story = ?", over)
+            on = [(story, *last) for story, last in stories.items() if last is not None]
+            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", on)
             dropped = [0, 0, 0]
             size = self._size(db)
             rows_over = size.waiting + size.acked - max_rows
@@ -256,6 +351,11 @@ class State:
             if since_s is None:
                 return 0
             return db.execute("UPDATE outbox SET acked_s = NULL WHERE acked_s > ?", (since_s - window_s,)).rowcount
+
+    def outbox_unfinished(self) -> list[tuple[str, str, bytes]]:
+        """``(story, topic, payload)`` of the last message of each story that is not finished."""
+        with self._transaction() as db:
+            return db.execute("SELECT story, topic, payload FROM unfinished ORDER BY story").fetchall()
 
     def outbox_size(self) -> OutboxSize:
         """How full the outbox is."""
@@ -345,18 +445,53 @@ class State:
             found = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
             return found and str(found[0])
 
-    def learnt_put(self, model: str, records: Iterable[tuple[int, bytes]], now_s: float, keep_s: float) -> None:
-        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``."""
+    def learnt_put(
+        self,
+        model: str,
+        records: Iterable[tuple[int, bytes]],
+        now_s: float,
+        keep_s: float,
+        runs: Mapping[int, Iterable[tuple[str, int, bytes | None]]] | None = None,
+    ) -> None:
+        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``.
+
+        ``runs`` are, by MAC, all runs of a device: ``(kind, minute, packed)``, None for one that is here already. Those
+        of a device under no model are forgotten.
+        """
         with self._transaction() as db:
             rows = [(model, mac, now_s, record) for mac, record in records]
             db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
             db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
+            for mac, kept in (runs or {}).items():
+                now = list(kept)
+                before = set(db.execute("SELECT kind, minute FROM run WHERE mac = ?", (mac,)))
+                gone = before - {(kind, minute) for kind, minute, _ in now}
+                db.executemany(
+                    "DELETE FROM run WHERE mac = ? AND kind = ? AND minute = ?", [(mac, *key) for key in gone]
+                )
+                new = [(mac, kind, minute, packed) for kind, minute, packed in now if packed is not None]
+                db.executemany("INSERT OR REPLACE INTO run (mac, kind, minute, packed) VALUES (?, ?, ?, ?)", new)
+            db.execute("DELETE FROM run WHERE mac NOT IN (SELECT mac FROM learnt)")
 
     def learnt(self, model: str) -> list[tuple[int, bytes]]:
         """``(mac, record)`` of every device under a model, the latest saved first."""
         with self._transaction() as db:
             found = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
             return found.fetchall()
+
+    def learnt_elsewhere(self, model: str) -> list[tuple[int, str, bytes]]:
+        """``(mac, model, record)`` of every device not known under a model, as saved last under another one."""
+        with self._transaction() as db:
+            return db.execute(
+                "SELECT mac, model, record FROM (SELECT mac, model, record, max(saved_s) FROM learnt GROUP BY mac)"
+                " WHERE mac NOT IN (SELECT mac FROM learnt WHERE model = ?) ORDER BY mac",
+                (model,),
+            ).fetchall()
+
+    def runs(self, mac: int) -> list[tuple[str, int, bytes]]:
+        """``(kind, minute, packed)`` of the rows that are kept of a device, the oldest first."""
+        with self._transaction() as db:
+            return db.execute("SELECT kind, minute, packed FROM run WHERE mac = ? ORDER BY minute", (mac,)).fetchall()
 
     def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
         """Keep the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
@@ -374,7 +509,30 @@ class State:
     def close(self) -> None:
         """Close the file; every later call raises StateError."""
         with self._lock:
-            self._db.close()
+            self._closed = True
+            if self._db is not None:
+                self._db.close()
             if self._claim is not None:  # after SQLite: to close any handle of the file ends its locks, too
                 os.close(self._claim)
                 self._claim = None
+
+
+def _corrupt(error: sqlite3.Error) -> bool:
+    """Whether the file is no database (any more)."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # what `quick_check` found has none
+    return type(error) is sqlite3.DatabaseError and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _passing(error: sqlite3.Error, path: Path) -> bool:
+    """Whether it is the disk that fails, and not a path or permission that is wrong."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return True
+    if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return False
+    for suffix in ("", "-wal"):  # SQLite does not tell what the system said
+        try:
+            os.close(os.open(path.with_name(path.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as said:
+            return said.errno in DISK_TROUBLE
+    return False

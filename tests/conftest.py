@@ -1,6 +1,7 @@
 """What tests of several packages share: a small home, fitted and converted once, since TensorFlow takes its seconds."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract import captures
+from tests.netns import Wire, laid
 from tests.reference.frames import pcap
 from tests.traffic import Frame, S, merged, read, scan, spoofed, steady
 
@@ -94,3 +96,9 @@ def attack_capture(attack_frames: list[Frame], tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("captures") / "attack.pcap"
     path.write_bytes(pcap(attack_frames, nanoseconds=True))
     return path
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with laid() as made:
+        yield made

@@ -22,11 +22,11 @@ OWNERS = {
 
 LAYERS = (
     {"contract"},
-    {"capture", "runtime", "state", "progress", "explain"},
+    {"capture", "runtime", "state", "progress", "explain", "reservoir"},
     {"features", "calibrate", "outbox"},
     {"classify", "evidence"},
     {"detector", "devices", "link"},
-    {"alerts", "allow", "checkins"},
+    {"alerts", "allow", "attach", "checkins"},
     {"config"},
     {"control"},
     {"agent", "check"},

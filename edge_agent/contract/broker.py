@@ -93,6 +93,8 @@ class BrokerConfig:
         """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that will not do."""
         if not self.tls:
             return None
+        for key in ("ca_file", "cert_file", "key_file"):  # OpenSSL does not say which of them it cannot read
+            self._can_read(key)
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:  # includes ssl.SSLError
@@ -105,14 +107,31 @@ class BrokerConfig:
                 raise BrokerError(f"cert_file {self.cert_file}, key_file {self.key_file}: {explain(error)}") from error
         return context
 
+    def _can_read(self, key: Literal["ca_file", "cert_file", "key_file"]) -> None:
+        path: Path | None = getattr(self, key)
+        if path is None:
+            return
+        try:
+            with path.open("rb") as file:
+                content = file.read(65_536)
+        except OSError as error:
+            raise BrokerError(f"{key} {path}: {explain(error)}") from error
+        wanted = b"PRIVATE KEY-----" if key == "key_file" else b"CERTIFICATE-----"
+        if wanted not in content:
+            raise BrokerError(f"{key} {path}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
+        if key == "key_file" and b"ENCRYPTED" in content:
+            raise BrokerError(f"{key} {path}: has a passphrase, which a service has nobody to ask for")
+
 
 def explain(error: BaseException) -> str:
     """One readable line for what the network, TLS or a file said."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message.strip()}"
+        why = error.verify_message.strip().removesuffix(".")
+        clock = "; is the clock of this machine right?" if "yet valid" in why or "expired" in why else ""
+        return f"its certificate is not accepted: {why}{clock}"
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "").replace("_", " ").lower()
-        return f"TLS: {reason or error}"
+        return _alerted(reason) or f"TLS: {_REASONS.get(reason, reason) or error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return f"{error}" or type(error).__name__
@@ -122,12 +141,49 @@ def plain(text: str) -> str:
     """What paho logs about a socket, for people.
 
     >>> plain("failed to receive on socket: [SSL: TLSV13_ALERT] tlsv13 alert certificate required (_ssl.c:2580)")
-    'tlsv13 alert certificate required'
+    'TLS: it wants a certificate from us (cert_file, key_file)'
     >>> plain("failed to receive on socket: [Errno 104] Connection reset by peer")
     'connection reset by peer'
     """
     words = text.rpartition("on socket: ")[2]
-    return re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
+    words = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
+    return _alerted(words) or words
+
+
+def last_words(sock: object) -> str:
+    """What the other side said by TLS before it hung up on ``sock``, "" when that is nothing; not yet read by anybody.
+
+    A broker finds fault with our certificate only when TLS is up for us; then our first write fails, and its reason for
+    that lies unread behind it.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        try:
+            sock.settimeout(0.0)
+            sock.recv(1)
+        except ssl.SSLError as error:
+            return _alerted((error.reason or "").replace("_", " ").lower())
+        except (OSError, ValueError):
+            pass
+    return ""
+
+
+_REASONS = {"key values mismatch": "the key is not that of the certificate", "wrong version number": "it speaks none"}
+_ALERTS = {
+    "certificate required": "it wants a certificate from us (cert_file, key_file)",
+    "handshake failure": "it ends the handshake; does it want a certificate from us (cert_file, key_file)?",
+    "unknown ca": "it does not accept our certificate (cert_file): signed by nobody it knows",
+    "certificate expired": "it does not accept our certificate (cert_file): expired",
+    "certificate revoked": "it does not accept our certificate (cert_file): revoked",
+    "bad certificate": "it does not accept our certificate (cert_file): bad",
+    "unsupported certificate": "it does not accept our certificate (cert_file): of a kind that is not supported",
+    "certificate unknown": "it does not accept our certificate (cert_file)",
+}
+
+
+def _alerted(words: str) -> str:
+    """A TLS alert ("tlsv1 alert unknown ca") in words of ours; "" when it is none."""
+    _, alert, what = words.partition(" alert ")
+    return f"TLS: {_ALERTS.get(what, what)}" if alert else ""
 
 
 class Versions:

@@ -47,6 +47,8 @@ def command(*arguments):
 class Collector:
     """`botwatch collector serve` on ``db``."""
 
+    before = ()  # words before the command
+
     def __init__(self, broker, db, *arguments):
         self.db, self.arguments = db, ("--broker", broker.address, "--db", db, *arguments)
         self.log = db.with_suffix(".log")
@@ -54,7 +56,7 @@ class Collector:
     def start(self):
         before = self.said().count("subscribed to")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command("serve", *self.arguments), stderr=log)
+            self.process = subprocess.Popen([*self.before, *command("serve", *self.arguments)], stderr=log)
         wait_until(lambda: self.said().count("subscribed to") > before or self.process.poll() is not None)
         assert self.process.poll() is None, self.said()
         return self

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.alerts import Alerter
+from edge_agent.alerts import Alerter, cut_short
 from edge_agent.contract import messages
 from edge_agent.contract.messages import CLASSES, Alert, Model
 from edge_agent.detector import Detection
@@ -246,3 +246,19 @@ def test_the_same_packets_and_seed_give_the_same_alerts():
 def test_names_that_would_make_every_alert_invalid_stop_the_start(gateway, site, version, agent):
     with pytest.raises(ValueError, match=r"gateway|site|version"):
         Alerter(gateway, site, Model(version), agent)
+
+
+@pytest.mark.parametrize(("restart_s", "ended_s"), [(10.0, 10.0), (3600.0, 65.0), (-3600.0, 5.0)])
+def test_the_end_of_what_was_cut_short_is_stamped_as_if_it_had_ended_by_itself_at_most_with_the_restart(
+    restart_s, ended_s
+):
+    one = alerter(update_s=1.0)
+    told = one.consider(at(0)) + one.consider(at(5))
+    assert said(told) == [("new", 0, 1), ("update", 5, 2)]
+    end = cut_short(told[-1], T0 + int(restart_s * S), 60.0)
+    assert said([end]) == [("end", ended_s, 3)]
+    last, read = Alert.read(told[-1]), Alert.read(end)
+    assert read.explanation == "the agent was restarted; sends to 120 hosts it never met"
+    assert replace(read, seq=2, state="update", t_ns=last.t_ns, explanation=last.explanation) == last
+    with pytest.raises((KeyError, ValueError)):
+        cut_short({"alert": {}}, T0, 60.0)

@@ -308,6 +308,7 @@ def test_the_disk_it_takes_is_bounded_and_the_oldest_go_first(tmp_path):
 def test_a_disk_that_takes_nothing_costs_the_evidence_and_not_the_alert(tmp_path, caplog):
     store, _ = episodes(tmp_path / "a", 1, 1 << 20)
     shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").write_text("in the way of the folder")
     for i in range(3):
         assert store.begin(f"01a20937-03cb-7c3e-9f10-0c5a7c1e9a4{i}", Someone(START + 2 * S)) is None
     assert store.counts.failed == 3

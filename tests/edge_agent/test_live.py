@@ -1,6 +1,5 @@
 """Live capture on a veth pair between two network namespaces that the tests make: nothing leaves this machine."""
 
-import itertools
 import json
 import os
 import re
@@ -9,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,122 +23,8 @@ from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.reference.frames import pcap
-from tests.traffic import Frame, scan, spoofed, steady
-
-MAC = 0x02005E100001
-_numbers = itertools.count()
-
-SEND = """
-import socket, sys, time
-from tests.traffic import read
-from pathlib import Path
-frames, rate = read(Path(sys.argv[2])), float(sys.argv[3])
-line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-line.bind((sys.argv[1], 0))
-began = time.monotonic()
-for i, (_, _, data) in enumerate(frames):
-    while time.monotonic() < began + i / rate:
-        time.sleep(0.0005)
-    line.send(data)
-"""
-TAKE = """
-import sys, time, numpy as np
-from pathlib import Path
-from edge_agent.capture import Interfaces, LiveSettings, Recorder
-from edge_agent.features import Extractor
-out, wanted, inbound = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "in"
-names = sys.argv[4:]
-extractor, parts, recorder = Extractor(4096, seed=1), [], Recorder(out / "record.pcap", 1 << 30)
-live = Interfaces(names, LiveSettings(bpf="not ip6", inbound=inbound), recorder)
-def take(source):
-    rows = extractor.push(source, 100)
-    if len(rows):
-        parts.append(rows)
-    return len(rows)
-print("ready", flush=True)
-end = time.monotonic() + 20
-while sum(map(len, parts)) < wanted and time.monotonic() < end:
-    live.each(take, 0.2)
-more = time.monotonic() + 0.5
-while time.monotonic() < more:
-    live.each(take, 0.1)
-counts = live.count()
-live.close()
-values, meta = (np.concatenate([getattr(p, part) for p in parts]) for part in ("values", "meta"))
-np.savez(out / "rows.npz", values=values, meta=meta)
-print(counts, flush=True)
-"""
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@dataclass
-class Wire:
-    """A gateway's and a device's namespace with a cable between them."""
-
-    gateway: str
-    device: str
-    port: str = "lan0"  # the gateway's end; the device's is eth0
-
-    def plug_in(self) -> None:
-        """Put the cable between the two."""
-        ends = ("lan0", "netns", self.gateway, "type", "veth", "peer", "name", "eth0", "netns", self.device)
-        _ip("link", "add", *ends)
-        for space, port in ((self.gateway, "lan0"), (self.device, "eth0")):
-            _ip("-n", space, "link", "set", port, "up")
-            _ip("-n", space, "link", "set", "lo", "up")
-
-    def on_gateway(self, *words: str, **options: object) -> "subprocess.Popen[str]":
-        """A process in the gateway's namespace."""
-        return subprocess.Popen(["ip", "netns", "exec", self.gateway, *words], text=True, **options)  # type: ignore[call-overload, no-any-return]
-
-    def send(
-        self, frames: Iterable[Frame], folder: Path, rate: float = 1000.0, *, where: str = "", port: str = ""
-    ) -> None:
-        """Have the device (or ``where``) send frames, so many a second."""
-        file = folder / f"send-{next(_numbers)}.pcap"
-        file.write_bytes(pcap(list(frames), nanoseconds=True))
-        command = ["ip", "netns", "exec", where or self.device, sys.executable, "-c", SEND, port or "eth0", str(file)]
-        subprocess.run([*command, str(rate)], check=True, cwd=Path(__file__).parents[2])
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("needs root and iproute2, to make network namespaces")
-    name = f"bw{os.getpid()}-{next(_numbers)}"
-    made = Wire(f"{name}g", f"{name}d")
-    try:
-        try:
-            _ip("netns", "add", made.gateway)
-            _ip("netns", "add", made.device)
-            made.plug_in()
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this machine lets nobody make network namespaces: {error.stderr.strip()}")
-        yield made
-    finally:
-        for space in (made.gateway, made.device):
-            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
-
-
-@contextmanager
-def taking(wire: Wire, folder: Path, wanted: int, direction: str, *names: str) -> Iterator["subprocess.Popen[str]"]:
-    """The capture loop of the agent, without models; rows and a record in ``folder``."""
-    command = [sys.executable, "-c", TAKE, str(folder), str(wanted), direction, *(names or (wire.port,))]
-    process = wire.on_gateway(*command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        said, _ = process.communicate(timeout=30)
-        assert process.returncode == 0
-        (folder / "counts").write_text(said)
-    finally:
-        process.kill()
-        process.wait()
+from tests.netns import MAC, Wire, ip, taking
+from tests.traffic import scan, spoofed, steady
 
 
 @contextmanager
@@ -215,7 +99,7 @@ def test_a_frame_that_a_bridge_forwards_is_counted_once_on_several_interfaces(wi
         *(("link", "set", port, "master", "br0") for port in ("lan0", "lan1")),
         *(("link", "set", port, "up") for port in ("lan1", "lan1x", "br0")),
     ):
-        _ip("-n", wire.gateway, *words)
+        ip("-n", wire.gateway, *words)
     time.sleep(0.5)
     frames = [(t, n, b"\xff" * 6 + data[6:]) for t, n, data in steady(scan(100, "192.168.1.57", mac=MAC), 0, 1000)]
     with taking(wire, tmp_path, 100, "in", "lan0", "lan1"):
@@ -230,13 +114,13 @@ def test_an_interface_that_goes_down_or_away_is_taken_up_again(wire, tmp_path):
     frames = list(steady(scan(200, "192.168.1.57", mac=MAC), 0, 1000))
     with taking(wire, tmp_path, 600, "both"):
         wire.send(frames, tmp_path)
-        _ip("-n", wire.gateway, "link", "set", wire.port, "down")
+        ip("-n", wire.gateway, "link", "set", wire.port, "down")
         time.sleep(0.5)
-        _ip("-n", wire.gateway, "link", "set", wire.port, "up")
+        ip("-n", wire.gateway, "link", "set", wire.port, "up")
         time.sleep(1.0)
         wire.send(frames, tmp_path)
         time.sleep(0.5)
-        _ip("-n", wire.gateway, "link", "del", wire.port)
+        ip("-n", wire.gateway, "link", "del", wire.port)
         time.sleep(0.5)
         wire.plug_in()
         time.sleep(4.0)
@@ -349,7 +233,8 @@ def test_what_cannot_be_captured_on_is_said_in_one_line(home, tmp_path, capsys):
 
 def test_check_names_each_remedy(wire, home, tmp_path):
     (tmp_path / "agent.yaml").write_text(
-        f"bundle: {home.bundle}\ncapture: {{interfaces: [lan0, nosuch0]}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+        f"bundle: {home.bundle}\ncapture: {{interfaces: [lan0, nosuch0], direction: both}}\n"
+        "broker: {host: 127.0.0.1, port: 9}\n"
         f"outbox: {{path: {tmp_path}/absent/box.sqlite}}\n"
     )
     command = [sys.executable, "-m", "edge_agent.command", "agent", "check", "--config", str(tmp_path / "agent.yaml")]
@@ -361,7 +246,7 @@ def test_check_names_each_remedy(wire, home, tmp_path):
     assert "nosuch0WRONG" in lines
     assert "mkdir -p" in lines["diskWRONG"]
     assert "connection refused" in said
-    assert "ethtool -K lan0 gro off" in lines["lan0WRONG"] or "tso off" in lines["lan0WRONG"]
+    assert "`ethtool -K lan0 tso off" in lines["lan0WRONG"]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path, damage, caplog)
     damage(path)
     damaged = path.read_bytes()
     state = State(path)
-    assert state.moved_aside
+    assert state.damaged == 1
     assert path.with_name("state.sqlite.corrupt").read_bytes() == damaged
     assert "moved to state.sqlite.corrupt" in caplog.text
     outbox = Outbox(state)
@@ -150,7 +150,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path, damage, caplog)
 def test_an_empty_file_is_a_new_one(path):
     path.touch()
     state = State(path)
-    assert not state.moved_aside
+    assert state.damaged == 0
     assert Outbox(state).depth() == 0
 
 
@@ -273,3 +273,42 @@ def test_while_the_disk_is_full_messages_wait_in_memory_and_none_is_lost(path):
     outbox = Outbox(State(path))
     assert outbox.depth() == int(done.stdout)
     assert [p[:4] for p in payloads(outbox)][:299] == [b"%04d" % i for i in range(299)]
+
+
+def test_a_story_that_did_not_come_to_its_end_is_known_to_the_next_process(path):
+    """Whatever becomes of its messages meanwhile: taken by the broker, dropped at the bound."""
+    state = State(path)
+    outbox = Outbox(state, max_rows=2)
+    outbox.put_all([("t", b"a1", False)], {"a": ("t", b"a1")})
+    outbox.put_all([("t", b"b1", False)], {"b": ("t", b"b1")})
+    outbox.put_all([("t", b"a2", True), ("u", b"c1", False)], {"a": ("t", b"a2"), "c": ("u", b"c1")})
+    outbox.put_all([("t", b"b2", False)], {"b": None})
+    outbox.done(row for row, _ in drained(outbox))
+    state.close()
+    outbox = Outbox(State(path))
+    assert outbox.unfinished() == [("a", "t", b"a2"), ("c", "u", b"c1")]
+    outbox.put_all([("t", b"a3", False)], {"a": None, "c": None})
+    assert Outbox(State(path)).unfinished() == []
+    assert payloads(outbox)[-1] == b"a3"
+
+
+def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(path, caplog):
+    """The same process goes on with a new file, which is its own; what was damaged is beside it."""
+    state = State(path)
+    assert state.claim()
+    outbox = Outbox(state)
+    outbox.put_all([("t", bytes(2000), False)] * 200)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+    for i in range(3):
+        outbox.put("t", b"%d" % i)
+    assert outbox.save() == 0
+    assert state.damaged == 1
+    assert path.with_name("state.sqlite.corrupt").stat().st_size > 200 * 2000
+    assert payloads(outbox) == [b"0", b"1", b"2"]
+    assert not State(path).claim()
+    assert caplog.text.count("moved to state.sqlite.corrupt") == 1
