@@ -8,7 +8,9 @@ of it is told there: `botwatch collector alerts` marks it.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from edge_agent import control
@@ -32,14 +34,13 @@ def steps(config: AgentConfig, model: Model, wait_s: float) -> Iterator[str]:
     BrokerError and StateError.
     """
     path = control.state_path(config)
-    if path.is_file():
-        reply, running = control.order(config, "test-alert", {})
-        if running:
-            if reply.error:
-                raise control.Refused(reply.error)
-            yield "an agent runs and has taken the order"
-            yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
-            return
+    if path.is_file() and _agent_runs(path):
+        reply, _ = control.order(config, "test-alert", {})
+        if reply.error:
+            raise control.Refused(reply.error)
+        yield "an agent runs and has taken the order"
+        yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
+        return
     yield f"no agent runs with {path}: doing it here, as {config.gateway}"
     # Commands are for the agent: to subscribe to them here would be to take them from it.
     config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
@@ -53,6 +54,11 @@ def steps(config: AgentConfig, model: Model, wait_s: float) -> Iterator[str]:
         yield from _await(config, publisher.state, id, wait_s, publisher.line)
 
 
+def _agent_runs(path: Path) -> bool:
+    with closing(State(path, guest=True)) as state:
+        return not state.claim()
+
+
 def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[str]:
     """Watch what a running agent does with it."""
 
@@ -60,10 +66,8 @@ def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterat
         reply, _ = control.order(config, "status", {})
         return dict((reply.result or {}).get("broker", {}))
 
-    try:
+    with closing(state):
         yield from _await(config, state, id, wait_s, line)
-    finally:
-        state.close()
 
 
 def _await(
