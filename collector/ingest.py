@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
+from collector.store import Arrival, BadRow, Fresh, Rejection, Store, StoreBusy
 from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
@@ -42,6 +42,7 @@ from edge_agent.contract.messages import (
     topic,
     topic_filter,
 )
+from edge_agent.contract.settings import check, within
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +55,26 @@ _BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what
 class Retention:
     """Section ``retention``: what is older, or beyond the size, goes, oldest first."""
 
-    days: float = 30.0
-    max_bytes: int = 10_000_000_000
+    days: float = within(30.0, 0.01, 36_600.0)
+    max_bytes: int = within(10_000_000_000, 1_000_000, 1 << 50)
 
     def __post_init__(self) -> None:
-        if self.days <= 0 or self.max_bytes < 1_000_000:
-            raise ValueError("days must be positive and max_bytes at least 1000000")
+        check(self)
 
 
 @dataclass(frozen=True)
 class CollectorConfig:
     """collector.yaml."""
 
-    db: str = "collector.sqlite"  # a file for SQLite, or an SQLAlchemy URL
+    db: str = within("collector.sqlite", 1, 4096)  # a file for SQLite, or an SQLAlchemy URL
     broker: BrokerConfig = field(default_factory=lambda: BrokerConfig(inflight=500, session_s=7 * 86_400))
     retention: Retention = field(default_factory=Retention)
-    batch_rows: int = 500  # messages saved with one commit, at most
-    batch_s: float = 0.1  # and at least so often
-    max_rejected: int = 1_000  # rejected messages kept
+    batch_rows: int = within(500, 1, 10_000)  # messages saved with one commit, at most
+    batch_s: float = within(0.1, 0.001, 10.0)  # and at least so often
+    max_rejected: int = within(1_000, 1, 1_000_000)  # rejected messages kept
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_rows <= 10_000 or not 0 < self.batch_s <= 10 or self.max_rejected < 1:
-            raise ValueError("batch_rows must be within 1..10000, batch_s within 0..10, max_rejected positive")
+        check(self)
 
 
 @dataclass
@@ -84,6 +83,7 @@ class IngestCounts:
 
     received: int = 0
     stored: int = 0
+    tests: int = 0  # alerts sent by hand that were stored; in no other count but `received`
     duplicates: int = 0
     statuses: int = 0
     rejected: int = 0
@@ -201,11 +201,12 @@ class Ingest:
             ):  # the 1st, 2nd, 4th, 8th ...: a flood of them must not fill the log
                 logger.warning("rejected (%d so far): %s: %s", self.counts.rejected, rejection.topic, rejection.reason)
 
-    def _count(self, arrivals: Sequence[Arrival], fresh: int) -> None:
-        alerts = sum(isinstance(a.message, Alert) for a in arrivals)
-        self.counts.stored += fresh
-        self.counts.duplicates += alerts - fresh
-        self.counts.statuses += len(arrivals) - alerts
+    def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
+        tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
+        self.counts.tests += fresh.tests
+        self.counts.stored += fresh.alerts
+        self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
+        self.counts.statuses += len(arrivals) - len(tests)
 
     def purge(self) -> None:
         """Once a minute, let go what the retention does not cover."""
