@@ -42,6 +42,7 @@ from edge_agent.contract.messages import (
     topic,
     topic_filter,
 )
+from edge_agent.contract.settings import check, within
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +55,26 @@ _BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what
 class Retention:
     """Section ``retention``: what is older, or beyond the size, goes, oldest first."""
 
-    days: float = 30.0
-    max_bytes: int = 10_000_000_000
+    days: float = within(30.0, 0.01, 36_600.0)
+    max_bytes: int = within(10_000_000_000, 1_000_000, 1 << 50)
 
     def __post_init__(self) -> None:
-        if self.days <= 0 or self.max_bytes < 1_000_000:
-            raise ValueError("days must be positive and max_bytes at least 1000000")
+        check(self)
 
 
 @dataclass(frozen=True)
 class CollectorConfig:
     """collector.yaml."""
 
-    db: str = "collector.sqlite"  # a file for SQLite, or an SQLAlchemy URL
+    db: str = within("collector.sqlite", 1, 4096)  # a file for SQLite, or an SQLAlchemy URL
     broker: BrokerConfig = field(default_factory=lambda: BrokerConfig(inflight=500, session_s=7 * 86_400))
     retention: Retention = field(default_factory=Retention)
-    batch_rows: int = 500  # messages saved with one commit, at most
-    batch_s: float = 0.1  # and at least so often
-    max_rejected: int = 1_000  # rejected messages kept
+    batch_rows: int = within(500, 1, 10_000)  # messages saved with one commit, at most
+    batch_s: float = within(0.1, 0.001, 10.0)  # and at least so often
+    max_rejected: int = within(1_000, 1, 1_000_000)  # rejected messages kept
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_rows <= 10_000 or not 0 < self.batch_s <= 10 or self.max_rejected < 1:
-            raise ValueError("batch_rows must be within 1..10000, batch_s within 0..10, max_rejected positive")
+        check(self)
 
 
 @dataclass

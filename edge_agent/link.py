@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _STEADY_S = 10.0  # a connection that lasted so long was none of those that end as soon as they are made
 _MAX_TOLD = 16  # kinds of trouble that are logged between two steady connections
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
-_GOODBYE_S = 2.0  # how long the last words may take
+_GOODBYE_S = 1.0  # how long the last alerts and words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
 _MAX_HOLD_S = 30.0  # while a broker refuses, one message is tried so often
 _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
@@ -115,10 +115,14 @@ class Link:
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
-        outbox.wake_with(self._wake)
+        outbox.wake_with(self.wake)
 
     def run(self, stop: threading.Event) -> None:
-        """Keep the line up until ``stop`` is set, then say `stopped` and hang up. Call once, in a thread of its own."""
+        """Keep the line up until ``stop`` is set, then say `stopped` and hang up. Call once, in a thread of its own.
+
+        Returns within about a second of `wake`, unless a connection is just being made: that may take as long as the
+        name server, TCP and TLS let it, and the outbox is not touched any more when it is done.
+        """
         while not stop.is_set():
             session = _Session(self)
             try:
@@ -148,7 +152,7 @@ class Link:
         """
         where = topic(self._gateway, leaf, self.config.base)
         self._retained = {**self._retained, leaf: _Retained(where, payload, qos, expires_s)}
-        self._wake()
+        self.wake()
 
     def flush(self, timeout_s: float) -> int:
         """Wait until the outbox is empty, at most ``timeout_s``; how many messages still wait (``trouble`` says why).
@@ -170,15 +174,15 @@ class Link:
             self.counts.replies_lost += 1
             return
         self._replies.append((where, payload, correlation))
-        self._wake()
+        self.wake()
 
     def resend(self) -> None:
         """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
         self._rewind = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
-        """There is something new in the outbox."""
+    def wake(self) -> None:
+        """There is something new in the outbox, or ``stop`` was set. For any thread."""
         with suppress(OSError):  # full: it will wake anyway
             self._wake_w.send(b"\0")
 
@@ -273,7 +277,7 @@ class _Session:
             sock.close()
 
     def _step(self, timeout_s: float) -> None:
-        """Let paho read and write what it can, after waiting for it or for `Link._wake`."""
+        """Let paho read and write what it can, after waiting for it or for `Link.wake`."""
         client, wake = self._client, self._link._wake_r
         sock = client.socket()
         if sock is None:
@@ -404,9 +408,20 @@ class _Session:
             link._outbox.drain(send)
 
     def _goodbye(self) -> None:
-        """Say `stopped`, wait until the broker has it, and disconnect in a way that does not set off the last will."""
-        client, deadline = self._client, time.monotonic() + _GOODBYE_S
+        """Deliver what waits, say `stopped`, and disconnect in a way that does not set off the last will.
+
+        Half of the time is for the alerts; those the broker has not taken by then stay in the outbox.
+        """
+        client, began = self._client, time.monotonic()
+        deadline = began + _GOODBYE_S
         self._tell_retained()
+        self._answer()
+        while client.socket() is not None and time.monotonic() < began + _GOODBYE_S / 2:
+            self._ship()
+            if not self._rows:
+                break
+            self._step(0.05)
+            self._settle()
         last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
         while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
             self._step(0.05)
