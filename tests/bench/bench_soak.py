@@ -3,10 +3,11 @@
 A real `botwatch agent replay`, fed through a pipe: packets_20000.pcap (of Kitsune's network) again and again and two
 generated hours of fourteen devices, their times moved on so that all of it fills one day of capture time. Printed by
 tenth: processor time of a packet, and resident memory, which must not have grown by more than a tenth since the first.
-The default bundle is that of the tests' generated home; `make real` or `make demo` makes others.
+The default bundle is fitted on ten minutes of the same mixture, so that this is a home in which nothing happens.
 """
 
 import argparse
+import struct
 import sys
 import tempfile
 import time
@@ -14,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent.contract import captures
-from tests.bench.home import FOLDER, home
+from tests.bench.home import FOLDER
 from tests.reference.frames import data_folder
-from tests.streams import Life, Replay
+from tests.streams import HEADER, Life, Replay
 from tests.traffic import Frame, S, read
 from trainer.generate import DEVICES, Plan, generate
 
 BEGIN, DAY_S = 1_770_000_000 * S, 86_400
 HOURS = 2
+FITTED_S = 600
 TENTHS = 10
 GROWTH = 1.1
 
@@ -60,10 +62,40 @@ def squeezed(frames: list[Frame], into_ns: int) -> Life:
     return Life((BEGIN + (t - first) * (into_ns - S) // (last - first), *rest) for t, *rest in frames)
 
 
+FIT = """
+data: [{kind: captures, path: .}]
+split: {gap_rows: 20, gap_s: 5.0, min_rows: 20}
+max_rows: 20000
+autoencoder: {epochs: 20, batch: 512, patience: 20}
+classifier: {enabled: false}
+"""
+
+
+def fitted(devices: Life, network: Life, packets: int, folder: Path) -> Path:
+    """A bundle of ten minutes of it, as a user makes one."""
+    from converter.__main__ import main as convert
+    from trainer.__main__ import main as train
+
+    folder.mkdir(parents=True, exist_ok=True)
+    capture = bytearray(HEADER)
+    for _, records in day(devices, network, packets):
+        if struct.unpack_from("=I", records)[0] * S >= BEGIN + FITTED_S * S:
+            break
+        capture += records
+    (folder / "day.pcap").write_bytes(capture)
+    (folder / "manifest.yaml").write_text("generated: true\ncaptures: [{file: day.pcap, device: day, label: benign}]\n")
+    (folder / "fit.yaml").write_text(FIT)
+    if train(["fit", str(folder / "fit.yaml"), "--out", str(folder / "run")]):
+        raise SystemExit("soak: no fit")
+    if convert([str(folder / "run"), "--out", str(folder / "bundle")]):
+        raise SystemExit("soak: no bundle")
+    return folder / "bundle"
+
+
 def main(argv: list[str]) -> int:
     """Print the table; 1 when memory grew or a packet was not counted."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_soak")
-    parser.add_argument("bundle", nargs="?", type=Path, help="default: of the tests' generated home")
+    parser.add_argument("bundle", nargs="?", type=Path, help="default: fitted on the same mixture")
     parser.add_argument("--packets", type=int, default=50_000_000, help="at least so many (%(default)s)")
     args = parser.parse_args(argv)
     data = data_folder()
@@ -79,10 +111,12 @@ def main(argv: list[str]) -> int:
     print("packets       ns a packet, processor   resident MB, most so far   wall s")
     spent: list[float] = []
     most: list[int] = []
-    began, fed, marked, used = time.monotonic(), 0, 0, 0.0
+    fed, marked, used = 0, 0, 0.0
     with tempfile.TemporaryDirectory(prefix="botwatch-soak-") as folder:
+        bundle = args.bundle or fitted(devices, network, args.packets, Path(folder) / "fit")
+        began = time.monotonic()
         words = ("--evidence", str(Path(folder) / "evidence"))
-        with Replay(Path(folder), args.bundle or home()[0], "", *words) as replay:
+        with Replay(Path(folder), bundle, "", *words) as replay:
             for count, records in day(devices, network, args.packets):
                 replay.write(records)
                 fed += count

@@ -71,7 +71,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="botwatch-fuzz-") as name:
         folder = Path(name)
         program = build(folder)
-        command = [str(x) for x in (program, arguments.seconds, arguments.frames, seed, folder / "scratch", *corpus(folder))]
+        command = [
+            str(x) for x in (program, arguments.seconds, arguments.frames, seed, folder / "scratch", *corpus(folder))
+        ]
         status = subprocess.run(command, check=False).returncode
     if status != 0:
         print(f"fuzz: exit status {status}; again with: python -m tests.fuzz --seed {seed}", file=sys.stderr)
