@@ -24,7 +24,7 @@ from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Refused
 from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices
+from edge_agent.devices import Devices, Records
 from edge_agent.evidence import EvidenceStore
 from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
@@ -93,13 +93,21 @@ class Agent:
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
             _recall(self.extractor, seen_path(state.path))
-        self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
+        self.devices = Devices(
+            bundle,
+            names=config.names,
+            min_s=60.0 * learning.minutes,
+            state=state,
+            most_bytes=int(learning.kept_mb * (1 << 20)),
+        )
         self.detector = Detector(
             bundle,
             config.networks,
             learn=self.devices.own if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
+        if learning.enabled:
+            self.devices.carry_over(self.detector.vote)
         self._step = self.detector.step
         slow = config.checkins
         self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
@@ -446,16 +454,16 @@ class _Memory:
     def _write(self, document: bytes | None, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records, seen = self._publisher.state, time.time(), [], None
+        state, now_s, records, seen = self._publisher.state, time.time(), Records(), None
         if now >= self._save:
             records = self._devices.records(now_s, everything=everything)
             seen = self._extractor.save_seen()
-            size = len(seen) + 2 * sum(len(record) for _, record in records)  # the database writes all twice
+            size = len(seen) + 2 * records.size  # the database writes all twice
             self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
-                if records:
+                if records.learnt:
                     self._devices.keep(records, now_s)
                 if seen is not None:
                     replace_file(seen_path(state.path), seen)

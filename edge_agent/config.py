@@ -11,6 +11,7 @@ from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
 from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
+from edge_agent.devices import MOST_BYTES
 from edge_agent.outbox import MAX_BYTES, MAX_ROWS
 
 
@@ -95,14 +96,16 @@ class CheckInsConfig:
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Whether devices get limits of their own here, and how soon."""
+    """Whether devices get limits of their own here, how soon, and how many rows of them are kept for another model."""
 
     enabled: bool = True
     minutes: int = int(OWN_S) // 60
     save_minutes: int = 10
+    kept_mb: float = MOST_BYTES / (1 << 20)
+    export: bool = False
 
     def __post_init__(self) -> None:
-        for key, low, high in (("minutes", 5, 10_080), ("save_minutes", 1, 1440)):
+        for key, low, high in (("minutes", 5, 10_080), ("save_minutes", 1, 1440), ("kept_mb", 0, 256)):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
 
