@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from edge_agent.attach import merging
-from edge_agent.capture import CaptureError, open_live
+from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
@@ -53,8 +53,8 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
-        with open_live(name, config.capture.live()) as source:
-            yield Finding(name, False, f"can be captured on (link type {source.linktype})")
+        with Interfaces([name], config.capture.live()):
+            yield Finding(name, False, "can be captured on")
     except CaptureError as error:
         there = Path("/sys/class/net", name).exists()
         remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
