@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 1 << 12, WAYS = 4, OWN_MAX = 64 };
+enum { BUCKET_BITS = 11, BUCKETS = 1 << BUCKET_BITS, WAYS = 8, OWN_MAX = 64 };
 enum { CONTENT_MAX = 64 }; /* bytes from the IP header on; no snaplen cuts them, tags or not */
 enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: a full queue towards the internet delays its packets so long */
 
@@ -225,7 +225,7 @@ static bool fresh(const struct sight *s, uint32_t t)
 
 static struct sight *find(struct table *table, uint64_t key, uint32_t t)
 {
-    struct sight *bucket = table->sights[key % BUCKETS];
+    struct sight *bucket = table->sights[key >> (64 - BUCKET_BITS)];
     for (int i = 0; i < WAYS; i++)
         if (bucket[i].key == key && fresh(&bucket[i], t))
             return &bucket[i];
@@ -237,7 +237,7 @@ static struct sight *keep(struct once *o, struct table *table, uint64_t key, uin
 {
     struct sight *found = find(table, key, t);
     if (found == NULL) {
-        struct sight *bucket = table->sights[key % BUCKETS];
+        struct sight *bucket = table->sights[key >> (64 - BUCKET_BITS)];
         found = bucket;
         for (int i = 0; i < WAYS && fresh(found, t); i++)
             if (!fresh(&bucket[i], t) || (int32_t)(bucket[i].t - found->t) < 0)
