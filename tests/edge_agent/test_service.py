@@ -1,0 +1,263 @@
+"""The agent as a service: how it stops and what it does when asked, as a process in a network namespace of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from collector.store import Store
+from edge_agent.state import State
+from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
+from tests.collector.test_collector_command import Collector
+from tests.conftest import Home
+from tests.edge_agent.test_alerts import SCHEMA
+from tests.edge_agent.test_live import LISTEN, agent, alerts, state
+from tests.netns import MAC, ROOT, SEND, Wire
+from tests.reference.frames import pcap
+from tests.traffic import scan, steady
+
+# A host that takes connections and never says a word; with "full" not even the handshake of TCP is ended.
+MUTE = """
+import socket, sys, time
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("127.0.0.1", int(sys.argv[1])))
+s.listen(0 if sys.argv[2] == "full" else 64)
+held = []
+while sys.argv[2] == "full" and len(held) < 8:
+    c = socket.socket()
+    c.setblocking(False)
+    c.connect_ex(s.getsockname())
+    held.append(c)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def mute(wire: Wire, port: int, how: str) -> Iterator[None]:
+    process = wire.on_gateway(sys.executable, "-c", MUTE, str(port), how, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def sending(wire: Wire, frames: list, folder: Path, rate: float) -> Iterator[None]:
+    """Frames go on until the block ends."""
+    file = folder / "flood.pcap"
+    file.write_bytes(pcap(frames, nanoseconds=True))
+    words = ["ip", "netns", "exec", wire.device, sys.executable, "-c", SEND, "eth0", str(file), str(rate)]
+    process = subprocess.Popen(words, cwd=ROOT)
+    try:
+        yield
+        assert process.poll() is None, "the flood ended before the agent did"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stopped_in(process: "subprocess.Popen[str]") -> float:
+    """Seconds from SIGTERM to the end, which must be a good one."""
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert process.wait(20) == 0
+    return time.monotonic() - asked
+
+
+def kept(box: Path) -> list[dict]:
+    """What waits in the outbox, in order."""
+    with closing(State(box)) as file:
+        return [json.loads(payload) for _, _, payload in file.outbox_waiting(0, 100_000)]
+
+
+@pytest.mark.parametrize("broker", ["mute", "full", "mute, TLS", "nobody"])
+def test_a_stop_in_a_flood_takes_two_seconds_and_loses_nothing_when_the_broker_is_out_of_reach(
+    wire: Wire,
+    home: Home,
+    tmp_path: Path,
+    broker: str,
+) -> None:
+    port, box = free_port(), tmp_path / "box.sqlite"
+    tls = "tls: true, " if "TLS" in broker else ""
+    config = f"outbox: {{path: {box}}}\nbroker: {{{tls}host: 127.0.0.1, port: {port}, connect_timeout_s: 15.0}}\n"
+    frames = list(steady(scan(40_000, "192.168.1.57", mac=MAC), 0, 1000))
+    with (
+        mute(wire, port if broker != "nobody" else free_port(), broker.partition(",")[0]),
+        agent(wire, home, tmp_path, config=config) as process,
+        sending(wire, frames, tmp_path, 4000.0),
+    ):
+        wait_until(lambda: alerts(tmp_path), 20)
+        took = stopped_in(process)
+    told = alerts(tmp_path)
+    assert [state(a) for a in told if state(a) != "update"] == ["new", "end"]
+    assert kept(box) == told
+    assert took < 2.0
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("broker", ["well", "hangs"])
+def test_a_stop_in_a_flood_delivers_what_it_can_in_two_seconds(
+    wire: Wire,
+    home: Home,
+    tmp_path: Path,
+    broker: str,
+) -> None:
+    """A broker that is well has the `end` of what the stop ended; one that hangs leaves it in the outbox."""
+    box = tmp_path / "box.sqlite"
+    process, port = mosquitto(wire, tmp_path / "broker")
+    heard = tmp_path / "heard"
+    listener = wire.on_gateway(sys.executable, "-c", LISTEN, str(port), str(heard))
+    try:
+        wait_until(heard.exists, 20)
+        config = f"outbox: {{path: {box}}}\nbroker: {{host: 127.0.0.1, port: {port}, repeat_s: 0.0}}\n"
+        with agent(wire, home, tmp_path, config=config) as gateway:
+            frames = list(steady(scan(40_000, "192.168.1.57", mac=MAC), 0, 1000))
+            with sending(wire, frames, tmp_path, 4000.0):
+                wait_until(lambda: alerts(tmp_path) and not kept(box), 20)
+                if broker == "hangs":
+                    process.send_signal(signal.SIGSTOP)
+                took = stopped_in(gateway)
+    finally:
+        for running in (listener, process):
+            running.kill()
+            running.wait()
+    told = alerts(tmp_path)
+    assert [state(a) for a in told if state(a) != "update"] == ["new", "end"]
+    left = kept(box)
+    if broker == "well":
+        assert left == []
+        lines = [line.split(" ", 1) for line in heard.read_text().splitlines()]
+        assert [json.loads(text) for leaf, text in lines if leaf == "alert"] == told
+        assert [json.loads(text)["state"] for leaf, text in lines if leaf == "status"] == ["online", "stopped"]
+    else:
+        assert state(left[-1]) == "end"
+        assert told[-len(left) :] == left
+    assert took < 2.0
+
+
+def mosquitto(wire: Wire, folder: Path) -> "tuple[subprocess.Popen[str], int]":
+    """A broker in the gateway's namespace, and its port."""
+    made = Mosquitto(folder, "connection_messages true")
+    process = wire.on_gateway(*made.command(), stderr=subprocess.DEVNULL)
+    return process, made.port
+
+
+def botwatch(wire: Wire, *words: object) -> "subprocess.CompletedProcess[str]":
+    """A command on the gateway."""
+    command = ["ip", "netns", "exec", wire.gateway, sys.executable, "-m", "edge_agent.command", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@dataclass
+class Site:
+    wire: Wire
+    port: int
+    collector: Collector
+    folder: Path
+
+    @property
+    def config(self) -> str:
+        """What an agent is told of it."""
+        broker = f"{{host: 127.0.0.1, port: {self.port}, retry_min_s: 0.1, retry_max_s: 0.5}}"
+        return f"outbox: {{path: {self.folder / 'box.sqlite'}}}\nbroker: {broker}\nhealth_s: 1.0\n"
+
+    def listed(self, *words: str) -> str:
+        """`botwatch collector alerts`."""
+        return botwatch(self.wire, "collector", "alerts", "--db", self.collector.db, *words).stdout
+
+    def order(self, verb: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        """`botwatch collector command`."""
+        where = f"127.0.0.1:{self.port}"
+        return botwatch(self.wire, "collector", "command", "gw-001", verb, *words, "--broker", where)
+
+
+@pytest.fixture
+def site(wire: Wire, tmp_path: Path) -> Iterator[Site]:
+    """A broker and a collector on the gateway."""
+    process, port = mosquitto(wire, tmp_path / "broker")
+    try:
+        broker = Mosquitto(tmp_path / "same")
+        broker.port, broker.address = port, f"127.0.0.1:{port}"
+        collector = Collector(broker, tmp_path / "collector.sqlite")
+        collector.before = ("ip", "netns", "exec", wire.gateway)
+        with collector:
+            yield Site(wire, port, collector, tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@needs_mosquitto
+def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Site, home: Home) -> None:
+    """Asked for on the gateway while the agent runs, by the broker, and on the gateway when no agent runs."""
+    config = site.folder / "agent.yaml"
+    with agent(site.wire, home, site.folder, config=site.config):
+        done = botwatch(site.wire, "agent", "test-alert", "--config", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = done.stdout.splitlines()
+        assert [line[:2] for line in told] == ["1.", "2.", "3.", "4."]
+        assert "an agent runs" in told[0]
+        assert "in the outbox" in told[1]
+        assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and somebody subscribes" in told[2]
+        reply = json.loads(site.order("test-alert").stdout)
+        assert reply["alerts"] == 2
+        wait_until(lambda: len(site.collector.stored()) == 4)
+        status = json.loads(botwatch(site.wire, "agent", "status", "--json", "--config", config).stdout)
+        counters = status["health"]["counters"]
+        assert counters["test_alerts"] == 4
+        assert not {"alerts_new", "alerts_end", "detections", "episodes_suppressed"} & set(counters)
+        assert status["health"]["episodes_open"] == 0
+        assert status["broker"] == {
+            "address": f"127.0.0.1:{site.port}",
+            "connected": True,
+            "protocol": "5",
+            "trouble": "",
+        }
+    done = botwatch(site.wire, "agent", "test-alert", "--config", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no agent runs" in done.stdout
+    wait_until(lambda: len(site.collector.stored()) == 6)
+    given = [json.loads(line) for line in site.listed("--json", "--last", "0").splitlines()]
+    for alert in given:
+        SCHEMA.validate(alert)
+        assert alert["alert"]["signature_id"] == 9001000
+        assert alert["alert"]["context"]["botwatch"]["test"] is True
+    assert [state(alert) for alert in given] == ["new", "end"] * 3
+    assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
+    assert Store(str(site.collector.db)).episodes() == []
+    site.collector.end(signal.SIGTERM)
+    assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
+    assert "6 tests" in site.collector.said()
+
+
+@needs_mosquitto
+def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, tmp_path: Path) -> None:
+    process, port = mosquitto(wire, tmp_path / "broker")
+    box = tmp_path / "box.sqlite"
+    words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")
+    try:
+        done = botwatch(wire, *words)
+        assert done.returncode == 1
+        assert "knows nobody who subscribes to alerts; it waits in" in done.stderr
+        assert len(kept(box)) == 2
+    finally:
+        process.kill()
+        process.wait()
+    done = botwatch(wire, *words)
+    assert done.returncode == 1
+    assert "connection refused; it waits in" in done.stderr
+    assert len(kept(box)) == 4
+    assert done.stderr.count("\n") == 2  # and what the link logged
