@@ -19,7 +19,7 @@ from edge_agent.contract.captures import mac_text
 from edge_agent.detector import Networks
 from edge_agent.features import Rows
 
-__all__ = ["Surroundings", "longest_frame", "merging"]
+__all__ = ["Surroundings", "longest_frame", "merging", "way_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,15 @@ def merging(name: str, *, inbound: bool = False) -> dict[str, list[str]]:
     for lowest in _lowest(name):
         found[lowest] = found.get(lowest, []) + _active(lowest, _RECEIVING)
     return {interface: features for interface, features in found.items() if features}
+
+
+def way_out() -> set[str]:
+    """Interfaces that the default route leaves by."""
+    try:
+        lines = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    except OSError:  # a system without IPv4
+        return set()
+    return {words[0] for words in lines if len(words) > 7 and words[1] == words[7] == "00000000"}
 
 
 def longest_frame(names: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from edge_agent.attach import merging
+from edge_agent.attach import merging, way_out
 from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
@@ -46,6 +46,10 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         yield Finding("interfaces", True, "none: set capture.interfaces, e.g. [br0]")
     for name in config.capture.interfaces:
         yield from _interface(name, config)
+    if len(config.capture.interfaces) > 1:
+        for name in sorted(way_out() & set(config.capture.interfaces)):
+            said = "leads to the internet; behind NAT its frames are of no device: leave it out of capture.interfaces"
+            yield Finding(name, True, said)
     yield _broker(config)
     yield _clock(bundle)
     yield _disk(config.outbox.path)

@@ -3,8 +3,8 @@
 The gateway is a network namespace that forwards for others. What is sent is known, and each frame must be there once.
 """
 
-import json
-import signal
+import ast
+import re
 import socket
 import struct
 import subprocess
@@ -21,8 +21,9 @@ import pytest
 from edge_agent.capture import open_file
 from edge_agent.features import Extractor, Rows
 from tests.broker import wait_until
-from tests.netns import ROOT, Wire, ip, taking
-from tests.traffic import packet, scan, spoofed, steady
+from tests.edge_agent.test_live import agent, alerts, state
+from tests.netns import Wire, ip, taking
+from tests.traffic import scan, spoofed, steady
 
 DEVICE, GATEWAY, OUTSIDE, PEER = "192.168.1.57", "192.168.1.1", "198.51.100.1", "198.51.100.9"
 
@@ -164,7 +165,7 @@ def counted(meta: np.ndarray) -> dict[tuple[str, str], int]:
 
 
 def counts(folder: Path) -> dict[str, int]:
-    return dict(eval((folder / "counts").read_text()))
+    return dict(ast.literal_eval((folder / "counts").read_text()))
 
 
 @pytest.mark.parametrize("names", [("lan0", "wan0"), ("wan0", "lan0")], ids=["LAN first", "WAN first"])
@@ -216,7 +217,7 @@ def test_both_sees_what_a_router_forwards_twice_and_in_leaves_out_what_it_sends_
 
 
 def test_what_goes_through_nat_is_counted_once(wire, world, tmp_path):
-    """Addresses, ports, TTL and checksums are others on the far side; a program rewrites frames, as there is no netfilter."""
+    """Addresses, ports, TTL, checksums are others on the far side; a program rewrites frames, for want of netfilter."""
     macs = [(wire.gateway, "lan0"), (wire.gateway, "wan0"), (world, "eth0"), (wire.device, "eth0")]
     words = [f"{mac_of(space, port):012x}" for space, port in macs]
     inside(wire.gateway, "sysctl", "-qw", "net.ipv4.ip_forward=0")
@@ -266,7 +267,7 @@ def test_a_bridge_and_its_ports_show_each_frame_once(wire, tmp_path, names):
         with (
             serving(other, ECHO),
             serving(wire.gateway, ECHO),
-            taking(wire, tmp_path, 700, "auto", *names),
+            taking(wire, tmp_path, 850, "auto", *names),
         ):
             ask(wire.device, "192.168.1.58", 100)
             ask(wire.device, GATEWAY, 100)
@@ -284,3 +285,47 @@ def test_a_bridge_and_its_ports_show_each_frame_once(wire, tmp_path, names):
         (DEVICE, "192.168.1.255"): 50,
         (GATEWAY, "192.168.1.255"): 50,
     }
+
+
+def routable(frames: Sequence[bytes]) -> Iterator[bytes]:
+    """The same with the IP header's checksum, without which no router forwards."""
+    for data in frames:
+        words = struct.unpack_from(">10H", data, 14)
+        total = sum(words) - words[5]
+        total = (total & 0xFFFF) + (total >> 16)
+        yield data[:24] + struct.pack(">H", 0xFFFF - ((total & 0xFFFF) + (total >> 16))) + data[26:]
+
+
+def test_behind_a_router_the_device_is_blamed_and_neither_the_router_nor_a_remote_peer(wire, world, home, tmp_path):
+    """Both sides are captured on: the router sends each packet on under its own MAC."""
+    forwarding(wire, world)
+    ip("-n", wire.gateway, "route", "add", "default", "via", PEER)
+    device, peer = mac_of(wire.device, "eth0"), mac_of(world, "eth0")
+    lan, wan = mac_of(wire.gateway, "lan0"), mac_of(wire.gateway, "wan0")
+    out = routable(list(scan(1500, DEVICE, mac=device, to_mac=lan)))
+    back = routable(list(spoofed(1500, DEVICE, high=0x64000000, mac=peer, to_mac=wan)))  # public, below 100.64.0.0/10
+    with agent(wire, home, tmp_path, "--no-broker", "--interface", "lan0", "--interface", "wan0"):
+        wire.send(steady(out, 0, 1000), tmp_path)
+        wait_until(lambda: any(state(alert) == "new" for alert in alerts(tmp_path)), 20)
+        wire.send(steady(back, 0, 1000), tmp_path, where=world)
+        time.sleep(2)
+    told = [alert["alert"]["context"]["botwatch"] for alert in alerts(tmp_path)]
+    text = f"{device:012x}"
+    assert {alert["device"].get("mac", "").replace(":", "") for alert in told if alert["role"] == "source"} == {text}
+    assert {alert["device"]["ip"] for alert in told} == {DEVICE}
+    assert {alert["role"] for alert in told} == {"source", "victim"}
+    said = (tmp_path / "err").read_text()
+    (again,) = re.findall(r"seen_again ([\d,]+)", said)
+    assert int(again.replace(",", "")) >= 2900
+
+
+def test_check_advises_against_the_wan_side_beside_the_lan_side(wire, world, home, tmp_path):
+    ip("-n", wire.gateway, "route", "add", "default", "via", PEER)
+    found = {}
+    for names in ("lan0, wan0", "wan0", "lan0"):
+        (tmp_path / "agent.yaml").write_text(f"bundle: {home.bundle}\ncapture: {{interfaces: [{names}]}}\n")
+        command = ("-m", "edge_agent.command", "agent", "check", "--config", str(tmp_path / "agent.yaml"))
+        said, _ = wire.on_gateway(sys.executable, *command, stdout=subprocess.PIPE).communicate(timeout=60)
+        found[names] = [line for line in said.splitlines() if "leads to the internet" in line]
+    assert [len(lines) for lines in found.values()] == [1, 0, 0]
+    assert found["lan0, wan0"][0].startswith("WRONG  wan0: ")
