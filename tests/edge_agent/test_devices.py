@@ -159,6 +159,17 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
     assert entry(devices)["score_times"] == 1.0
 
 
+@pytest.mark.parametrize("minute", [0.5, 3, 8])
+def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
+    """A flood that only the score sees, above the model's own limit of that time and not far."""
+    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 2000)))
+    shared = found(Detector(bundle), rows)
+    assert minute < first_alert(shared) < minute + 0.2
+    assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
+    own = found(Detector(bundle, learn=Devices(bundle).own), rows)
+    assert first_alert(own) == first_alert(shared)
+
+
 def test_a_flood_during_learning_is_alerted(bundle):
     """In the first ten minutes the model's own warm-up holds; after it the limit has come down with the minutes."""
     told = lived(Devices(bundle), bundle, life(14), flood(11, 3))
