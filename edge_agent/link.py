@@ -37,7 +37,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
 from edge_agent.outbox import Outbox
 
@@ -45,6 +45,8 @@ __all__ = ["BrokerConfig", "Incoming", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
+_STEADY_S = 10.0  # a connection that lasted so long was none of those that end as soon as they are made
+_MAX_TOLD = 16  # kinds of trouble that are logged between two steady connections
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _GOODBYE_S = 1.0  # how long the last alerts and words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
@@ -108,6 +110,8 @@ class Link:
         self._versions = Versions(config.version)
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
         self._lost_s: float | None = None  # when the last connection ended
+        self._up = 0.0  # steady clock: when the one there is, or was last, was made
+        self._told: set[str] = set()  # kinds of trouble in the log since the last steady connection
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
@@ -128,6 +132,9 @@ class Link:
             finally:
                 if self.connected:
                     self._lost_s = time.time()
+                    if time.monotonic() - self._up >= _STEADY_S:
+                        self._backoff.reset()
+                        self._told.clear()
                 self.connected = False
                 session.close()
             if stop.is_set():
@@ -180,8 +187,9 @@ class Link:
             self._wake_w.send(b"\0")
 
     def _say(self, problem: str, wait: float) -> None:
-        """Log a trouble when it is a new one; the same again is only counted."""
-        if problem != self.trouble:
+        """Log a trouble when it is a new one; the same again, also in turn with another, is only counted."""
+        if problem not in self._told and len(self._told) < _MAX_TOLD:
+            self._told.add(problem)
             again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
             logger.warning("broker %s: %s%s", self.config.address, problem, again)
         self.trouble = problem
@@ -204,7 +212,7 @@ class _Session:
         self._link, config = link, link.config
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
-        self._problem = ""
+        self._problem, self._refused_by_tls = "", False
         self._retained_seen: dict[str, _Retained] = {}
         self._retained_told: dict[str, _Retained] = {}
         self._acks: list[tuple[int, ReasonCode]] = []
@@ -233,6 +241,7 @@ class _Session:
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_log = self._on_publish, self._on_log
         client.on_message, client.on_subscribe = self._on_message, self._on_subscribe
+        client.on_socket_close = self._on_socket_close
 
     def serve(self, stop: threading.Event) -> str:
         """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
@@ -428,6 +437,8 @@ class _Session:
             if link.connected:
                 link._versions.lost()
             return self._problem or "connection lost"
+        if self._refused_by_tls:
+            return self._problem
         if self._level == 5 and link.config.version == "auto":
             self.try_other_version = True
         link._versions.hung_up()
@@ -455,7 +466,7 @@ class _Session:
         self._max_packet = getattr(properties, "MaximumPacketSize", 0)
         link.counts.connects += 1
         link.protocol, link.connected, link.trouble = ("5" if self._level == 5 else "3.1.1"), True, ""
-        link._backoff.reset()
+        link._up = time.monotonic()
         again = link._outbox.again(link.config.repeat_s, link._lost_s)
         link.counts.repeated += again
         logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
@@ -506,6 +517,10 @@ class _Session:
         self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _props: Properties | None
     ) -> None:
         self._acks.append((mid, reason))
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem, self._refused_by_tls = said, True
 
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
         if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells

@@ -362,6 +362,15 @@ class State:
                 (after, limit),
             ).fetchall()
 
+    def outbox_found(self, text: str, latest: int = 1000) -> list[float | None]:
+        """Of those among the ``latest`` rows whose payload has ``text``: when the broker took it (Unix s), or None."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT acked_s FROM outbox WHERE id > (SELECT max(id) FROM outbox) - ? AND instr(payload, ?)",
+                (latest, text.encode()),
+            ).fetchall()
+        return [acked_s for (acked_s,) in found]
+
     def outbox_acked(self, ids: Iterable[int], now_s: float, keep_s: float) -> None:
         """Mark rows as taken by the broker at ``now_s``, and forget those taken more than ``keep_s`` before."""
         with self._transaction() as db:
