@@ -132,9 +132,10 @@ class Agent:
 
         CaptureError when the source breaks off; what came before it has been judged.
         """
-        while len(rows := self.extractor.push(source, BATCH)):
+        while frames := len(rows := self.extractor.push(source, BATCH)):
             yield from self.judge(rows)
-            seen(len(rows))
+            del rows  # so that the next ones take their place, which the processor's cache holds
+            seen(frames)
 
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
