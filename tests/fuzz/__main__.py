@@ -20,7 +20,7 @@ SOURCES = [
     Path(__file__).with_name("fuzz.c"),
     *sorted(set(KERNEL.glob("*.c")) - {KERNEL / "module.c"}),  # that one is Python's
 ]
-FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
+FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 PUBLISHED = (
     "kitsune/mirai2000.pcap",

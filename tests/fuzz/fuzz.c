@@ -142,6 +142,7 @@ static enum capture_result next_mutated(void *context, struct frame *frame)
     frame->wire_length = draw(f, 64) == 0 ? UINT32_MAX - draw(f, 2) : (uint32_t)size;
     frame->bytes = burst->block;
     frame->bad_time = false;
+    frame->linktype = burst->linktype;
     f->handed++;
     f->pushed++;
     return CAPTURE_FRAME;
@@ -291,7 +292,7 @@ static void push_burst(struct fuzz *f, struct kernel *k, bool check)
     static double values[PUSH * COLUMNS];
     static struct row_meta meta[PUSH];
     struct burst burst = {f, linktypes[draw(f, sizeof linktypes / sizeof *linktypes)], PUSH, NULL};
-    struct source source = {burst.linktype, next_mutated, &burst};
+    struct source source = {next_mutated, &burst};
     struct rows rows = {values, true, meta, PUSH};
     enum capture_result result;
     size_t made = kernel_push(k, source, &rows, &result);
@@ -377,7 +378,7 @@ static void read_file(struct fuzz *f, struct kernel *k, const char *path)
         return;
     struct rows rows = {values, false, meta, PUSH};
     struct reading reading = {f, c};
-    struct source source = {capture_linktype(c), next_of_capture, &reading};
+    struct source source = {next_of_capture, &reading};
     enum capture_result result;
     size_t made;
     while ((made = kernel_push(k, source, &rows, &result)) > 0)
