@@ -21,6 +21,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.ingest import CollectorConfig, Ingest
 from collector.store import Store
+from edge_agent.check import findings
+from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
 from edge_agent.link import BrokerConfig, Link
@@ -465,9 +467,10 @@ def test_a_certificate_error_is_one_readable_line_at_either_end(
         with running(config, outbox) as link, collecting(config) as ingest:
             wait_until(lambda: link.counts.failures >= 5 and ingest.counts.failures >= 5)
             assert (link.trouble[: len(words)], ingest.trouble[: len(words)]) == (words, words)
-    lines = [line for line in caplog.messages if str(broker.port) in line]
         [found] = [f for f in findings(AgentConfig(broker=config), "no bundle") if f.what.startswith("broker")]
-        assert found.wrong and found.text.startswith(words)
+        assert found.wrong
+        assert found.said.startswith(words)
+    lines = [line for line in caplog.messages if str(broker.port) in line]
     assert len(lines) == 2
     assert all(words in line and "\n" not in line and len(line) < 200 for line in lines)
     assert outbox.depth() == 1
