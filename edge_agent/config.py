@@ -48,10 +48,9 @@ class CaptureConfig:
                 raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of one")
 
     def live(self) -> LiveSettings:
-        """How each interface is opened: ``auto`` takes both directions of one interface, of several what each
-        receives, or a frame that this machine forwards would be counted twice."""
-        inbound = self.direction == "in" or (self.direction == "auto" and len(self.interfaces) > 1)
-        return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound)
+        """How each interface is opened: ``auto`` takes each frame once, ``both`` as often as it is seen."""
+        inbound, once = self.direction == "in", self.direction == "auto"
+        return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound, once)
 
 
 @dataclass(frozen=True)

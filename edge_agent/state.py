@@ -115,6 +115,9 @@ CREATE TABLE unfinished (
     topic TEXT NOT NULL,
     payload BLOB NOT NULL                  -- the last message on it
 );
+-- By time: else each acknowledgement would look at all rows that are kept for those that are too old.
+DROP INDEX outbox_acked;
+CREATE INDEX outbox_acked ON outbox (acked_s) WHERE acked_s IS NOT NULL;
 """
 
 _SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
@@ -127,7 +130,11 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """What a disk says that is full or fails, and may get over; a wrong path does not."""
 
 # The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
-_DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
+_DROP_ORDER = (
+    "acked_s IS NOT NULL ORDER BY acked_s",
+    "acked_s IS NULL AND droppable ORDER BY id",
+    "acked_s IS NULL ORDER BY id",
+)
 
 
 class StateError(Exception):
@@ -345,7 +352,7 @@ class State:
                 if rows_over <= 0 and bytes_over <= 0:
                     break
                 doomed = []
-                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):
+                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where}"):
                     if rows_over <= 0 and bytes_over <= 0:
                         break
                     doomed.append((row,))
