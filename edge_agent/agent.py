@@ -1,5 +1,6 @@
 """The agent: wires source, extractor, detector and alerter, and counts what goes through."""
 
+import gc
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edge_agent._kernel import give_back_memory
 from edge_agent.alerts import Alerter, cut_short
 from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
@@ -228,6 +230,8 @@ def run(
                 give(alert)
         return len(rows)
 
+    gc.collect()
+    give_back_memory()
     watched.ready()
     latest = time.monotonic()
     try:
