@@ -41,6 +41,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.bench.bench_kernel
 	-$(BIN)/python -m tests.bench.bench_footprint
+	-$(BIN)/python -m tests.bench.bench_live
 	-$(BIN)/python -m tests.bench.bench_arm
 	$(BIN)/python -m tests.bench.bench_trainer
 	$(BIN)/python -m tests.bench.bench_whole

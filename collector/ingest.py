@@ -28,7 +28,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
     Alert,
@@ -42,6 +42,7 @@ from edge_agent.contract.messages import (
     topic,
     topic_filter,
 )
+from edge_agent.contract.settings import check, within
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +55,26 @@ _BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what
 class Retention:
     """Section ``retention``: what is older, or beyond the size, goes, oldest first."""
 
-    days: float = 30.0
-    max_bytes: int = 10_000_000_000
+    days: float = within(30.0, 0.01, 36_600.0)
+    max_bytes: int = within(10_000_000_000, 1_000_000, 1 << 50)
 
     def __post_init__(self) -> None:
-        if self.days <= 0 or self.max_bytes < 1_000_000:
-            raise ValueError("days must be positive and max_bytes at least 1000000")
+        check(self)
 
 
 @dataclass(frozen=True)
 class CollectorConfig:
     """collector.yaml."""
 
-    db: str = "collector.sqlite"  # a file for SQLite, or an SQLAlchemy URL
+    db: str = within("collector.sqlite", 1, 4096)  # a file for SQLite, or an SQLAlchemy URL
     broker: BrokerConfig = field(default_factory=lambda: BrokerConfig(inflight=500, session_s=7 * 86_400))
     retention: Retention = field(default_factory=Retention)
-    batch_rows: int = 500  # messages saved with one commit, at most
-    batch_s: float = 0.1  # and at least so often
-    max_rejected: int = 1_000  # rejected messages kept
+    batch_rows: int = within(500, 1, 10_000)  # messages saved with one commit, at most
+    batch_s: float = within(0.1, 0.001, 10.0)  # and at least so often
+    max_rejected: int = within(1_000, 1, 1_000_000)  # rejected messages kept
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_rows <= 10_000 or not 0 < self.batch_s <= 10 or self.max_rejected < 1:
-            raise ValueError("batch_rows must be within 1..10000, batch_s within 0..10, max_rejected positive")
+        check(self)
 
 
 @dataclass
@@ -229,6 +228,7 @@ class _Session:
         self._ingest, config = ingest, ingest.config.broker
         self._level = ingest._versions.next()
         self._answered, self._problem, self.try_other_version = False, "", False
+        self._refused_by_tls = False
         self._messages: list[_Message] = []
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -249,6 +249,7 @@ class _Session:
             self._on_subscribe,
         )
         client.on_message, client.on_log = self._on_message, self._on_log
+        client.on_socket_close = self._on_socket_close
 
     def serve(self, stop: threading.Event) -> str:
         """Connect and receive until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
@@ -314,6 +315,8 @@ class _Session:
             if ingest.connected:
                 ingest._versions.lost()
             return self._problem or "connection lost"
+        if self._refused_by_tls:
+            return self._problem
         self.try_other_version = self._level == 5 and ingest.config.broker.version == "auto"
         ingest._versions.hung_up()
         return self._problem or "hung up at the first word"
@@ -366,6 +369,10 @@ class _Session:
         self._ingest.counts.received += 1
         self._messages.append(_Message(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
 
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem, self._refused_by_tls = said, True
+
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
         if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells
             self._problem = plain(text)
@@ -417,6 +424,7 @@ class _Order:
             client.tls_set_context(tls)
         client.on_connect, client.on_subscribe = self._on_connect, self._on_subscribe
         client.on_publish, client.on_message = self._on_publish, self._on_message
+        client.on_socket_close = self._on_socket_close
 
     def ask(self, deadline: float) -> tuple[Reply | None, str]:
         """The reply, or why there is none."""
@@ -455,6 +463,10 @@ class _Order:
             properties.MessageExpiryInterval = 3600
         where = topic(self._gateway, f"cmd/{self._command.verb}", self._config.base)
         client.publish(where, encode(self._command.document()), qos=1, properties=properties)
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem = f"broker {self._config.address}: {said}"
 
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _props: Properties | None

@@ -105,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--out", type=Path, metavar="FILE", help="where to write the pcap; - is stdout")
     evidence.set_defaults(run=_evidence, broker=None)
 
+    text = (
+        "write the rows that are kept of healthy devices to a file for `botwatch trainer fit`: statistics, no addresses"
+    )
+    rows = commands.add_parser(
+        "rows",
+        help=text,
+        description=text + "; `learning.export` in the configuration must allow it",
+        epilog=f"example:\n  {PROG} rows --config /etc/botwatch/agent.yaml --out rows.npz",
+        formatter_class=raw,
+    )
+    rows.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
+    rows.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
+    rows.add_argument("--out", type=Path, metavar="FILE", required=True, help=".npz file to write")
+    rows.set_defaults(run=_rows, bundle=None, gateway=None, broker=None)
+
     memory = argparse.ArgumentParser(add_help=False)
     memory.add_argument("--config", type=Path, metavar="FILE", help="agent.yaml; without it the defaults")
     memory.add_argument("--outbox", type=Path, metavar="FILE", help="SQLite file, instead of the configuration's")
@@ -276,10 +291,11 @@ def _run(args: argparse.Namespace) -> int:
 
         unprintable = ""
 
-        def give(alert: "Alert") -> None:
+        def give(*alerts: "Alert") -> None:
             nonlocal unprintable
             try:
-                _print(alert)
+                for alert in alerts:
+                    _print(alert)
             except BrokenPipeError:
                 raise
             except OSError as error:  # a full disk behind `> FILE` must not end the agent
@@ -287,7 +303,7 @@ def _run(args: argparse.Namespace) -> int:
                     logger.error("alerts cannot be written to stdout: %s", error.strerror)
                 unprintable = error.strerror or ""
             if publisher:
-                publisher.give(alert)
+                publisher.give(*alerts)
 
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
@@ -405,6 +421,33 @@ def _evidence(args: argparse.Namespace) -> int:
         return _say(error, 1)
     except OSError as error:
         return _say(f"{error.filename}: {error.strerror}", 1)
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> int:
+    from edge_agent import control, devices
+    from edge_agent.contract.bundle import replace_file
+    from edge_agent.state import State, StateError
+
+    try:
+        config = _config(args)
+        if not config.learning.export:
+            return _say("no rows may leave here: `learning.export` in the configuration is false")
+        state = State(control.state_path(config), guest=True)
+        try:
+            content, rows, of = devices.export(state, config.names, config.gateway)
+        finally:
+            state.close()
+        if not rows:
+            return _say("no rows are kept yet: the first are written when a device has been learnt", 1)
+        replace_file(args.out, content)
+        print(f"{args.out}: {rows:,} rows of {of} devices, {len(content):,} bytes")
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except StateError as error:
+        return _say(error, 1)
+    except OSError as error:
+        return _say(f"{error.filename or args.out}: {error.strerror}", 1)
     return 0
 
 

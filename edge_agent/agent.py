@@ -9,13 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge_agent._kernel import give_back_memory
 from edge_agent.alerts import Alerter, cut_short
 from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
@@ -26,9 +25,9 @@ from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Refused
 from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices
+from edge_agent.devices import Devices, Records
 from edge_agent.evidence import EvidenceStore
-from edge_agent.features import Extractor, FeatureStateError, Rows
+from edge_agent.features import Extractor, FeatureStateError, Rows, give_back_memory
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
@@ -36,11 +35,14 @@ from edge_agent.state import State, StateError
 BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
-WAIT_S = 0.5
+WAIT_S = 0.25
 """How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
 
 GATHERED_NS = 1_000_000_000
 """Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
+
+STOP_S = 1.4
+"""How long the end waits for the line to the broker, counted from when the last alerts are in the outbox."""
 
 HEALTH_ENTRIES = 8
 """Entries of the allow list in a health message, first those of the broker; `status` tells all."""
@@ -95,13 +97,21 @@ class Agent:
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
             _recall(self.extractor, seen_path(state.path))
-        self.devices = Devices(bundle, names=config.names, min_s=60.0 * learning.minutes, state=state)
+        self.devices = Devices(
+            bundle,
+            names=config.names,
+            min_s=60.0 * learning.minutes,
+            state=state,
+            most_bytes=int(learning.kept_mb * (1 << 20)),
+        )
         self.detector = Detector(
             bundle,
             config.networks,
             learn=self.devices.own if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
+        if learning.enabled:
+            self.devices.carry_over(self.detector.vote)
         self._step = self.detector.step
         slow = config.checkins
         self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
@@ -197,7 +207,7 @@ def replay(
 def run(
     agent: Agent,
     interfaces: Interfaces,
-    give: Callable[[Alert], None],
+    give: Callable[..., None],
     stop: threading.Event,
     publisher: "Publisher | None" = None,
     *,
@@ -205,6 +215,7 @@ def run(
 ) -> dict[str, int]:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
+    ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
     Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
     What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
 
@@ -251,10 +262,12 @@ def run(
             memory.beat(now)
     finally:
         watched.say("STOPPING=1")
-        for alert in agent.finish():
-            give(alert)
+        give(*agent.finish())
         if control:
             control.close()
+        memory.finish()
+        if publisher:
+            publisher.stop()  # the broker has its last words while the disk is written
         memory.close()
     return health.counters
 
@@ -421,18 +434,20 @@ class _Memory:
         if now >= self._save or document is not None:
             self._write(document, now, everything=False)
 
-    def close(self) -> None:
-        """Keep everything; returns when it is on the disk."""
+    def finish(self) -> None:
+        """Tell the broker the last, and begin to keep everything."""
         self._devices.look()
         if self._writer is None:
             return
         self._told = ()
         now = time.monotonic()
         self._save = now
-        if self._pending:
-            wait([self._pending])
         self._write(self._document(now), now, everything=True)
-        self._writer.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Return when everything is on the disk."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
 
     def _document(self, now: float) -> bytes | None:
         """The document on devices if there is something new in it; the broker is given it at once."""
@@ -450,16 +465,16 @@ class _Memory:
     def _write(self, document: bytes | None, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records, seen = self._publisher.state, time.time(), [], None
+        state, now_s, records, seen = self._publisher.state, time.time(), Records(), None
         if now >= self._save:
             records = self._devices.records(now_s, everything=everything)
             seen = self._extractor.save_seen()
-            size = len(seen) + 2 * sum(len(record) for _, record in records)  # the database writes all twice
+            size = len(seen) + 2 * records.size  # the database writes all twice
             self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
-                if records:
+                if records.learnt:
                     self._devices.keep(records, now_s)
                 if seen is not None:
                     replace_file(seen_path(state.path), seen)
@@ -501,17 +516,21 @@ class Publisher:
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.link.run, args=(self._stop,), name="link", daemon=True)
+        self._stop, self._stopped = threading.Event(), 0.0
+        self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
-    def give(self, alert: Alert) -> None:
-        """Keep one alert until the broker has taken it; an update may be dropped first when the outbox is full."""
-        ours = alert["alert"]["context"]["botwatch"]
-        state = ours["state"]
-        payload = messages.encode(alert)
-        self.outbox.put(self._topic, payload, droppable=state == "update", story=ours["id"], last=state == "end")
+    def give(self, *alerts: Alert) -> None:
+        """Keep alerts until the broker has taken them; updates may be dropped first when the outbox is full."""
+        rows: list[tuple[str, bytes, bool]] = []
+        stories: dict[str, tuple[str, bytes] | None] = {}
+        for alert in alerts:
+            ours, payload = alert["alert"]["context"]["botwatch"], messages.encode(alert)
+            rows.append((self._topic, payload, ours["state"] == "update"))
+            stories[ours["id"]] = None if ours["state"] == "end" else (self._topic, payload)
+        self.outbox.put_all(rows, stories)
         if self.control:
-            self.control.remember(alert)
+            for alert in alerts:
+                self.control.remember(alert)
 
     def _end_what_was_open(self, end_s: float) -> int:
         """End the episodes that were open when the agent before this one was killed; how many there were.
@@ -525,7 +544,7 @@ class Publisher:
                 ends.append((topic, end, False))
             except (KeyError, TypeError, ValueError) as error:  # of another version
                 logger.error("episode %s cannot be ended, its last alert cannot be read: %r", story, error)
-        self.outbox.put_all(ends, finished=[story for story, _, _ in stories])
+        self.outbox.put_all(ends, dict.fromkeys(story for story, _, _ in stories))
         if stories:
             logger.warning("the last agent ended without a word: %d episodes that were open are ended", len(stories))
         return len(stories)
@@ -542,6 +561,20 @@ class Publisher:
             counts |= {"replies": line.replies, "replies_lost": line.replies_lost}
         return counts
 
+    def stop(self) -> None:
+        """Have the line say its last words and end; `running` waits for that, `STOP_S` from now at most."""
+        if not self._stop.is_set():
+            self._stopped = time.monotonic()
+            self._stop.set()
+            self.link.wake()
+
+    def _carry(self) -> None:
+        try:
+            self.link.run(self._stop)
+        except StateError:
+            if not self._stop.is_set():  # else the end has not waited for us, and closed the state
+                raise
+
     @contextmanager
     def running(self) -> Iterator["Publisher"]:
         """Connect and ship until the block ends; what the broker did not take stays in the outbox."""
@@ -549,8 +582,10 @@ class Publisher:
         try:
             yield self
         finally:
-            self._stop.set()
-            self._thread.join()
+            self.stop()
+            self._thread.join(max(self._stopped + STOP_S - time.monotonic(), 0.0))
+            if self._thread.is_alive():
+                logger.info("not waiting for %s; what it has not taken is kept", self.link.config.address)
             if left := self.outbox.save():
                 logger.error("%d alerts are lost: the broker has not taken them and the disk does not", left)
             self.state.close()

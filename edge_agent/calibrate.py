@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import Decision, Tail, Threshold
 from edge_agent.contract.columns import DEVICE_COLUMNS
+from edge_agent.reservoir import Sample
 
 COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
 """The columns of the counts rule."""
@@ -64,6 +65,9 @@ OWN_CAP, OWN_COUNTS_CAP = 16.0, 4.0
 
 OWN_RECENT, OWN_ALARMS = 30, 0.1
 """Of its last so many minutes with traffic, a device whose window is believed was in an alarm in at most this share."""
+
+CARRY_RUNS = 8
+"""Loud runs kept of a device, of minutes that are remembered, from which another model's limits can be had."""
 
 STALE_MINUTES, STALE_OF, STALE_OVER = 8, 10, 1.25
 """A device is stale when so many of its last so many minutes with traffic exceed all it was known for by this factor;
@@ -218,10 +222,14 @@ class Own:
     it is `stale`: it should be learnt anew, which nothing here does by itself.
 
     ``k`` of ``w`` rows are the vote; ``min_s`` is the shortest time of learning; ``first_ns`` (packet time) its begin.
+    ``sample`` is given the minutes that teach, so that rows of them are kept.
     """
 
-    def __init__(self, first_ns: int, margin: float, k: int, w: int, min_s: float = OWN_S):
+    def __init__(
+        self, first_ns: int, margin: float, k: int, w: int, min_s: float = OWN_S, sample: Sample | None = None
+    ):
         self._margin, self._k, self._w, self._min_s = margin, k, w, min_s
+        self.sample = sample
         self._begin(first_ns)
 
     def _begin(self, first_ns: int) -> None:
@@ -249,11 +257,19 @@ class Own:
         """The attack that those rows look like; "" where they look like none."""
         self.vouched = self.anew = False
         """Whether somebody said that the device is well, and whether its detector is still to be told."""
+        self.carried = 0
+        """Kept rows that the limits under this model come from; 0: they were learnt under it."""
+        if self.sample:
+            self.sample.clear()
 
     @property
     def minutes(self) -> int:
         """Minutes with traffic that were taken in and are remembered."""
         return len(self._minutes)
+
+    def votes(self) -> dict[int, float]:
+        """The highest vote of each of those minutes, by its number since the epoch."""
+        return dict(zip(self._minutes["number"].tolist(), self._minutes["vote"].tolist(), strict=True))
 
     @property
     def capped(self) -> bool:
@@ -287,27 +303,34 @@ class Own:
         """
         return self._factors
 
-    def see(self, scores: NDArray[Any], counts: NDArray[Any], flagged: NDArray[np.bool_]) -> None:
+    def see(self, scores: NDArray[Any], counts: NDArray[Any], flagged: NDArray[np.bool_]) -> int:
         """Rows of one minute: scores (n,) and highest counts (n,), both in units of the shared limits, and which of
-        them were flagged."""
+        them were flagged.
+
+        Returns which of those that were not flagged made the minute's highest vote so far; -1 when none of them did.
+        """
         self.rows += len(scores)
         one = self._recent_calm is self._recent and self._calm == self._all and not flagged.any()
-        self._recent, self._all = self._peak(self._recent, scores, counts, self._all)
+        self._recent, self._all, at = self._peak(self._recent, scores, counts, self._all)
         if one:  # the usual case: no flagged rows so far
             self._recent_calm, self._calm = self._recent, self._all
         else:
-            self._recent_calm, self._calm = self._peak(
+            self._recent_calm, self._calm, at = self._peak(
                 self._recent_calm, scores[~flagged], counts[~flagged], self._calm
             )
+        return at
 
     def _peak(
         self, recent: NDArray[Any], scores: NDArray[Any], counts: NDArray[Any], high: tuple[float, float]
-    ) -> tuple[NDArray[Any], tuple[float, float]]:
-        """The last scores, and ``high`` (vote and count) with what is higher in the new rows."""
-        vote, joined = high[0], np.concatenate((recent, scores))
+    ) -> tuple[NDArray[Any], tuple[float, float], int]:
+        """The last scores, ``high`` (vote and count) with what is higher in the new rows, and which made the vote."""
+        vote, at, joined = high[0], -1, np.concatenate((recent, scores))
         if np.count_nonzero(joined > vote) >= self._k:  # else no vote can be above it
-            vote = max(vote, float(vote_statistic(joined, self._k, self._w)[len(recent) :].max(initial=0.0)))
-        return joined[max(len(joined) - self._w + 1, 0) :], (vote, max(high[1], float(counts.max(initial=0.0))))
+            votes = vote_statistic(joined, self._k, self._w)[len(recent) :]
+            if len(votes) and votes.max() > vote:
+                at = int(votes.argmax())
+                vote = float(votes[at])
+        return joined[max(len(joined) - self._w + 1, 0) :], (vote, max(high[1], float(counts.max(initial=0.0)))), at
 
     def end_minute(self, t_ns: int, during: Literal["", "alarm", "aftermath"] = "") -> None:
         """A minute is over at ``t_ns``; nothing is learnt of one during an alarm, or while columns remember one."""
@@ -325,6 +348,11 @@ class Own:
         if self._highest is not None and during != "aftermath":
             self._watch(t_ns, during == "alarm")
         self._factors = self._fit()
+        if self.sample and self.refused:
+            self.sample.clear()
+        elif self.sample:
+            beyond = self.learnt and bool(self._over) and self._over[-1]
+            self.sample.end_minute(t_ns // MINUTE_NS, self._calm[0], not during and not beyond)
         self._calm = self._all = (0.0, 0.0)
         self.odd = 0
 
@@ -344,6 +372,8 @@ class Own:
             "highest": self._highest and list(self._highest),
             "alarms": [int(alarm) for alarm in self._alarms],
             "over": [int(over) for over in self._over],
+            "carried": self.carried,
+            "sampled": self.sample.minutes if self.sample else 0,
         }, minutes
 
     def restore(self, kept: Mapping[str, Any], minutes: NDArray[Any]) -> None:
@@ -360,6 +390,34 @@ class Own:
         self._alarms = [bool(alarm) for alarm in kept["alarms"]][-OWN_RECENT:]
         self._over = [bool(over) for over in kept["over"]][-STALE_OF:]
         self._minutes = minutes[-OWN_MINUTES:].astype(_REMEMBERED)
+        self.carried = int(kept.get("carried", 0))  # not in records of earlier versions
+
+    def carry_over(self, found: Mapping[int, float], count_factor: float, rows: int) -> bool:
+        """Go on under another model, whose highest vote in some minutes was ``found`` from so many kept ``rows``.
+
+        ``count_factor`` is how much higher counts are in units of its bounds. The minutes that no row was kept of are
+        lower ones; they, and what was known when enough was learnt, change by as much as the others do in the median.
+        False, and nothing is changed, when too few minutes are found, or too little had been learnt.
+        """
+        minutes = self._minutes.copy()
+        known_minutes = [(i, found[n]) for i, n in enumerate(minutes["number"].tolist()) if n in found]
+        factors = [vote / float(minutes["vote"][i]) for i, vote in known_minutes if minutes["vote"][i] > 0]
+        if self._highest is None or len(factors) < CARRY_RUNS:
+            return False
+        factor = float(np.median(factors))
+        minutes["vote"] *= factor
+        for i, vote in known_minutes:
+            minutes["vote"][i] = vote
+        minutes["count"] *= count_factor
+        self._minutes = minutes
+        known = self._highest[0] * factor, self._highest[1] * count_factor
+        self._highest = None
+        highs = self._highs()
+        self._highest = min(known[0], highs[0]), min(known[1], highs[1])
+        self._factors = self._fit()
+        self._over.clear()
+        self.stale_ns, self.judged, self.flagged, self.carried = None, 0, 0, rows
+        return True
 
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart: the time between did not teach anything."""

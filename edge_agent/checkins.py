@@ -47,6 +47,9 @@ PAUSE_S = 600.0
 HOLD_S = 1800.0
 """Seconds that a detection stands for: an alert of check-ins ends so long after the last, and speaks no oftener."""
 
+LEARN_S = 600.0, 30 * 86_400.0
+"""Shortest and longest time for which what a device uses is taken to be its own."""
+
 TELL_S = 60.0
 """Seconds between two detections of one series at least."""
 
@@ -80,8 +83,8 @@ class Rule:
     accepted: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 600 <= self.learn_s <= 30 * DAY_S:
-            raise ValueError(f"learn_s must be 600 to {30 * DAY_S:.0f}, is {self.learn_s:g}")
+        if not LEARN_S[0] <= self.learn_s <= LEARN_S[1]:
+            raise ValueError(f"learn_s: {self.learn_s:g}, must be {LEARN_S[0]:.0f} to {LEARN_S[1]:.0f}")
 
 
 @dataclass(slots=True)

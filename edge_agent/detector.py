@@ -477,7 +477,9 @@ class Detector:
                 calm = loudest[group] <= _NEAR
             if calm:
                 if learns:
-                    self._learn_calm(key, subject, t_ns, ordered[start:end], scores, highest, routes.chosen)
+                    self._learn_calm(
+                        key, subject, rows.values, t_ns, ordered[start:end], scores, highest, routes.chosen
+                    )
                 kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
                 if len(kept):
                     subject.note_opened(times[start:end][kept], flags[start:end][kept])
@@ -512,6 +514,7 @@ class Detector:
         self,
         key: int | bytes,
         subject: _Subject,
+        values: NDArray[np.float32],
         t_ns: NDArray[np.int64],
         index: NDArray[np.intp],
         scores: Array,
@@ -522,7 +525,10 @@ class Detector:
         for piece in self._by_minute(key, subject, t_ns, index):
             own, scored = subject.own, piece[chosen[piece]]
             assert own is not None
-            own.see(scores[scored] / self._decision.full.limit, highest[scored], np.zeros(len(scored), dtype=bool))
+            in_units = scores[scored] / self._decision.full.limit
+            at = own.see(in_units, highest[scored], np.zeros(len(scored), dtype=bool))
+            if own.sample:
+                own.sample.see(values, t_ns, scored, in_units, at)
             own.judged += len(piece) if own.learnt else 0
 
     def _stays_calm(self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> bool:
@@ -594,6 +600,14 @@ class Detector:
         """What was learnt of a device here; None without ``learn`` or of a device not seen."""
         subject = self._subjects.get(mac)
         return subject.own if subject else None
+
+    def vote(self, values: NDArray[Any]) -> float:
+        """The highest vote of a few neighbouring rows of one device (n, 140), in units of the limit of the score."""
+        k, w = self._decision.vote_k, self._decision.vote_w
+        if len(values) < w:  # as many of those that are there
+            k, w = -(-k * len(values) // w), len(values)
+        scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
+        return float(calibrate.vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
 
     def _new_own(self, _mac: int, t_ns: int) -> calibrate.Own:
         return calibrate.Own(t_ns, self._decision.vote_margin, self._decision.vote_k, self._decision.vote_w)
@@ -681,7 +695,10 @@ class Detector:
         chosen = routes.chosen[index]
         if subject.own is not None:
             in_units = score / decision.full.limit
-            subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
+            at_most = subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
+            if subject.own.sample and not shared.any():  # of a router's rows some columns are not its own
+                calm = chosen & ~full
+                subject.own.sample.see(rows.values, t_ns, index[calm], in_units[calm], at_most)
             self._look_at_odd(subject.own, chosen & (in_units > 1.0) & ~full, values[:, self._at], meta)
             if subject.own.learnt:
                 subject.own.judged += len(full)

@@ -37,7 +37,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, plain
+from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
 from edge_agent.outbox import Outbox
 
@@ -45,8 +45,10 @@ __all__ = ["BrokerConfig", "Incoming", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
+_STEADY_S = 10.0  # a connection that lasted so long was none of those that end as soon as they are made
+_MAX_TOLD = 16  # kinds of trouble that are logged between two steady connections
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
-_GOODBYE_S = 2.0  # how long the last words may take
+_GOODBYE_S = 1.0  # how long the last alerts and words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
 _MAX_HOLD_S = 30.0  # while a broker refuses, one message is tried so often
 _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
@@ -108,13 +110,19 @@ class Link:
         self._versions = Versions(config.version)
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
         self._lost_s: float | None = None  # when the last connection ended
+        self._up = 0.0  # steady clock: when the one there is, or was last, was made
+        self._told: set[str] = set()  # kinds of trouble in the log since the last steady connection
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
-        outbox.wake_with(self._wake)
+        outbox.wake_with(self.wake)
 
     def run(self, stop: threading.Event) -> None:
-        """Keep the line up until ``stop`` is set, then say `stopped` and hang up. Call once, in a thread of its own."""
+        """Keep the line up until ``stop`` is set, then say `stopped` and hang up. Call once, in a thread of its own.
+
+        Returns within about a second of `wake`, unless a connection is just being made: that may take as long as the
+        name server, TCP and TLS let it, and the outbox is not touched any more when it is done.
+        """
         while not stop.is_set():
             session = _Session(self)
             try:
@@ -124,6 +132,9 @@ class Link:
             finally:
                 if self.connected:
                     self._lost_s = time.time()
+                    if time.monotonic() - self._up >= _STEADY_S:
+                        self._backoff.reset()
+                        self._told.clear()
                 self.connected = False
                 session.close()
             if stop.is_set():
@@ -141,7 +152,7 @@ class Link:
         """
         where = topic(self._gateway, leaf, self.config.base)
         self._retained = {**self._retained, leaf: _Retained(where, payload, qos, expires_s)}
-        self._wake()
+        self.wake()
 
     def flush(self, timeout_s: float) -> int:
         """Wait until the outbox is empty, at most ``timeout_s``; how many messages still wait (``trouble`` says why).
@@ -163,21 +174,22 @@ class Link:
             self.counts.replies_lost += 1
             return
         self._replies.append((where, payload, correlation))
-        self._wake()
+        self.wake()
 
     def resend(self) -> None:
         """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
         self._rewind = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
-        """There is something new in the outbox."""
+    def wake(self) -> None:
+        """There is something new in the outbox, or ``stop`` was set. For any thread."""
         with suppress(OSError):  # full: it will wake anyway
             self._wake_w.send(b"\0")
 
     def _say(self, problem: str, wait: float) -> None:
-        """Log a trouble when it is a new one; the same again is only counted."""
-        if problem != self.trouble:
+        """Log a trouble when it is a new one; the same again, also in turn with another, is only counted."""
+        if problem not in self._told and len(self._told) < _MAX_TOLD:
+            self._told.add(problem)
             again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
             logger.warning("broker %s: %s%s", self.config.address, problem, again)
         self.trouble = problem
@@ -200,7 +212,7 @@ class _Session:
         self._link, config = link, link.config
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
-        self._problem = ""
+        self._problem, self._refused_by_tls = "", False
         self._retained_seen: dict[str, _Retained] = {}
         self._retained_told: dict[str, _Retained] = {}
         self._acks: list[tuple[int, ReasonCode]] = []
@@ -229,6 +241,7 @@ class _Session:
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_log = self._on_publish, self._on_log
         client.on_message, client.on_subscribe = self._on_message, self._on_subscribe
+        client.on_socket_close = self._on_socket_close
 
     def serve(self, stop: threading.Event) -> str:
         """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
@@ -264,7 +277,7 @@ class _Session:
             sock.close()
 
     def _step(self, timeout_s: float) -> None:
-        """Let paho read and write what it can, after waiting for it or for `Link._wake`."""
+        """Let paho read and write what it can, after waiting for it or for `Link.wake`."""
         client, wake = self._client, self._link._wake_r
         sock = client.socket()
         if sock is None:
@@ -395,9 +408,20 @@ class _Session:
             link._outbox.drain(send)
 
     def _goodbye(self) -> None:
-        """Say `stopped`, wait until the broker has it, and disconnect in a way that does not set off the last will."""
-        client, deadline = self._client, time.monotonic() + _GOODBYE_S
+        """Deliver what waits, say `stopped`, and disconnect in a way that does not set off the last will.
+
+        Half of the time is for the alerts; those the broker has not taken by then stay in the outbox.
+        """
+        client, began = self._client, time.monotonic()
+        deadline = began + _GOODBYE_S
         self._tell_retained()
+        self._answer()
+        while client.socket() is not None and time.monotonic() < began + _GOODBYE_S / 2:
+            self._ship()
+            if not self._rows:
+                break
+            self._step(0.05)
+            self._settle()
         last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
         while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
             self._step(0.05)
@@ -413,6 +437,8 @@ class _Session:
             if link.connected:
                 link._versions.lost()
             return self._problem or "connection lost"
+        if self._refused_by_tls:
+            return self._problem
         if self._level == 5 and link.config.version == "auto":
             self.try_other_version = True
         link._versions.hung_up()
@@ -440,7 +466,7 @@ class _Session:
         self._max_packet = getattr(properties, "MaximumPacketSize", 0)
         link.counts.connects += 1
         link.protocol, link.connected, link.trouble = ("5" if self._level == 5 else "3.1.1"), True, ""
-        link._backoff.reset()
+        link._up = time.monotonic()
         again = link._outbox.again(link.config.repeat_s, link._lost_s)
         link.counts.repeated += again
         logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
@@ -491,6 +517,10 @@ class _Session:
         self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _props: Properties | None
     ) -> None:
         self._acks.append((mid, reason))
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if not self._answered and (said := last_words(sock)):
+            self._problem, self._refused_by_tls = said, True
 
     def _on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
         if level == mqtt.MQTT_LOG_ERR:  # "failed to receive on socket: ...", which no callback tells

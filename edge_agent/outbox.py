@@ -10,9 +10,10 @@ from there; they go to the disk as soon as it takes them. Only then does a power
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from edge_agent.contract.messages import MAX_PAYLOAD
@@ -69,35 +70,36 @@ class Outbox:
         self._failing = False  # the last use of the disk failed, and that was said
         self._depth = 0  # as last read
 
-    def put(self, topic: str, payload: bytes, *, droppable: bool = False, story: str = "", last: bool = False) -> None:
-        """Keep one message: on the disk when this returns, or in memory while the disk takes nothing.
+    def put(self, topic: str, payload: bytes, *, droppable: bool = False) -> None:
+        """Keep one message: on the disk when this returns, or in memory while the disk takes nothing."""
+        self.put_all([(topic, payload, droppable)])
 
-        Of the messages of one ``story`` the latest is remembered besides until the ``last`` one: see `unfinished`.
-        StateError when the state file is closed.
+    def put_all(
+        self,
+        messages: Iterable[tuple[str, bytes, bool]],
+        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+    ) -> None:
+        """Keep ``(topic, payload, droppable)`` messages with a single write.
+
+        Besides, of each of ``stories`` its latest ``(topic, payload)`` is remembered until it is None, which is its
+        end: see `unfinished`. StateError when the state file is closed.
         """
-        stories = {story: None if last else (topic, payload)} if story else {}
-        self._put([_Message(time.time(), topic, payload, droppable)], stories)
-
-    def put_all(self, messages: Iterable[tuple[str, bytes, bool]], finished: Iterable[str] = ()) -> None:
-        """Keep ``(topic, payload, droppable)`` messages, and which stories are ``finished``, with a single write."""
         now = time.time()
-        self._put([_Message(now, *message) for message in messages], dict.fromkeys(finished))
-
-    def _put(self, messages: Sequence[_Message], stories: Mapping[str, tuple[str, bytes] | None]) -> None:
-        for message in messages:
+        kept = [_Message(now, *message) for message in messages]
+        for message in kept:
             if len(message.payload) > MAX_PAYLOAD:
                 raise ValueError(f"{message.topic}: {len(message.payload)} bytes, the bound is {MAX_PAYLOAD}")
-        if not messages and not stories:
+        if not kept and not stories:
             return
         with self._lock:
-            for message in messages:
+            for message in kept:
                 self._last_unsaved -= 1
                 self._unsaved[self._last_unsaved] = message
                 self._unsaved_bytes += len(message.payload)
             for story, latest in stories.items():
                 self._stories.pop(story, None)  # lest the latest be taken for an old one, which go first
                 self._stories[story] = latest
-            self.counts.put += len(messages)
+            self.counts.put += len(kept)
             self._save()
         self._wake()
 

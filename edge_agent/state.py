@@ -1,11 +1,11 @@
 """What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
 
 That is the outbox (alerts that wait for the broker, and for a day those it took; the last word on each episode that
-goes on), what was learnt of each device, the newest of some documents the agent publishes, the allow list, commands and
-what became of them, and which device an alert was about. Every change is on the disk when the call returns (WAL,
-synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk, so no
-caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of `devices`, what is
-allowed that of `allow` and `control`.
+goes on), what was learnt of each device and rows of it, the newest of some documents the agent publishes, the allow
+list, commands and what became of them, and which device an alert was about. Every change is on the disk when the call
+returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the
+disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of
+`devices`, what is allowed that of `allow` and `control`.
 
 A disk that is full at the start does not stop an agent: what the file holds is read in the way that needs no space
 (SQLite then has no room for the index that processes share, so the file is this process's alone), and what cannot be
@@ -99,6 +99,16 @@ CREATE TABLE episode (
 );
 """
 
+_KEPT = """
+CREATE TABLE run (
+    mac INTEGER NOT NULL,
+    kind TEXT NOT NULL,                    -- "loud" or "even"
+    minute INTEGER NOT NULL,               -- since the epoch
+    packed BLOB NOT NULL,
+    PRIMARY KEY (mac, kind, minute)
+) WITHOUT ROWID;
+"""
+
 _UNFINISHED = """
 CREATE TABLE unfinished (
     story TEXT PRIMARY KEY,                -- the id of an episode
@@ -107,7 +117,7 @@ CREATE TABLE unfinished (
 );
 """
 
-_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED)
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
 """What each version of the file adds to the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
@@ -435,18 +445,53 @@ class State:
             found = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
             return found and str(found[0])
 
-    def learnt_put(self, model: str, records: Iterable[tuple[int, bytes]], now_s: float, keep_s: float) -> None:
-        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``."""
+    def learnt_put(
+        self,
+        model: str,
+        records: Iterable[tuple[int, bytes]],
+        now_s: float,
+        keep_s: float,
+        runs: Mapping[int, Iterable[tuple[str, int, bytes | None]]] | None = None,
+    ) -> None:
+        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``.
+
+        ``runs`` are, by MAC, all runs of a device: ``(kind, minute, packed)``, None for one that is here already. Those
+        of a device under no model are forgotten.
+        """
         with self._transaction() as db:
             rows = [(model, mac, now_s, record) for mac, record in records]
             db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
             db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
+            for mac, kept in (runs or {}).items():
+                now = list(kept)
+                before = set(db.execute("SELECT kind, minute FROM run WHERE mac = ?", (mac,)))
+                gone = before - {(kind, minute) for kind, minute, _ in now}
+                db.executemany(
+                    "DELETE FROM run WHERE mac = ? AND kind = ? AND minute = ?", [(mac, *key) for key in gone]
+                )
+                new = [(mac, kind, minute, packed) for kind, minute, packed in now if packed is not None]
+                db.executemany("INSERT OR REPLACE INTO run (mac, kind, minute, packed) VALUES (?, ?, ?, ?)", new)
+            db.execute("DELETE FROM run WHERE mac NOT IN (SELECT mac FROM learnt)")
 
     def learnt(self, model: str) -> list[tuple[int, bytes]]:
         """``(mac, record)`` of every device under a model, the latest saved first."""
         with self._transaction() as db:
             found = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
             return found.fetchall()
+
+    def learnt_elsewhere(self, model: str) -> list[tuple[int, str, bytes]]:
+        """``(mac, model, record)`` of every device not known under a model, as saved last under another one."""
+        with self._transaction() as db:
+            return db.execute(
+                "SELECT mac, model, record FROM (SELECT mac, model, record, max(saved_s) FROM learnt GROUP BY mac)"
+                " WHERE mac NOT IN (SELECT mac FROM learnt WHERE model = ?) ORDER BY mac",
+                (model,),
+            ).fetchall()
+
+    def runs(self, mac: int) -> list[tuple[str, int, bytes]]:
+        """``(kind, minute, packed)`` of the rows that are kept of a device, the oldest first."""
+        with self._transaction() as db:
+            return db.execute("SELECT kind, minute, packed FROM run WHERE mac = ? ORDER BY minute", (mac,)).fetchall()
 
     def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
         """Keep the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,81 @@ class Amqtt(Broker):
 
     def command(self) -> list[str]:
         return [sys.executable, "-c", AMQTT, str(self.port)]
+
+
+class Scripted:
+    """A broker of MQTT 5 that answers each publish as it is told to, for what no real one can be brought to say.
+
+    ``judge(topic, payload)`` gives the reason code of a PUBACK, or None for silence. ``after_connect`` ends each
+    connection as soon as it is made. Counts how many messages were under way at most.
+    """
+
+    def __init__(
+        self, judge: Callable[[str, bytes], int | None], receive_maximum: int = 65_535, after_connect: bool = False
+    ) -> None:
+        self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect
+        self.got: list[bytes] = []
+        self.connected: list[float] = []  # when, by the steady clock
+        self.most_under_way = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                line, _ = self._server.accept()
+                with line, suppress(OSError, IndexError):
+                    self._talk(line)
+
+    def _talk(self, line: socket.socket) -> None:
+        data, waiting = b"", bytearray()
+        while more := line.recv(1 << 16):
+            data += more
+            under_way = 0
+            while len(data) >= 2:
+                length, used = _varint(data, 1)
+                if len(data) < used + length:
+                    break
+                kind, body, data = data[0], data[used : used + length], data[used + length :]
+                if kind >> 4 == 1:
+                    self.connected.append(time.monotonic())
+                    line.sendall(bytes([0x20, 6, 0, 0, 3, 0x21]) + self._maximum.to_bytes(2, "big"))
+                    if self._leave:
+                        return
+                elif kind >> 4 == 8:
+                    line.sendall(bytes([0x90, 4, *body[:2], 0, 1]))
+                elif kind >> 4 == 12:
+                    line.sendall(b"\xd0\0")
+                elif kind >> 4 == 3:
+                    size = int.from_bytes(body[:2], "big")
+                    where, mid = body[2 : 2 + size].decode(), body[2 + size : 4 + size]
+                    properties, at = _varint(body, 4 + size)
+                    said = self._judge(where, payload := body[at + properties :])
+                    under_way += 1
+                    self.most_under_way = max(self.most_under_way, under_way)
+                    if where.endswith("/alert"):
+                        self.got.append(payload)
+                    if said is not None:
+                        waiting += bytes([0x40, 4, *mid, said, 0])
+            line.sendall(waiting)
+            waiting.clear()
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A variable byte integer of MQTT and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
 
 
 def any_broker(folder: Path) -> Broker:

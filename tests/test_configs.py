@@ -1,8 +1,13 @@
 """The configurations we ship: they load, hold every key, and say the defaults."""
 
 import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -23,6 +28,175 @@ def keys(tree: object, where: str = "") -> set[str]:
     if not isinstance(tree, dict):
         return set()
     return {f"{where}{k}" for k in tree}.union(*(keys(v, f"{where}{k}.") for k, v in tree.items()))
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "trainer.yaml": {"data": [{"kind": "rows", "path": "x.parquet"}]},
+    "trainer.yaml study.devices.x": {"learning_rate": 0.1, "epochs": 1, "tr": 1.0, "ws": 1},
+}
+"""What has no default, by role, or by role and section."""
+
+
+def tables(role: str, cls: type, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, type, tuple[str | int, ...]]]:
+    """Every dataclass of a role's configuration, and where in it a value stands."""
+    yield role, cls, path
+    for key, hint in typing.get_type_hints(cls).items():
+        inner = [a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)]
+        for found in inner:
+            step = {tuple: (key, 0), dict: (key, "x")}.get(typing.get_origin(hint), (key,))
+            yield from tables(role, found, (*path, *step))
+
+
+def written(role: str, path: tuple[str | int, ...], key: str, value: object) -> dict[str, Any]:
+    """A configuration with one value in it, and what it cannot be without."""
+    section = ".".join(map(str, path))
+    tree: Any = {**NEEDED.get(f"{role} {section}", {}), key: value}
+    if path[:1] == ("data",):
+        tree = NEEDED[role]["data"][0] | tree
+    for step in reversed(path):
+        tree = [tree] if step == 0 else {step: tree}
+    return {**NEEDED.get(role, {}), **tree}
+
+
+def wrong(hint: Any) -> object:
+    """A value of another type than ``hint``; a list is none of anything but a tuple."""
+    return "x" if typing.get_origin(hint) is tuple else [[1]]
+
+
+def beyond(hint: Any, low: float, high: float) -> list[object]:
+    """Values just outside the bounds of a field."""
+    kinds = [a for a in typing.get_args(hint) if a is not type(None)] if isinstance(hint, types.UnionType) else [hint]
+    (kind,) = kinds
+    if kind is int:
+        return [low - 1, high + 1]
+    if kind is float:
+        return [math.nextafter(low, -math.inf), math.nextafter(high, math.inf), math.nan, math.inf, -math.inf]
+    sizes = [size for size in (low - 1, high + 1) if size >= 0]
+    if kind is str:
+        return ["x" * int(size) for size in sizes]
+    if typing.get_origin(kind) is dict:
+        of = typing.get_args(kind)[1]
+        entry = NEEDED["trainer.yaml study.devices.x"] if dataclasses.is_dataclass(of) else 1.0 if of is float else "x"
+        return [{f"k{i}": entry for i in range(int(n))} for n in sizes]
+    item: object = {"kind": "rows", "path": "x"} if dataclasses.is_dataclass(typing.get_args(kind)[0]) else "x"
+    item = {int: 1, float: 1.0}.get(typing.get_args(kind)[0], item)
+    return [[item] * int(size) for size in sizes]
+
+
+def bounded(hint: Any) -> bool:
+    """Whether there could be too much of a value: anything but a choice, a path or a section."""
+    kinds = set(typing.get_args(hint)) - {type(None)} if isinstance(hint, types.UnionType) else {hint}
+    free = (bool, Path)
+    return not any(k in free or dataclasses.is_dataclass(k) or typing.get_origin(k) is Literal for k in kinds)
+
+
+TABLES = [table for role, cls in ROLES.items() for table in tables(role, cls)]
+KEYS = [
+    (role, path, field, typing.get_type_hints(cls)[field.name])
+    for role, cls, path in TABLES
+    for field in dataclasses.fields(cls)
+]
+
+
+def named(role: str, path: tuple[str | int, ...]) -> str:
+    """How an error begins that speaks of something in a section."""
+    section = "".join(f"[{step}]" if step == 0 else f".{step}" for step in path).lstrip(".")
+    return f"{role} [{section}]: " if section else f"{role}: "
+
+
+def said(role: str, tree: dict[str, Any]) -> str:
+    """With which line a configuration is refused."""
+    with pytest.raises(settings.SettingsError) as refused:
+        settings.build(ROLES[role], tree, role)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert len(line) < 1000  # an unknown key is answered with all that are known
+    return line
+
+
+def name_of(value: object) -> str | None:
+    if isinstance(value, tuple):
+        return ".".join(map(str, value)) or "-"
+    return value.name if isinstance(value, dataclasses.Field) else value if isinstance(value, str) else ""
+
+
+def test_the_cases_below_are_of_every_section():
+    """Sections in sections, in lists and in tables are among them."""
+    found = {(role, path) for role, _, path in TABLES}
+    for role, path in (
+        *(("agent.yaml", (section,)) for section in ("capture", "broker", "control")),
+        *(("collector.yaml", (section,)) for section in ("broker", "retention")),
+        *(("trainer.yaml", path) for path in (("data", 0), ("classifier", "training"), ("study", "devices", "x"))),
+    ):
+        assert (role, path) in found
+    assert len(KEYS) > 150
+
+
+@pytest.mark.parametrize(("role", "cls", "path"), TABLES, ids=name_of)
+def test_an_unknown_key_is_refused_by_its_name(role, cls, path):
+    assert said(role, written(role, path, "nonsense", 1)).startswith(
+        f"{named(role, path)}unknown key 'nonsense'; known"
+    )
+
+
+@pytest.mark.parametrize(("role", "path", "field", "hint"), KEYS, ids=name_of)
+def test_a_value_of_another_type_is_refused_by_its_key(role, path, field, hint):
+    line = said(role, written(role, path, field.name, wrong(hint)))
+    if dataclasses.is_dataclass(hint):
+        assert line.startswith(f"{named(role, (*path, field.name))}expected keys and values, found ")
+    else:
+        assert line.startswith(f"{named(role, path)}{field.name}: ")
+        assert "[[1]] (list)" in line or "'x' (str)" in line
+    optional = type(None) in typing.get_args(hint)
+    if not optional:
+        assert "found None" in (line := said(role, written(role, path, field.name, None))) or "None (NoneType)" in line
+
+
+@pytest.mark.parametrize(("role", "path", "field", "hint"), [key for key in KEYS if bounded(key[3])], ids=name_of)
+def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
+    """A new key fails here until it has bounds (`settings.within`) and its section looks at them (`settings.check`)."""
+    low, high = field.metadata["within"]
+    for value in beyond(hint, low, high):
+        line = said(role, written(role, path, field.name, value))
+        assert line.startswith(f"{named(role, path)}{field.name}: ")
+        assert ", must be " in line
+
+
+@pytest.mark.parametrize(
+    ("role", "text", "line"),
+    [
+        ("agent.yaml", "capture: {interfaces: [br0, br0]}", "agent.yaml [capture]: interfaces: each once"),
+        ("agent.yaml", "capture: {interfaces: [a/b]}", "agent.yaml [capture]: interfaces: 'a/b' cannot be"),
+        ("agent.yaml", "commands: [reboot]", "agent.yaml: commands: 'reboot' is none of status,"),
+        ("agent.yaml", "networks: [home]", "agent.yaml: networks: 'home' does not"),
+        ("agent.yaml", "names: {cam: x}", "agent.yaml: names: mac: 'cam' is no MAC"),
+        ("agent.yaml", "gateway: GW 1", "agent.yaml: gateway 'GW 1': "),
+        (
+            "agent.yaml",
+            "control: {max_entries: 5}",
+            "agent.yaml [control]: remote_entries: 8 is more than max_entries, 5",
+        ),
+        ("agent.yaml", "broker: {base: a b}", "agent.yaml [broker]: base: "),
+        (
+            "agent.yaml",
+            "broker: {retry_min_s: 90}",
+            "agent.yaml [broker]: retry_max_s: 60 is less than retry_min_s, 90",
+        ),
+        ("agent.yaml", "broker: {ca_file: a}", "agent.yaml [broker]: ca_file: needs tls: true"),
+        ("agent.yaml", "broker: {tls: true, cert_file: a}", "agent.yaml [broker]: cert_file: needs key_file"),
+        ("agent.yaml", "broker: {tls: true, key_file: a}", "agent.yaml [broker]: key_file: needs cert_file"),
+        ("agent.yaml", "broker: {password_file: a}", "agent.yaml [broker]: password_file: needs a username"),
+        ("trainer.yaml", "split: {train: 0.9}", "trainer.yaml [split]: train + optimise + test is 1.3"),
+        ("trainer.yaml", "decision: {vote_k: 30}", "trainer.yaml [decision]: vote_k: 30 is more than vote_w, 20"),
+        (
+            "trainer.yaml",
+            "decision: {vote_k: 1, vote_w: 2}",
+            "trainer.yaml [decision]: count_votes: 3 is more than vote_w",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_or_name_nothing_are_refused_by_their_key(role, text, line):
+    assert said(role, {**NEEDED.get(role, {}), **yaml.safe_load(text)}).startswith(line)
 
 
 @pytest.mark.parametrize("name", ROLES)

@@ -22,7 +22,7 @@ OWNERS = {
 
 LAYERS = (
     {"contract"},
-    {"capture", "runtime", "state", "progress", "explain"},
+    {"capture", "runtime", "state", "progress", "explain", "reservoir"},
     {"features", "calibrate", "outbox"},
     {"classify", "evidence"},
     {"detector", "devices", "link"},

@@ -24,8 +24,8 @@ from edge_agent.contract.messages import Alert
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
-from tests.edge_agent.test_live import LISTEN, Wire
-from tests.edge_agent.test_live import wire as cable  # noqa: F401 - the fixture
+from tests.edge_agent.test_live import LISTEN
+from tests.netns import Wire
 from tests.test_chaos import keys
 from tests.traffic import scan, steady
 
@@ -143,8 +143,8 @@ class Gateway:
 
 
 @pytest.fixture
-def site(cable: Wire, home: Home, tmp_path: Path) -> Iterator[Gateway]:  # noqa: F811
-    made = Gateway(cable, home, tmp_path)
+def site(wire: Wire, home: Home, tmp_path: Path) -> Iterator[Gateway]:
+    made = Gateway(wire, home, tmp_path)
     yield made
     made.close()
 

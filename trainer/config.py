@@ -4,7 +4,7 @@ Light on purpose: a mistyped key is reported before TensorFlow is imported.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
+from edge_agent.contract.settings import check, within
 from trainer.protocol import Split
 
 
@@ -24,11 +25,14 @@ class Entry:
     kind: Literal["captures", "rows", "nbaiot"]
     path: Path
     root: Path | None = None  # captures: folder the manifest's file names start from; its own folder by default
-    devices: tuple[str, ...] = ()  # only these; empty: all
-    labels: tuple[str, ...] = ()  # only these; empty: all
-    device: str | None = None  # rows: for files without a device column
-    label: str | None = None  # rows: for files without a label column
+    devices: tuple[str, ...] = within((), 0, 100_000)  # only these; empty: all
+    labels: tuple[str, ...] = within((), 0, 10_000)  # only these; empty: all
+    device: str | None = within(None, 1, 128)  # rows: for files without a device column
+    label: str | None = within(None, 1, 128)  # rows: for files without a label column
     generated: bool = False  # rows: made from generated traffic (captures say so in their manifest)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,12 @@ class Scaling:
     """See `edge_agent.contract.scaling`."""
 
     squash: Literal["log1p", "none"] = "log1p"
-    clip: float | None = 10.0
-    floor: float = SCALE_FLOOR
+    clip: float | None = within(10.0, 1e-3, 1e6)
+    floor: float = within(SCALE_FLOOR, 1e-12, 1e6)
     fit_on: Literal["train", "train+optimise"] = "train"  # the latter lets τ's rows into the scaler, as the study did
 
     def __post_init__(self) -> None:
-        if not self.floor > 0 or (self.clip is not None and not self.clip > 0):
-            raise ValueError("clip and floor must be above 0")
+        check(self)
 
 
 Activation = Literal["tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "softsign"]
@@ -57,32 +60,30 @@ class Network:
     outside (0, 1), so a column that starts there never learns, and z outside cannot be rebuilt.
     """
 
-    hidden: tuple[float, ...] = (0.75, 0.5, 0.25, 0.5, 0.75)
+    hidden: tuple[float, ...] = within((0.75, 0.5, 0.25, 0.5, 0.75), 1, 32)
     rounding: Literal["ceil", "floor"] = "ceil"
     activation: Activation = "tanh"
     head: Literal["linear", "clipped"] = "linear"
 
     def __post_init__(self) -> None:
-        if not self.hidden or not all(0 < share <= 10 for share in self.hidden):
-            raise ValueError("hidden: shares of the number of columns must be above 0 and at most 10, at least one")
+        check(self)
+        if not all(0 < share <= 10 for share in self.hidden):
+            raise ValueError("hidden: shares of the number of columns must be above 0 and at most 10")
 
 
 @dataclass(frozen=True)
 class Training:
     """How a network is fitted: mini-batches, early stopping that restores the weights of the best epoch."""
 
-    epochs: int = 500
-    batch: int = 1024
-    learning_rate: float = 4e-3
-    patience: int = 20
-    min_delta: float = 1e-4
+    epochs: int = within(500, 1, 1_000_000)
+    batch: int = within(1024, 1, 1 << 20)
+    learning_rate: float = within(4e-3, 1e-9, 100.0)
+    patience: int = within(20, 1, 1_000_000)
+    min_delta: float = within(1e-4, 0.0, 1e6)
     optimiser: Optimiser = "adam"
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.patience) < 1:
-            raise ValueError("epochs, batch and patience must be at least 1")
-        if not self.learning_rate > 0 or self.min_delta < 0:
-            raise ValueError("learning_rate must be above 0, min_delta at least 0")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,17 @@ class ClassifierSettings:
     """What is classified and how it is trained."""
 
     enabled: bool = True
-    rows_per_class: int = 20_000  # of the train part; more are sampled evenly, what imbalance is left is weighted
-    classes: dict[str, str] = field(default_factory=dict)  # label -> class, for labels trained as one
+    rows_per_class: int = within(
+        20_000, 1, 10**9
+    )  # of the train part; more are sampled evenly, what imbalance is left is weighted
+    classes: dict[str, str] = within({}, 0, 10_000)  # label -> class, for labels trained as one
     merge: bool = True  # types of a family that the rows do not tell apart become one class
-    hidden: tuple[int, ...] = (8, 8)  # widths of the hidden layers
+    hidden: tuple[int, ...] = within((8, 8), 0, 32)  # widths of the hidden layers
     head: Literal["softmax", "clipped"] = "softmax"  # clipped: min(1, max(0, w·h + b)) per class, a baseline
     training: Training = Training(epochs=200, batch=256, patience=15)
 
     def __post_init__(self) -> None:
-        if self.rows_per_class < 1:
-            raise ValueError("rows_per_class must be at least 1")
+        check(self)
         if not all(1 <= width <= 4096 for width in self.hidden):
             raise ValueError("hidden: widths must be between 1 and 4096")
 
@@ -128,17 +130,15 @@ class DecisionSettings(Rules):
     With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` come from the autocorrelation of benign scores instead.
     """
 
-    n: float = 10.0
+    n: float = within(10.0, 0.0, 1e6)
     vote: Literal["auto", "fixed"] = "auto"
-    margin: float = 2.0
+    margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
-    floors: dict[str, float] = field(default_factory=lambda: _floors(1.0, 1.5))
-    warmup_floors: dict[str, float] = field(default_factory=lambda: _floors(2.25, 2.25))
+    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(COUNT_COLUMNS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(COUNT_COLUMNS))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.n >= 0 or not self.margin >= 1:
-            raise ValueError(f"n must be at least 0, margin at least 1, they are {self.n:g} and {self.margin:g}")
         for key in ("floors", "warmup_floors"):
             for column, floor in getattr(self, key).items():
                 if column not in COUNT_COLUMNS:
@@ -151,44 +151,42 @@ class DecisionSettings(Rules):
 class DeviceStudy:
     """How a study trained one device's autoencoder, and the τ (tr*) and window (ws*) it published for it."""
 
-    learning_rate: float
-    epochs: int
-    tr: float
-    ws: int
+    learning_rate: float = within(MISSING, 1e-9, 100.0)
+    epochs: int = within(MISSING, 1, 1_000_000)
+    tr: float = within(MISSING, 1e-12, 1e12)
+    ws: int = within(MISSING, 1, 1_000_000)
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or not self.tr > 0 or min(self.epochs, self.ws) < 1:
-            raise ValueError("learning_rate and tr must be above 0, epochs and ws at least 1")
+        check(self)
 
 
 @dataclass(frozen=True)
 class StudySettings:
     """What `botwatch trainer study` measures beside a fit."""
 
-    max_n: int = 10  # its table of τ = mean + N·std goes from 1 to this
-    leave_out: tuple[str, ...] = ()  # labels that take no part; they are scored apart
-    rows_per_type: int = 100_000  # of each Mirai type, for the classifier of types
+    max_n: int = within(10, 1, 1000)  # its table of τ = mean + N·std goes from 1 to this
+    leave_out: tuple[str, ...] = within((), 0, 10_000)  # labels that take no part; they are scored apart
+    rows_per_type: int = within(100_000, 1, 10**9)  # of each Mirai type, for the classifier of types
     per_device: bool = False  # an autoencoder for each device beside the shared one
-    devices: dict[str, DeviceStudy] = field(default_factory=dict)  # others are trained as `autoencoder` says
+    devices: dict[str, DeviceStudy] = within({}, 0, 10_000)  # others are trained as `autoencoder` says
 
     def __post_init__(self) -> None:
-        if min(self.max_n, self.rows_per_type) < 1:
-            raise ValueError("max_n and rows_per_type must be at least 1")
+        check(self)
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything a fit depends on beside the data itself."""
 
-    data: tuple[Entry, ...]
-    seed: int = 1
-    schemas: tuple[str, ...] = (cols.CLEAN, cols.DEVICE)
-    columns: tuple[str, ...] = ()  # empty: all of the schemas
-    drop_columns: tuple[str, ...] = ()  # prefixes: HH_jit drops the 15 jitter columns
-    top_n: int | None = None  # keep the n best by Fisher score
+    data: tuple[Entry, ...] = within(MISSING, 1, 100_000)
+    seed: int = within(1, 0, 2**32 - 1)
+    schemas: tuple[str, ...] = within((cols.CLEAN, cols.DEVICE), 1, len(cols.SCHEMAS))
+    columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # empty: all of the schemas
+    drop_columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # prefixes: HH_jit drops 15 jitter columns
+    top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # keep the n best by Fisher score
     rank_by: Literal["label", "family", "attack"] = "label"  # what the score tells apart
-    max_rows: int = 200_000  # per file, device and label
-    max_streams: int = 16_384
+    max_rows: int = within(200_000, 1, 10**9)  # per file, device and label
+    max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)
     attack_split: Split = field(default_factory=lambda: Split(gap_rows=50, gap_s=0.0))
@@ -200,19 +198,12 @@ class Config:
     study: StudySettings = field(default_factory=StudySettings)
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data: names no source of rows")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be at least 0 and below 2^32, is {self.seed}")
+        check(self)
         for schema in self.schemas:
             if schema not in cols.SCHEMAS:
                 raise ValueError(f"schemas: unknown schema {schema!r}; known: {', '.join(cols.SCHEMAS)}")
         if cols.CLEAN in self.schemas and cols.COMPAT in self.schemas:
             raise ValueError(f"schemas: {cols.CLEAN} and {cols.COMPAT} exclude each other")
-        if self.max_rows < 1 or self.max_streams < 1:
-            raise ValueError("max_rows and max_streams must be at least 1")
-        if self.top_n is not None and self.top_n < 1:
-            raise ValueError(f"top_n must be at least 1, is {self.top_n}")
         self.model_columns()
 
     def model_columns(self) -> tuple[str, ...]:
@@ -227,7 +218,7 @@ class Config:
                 raise ValueError(f"drop_columns: no column starts with {prefix!r}")
             chosen = [c for c in chosen if not c.startswith(prefix)]
         if not chosen:
-            raise ValueError("no column is left to train on")
+            raise ValueError("columns: none is left to train on")
         return tuple(chosen)
 
 

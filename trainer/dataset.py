@@ -1,4 +1,4 @@
-"""Rows with labels, from captures, Parquet files of rows or the published N-BaIoT files.
+"""Rows with labels, from captures, files of rows (Parquet, or an agent's .npz) or the published N-BaIoT files.
 
 What leaves here is a `Table` of finite float32 values whose columns are exactly those asked for; anything else is a
 `DatasetError` that names the file, the column and, where there is one, the row. How rows are split and scaled is not
@@ -11,6 +11,8 @@ the rows kept cover the whole file and stay in sequence. No chance is involved.
 import gzip
 import hashlib
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -152,7 +154,7 @@ def _available(entry: Entry) -> frozenset[str]:
         return frozenset(cols.ALL_COLUMNS)
     if entry.kind == "nbaiot":
         return frozenset(cols.NBAIOT_COLUMNS)
-    return frozenset(_parquet_schema(entry.path))
+    return frozenset(_exported(entry.path).schema if entry.path.suffix == ".npz" else _parquet_schema(entry.path))
 
 
 _Chunk = tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64], Array]
@@ -379,22 +381,39 @@ def _parquet_schema(path: Path) -> Mapping[str, pl.DataType]:
         raise DatasetError(f"{path}: not a Parquet file of rows: {_first_line(error)}") from error
 
 
+def _exported(path: Path) -> pl.DataFrame:
+    """What `botwatch agent rows` wrote: rows that a gateway kept of its devices."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values, columns = file["values"], [str(name) for name in file["columns"]]
+            t_ns, device, made_as = file["t_ns"], file["device"], str(file["schema"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path}: not a file of rows that `botwatch agent rows` wrote: {error}") from error
+    n = len(t_ns)
+    if made_as != cols.CLEAN or values.shape != (n, len(columns)) or device.shape != (n,) or t_ns.shape != (n,):
+        raise DatasetError(f"{path}: rows of schema {made_as}, shape {values.shape}, do not fit its {n} times")
+    own = {"t_ns": pl.Series(t_ns.astype(np.int64)), "device": pl.Series(device.tolist(), dtype=pl.String)}
+    return pl.DataFrame(own | {name: values[:, i] for i, name in enumerate(columns)})
+
+
 def _load_rows(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     path = builder.read(entry.path)
-    schema = _parquet_schema(path)
+    exported = _exported(path) if path.suffix == ".npz" else None
+    schema = _parquet_schema(path) if exported is None else exported.schema
     for column, kind in schema.items():
         if column not in cols.ALL_COLUMNS and column not in OWN_COLUMNS:
             raise DatasetError(f"{path}: unknown column {column!r}")
         if column in cols.ALL_COLUMNS and not kind.is_numeric():
             raise DatasetError(f"{path}: column {column!r} is not numeric but {kind}")
-    made_as = pl.read_parquet_metadata(path).get(SCHEMA_KEY)
+    made_as = cols.CLEAN if exported is not None else pl.read_parquet_metadata(path).get(SCHEMA_KEY)
     if made_as is not None and made_as != builder.jitter_schema and _has_jitter(builder.columns):
         raise DatasetError(f"{path}: rows are of schema {made_as}, asked for is {builder.jitter_schema}")
     if "label" not in schema and entry.label is None:
         raise DatasetError(f"{path}: has no column 'label'; say in the config which label its rows have")
     builder.generated |= entry.generated
     own = [c for c in schema if c in OWN_COLUMNS]
-    frames = pl.scan_parquet(path).select([*own, *builder.columns]).collect_batches(chunk_size=1 << 16)
+    rows = pl.scan_parquet(path) if exported is None else exported.lazy()
+    frames = rows.select([*own, *builder.columns]).collect_batches(chunk_size=1 << 16)
     row, held = 0, set()
     with Progress(f"reading {path.name}") as progress:
         for frame in frames:

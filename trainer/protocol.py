@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.settings import check, within
+
 UNUSED, TRAIN, OPTIMISE, TEST = 0, 1, 2, 3
 """Part of a row; UNUSED rows lie in a gap."""
 
@@ -22,21 +24,18 @@ class Split:
     With ``order`` `random` the fractions are of all rows of all devices together, shuffled, without gaps.
     """
 
-    train: float = 0.6
-    optimise: float = 0.2
-    test: float = 0.2
-    gap_rows: int = 200
-    gap_s: float = 60.0
-    min_rows: int = 50  # a part with fewer says nothing: the device then trains only
+    train: float = within(0.6, 1e-6, 1 - 1e-6)
+    optimise: float = within(0.2, 1e-6, 1 - 1e-6)
+    test: float = within(0.2, 1e-6, 1 - 1e-6)
+    gap_rows: int = within(200, 0, 10**9)
+    gap_s: float = within(60.0, 0.0, 366 * 86_400.0)
+    min_rows: int = within(50, 1, 10**9)  # a part with fewer says nothing: the device then trains only
     order: Literal["time", "random"] = "time"
 
     def __post_init__(self) -> None:
-        if not all(0 < part < 1 for part in (self.train, self.optimise, self.test)):
-            raise ValueError("train, optimise and test must each lie between 0 and 1")
+        check(self)
         if self.train + self.optimise + self.test > 1 + 1e-9:
             raise ValueError(f"train + optimise + test is {self.train + self.optimise + self.test:g}, more than 1")
-        if self.gap_rows < 0 or self.gap_s < 0 or self.min_rows < 1:
-            raise ValueError("gap_rows and gap_s must be at least 0, min_rows at least 1")
 
 
 def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> tuple[NDArray[np.int8], list[int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_agent.contract.messages import BASE, check_base
+from edge_agent.contract.settings import check, within
 
 
 class BrokerError(ValueError):
@@ -22,44 +23,42 @@ class BrokerError(ValueError):
 class BrokerConfig:
     """Section ``broker`` of agent.yaml and collector.yaml."""
 
-    host: str = "localhost"
-    port: int = 1883
-    base: str = BASE  # prefix of the topic tree, as the broker's ACL has it
-    client_id: str = ""  # "" is the gateway's id, and "botwatch-collector" for the collector
+    host: str = within("localhost", 1, 253)
+    port: int = within(1883, 1, 65_535)
+    base: str = within(BASE, 1, 131)  # prefix of the topic tree, as the broker's ACL has it
+    client_id: str = within("", 0, 128)  # "" is the gateway's id, and "botwatch-collector" for the collector
     version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, and 3.1.1 where the broker knows no 5
-    username: str | None = None
+    username: str | None = within(None, 1, 256)
     password_file: Path | None = None  # first line; a file so that no configuration holds a secret
     tls: bool = False
     ca_file: Path | None = None  # who signed the broker's certificate; None: the system's authorities
     cert_file: Path | None = None  # our own certificate and its key, where the broker asks for one
     key_file: Path | None = None
-    keepalive_s: int = 30
-    connect_timeout_s: float = 5.0
-    inflight: int = 100  # messages under way and not yet acknowledged
-    session_s: int = 86_400  # how long the broker keeps our session while we are away
-    repeat_s: float = (
-        60.0  # on a new connection, what the broker took so shortly before the end of the last is sent again
-    )
-    retry_min_s: float = 0.5  # first wait after a failure; doubles, with jitter, up to the next
-    retry_max_s: float = 60.0
+    keepalive_s: int = within(30, 5, 3600)
+    connect_timeout_s: float = within(5.0, 0.1, 300.0)
+    inflight: int = within(100, 1, 10_000)  # messages under way and not yet acknowledged
+    session_s: int = within(86_400, 0, 366 * 86_400)  # how long the broker keeps our session while we are away
+    # on a new connection, what the broker took so shortly before the end of the last is sent again
+    repeat_s: float = within(60.0, 0.0, 86_400.0)
+    retry_min_s: float = within(0.5, 0.01, 3600.0)  # first wait after a failure; doubles, with jitter, up to the next
+    retry_max_s: float = within(60.0, 0.01, 86_400.0)
 
     def __post_init__(self) -> None:
-        check_base(self.base)
-        if not self.host:
-            raise BrokerError("host: is empty")
-        for key, low, high in (("port", 1, 65_535), ("keepalive_s", 5, 3600), ("inflight", 1, 10_000)):
-            if not low <= getattr(self, key) <= high:
-                raise BrokerError(f"{key}: {getattr(self, key)} is not within {low}..{high}")
-        if not 0 < self.retry_min_s <= self.retry_max_s or self.connect_timeout_s <= 0:
-            raise BrokerError("retry_min_s, retry_max_s and connect_timeout_s must be positive, the first the smaller")
-        if self.session_s < 0 or self.repeat_s < 0:
-            raise BrokerError("session_s and repeat_s must not be negative")
-        if (self.ca_file or self.cert_file or self.key_file) and not self.tls:
-            raise BrokerError("ca_file, cert_file and key_file need tls: true")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise BrokerError("cert_file and key_file go together")
+        check(self, BrokerError)
+        try:
+            check_base(self.base)
+        except ValueError as error:
+            raise BrokerError(f"base: {error}") from error
+        if self.retry_max_s < self.retry_min_s:
+            raise BrokerError(f"retry_max_s: {self.retry_max_s:g} is less than retry_min_s, {self.retry_min_s:g}")
+        for key in ("ca_file", "cert_file", "key_file"):
+            if getattr(self, key) and not self.tls:
+                raise BrokerError(f"{key}: needs tls: true")
+        for key, other in (("cert_file", "key_file"), ("key_file", "cert_file")):
+            if getattr(self, key) and not getattr(self, other):
+                raise BrokerError(f"{key}: needs {other}, too")
         if self.password_file and not self.username:
-            raise BrokerError("password_file needs a username")
+            raise BrokerError("password_file: needs a username")
 
     @property
     def address(self) -> str:
@@ -93,6 +92,8 @@ class BrokerConfig:
         """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that will not do."""
         if not self.tls:
             return None
+        for key in ("ca_file", "cert_file", "key_file"):  # OpenSSL does not say which of them it cannot read
+            self._can_read(key)
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:  # includes ssl.SSLError
@@ -105,14 +106,31 @@ class BrokerConfig:
                 raise BrokerError(f"cert_file {self.cert_file}, key_file {self.key_file}: {explain(error)}") from error
         return context
 
+    def _can_read(self, key: Literal["ca_file", "cert_file", "key_file"]) -> None:
+        path: Path | None = getattr(self, key)
+        if path is None:
+            return
+        try:
+            with path.open("rb") as file:
+                content = file.read(65_536)
+        except OSError as error:
+            raise BrokerError(f"{key} {path}: {explain(error)}") from error
+        wanted = b"PRIVATE KEY-----" if key == "key_file" else b"CERTIFICATE-----"
+        if wanted not in content:
+            raise BrokerError(f"{key} {path}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
+        if key == "key_file" and b"ENCRYPTED" in content:
+            raise BrokerError(f"{key} {path}: has a passphrase, which a service has nobody to ask for")
+
 
 def explain(error: BaseException) -> str:
     """One readable line for what the network, TLS or a file said."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message.strip()}"
+        why = error.verify_message.strip().removesuffix(".")
+        clock = "; is the clock of this machine right?" if "yet valid" in why or "expired" in why else ""
+        return f"its certificate is not accepted: {why}{clock}"
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "").replace("_", " ").lower()
-        return f"TLS: {reason or error}"
+        return _alerted(reason) or f"TLS: {_REASONS.get(reason, reason) or error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return f"{error}" or type(error).__name__
@@ -122,12 +140,49 @@ def plain(text: str) -> str:
     """What paho logs about a socket, for people.
 
     >>> plain("failed to receive on socket: [SSL: TLSV13_ALERT] tlsv13 alert certificate required (_ssl.c:2580)")
-    'tlsv13 alert certificate required'
+    'TLS: it wants a certificate from us (cert_file, key_file)'
     >>> plain("failed to receive on socket: [Errno 104] Connection reset by peer")
     'connection reset by peer'
     """
     words = text.rpartition("on socket: ")[2]
-    return re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
+    words = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
+    return _alerted(words) or words
+
+
+def last_words(sock: object) -> str:
+    """What the other side said by TLS before it hung up on ``sock``, "" when that is nothing; not yet read by anybody.
+
+    A broker finds fault with our certificate only when TLS is up for us; then our first write fails, and its reason for
+    that lies unread behind it.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        try:
+            sock.settimeout(0.0)
+            sock.recv(1)
+        except ssl.SSLError as error:
+            return _alerted((error.reason or "").replace("_", " ").lower())
+        except (OSError, ValueError):
+            pass
+    return ""
+
+
+_REASONS = {"key values mismatch": "the key is not that of the certificate", "wrong version number": "it speaks none"}
+_ALERTS = {
+    "certificate required": "it wants a certificate from us (cert_file, key_file)",
+    "handshake failure": "it ends the handshake; does it want a certificate from us (cert_file, key_file)?",
+    "unknown ca": "it does not accept our certificate (cert_file): signed by nobody it knows",
+    "certificate expired": "it does not accept our certificate (cert_file): expired",
+    "certificate revoked": "it does not accept our certificate (cert_file): revoked",
+    "bad certificate": "it does not accept our certificate (cert_file): bad",
+    "unsupported certificate": "it does not accept our certificate (cert_file): of a kind that is not supported",
+    "certificate unknown": "it does not accept our certificate (cert_file)",
+}
+
+
+def _alerted(words: str) -> str:
+    """A TLS alert ("tlsv1 alert unknown ca") in words of ours; "" when it is none."""
+    _, alert, what = words.partition(" alert ")
+    return f"TLS: {_ALERTS.get(what, what)}" if alert else ""
 
 
 class Versions:

@@ -90,35 +90,23 @@ class Rules:
     ``reject`` is told as `unknown`.
     """
 
-    vote_k: int = 15
-    vote_w: int = 20
-    count_votes: int = 3
+    vote_k: int = settings.within(15, 1, 1000)
+    vote_w: int = settings.within(20, 1, 1000)
+    count_votes: int = settings.within(3, 1, 1000)
     method: Literal["tail", "mean_std", "quantile"] = "tail"
-    budget: float = 1.0
-    confidence: float = 0.95
-    quantile: float = 0.9999
-    vote_margin: float = 2.0
-    warmup_s: float = 600.0
-    warmup_score_factor: float = 5.0
-    reject: float = 0.5
+    budget: float = settings.within(1.0, 1e-6, 1000.0)
+    confidence: float = settings.within(0.95, 0.5, 1 - 1e-9)
+    quantile: float = settings.within(0.9999, 0.5, 1 - 1e-9)
+    vote_margin: float = settings.within(2.0, 1.0, 1e6)  # a smaller one would make the rule looser, 0 flag every row
+    warmup_s: float = settings.within(600.0, 0.0, 366 * 86_400.0)
+    warmup_score_factor: float = settings.within(5.0, 1.0, 1e6)
+    reject: float = settings.within(0.5, 0.0, 1 - 1e-9)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.vote_k <= self.vote_w <= 1000:
-            raise ValueError(f"vote_k {self.vote_k} of vote_w {self.vote_w}: expected 1 <= vote_k <= vote_w <= 1000")
-        if not 1 <= self.count_votes <= self.vote_w:
-            raise ValueError(f"count_votes {self.count_votes}: expected 1 to vote_w {self.vote_w}")
-        for key in ("confidence", "quantile"):
-            if not 0.5 <= getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 0.5 and below 1, is {getattr(self, key):g}")
-        if not 0 < self.budget <= 1000:
-            raise ValueError(f"budget must be above 0 and at most 1000 alerts a device-week, is {self.budget:g}")
-        for key in ("vote_margin", "warmup_score_factor"):
-            if not getattr(self, key) >= 1:  # a smaller one would make a rule looser, 0 flag every row
-                raise ValueError(f"{key} must be at least 1, is {getattr(self, key):g}")
-        if not self.warmup_s >= 0:
-            raise ValueError(f"warmup_s must be at least 0, is {self.warmup_s:g}")
-        if not 0 <= self.reject < 1:
-            raise ValueError(f"reject must be at least 0 and below 1, is {self.reject:g}")
+        settings.check(self)
+        for key in ("vote_k", "count_votes"):
+            if getattr(self, key) > self.vote_w:
+                raise ValueError(f"{key}: {getattr(self, key)} is more than vote_w, {self.vote_w}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Strict YAML -> frozen dataclass: every key known, every type right, or one readable line that says what is not.
 
-A role's configuration is one frozen dataclass; nested dataclasses are sections. Which keys exist, their types and their
-defaults are the dataclass's knowledge; this module only checks a file against it.
+A role's configuration is one frozen dataclass; nested dataclasses are sections. Which keys exist, their types, defaults
+and bounds are the dataclass's knowledge; this module only checks a file against it.
 """
 
 import dataclasses
@@ -18,6 +18,30 @@ T = TypeVar("T")
 
 class SettingsError(Exception):
     """A configuration that must not be started with; the message names file, section, key and what was expected."""
+
+
+def within(default: Any, low: float, high: float) -> Any:
+    """A field of a settings dataclass, with its default and what `check` holds it to: a number, or how many characters
+    or entries it has, from ``low`` to ``high``, both included."""
+    metadata = {"within": (low, high)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(given: Any, error: type[ValueError] = ValueError) -> None:
+    """Hold the fields of a settings dataclass to their bounds; an ``error`` names the first that is beyond. None is
+    always allowed: which fields may be None is their type's business."""
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if "within" not in field.metadata or value is None:
+            continue
+        low, high = field.metadata["within"]
+        size, unit = value, ""
+        if isinstance(value, str | tuple | dict):
+            size, unit = len(value), " characters" if isinstance(value, str) else " entries"
+        if not low <= size <= high:  # true of nan
+            raise error(f"{field.name}: {_number(size)}{unit}, must be {_number(low)} to {_number(high)}")
 
 
 def load(cls: type[T], path: str | Path) -> T:
@@ -98,6 +122,10 @@ def _convert(hint: Any, value: object, name: str, section: str, where: str, key:
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise SettingsError(f"{where}: {key}: expected {_name(hint)}, found {_show(value)}")
+
+
+def _number(value: float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{value:.10g}"
 
 
 def _name(hint: Any) -> str:

@@ -1,10 +1,10 @@
 """What a live agent takes of a gateway: ``python -m tests.bench.bench_footprint [--idle S]``.
 
 A real `botwatch agent run`, with broker, on a veth pair in a network namespace of this process (so it needs root): from
-its start to its first alert under a scan; processor time and bytes written while twenty devices do what they always do,
-for so long that what is learnt is saved, too; resident memory after floods that fill every table of the kernel; and after
-one under ten thousand MACs, which fills those behind it. Models of the tests' generated home; limits and tables as in
-`configs/agent.yaml`.
+its start to its first alert under a scan; processor time and bytes written while twenty devices do what they always
+do, for so long that what is learnt is saved, too; resident memory after floods that fill every table of the kernel; and
+after one under ten thousand MACs, which fills those behind it. Models of the tests' generated home; limits and tables
+as in `configs/agent.yaml`.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def say(what: str, value: float, unit: str, goal: float) -> bool:
 
 
 def household(count: int) -> Iterator[bytes]:
-    """What ``count`` devices send and get in a round: one asks its cloud, which answers, others the router for a name."""
+    """A round of ``count`` devices: each asks its cloud, which answers, some the router for a name."""
     router = "192.168.38.1"
     for number in range(count):
         mac, address = FIRST_MAC + number, str(ipaddress.ip_address("192.168.38.100") + number)
@@ -162,7 +162,8 @@ def measure(idle_s: float) -> int:
                 print(
                     f"tables of {config.extractor.max_streams:,} streams and {config.extractor.max_devices} devices: "
                     f"{memory['total']:,} bytes, {memory['per_stream']:,} a stream; ring of evidence: "
-                    f"{config.evidence.ring_kb << 10:,} bytes; frames of the interface: {config.capture.buffer_mb << 20:,}"
+                    f"{config.evidence.ring_kb << 10:,} bytes; frames of the interface: "
+                    f"{config.capture.buffer_mb << 20:,}"
                 )
                 kept = say("start to first alert (scan, 200 packets/s)", first, "s", 2)
                 time.sleep(90)  # the episode ends

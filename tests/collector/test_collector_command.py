@@ -255,7 +255,7 @@ def test_lines_can_be_chosen_by_gateway_and_number(listed, capsys):
         ("brokers: {}", "unknown key 'brokers'"),
         ("broker: {prot: 1}", "unknown key 'prot'"),
         ("broker: {port: high}", "port: expected int"),
-        ("broker: {port: 99999}", "99999 is not within"),
+        ("broker: {port: 99999}", "[broker]: port: 99999, must be 1 to 65535"),
         ("broker: {tls: true, ca_file: /none.crt}", "ca_file /none.crt"),
         ("batch_rows: 0", "batch_rows"),
         ("a: [", "not YAML"),

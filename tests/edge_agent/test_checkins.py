@@ -190,5 +190,5 @@ def test_one_episode_however_long_it_goes_on_beside_those_of_attacks():
 
 
 def test_too_short_a_time_of_learning_is_refused():
-    with pytest.raises(ValueError, match="learn_s must be 600"):
+    with pytest.raises(ValueError, match="learn_s: 5, must be 600"):
         Rule(learn_s=5)

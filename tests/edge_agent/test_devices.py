@@ -105,7 +105,7 @@ def test_a_record_that_cannot_be_read_is_forgotten_counted_and_said(bundle, tmp_
     state = State(tmp_path / "s.sqlite")
     devices = Devices(bundle, state=state)
     lived(devices, bundle, life(3))
-    records = devices.records(1e9)
+    records = devices.records(1e9).learnt
     state.learnt_put(bundle.sha256, [(mac, record[:-9]) for mac, record in records] + [(7, b"")], 1e9, 1e6)
     again = Devices(bundle, state=state)
     assert again.counts["devices_unreadable"] == len(records) + 1

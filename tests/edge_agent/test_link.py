@@ -1,8 +1,11 @@
 """The link against real brokers: nothing is lost while they are away, restarted, killed, or refuse."""
 
+import dataclasses
 import datetime
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,12 +18,14 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from collector.ingest import CollectorConfig, Ingest
+from collector.store import Store
 from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
 from edge_agent.link import BrokerConfig, Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State
-from tests.broker import Amqtt, Mosquitto, free_port, needs_mosquitto, wait_until
+from tests.broker import Amqtt, Mosquitto, Scripted, free_port, needs_mosquitto, wait_until
 
 ALERT, STATUS = topic("gw-001", "alert"), topic("gw-001", "status")
 
@@ -166,6 +171,17 @@ def test_status_is_online_then_stopped_on_a_clean_stop(tmp_path, outbox, listeni
         late.close()
 
 
+@needs_mosquitto
+def test_the_status_is_retained_and_said_again_to_a_broker_that_forgot_it(tmp_path, outbox):
+    broker = Mosquitto(tmp_path / "broker", config="listener 8883\nallow_anonymous true\n")  # keeps nothing
+    with running(config_of(broker), outbox):
+        for _ in range(2):
+            with broker:
+                late = Listener(broker, filters=(STATUS,))
+                wait_until(lambda late=late: late.states()[-1:] == ["online"])
+                late.close()
+
+
 AGENT = """
 import sys, threading
 from pathlib import Path
@@ -295,7 +311,7 @@ def test_a_port_that_accepts_and_says_nothing_or_rubbish_is_only_a_trouble(outbo
 
 
 def make_certificates(folder):
-    """A site authority, the broker's certificate for 127.0.0.1, one for gw-001, and a stranger's authority."""
+    """A site authority, the broker's certificate for 127.0.0.1, one for gw-001, a stranger's authority, bad ones."""
     from ipaddress import IPv4Address
 
     from cryptography import x509
@@ -304,7 +320,7 @@ def make_certificates(folder):
 
     now = datetime.datetime.now(datetime.UTC)
 
-    def issue(name, issuer=None, authority=False, revoked=()):
+    def issue(name, issuer=None, authority=False, days=(-1, 30), host="127.0.0.1"):
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         signer, signer_name = issuer or (key, subject)
@@ -314,10 +330,10 @@ def make_certificates(folder):
             .issuer_name(signer_name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=30))
+            .not_valid_before(now + datetime.timedelta(days=days[0]))
+            .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(host))]), critical=False)
             # Python 3.13 verifies strictly: identifiers of both keys, and an authority that may sign
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -332,17 +348,30 @@ def make_certificates(folder):
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
-        return key, subject
+        return key, subject, certificate.serial_number
+
+    def issued(name, **options):
+        return issue(name, site[:2], **options)
 
     site = issue("ca", authority=True)
     issue("stranger", authority=True)
     for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer"):
-        issue(name, site)
+        issued(name)
+    issued("expired", days=(-20, -10))
+    issued("early", days=(10, 20))
+    issued("elsewhere", host="192.0.2.1")
+    revoked = issued("revoked")[2]
     crl = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(site[1])
         .last_update(now - datetime.timedelta(days=1))
         .next_update(now + datetime.timedelta(days=30))
+        .add_revoked_certificate(
+            x509.RevokedCertificateBuilder()
+            .serial_number(revoked)
+            .revocation_date(now - datetime.timedelta(days=1))
+            .build()
+        )
         .sign(site[0], hashes.SHA256())
     )
     (folder / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
@@ -388,42 +417,177 @@ def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(s
         assert collector.payloads(topic("gw-002", "alert")) == []
 
 
+@contextmanager
+def collecting(config):
+    """A collector's end of the line in its thread."""
+    ingest, stop = Ingest(CollectorConfig(broker=config), Store("sqlite://")), threading.Event()
+    thread = threading.Thread(target=ingest.run, args=(stop,))
+    thread.start()
+    try:
+        yield ingest
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+STRANGER = {"cert_file": "stranger.crt", "key_file": "stranger.key"}
+
+
 @needs_mosquitto
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("brokers", "changes", "words"),
     [
-        ({"ca_file": "stranger.crt"}, "certificate not accepted"),
-        ({"cert_file": None, "key_file": None}, "certificate required|closed|reset|hung up|eof|handshake"),
+        ("broker", {"ca_file": "stranger.crt"}, "its certificate is not accepted: self-signed certificate in cert"),
+        ("expired", {}, "its certificate is not accepted: certificate has expired; is the clock of this"),
+        ("early", {}, "its certificate is not accepted: certificate is not yet valid; is the clock of this"),
+        ("elsewhere", {}, "its certificate is not accepted: IP address mismatch, certificate is not valid for '127.0"),
+        ("broker", {"cert_file": None, "key_file": None}, "TLS: it wants a certificate from us"),
+        ("broker", STRANGER, "TLS: it does not accept our certificate (cert_file): signed by nobody it knows"),
+        ("broker", "expired", "TLS: it does not accept our certificate (cert_file): expired"),
+        ("broker", "revoked", "TLS: it does not accept our certificate (cert_file): revoked"),
     ],
 )
-def test_a_certificate_error_is_one_readable_line(site, outbox, caplog, changes, words):
+def test_a_certificate_error_is_one_readable_line_at_either_end(
+    site, tmp_path, outbox, caplog, brokers, changes, words
+):
+    """However often it is met, at the agent as at the collector; the alert waits."""
+    text = "listener 8883\nrequire_certificate true\n"
+    for key, name in {"cafile": "ca.crt", "certfile": f"{brokers}.crt", "keyfile": f"{brokers}.key"}.items():
+        text += f"{key} {site.folder / name}\n"
+    text += f"crlfile {site.folder / 'crl.pem'}\n"
+    if isinstance(changes, str):
+        changes = {"cert_file": f"{changes}.crt", "key_file": f"{changes}.key"}
     changes = {key: value and site.folder / value for key, value in changes.items()}
-    with running(tls_config(site, **changes), outbox) as link:
-        wait_until(lambda: link.counts.failures >= 2)
-    import re
+    outbox.put(ALERT, b"waits")
+    with Mosquitto(tmp_path / "broker", config=text) as broker:
+        config = dataclasses.replace(tls_config(site, **changes), port=broker.port)
+        with running(config, outbox) as link, collecting(config) as ingest:
+            wait_until(lambda: link.counts.failures >= 5 and ingest.counts.failures >= 5)
+            assert (link.trouble[: len(words)], ingest.trouble[: len(words)]) == (words, words)
+    lines = [line for line in caplog.messages if str(broker.port) in line]
+    assert len(lines) == 2
+    assert all(words in line and "\n" not in line and len(line) < 200 for line in lines)
+    assert outbox.depth() == 1
 
-    lines = [line for line in caplog.messages if str(site.port) in line]
-    assert lines
-    assert all(re.search(words, line, re.IGNORECASE) and "\n" not in line for line in lines)
-    assert len(lines) <= 2
+
+@needs_mosquitto
+def test_a_user_with_a_password_over_tls_is_let_in_and_a_wrong_one_told_in_one_line(
+    site, tmp_path, outbox, listening, caplog
+):
+    tool = shutil.which("mosquitto_passwd")
+    if not tool:
+        pytest.skip("mosquitto_passwd is not installed")
+    users = tmp_path / "users"
+    subprocess.run([tool, "-b", "-c", str(users), "gw-001", "so secret"], check=True)
+    (tmp_path / "right").write_text("so secret\nonly the first line counts\n")
+    (tmp_path / "wrong").write_text("guessed\n")
+    text = f"listener 8883\ncertfile {site.folder}/broker.crt\nkeyfile {site.folder}/broker.key\n"
+    text += f"allow_anonymous false\npassword_file {users}\n"
+    outbox.put(ALERT, b"secret")
+    with Mosquitto(tmp_path / "broker", config=text) as broker:
+        own = {"username": "gw-001", "password_file": tmp_path / "wrong", "cert_file": None, "key_file": None}
+        config = dataclasses.replace(tls_config(site, **own), port=broker.port)
+        with running(config, outbox) as link:
+            wait_until(lambda: link.counts.failures >= 4)
+            assert link.trouble == "refuses the connection: Not authorized"
+        assert sum("Not authorized" in line for line in caplog.messages) == 1
+        config = dataclasses.replace(config, password_file=tmp_path / "right")
+        with running(config, outbox) as link:
+            wait_until(lambda: link.counts.unheard >= 1)  # it came through, and nobody listens
+            assert link.protocol == "5"
 
 
-def test_files_that_do_not_serve_stop_the_start_with_their_name(tmp_path, outbox):
+def test_files_that_do_not_serve_stop_the_start_with_their_name(site, tmp_path, outbox):
     (tmp_path / "junk").write_text("no certificate")
+    (tmp_path / "torn.crt").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    (tmp_path / "locked.key").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n-----END ENCRYPTED PRIVATE KEY-----\n")
+    own, key, ours = site.folder / "gw-001.crt", site.folder / "gw-001.key", {"tls": True}
     for changes, words in (
-        ({"tls": True, "ca_file": tmp_path / "none.crt"}, "ca_file .*no such file"),
-        ({"tls": True, "ca_file": tmp_path / "junk"}, "ca_file"),
-        ({"tls": True, "cert_file": tmp_path / "junk", "key_file": tmp_path / "junk"}, "cert_file"),
+        ({**ours, "ca_file": tmp_path / "none.crt"}, "ca_file .*none.crt: no such file"),
+        ({**ours, "ca_file": tmp_path}, "ca_file .*: is a directory"),
+        ({**ours, "ca_file": tmp_path / "junk"}, "ca_file .*junk: holds no certificate"),
+        ({**ours, "ca_file": tmp_path / "torn.crt"}, "ca_file .*torn.crt: TLS: "),
+        ({**ours, "cert_file": tmp_path / "none.crt", "key_file": key}, "cert_file .*none.crt: no such file"),
+        ({**ours, "cert_file": own, "key_file": tmp_path / "none.key"}, "^key_file .*none.key: no such file"),
+        ({**ours, "cert_file": own, "key_file": own}, "^key_file .*gw-001.crt: holds no private key"),
+        ({**ours, "cert_file": key, "key_file": key}, "^cert_file .*gw-001.key: holds no certificate"),
+        ({**ours, "cert_file": own, "key_file": tmp_path / "locked.key"}, "^key_file .*: has a passphrase"),
+        ({**ours, "cert_file": own, "key_file": site.folder / "gw-002.key"}, "the key is not that of the certificate"),
         ({"username": "u", "password_file": tmp_path / "none"}, "password_file .*no such file"),
-        ({"ca_file": tmp_path / "junk"}, "need tls"),
-        ({"tls": True, "cert_file": tmp_path / "junk"}, "go together"),
+        ({"ca_file": tmp_path / "junk"}, "ca_file: needs tls"),
+        ({**ours, "cert_file": own}, "cert_file: needs key_file"),
         ({"port": 0}, "port"),
         ({"base": "a/#"}, "base"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=words) as raised:
             Link(BrokerConfig(**changes), outbox, gateway="gw-001", agent="0.1.0")
+        assert "\n" not in str(raised.value)
     with pytest.raises(BrokerError, match="HOST"):
         BrokerConfig().at("host:port")
+
+
+QUOTA, DENIED, BAD_FORMAT = 0x97, 0x87, 0x99
+
+
+@pytest.mark.parametrize(("code", "said"), [(QUOTA, "Quota exceeded"), (DENIED, "Not authorized"), (0x80, "Unspecif")])
+def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, said):
+    """Whatever the code of the failure: kept, counted, said once, tried again after a while, in order after all."""
+    answer = [code]
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(20)])
+    with (
+        Scripted(lambda where, _: answer[0] if where == ALERT else 0) as broker,
+        running(config_of(broker), outbox) as link,
+    ):
+        wait_until(lambda: link.counts.refused == 20)
+        assert said in link.trouble
+        assert link.flush(0.3) == 20
+        assert link.counts.refused <= 21
+        assert sum("refuses alerts" in line for line in caplog.messages) == 1
+        answer[0] = 0
+        outbox.put(ALERT, b"new")  # goes when the broker has had its rest, and before those it refused
+        wait_until(lambda: link.counts.acknowledged >= 1)
+        link.resend()
+    with Scripted(lambda *_: 0) as broker, running(config_of(broker), outbox) as link:
+        assert link.flush(10) == 0
+        assert broker.got[:20] == [b"%d" % i for i in range(20)]
+
+
+def test_a_message_that_a_broker_finds_bad_is_kept_and_counted_and_holds_up_no_other(outbox):
+    outbox.put_all([(ALERT, b"bad" if i == 3 else b"%d" % i, False) for i in range(10)])
+    with (
+        Scripted(lambda _, payload: BAD_FORMAT if payload == b"bad" else 0) as broker,
+        running(config_of(broker), outbox) as link,
+    ):
+        wait_until(lambda: link.counts.acknowledged == 9)
+        assert (outbox.depth(), link.counts.refused) == (1, 1)
+        outbox.put(ALERT, b"after")
+        wait_until(lambda: link.counts.acknowledged == 10)
+        assert broker.got.count(b"bad") == 1
+        assert "Payload format invalid" in link.trouble
+
+
+def test_a_broker_that_acknowledges_nothing_is_sent_no_more_than_it_takes_and_nothing_is_lost(outbox):
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(100)])
+    with (
+        Scripted(lambda where, _: None if where == ALERT else 0, receive_maximum=7) as broker,
+        running(config_of(broker), outbox) as link,
+    ):
+        wait_until(lambda: len(broker.got) == 7)
+        assert link.flush(0.3) == 100
+        assert len(broker.got) == 7
+
+
+def test_waits_between_attempts_grow_with_jitter_within_their_bounds_also_when_a_connection_is_lost_at_once(outbox):
+    """As when two gateways have one id, each of which throws out the other."""
+    with (
+        Scripted(lambda *_: 0, after_connect=True) as broker,
+        running(config_of(broker, retry_min_s=0.1, retry_max_s=0.8), outbox),
+    ):
+        wait_until(lambda: len(broker.connected) == 7)
+    waits = [later - earlier for earlier, later in itertools.pairwise(broker.connected)]
+    bounds = [min(0.8, 0.1 * 2**i) for i in range(6)]
+    assert all(bound / 2 <= wait <= bound + 0.4 for wait, bound in zip(waits, bounds, strict=True)), waits
+    assert len({round(wait, 3) for wait in waits[3:]}) > 1
 
 
 def test_versions_are_tried_in_turn_until_one_is_known_to_be_wrong():

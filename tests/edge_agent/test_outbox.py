@@ -279,16 +279,15 @@ def test_a_story_that_did_not_come_to_its_end_is_known_to_the_next_process(path)
     """Whatever becomes of its messages meanwhile: taken by the broker, dropped at the bound."""
     state = State(path)
     outbox = Outbox(state, max_rows=2)
-    outbox.put("t", b"a1", story="a")
-    outbox.put("t", b"b1", story="b")
-    outbox.put("t", b"a2", story="a", droppable=True)
-    outbox.put("u", b"c1", story="c")
-    outbox.put("t", b"b2", story="b", last=True)
+    outbox.put_all([("t", b"a1", False)], {"a": ("t", b"a1")})
+    outbox.put_all([("t", b"b1", False)], {"b": ("t", b"b1")})
+    outbox.put_all([("t", b"a2", True), ("u", b"c1", False)], {"a": ("t", b"a2"), "c": ("u", b"c1")})
+    outbox.put_all([("t", b"b2", False)], {"b": None})
     outbox.done(row for row, _ in drained(outbox))
     state.close()
     outbox = Outbox(State(path))
     assert outbox.unfinished() == [("a", "t", b"a2"), ("c", "u", b"c1")]
-    outbox.put_all([("t", b"a3", False)], finished=["a", "c"])
+    outbox.put_all([("t", b"a3", False)], {"a": None, "c": None})
     assert Outbox(State(path)).unfinished() == []
     assert payloads(outbox)[-1] == b"a3"
 

@@ -1,0 +1,192 @@
+"""The live path under load: ``python -m tests.bench.bench_live [BUNDLE] [--rate N ...] [--budget N]``.
+
+A sender floods a veth pair (packet socket, sendmmsg, no queueing discipline) with frames loaded beforehand, for some
+seconds at each rate, and a real `botwatch agent run` captures at the other end in a network namespace of its own (so it
+needs root): what was sent, what the interface received, what the agent took, and what its kernel buffer dropped. The
+agent has one core, the sender (with the kernel's receiving, which runs where the sender does) another.
+
+Frames are packets_20000.pcap of Kitsune's network where ``BOTWATCH_DATA`` is there, else of the tests' generated home,
+again and again; without BUNDLE its models, too.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.home import home
+from tests.reference.frames import data_folder
+from tests.traffic import read
+
+ROOT = Path(__file__).parents[2]
+MARK = "BOTWATCH_OWN_NETWORK"
+RATES = (20_000, 50_000, 100_000, 200_000, 400_000, 0)
+"""Packets a second; 0: as fast as the sender can."""
+
+SECONDS = 5.0
+BURST = 64
+_PACKET_QDISC_BYPASS, _SOL_PACKET = 20, 263
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_len", ctypes.c_uint32),
+        ("iov", ctypes.POINTER(_Iovec)),
+        ("iov_len", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_len", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("sent", ctypes.c_uint32),
+    )
+
+
+def frames_to_send() -> tuple[list[bytes], str]:
+    """At most 20,000 frames and what they are."""
+    if data := data_folder():
+        return [data for _, _, data in read(data / "kitsune" / "packets_20000.pcap")], "Kitsune's packets_20000.pcap"
+    return [data for _, _, data in read(home()[1])][:20_000], "the tests' generated home"
+
+
+def flood(port: str, frames: list[bytes], rate: int, seconds: float) -> tuple[int, float]:
+    """Send the frames over and over; how many were sent in how many seconds."""
+    vectors = (_Iovec * len(frames))(*((data, len(data)) for data in frames))
+    messages = (_Message * len(frames))()
+    for i in range(len(frames)):
+        messages[i].iov, messages[i].iov_len = ctypes.pointer(vectors[i]), 1
+    call = ctypes.CDLL(None, use_errno=True).sendmmsg
+    size, sent, at = ctypes.sizeof(_Message), 0, 0
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as line:
+        line.bind((port, 0))
+        line.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < seconds:
+            due = int(passed * rate) - sent if rate else BURST
+            if due <= 0:
+                time.sleep(0.0002)
+                continue
+            count = min(due, BURST, len(frames) - at)
+            done = call(line.fileno(), ctypes.byref(messages, at * size), count, 0)
+            if done < 0:  # the other end's queue is full: the wire's limit, not the agent's
+                continue
+            sent += done
+            at = (at + done) % len(frames)
+        return sent, time.monotonic() - began
+
+
+def arrived(port: str) -> int:
+    """Frames that an interface has received."""
+    lines = Path("/proc/net/dev").read_text().splitlines()  # /sys may be of another network namespace
+    return next(int(line.split()[2]) for line in lines if line.split()[0] == f"{port}:")
+
+
+def measure(bundle: Path, rates: list[int], budget: int, seconds: float) -> int:
+    """Print the table; 1 when frames were dropped though the agent's core was not in use, or at every rate."""
+    for words in (
+        "link set lo up",
+        "link add lan0 type veth peer name dev0",
+        "link set lan0 addrgenmode none",
+        "link set dev0 addrgenmode none",
+        "link set lan0 mtu 9000",
+        "link set dev0 mtu 9000",
+        "link set lan0 up",
+        "link set dev0 up",
+    ):
+        subprocess.run(["ip", *words.split()], check=True)
+    frames, what = frames_to_send()
+    cores = sorted(os.sched_getaffinity(0))
+    print(f"{len(frames):,} frames of {what}, on average {sum(map(len, frames)) / len(frames):.0f} bytes as captured")
+    print(f"{seconds:.0f} s at each rate; at most {budget:,} rows a second are scored; core: of the agent's loop")
+    names = ("asked/s", "sent/s", "arrived", "taken", "dropped", "scored", "shed", "core", "waited")
+    print(" ".join(f"{name:>10}" for name in names))
+    best, faults = 0.0, 0
+    for rate in rates:
+        with tempfile.TemporaryDirectory(prefix="botwatch-bench-") as name:
+            folder = Path(name)
+            (folder / "agent.yaml").write_text(
+                f"bundle: {bundle.absolute()}\ncapture: {{interfaces: [lan0]}}\nscoring: {{max_rows_per_s: {budget}}}\n"
+                f"evidence: {{path: {folder / 'evidence'}}}\n"
+            )
+            command = [sys.executable, "-m", "edge_agent", "run", "--config", str(folder / "agent.yaml"), "--no-broker"]
+            with (folder / "err").open("w") as err:
+                agent = subprocess.Popen(
+                    command,
+                    stdout=subprocess.DEVNULL,
+                    stderr=err,
+                    preexec_fn=lambda: os.sched_setaffinity(0, cores[-1:]),
+                )
+            os.sched_setaffinity(0, cores[:1])
+            try:
+                while "capturing on" not in (folder / "err").read_text():
+                    if agent.poll() is not None:
+                        print((folder / "err").read_text(), file=sys.stderr)
+                        return 1
+                    time.sleep(0.1)
+                time.sleep(1)
+                before, since = arrived("lan0"), had(agent.pid)
+                sent, passed = flood("dev0", frames, rate, seconds)
+                used, waited = ((now - then) / passed for now, then in zip(had(agent.pid), since, strict=True))
+                time.sleep(1)
+                came = arrived("lan0") - before
+                agent.send_signal(signal.SIGTERM)
+                agent.wait(20)
+            finally:
+                agent.kill()
+                agent.wait()
+            said = (folder / "err").read_text()
+        counted = {key: int(value.replace(",", "")) for key, value in re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", said)}
+        taken = int(re.findall(r"([\d,]+) packets in", said)[0].replace(",", ""))
+        dropped = counted.get("dropped", 0) + counted.get("interface_dropped", 0)
+        figures = (f"{sent / passed:,.0f}", came, taken, dropped, counted.get("scored", 0), counted.get("shed", 0))
+        told = [figure if isinstance(figure, str) else f"{figure:,}" for figure in figures]
+        print(" ".join(f"{cell:>10}" for cell in (rate or "all", *told, f"{used:.2f}", f"{waited:.2f}")), flush=True)
+        if dropped == 0 and taken == came:
+            best = max(best, sent / passed)
+        elif used + waited < 0.9:
+            faults += 1
+    print(f"highest rate without a drop: {best:,.0f} packets/s; dropped with the core not in use: {faults} times")
+    print(f"load {os.getloadavg()[0]:.1f}")
+    return int(faults > 0 or best == 0)
+
+
+def had(pid: int) -> tuple[float, float]:
+    """Processor seconds of the agent's loop so far, and those that it was ready for but others had."""
+    used, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return int(used) / 1e9, int(waited) / 1e9
+
+
+def main(argv: list[str]) -> int:
+    """Measure in a network of our own."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_live")
+    parser.add_argument("bundle", nargs="?", type=Path)
+    parser.add_argument(
+        "--rate", type=int, nargs="+", default=list(RATES), metavar="N", help="packets/s; 0: all that go"
+    )
+    parser.add_argument("--budget", type=int, default=20_000, metavar="N", help="rows scored a second (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="at each rate (%(default)s)")
+    args = parser.parse_args(argv)
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        print("live: skipped, needs root, unshare and iproute2 for a network of its own", file=sys.stderr)
+        return 0
+    if MARK in os.environ:
+        return measure(args.bundle or home()[0], args.rate, args.budget, args.seconds)
+    command = ["unshare", "-n", sys.executable, "-m", "tests.bench.bench_live", *argv]
+    return subprocess.run(command, env=os.environ | {MARK: "1"}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

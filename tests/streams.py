@@ -1,0 +1,194 @@
+"""Captures of any length, made as they are read: fed to a real `botwatch agent replay` through a pipe, never on disk.
+
+Times are capture times in ns. A `Life` is what devices do anyway; a flood is made second by second in whole arrays.
+"""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tests.traffic import CLOUD, Frame, S, packet
+
+HEADER = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65_535, 1)
+"""Of a pcap file of Ethernet frames with times in ns."""
+
+RECORD = struct.Struct("=IIII")
+
+
+class Life:
+    """Frames in the order of their times, packed once."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        ordered = sorted(frames, key=lambda frame: frame[0])
+        self.t_ns = np.array([t for t, _, _ in ordered], dtype=np.int64)
+        self._records = [RECORD.pack(t // S, t % S, len(data), length) + data for t, length, data in ordered]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def between(self, start_ns: int, end_ns: int) -> tuple[np.ndarray, list[bytes]]:
+        """Times and records of the frames from ``start_ns`` until before ``end_ns``."""
+        at, end = np.searchsorted(self.t_ns, [start_ns, end_ns])
+        return self.t_ns[at:end], self._records[at:end]
+
+    def seconds(self, start_ns: int, count: int) -> Iterator[bytes]:
+        """The records of each of ``count`` seconds."""
+        for second in range(count):
+            yield b"".join(self.between(start_ns + second * S, start_ns + (second + 1) * S)[1])
+
+
+class Flood:
+    """SYNs of one device under ``sources`` false public addresses and every port, ``rate`` a second, at one target."""
+
+    def __init__(self, mac: int, rate: int, sources: int = 1_000_000, seed: int = 5) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._addresses = self._rng.choice(np.arange(0x0B000000, 0x0B000000 + 64 * sources, 64), sources, replace=False)
+        self._rate = rate
+        data = packet(0x0B000000, CLOUD, 1024, 80, mac=mac, proto=6)
+        self._template = np.frombuffer(RECORD.pack(0, 0, len(data), len(data)) + data, dtype=np.uint8)
+
+    def second(self, start_ns: int, life: Life) -> bytes:
+        """The records of the second from ``start_ns`` on, what ``life`` does in it between them."""
+        n = self._rate
+        t_ns = start_ns + np.arange(n, dtype=np.int64) * S // n
+        flood = np.tile(self._template, (n, 1))
+        flood[:, 0:4] = (t_ns // S).astype("=u4").view(np.uint8).reshape(n, 4)
+        flood[:, 4:8] = (t_ns % S).astype("=u4").view(np.uint8).reshape(n, 4)
+        flood[:, 42:46] = self._rng.choice(self._addresses, n).astype(">u4").view(np.uint8).reshape(n, 4)
+        flood[:, 50:52] = self._rng.integers(1024, 65_536, n).astype(">u2").view(np.uint8).reshape(n, 2)
+        times, records = life.between(start_ns, start_ns + S)
+        parts, at, size, all_of_it = [], 0, len(self._template), flood.tobytes()
+        for cut, record in zip(np.searchsorted(t_ns, times).tolist(), records, strict=True):
+            parts += [all_of_it[at * size : cut * size], record]
+            at = cut
+        return b"".join([*parts, all_of_it[at * size :]])
+
+
+class Replay:
+    """A `botwatch agent replay` that reads what is written to it; used as a ``with`` block, which kills a stuck one."""
+
+    def __init__(self, folder: Path, bundle: Path, config: str = "", *words: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "agent.yaml").write_text(config)
+        pipe = folder / "capture.fifo"
+        os.mkfifo(pipe)
+        self._said = folder / "said"
+        command = [sys.executable, "-m", "edge_agent", "replay", str(pipe), "--bundle", str(bundle)]
+        command += ["--config", str(folder / "agent.yaml"), *words]
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        self._told = threading.Condition()
+        self.alerts: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._pipe = self._open(pipe)
+        self.write(HEADER)
+
+    def _open(self, pipe: Path) -> int:
+        """Its writing end, once the agent has the other: opening it would wait for an agent that has failed, too."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                file = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                time.sleep(0.02)
+                continue
+            os.set_blocking(file, True)
+            return file
+        raise AssertionError(f"the agent did not begin to read: {self._said.read_text()}")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._told:
+                self.alerts.append(json.loads(line))
+                self._told.notify_all()
+
+    def write(self, data: bytes) -> None:
+        """Hand over bytes of the capture; returns when the agent has taken nearly all of them."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._pipe, view) :]
+
+    def wait_for_alert(self, of: int, timeout_s: float) -> dict[str, Any] | None:
+        """The first alert of a device (MAC); None when there is none within ``timeout_s``."""
+
+        def first() -> dict[str, Any] | None:
+            return next((alert for alert in self.alerts if mac_of(alert) == of), None)
+
+        with self._told:
+            self._told.wait_for(lambda: first() is not None, timeout_s)
+            return first()
+
+    def resident_kb(self) -> int:
+        """Resident memory now."""
+        return self._status("VmRSS")
+
+    def peak_kb(self) -> int:
+        """Resident memory at most so far."""
+        return self._status("VmHWM")
+
+    def _status(self, key: str) -> int:
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+    def cpu_s(self) -> float:
+        """Processor seconds so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def finish(self) -> dict[str, int]:
+        """End the capture; the agent's closing counters. AssertionError when it did not end well."""
+        os.close(self._pipe)
+        self._pipe = -1
+        status = self._process.wait(120)
+        self._reader.join(10)
+        said = self.said()
+        assert status == 0, said
+        packets, counters = said.splitlines()[-2:]
+        counts = {name: int(value.replace(",", "")) for name, value in re.findall(r"(\w+) ([\d,]+)(?:,|$)", counters)}
+        return counts | {"frames": int(packets.split()[0].replace(",", ""))}
+
+    def said(self) -> str:
+        """What it wrote to stderr."""
+        return self._said.read_text()
+
+    def __enter__(self) -> "Replay":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+
+def own(alert: dict[str, Any]) -> dict[str, Any]:
+    """What an alert says beyond EVE."""
+    return alert["alert"]["context"]["botwatch"]
+
+
+def mac_of(alert: dict[str, Any]) -> int:
+    """Of the device it is about; 0 of a victim."""
+    return int(own(alert)["device"].get("mac", "0").replace(":", ""), 16)
+
+
+def time_ns(text: str) -> int:
+    """A time of an alert."""
+    moment = datetime.fromisoformat(text)
+    return int(moment.timestamp()) * S + moment.microsecond * 1000
