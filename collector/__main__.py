@@ -161,8 +161,8 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
         store.close()
     c = ingest.counts
     logger.info(
-        "stopped: %d received, %d stored, %d repeated, %d rejected, %d statuses",
-        *(c.received, c.stored, c.duplicates, c.rejected, c.statuses),
+        "stopped: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
+        *(c.received, c.stored, c.duplicates, c.rejected, c.statuses, c.tests),
     )
     return 0
 
@@ -214,7 +214,12 @@ def _print_table(rows: Iterable[StoredAlert]) -> None:
         alert = Alert.read(json.loads(row.document))
         table.add_row(
             *(_when(alert), _plain(alert.gateway), alert.state, _headline(alert), _plain(alert.device.name)),
-            *(f"{alert.confidence:.2f}", str(alert.packets), f"{alert.duration_s:.1f}", _model(alert)),
+            *(
+                ("", "", "")
+                if alert.test
+                else (f"{alert.confidence:.2f}", str(alert.packets), f"{alert.duration_s:.1f}")
+            ),
+            _model(alert),
         )
     console = _console()
     if not console.is_terminal:  # a file or a pipe has no width to fit into
@@ -229,6 +234,8 @@ def _line(alert: Alert) -> "Text":
     name = f" ({_plain(alert.device.name)})" if alert.device.name else ""
     line = Text(f"{_when(alert)}  {_plain(alert.gateway)}  {alert.state:<6}  ")
     line += _headline(alert)
+    if alert.test:
+        return line
     totals = f"{alert.packets} packets in {alert.duration_s:.1f} s"
     return line + Text(f"{name}  confidence {alert.confidence:.2f}, {totals}, model {_model(alert)}")
 
@@ -236,6 +243,8 @@ def _line(alert: Alert) -> "Text":
 def _headline(alert: Alert) -> "Text":
     from rich.text import Text
 
+    if alert.test:
+        return Text(_plain(f"TEST: nothing happened, sent by hand from {alert.gateway}"), "cyan")
     style = "dim" if alert.state == "end" else "bold red" if CLASSES[alert.class_name].severity == 1 else "yellow"
     return Text(_plain(alert.signature.removeprefix("botwatch ")), style)
 

@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from collector.store import Arrival, BadRow, Rejection, Store, StoreBusy
+from collector.store import Arrival, BadRow, Fresh, Rejection, Store, StoreBusy
 from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
@@ -83,6 +83,7 @@ class IngestCounts:
 
     received: int = 0
     stored: int = 0
+    tests: int = 0  # alerts sent by hand that were stored; in no other count but `received`
     duplicates: int = 0
     statuses: int = 0
     rejected: int = 0
@@ -200,11 +201,12 @@ class Ingest:
             ):  # the 1st, 2nd, 4th, 8th ...: a flood of them must not fill the log
                 logger.warning("rejected (%d so far): %s: %s", self.counts.rejected, rejection.topic, rejection.reason)
 
-    def _count(self, arrivals: Sequence[Arrival], fresh: int) -> None:
-        alerts = sum(isinstance(a.message, Alert) for a in arrivals)
-        self.counts.stored += fresh
-        self.counts.duplicates += alerts - fresh
-        self.counts.statuses += len(arrivals) - alerts
+    def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
+        tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
+        self.counts.tests += fresh.tests
+        self.counts.stored += fresh.alerts
+        self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
+        self.counts.statuses += len(arrivals) - len(tests)
 
     def purge(self) -> None:
         """Once a minute, let go what the retention does not cover."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -28,8 +28,10 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    false,
     func,
     insert,
+    inspect,
     select,
     text,
 )
@@ -59,6 +61,7 @@ _alert = Table(
     Column("class", String(16), nullable=False),
     Column("severity", Integer, nullable=False),
     Column("document", Text, nullable=False),  # as it came
+    Column("test", Boolean, nullable=False, server_default=false()),  # sent by hand: no row of `episode`, never counted
     UniqueConstraint("id", "seq"),
     Index("alert_received", "received_ns"),
     sqlite_autoincrement=True,
@@ -143,6 +146,13 @@ class Rejection:
     received_ns: int
 
 
+class Fresh(NamedTuple):
+    """Alerts that were not there, and those that were sent by hand, which nobody may count with them."""
+
+    alerts: int
+    tests: int
+
+
 @dataclass(frozen=True)
 class StoredAlert:
     """One row of the alert table: its place in the order of arrival, when it came, and the EVE document's text."""
@@ -182,13 +192,20 @@ class Store:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
                 _metadata.create_all(self._engine)
+                self._update()
             else:
                 with self._engine.connect() as db:
                     db.execute(select(_alert.c.n).limit(1))
         except (ImportError, SQLAlchemyError) as error:
             raise StoreError(f"db {shown}: {_line(error)}") from error
 
-    def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> int:
+    def _update(self) -> None:
+        """Give an older version's tables the columns they lack."""
+        if "test" not in {column["name"] for column in inspect(self._engine).get_columns("alert")}:
+            with self._engine.begin() as db:
+                db.execute(text("ALTER TABLE alert ADD COLUMN test BOOLEAN NOT NULL DEFAULT FALSE"))
+
+    def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> Fresh:
         """Commit all of it; returns how many alerts were new, the others being repeats.
 
         Raises StoreBusy or BadRow, and then nothing was saved.
@@ -208,14 +225,16 @@ class Store:
         except (SQLAlchemyError, OverflowError, UnicodeError) as error:
             raise BadRow(_line(error)) from error
 
-    def _save_alerts(self, db: Connection, arrivals: Sequence[Arrival]) -> int:
+    def _save_alerts(self, db: Connection, arrivals: Sequence[Arrival]) -> Fresh:
         if not arrivals:
-            return 0
+            return Fresh(0, 0)
         rows = [_alert_row(a) for a in arrivals]
         statement = self._insert(_alert).on_conflict_do_nothing(index_elements=["id", "seq"])
-        fresh = {tuple(row) for row in db.execute(statement.returning(_alert.c.id, _alert.c.seq), rows)}
+        told = statement.returning(_alert.c.id, _alert.c.seq, _alert.c.test)
+        fresh = {(id, seq): test for id, seq, test in db.execute(told, rows)}
         latest: dict[str, dict[str, Any]] = {}
-        for row in (_episode_row(a) for a in arrivals):
+        counted = [a for a in arrivals if isinstance(a.message, Alert) and not a.message.test]
+        for row in map(_episode_row, counted):
             if (row["id"], row["seq"]) in fresh and row["seq"] >= latest.get(row["id"], row)["seq"]:
                 latest[row["id"]] = row
         if latest:
@@ -225,7 +244,8 @@ class Store:
             db.execute(
                 upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), list(latest.values())
             )
-        return len(fresh)
+        tests = sum(fresh.values())
+        return Fresh(len(fresh) - tests, tests)
 
     def _save_statuses(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
         rows: dict[str, dict[str, Any]] = {}
@@ -298,7 +318,7 @@ class Store:
         return next((int(row.n) for row in self._read(query)), 0)
 
     def episodes(self) -> list[dict[str, Any]]:
-        """Every episode in its last known state, by the time of its first message."""
+        """Every episode in its last known state, by the time of its first message; none of tests."""
         return [dict(row._mapping) for row in self._read(select(_episode).order_by(_episode.c.id))]
 
     def gateways(self) -> dict[str, str]:
@@ -341,6 +361,7 @@ def _alert_row(arrival: Arrival) -> dict[str, Any]:
         "class": alert.class_name,
         "severity": CLASSES[alert.class_name].severity,
         "document": arrival.document,
+        "test": alert.test,
     }
 
 

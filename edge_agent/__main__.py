@@ -134,6 +134,21 @@ def _parser() -> argparse.ArgumentParser:
 
     order("status", "say how a running agent is: devices, what is held back, counters", "status")
 
+    text = "send an alert that says it is a test, through outbox and broker to whoever reads, and say each step"
+    trial = commands.add_parser(
+        "test-alert",
+        parents=[common],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} test-alert --config /etc/botwatch/agent.yaml",
+        formatter_class=raw,
+    )
+    trial.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's, when no agent runs")
+    trial.add_argument(
+        "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker (default %(default)s s)"
+    )
+    trial.set_defaults(run=_trial)
+
     def lasting(parser: argparse.ArgumentParser, default: str) -> None:
         text = f"90s, 15m, 24h, 7d (default {default})"
         parser.add_argument("--for", type=_duration, dest="for_s", metavar="TIME", help=text)
@@ -448,6 +463,31 @@ def _rows(args: argparse.Namespace) -> int:
         return _say(error, 1)
     except OSError as error:
         return _say(f"{error.filename or args.out}: {error.strerror}", 1)
+    return 0
+
+
+def _trial(args: argparse.Namespace) -> int:
+    from edge_agent import trial
+    from edge_agent.contract import bundle as bundles
+    from edge_agent.contract.broker import BrokerError
+    from edge_agent.contract.messages import Model
+    from edge_agent.control import Refused
+    from edge_agent.state import StateError
+
+    try:
+        config = _config(args)
+        model = Model("none")
+        if config.bundle:
+            manifest = (bundle := bundles.load(config.bundle)).manifest
+            model = Model(manifest.version, bundle.sha256, manifest.generated)
+        for number, step in enumerate(trial.steps(config, model, args.wait), 1):
+            print(f"{number}. {step}", flush=True)
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except (bundles.BundleError, BrokerError) as error:
+        return _say(error)
+    except (trial.NotDelivered, Refused, StateError) as error:
+        return _say(error, 1)
     return 0
 
 

@@ -23,7 +23,7 @@ from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
-from edge_agent.control import Control, Refused
+from edge_agent.control import Control, Origin, Refused
 from edge_agent.detector import LATE_S, Detector
 from edge_agent.devices import Devices, Records
 from edge_agent.evidence import EvidenceStore
@@ -133,9 +133,10 @@ class Agent:
 
         CaptureError when the source breaks off; what came before it has been judged.
         """
-        while len(rows := self.extractor.push(source, BATCH)):
+        while frames := len(rows := self.extractor.push(source, BATCH)):
             yield from self.judge(rows)
-            seen(len(rows))
+            del rows  # so that the next ones take their place, which the processor's cache holds
+            seen(frames)
 
     def judge(self, rows: Rows) -> Iterator[Alert]:
         """Alerts of rows that were just extracted."""
@@ -229,6 +230,9 @@ def run(
         agent.alerter.silence = control.allowed
         control.describe("health", lambda: health.document().document())
         control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
+        if publisher:
+            control.describe("broker", publisher.line)
+        control.register("test-alert", lambda command, origin: _trial(agent, give, command, origin))
         control.register(
             "learn", lambda command, _: _relearn(agent.devices, control.device(command.arguments["device"]))
         )
@@ -270,6 +274,13 @@ def run(
             publisher.stop()  # the broker has its last words while the disk is written
         memory.close()
     return health.counters
+
+
+def _trial(agent: Agent, give: Callable[..., None], command: messages.Command, origin: Origin) -> dict[str, Any]:
+    """Done for the command `test-alert`."""
+    alerts = agent.alerter.trial(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
+    give(*alerts)
+    return {"id": alerts[0]["alert"]["context"]["botwatch"]["id"], "alerts": len(alerts)}
 
 
 def _relearn(devices: Devices, device: str) -> dict[str, Any]:
@@ -516,7 +527,7 @@ class Publisher:
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
-        self._stop, self._stopped = threading.Event(), 0.0
+        self._stop, self._stopped, self._tests = threading.Event(), 0.0, 0
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
     def give(self, *alerts: Alert) -> None:
@@ -528,8 +539,10 @@ class Publisher:
             rows.append((self._topic, payload, ours["state"] == "update"))
             stories[ours["id"]] = None if ours["state"] == "end" else (self._topic, payload)
         self.outbox.put_all(rows, stories)
-        if self.control:
-            for alert in alerts:
+        for alert in alerts:
+            if alert["alert"]["context"]["botwatch"].get("test"):
+                self._tests += 1
+            elif self.control:
                 self.control.remember(alert)
 
     def _end_what_was_open(self, end_s: float) -> int:
@@ -555,6 +568,7 @@ class Publisher:
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
         counts |= {"outbox_unwritable": lost.unwritable, "outbox_in_memory": self.outbox.unsaved()}
         counts |= {"state_damaged": self.state.damaged, "episodes_cut_short": self._cut_short}
+        counts["test_alerts"] = self._tests
         if self.control:
             counts |= self.control.counts
             counts["commands_dropped"] += line.commands_lost
@@ -574,6 +588,16 @@ class Publisher:
         except StateError:
             if not self._stop.is_set():  # else the end has not waited for us, and closed the state
                 raise
+
+    def line(self) -> dict[str, Any]:
+        """How the line to the broker is, for `status`."""
+        link = self.link
+        return {
+            "address": link.config.address,
+            "connected": link.connected,
+            "protocol": link.protocol,
+            "trouble": link.trouble,
+        }
 
     @contextmanager
     def running(self) -> Iterator["Publisher"]:

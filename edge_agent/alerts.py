@@ -202,6 +202,50 @@ class Alerter:
         self._open.clear()
         return alerts
 
+    def trial(self, t_ns: int, why: str) -> list[dict[str, Any]]:
+        """An episode that says it is a test, to try the way to whoever reads: its `new` and its `end`, counted nowhere.
+
+        ``t_ns`` is its time in Unix ns, ``why`` who wanted it.
+        """
+        id = uuid7(t_ns, random.Random())  # one of its own: ids of detections must not depend on tests
+        states: tuple[EpisodeState, EpisodeState] = ("new", "end")
+        return [
+            Alert(
+                id=id,
+                seq=seq,
+                state=state,
+                t_ns=t_ns,
+                first_ns=t_ns,
+                last_ns=t_ns,
+                duration_s=0.0,
+                count=1,
+                packets=0,
+                bytes=0,
+                gateway=self.gateway,
+                site=self.site,
+                device=Device(),
+                role="source",
+                class_name="anomaly",
+                confidence=0.0,
+                score=0.0,
+                threshold=1.0,
+                window_s=1.0,
+                top_features=(),
+                explanation=clean(f"a test, sent by hand: {why}", 200),
+                model=self.model,
+                agent=self.agent_version,
+                clock=self.clock,
+                src_ip="",
+                src_port=0,
+                dest_ip="",
+                dest_port=0,
+                proto="IP",
+                interface=self.interface,
+                test=True,
+            ).document()
+            for seq, state in enumerate(states, 1)
+        ]
+
     def reconsider(self) -> list[dict[str, Any]]:
         """`silence` has changed: the ends of episodes that are now covered, which go on without being told.
 

@@ -422,7 +422,7 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
     Raises MessageError for a command that is none, Refused when there is no agent to ask or it does not answer, and
     StateError.
     """
-    by = os.environ.get("SUDO_USER") or getpass.getuser()
+    by = whoever()
     id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
     command = Command.read(verb, Command(verb, id_, arguments, by[:64]).document())
     path = state_path(config)
@@ -450,6 +450,11 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
         state.close()
 
 
+def whoever() -> str:
+    """Who gives orders on this machine."""
+    return os.environ.get("SUDO_USER") or getpass.getuser()
+
+
 def state_path(config: AgentConfig) -> Path:
     """Where the agent's state is: a relative path is the service's, when there is none here."""
     path = config.outbox.path
@@ -471,6 +476,9 @@ def lines(reply: Reply, running: bool) -> list[str]:
         if health["interfaces_down"]:
             told.append(f"  interfaces down: {_plain(health['interfaces_down'])}")
         told.append("  " + ", ".join(f"{key} {value:,}" for key, value in health["counters"].items()))
+    if line := result.get("broker"):
+        how = f"connected, MQTT {line['protocol']}" if line["connected"] else "not connected"
+        told.append(f"  broker {line['address']}: {how}{': ' + _plain(line['trouble']) if line['trouble'] else ''}")
     told.append("  from the broker: " + (", ".join(result["commands"]) or "nothing"))
     for title, key in (("devices", "devices"), ("held back", "allowed")):
         if key in result:

@@ -81,6 +81,7 @@ _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_CO
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
+_MINUTE = 60 * _S
 _NEAR = 0.999  # of a limit: below, no rounding lifts a row above it
 
 
@@ -155,8 +156,15 @@ class Scorer:
     def _error(self, scaling: RowScaling, values: NDArray[Any], variant: int | NDArray[np.uint8]) -> Array:
         if isinstance(variant, int):
             variant = np.full(len(values), variant, dtype=np.uint8)
-        z, inputs = scaling.inputs(values, variant)
-        return scaling.errors(z, self._predict(inputs), variant)
+        if not isinstance(self._predict, Model):
+            z, seen = scaling.inputs(values, variant)
+            return scaling.errors(z, self._predict(seen), variant)
+        errors = np.empty(len(values), dtype=np.float32)
+        for at in range(0, len(values), AT_ONCE):
+            part, of = values[at : at + AT_ONCE], variant[at : at + AT_ONCE]
+            z = scaling.inputs(part, of, self._predict.input(len(part)))[0]
+            errors[at : at + AT_ONCE] = scaling.errors(z, self._predict.run(), of)
+        return errors
 
     def shares(self, values: NDArray[Any], fast: bool) -> Array:
         """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
@@ -226,9 +234,9 @@ class _Window:
         self.classes, self.looks = np.zeros((0, class_count)), np.zeros((0, len(SIGNATURE)))  # of flagged rows, else 0
 
     def quiet(self, t_ns: NDArray[np.int64], packets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-        """Rows that nothing flagged."""
-        self._quiet.append((t_ns[-self._w :].copy(), packets[-self._w :].copy(), sizes[-self._w :].copy()))
-        self._waiting += len(self._quiet[-1][0])
+        """The newest rows, at most ``w``, of some that nothing flagged."""
+        self._quiet.append((t_ns, packets, sizes))
+        self._waiting += len(t_ns)
         while self._waiting - len(self._quiet[0][0]) >= self._w:
             self._waiting -= len(self._quiet.pop(0)[0])
 
@@ -419,6 +427,7 @@ class Detector:
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS), dtype=np.uint32)
         self._bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
         self._warm_bounds = np.maximum(self._bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
+        self._ones = np.ones(decision.vote_w, dtype=np.int64)
         self._loudness_at = cols.indices(["device_L1_weight"])[0]
         self._newest_ns: int | None = None  # packet time: the latest since the clock was last set back
         self._offset_ns = 0  # steady time = packet time + offset
@@ -446,99 +455,123 @@ class Detector:
         """Score ``rows`` (in packet order) and return the votes they cause, in packet order."""
         if not len(rows):
             return []
+        scored = self._scored(rows)
+        routes, index = scored.routes, scored.routes.order
+        found: list[tuple[int, Detection]] = []
+        starts = routes.starts.tolist()
+        high = np.maximum(scored.scores * np.float32(1 / self._decision.full.limit), scored.highest)
+        loudest = np.maximum.reduceat(high[index], routes.starts[:-1]).tolist()
+        carried = np.logical_or.reduceat(routes.carries[index], routes.starts[:-1]).tolist()
+        for group, key in enumerate(routes.keys):
+            mine = index[starts[group] : starts[group + 1]]
+            subject = self._subject(key, int(scored.t_ns[mine[0]]))
+            calm = not subject.alarm and not subject.aftermath
+            if calm and (isinstance(key, bytes) or carried[group]):
+                calm = self._carried_calm(key, subject, scored, mine, high)
+            elif calm:
+                calm = loudest[group] <= _NEAR
+            if calm:
+                self._take_calm(key, subject, scored, mine)
+                continue
+            subject.window.settle()
+            for piece in self._by_minute(key, subject, scored.t_ns, mine):
+                batch = self._weigh(key, subject, scored, piece)
+                at = 0
+                while at < len(batch.index):  # cut where the rule in force or the alarm changes
+                    at = self._advance(key, subject, batch, at, found)
+            if subject.pending:
+                self._untold[key] = subject
+        self._tell_untold(int(scored.t_ns[-1]) - int(STALE_S * _S), found)
+        found.sort(key=lambda told: told[0])
+        return [detection for _, detection in found]
+
+    def _scored(self, rows: Rows) -> "_Scored":
+        """Who sent what, and the score of what may be scored."""
         t_ns = self._steady(rows.meta["t_ns"])
         rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta)
         routes = self._who.route(rows.meta, t_ns)
         self.counters |= self._who.counts()
-        scores = self._scores(rows.values, routes)
-        highest = self._highest(rows.values)
-        high = np.maximum(scores * np.float32(1 / self._decision.full.limit), highest)
-        ordered = routes.order
-        high, carries, chosen = high[ordered], routes.carries[ordered], routes.chosen[ordered]
-        times, sizes = t_ns[ordered], rows.meta["length"][ordered].astype(np.int64)
-        flags = rows.meta["flags"][ordered]
-        found: list[tuple[int, Detection]] = []
-        starts = routes.starts.tolist()
-        loudest = np.maximum.reduceat(high, routes.starts[:-1]).tolist()
-        some_carried = np.logical_or.reduceat(carries, routes.starts[:-1]).tolist()
-        for group, key in enumerate(routes.keys):
-            start, end = starts[group], starts[group + 1]
-            subject = self._subject(key, int(times[start]))
-            calm = not subject.alarm and not subject.aftermath
-            learns = self._learn and isinstance(key, int)
-            calm = calm and not (learns and some_carried[group])
-            if calm and (isinstance(key, bytes) or some_carried[group]):
-                shared = np.ones(end - start, dtype=bool) if isinstance(key, bytes) else carries[start:end]
-                calm = self._stays_calm(subject, times[start:end][shared], flags[start:end][shared])
-                # the counts of its sender are not its own
-                calm = calm and float(scores[ordered[start:end]].max()) <= self._decision.full.limit * _NEAR
-                calm = calm and not (high[start:end][~shared] > _NEAR).any()
-            elif calm:
-                calm = loudest[group] <= _NEAR
-            if calm:
-                if learns:
-                    self._learn_calm(
-                        key, subject, rows.values, t_ns, ordered[start:end], scores, highest, routes.chosen
-                    )
-                kept, packets, total = subject.judged(chosen[start:end], sizes[start:end])
-                if len(kept):
-                    subject.note_opened(times[start:end][kept], flags[start:end][kept])
-                    subject.window.quiet(times[start:end][kept], packets, total)
-                continue
-            subject.window.settle()
-            for piece in self._by_minute(key, subject, t_ns, ordered[start:end]):
-                batch = self._weigh(key, subject, rows, t_ns, scores, routes, piece)
-                at = 0
-                while at < len(batch.meta):  # cut where the rule in force or the alarm changes
-                    at = self._advance(key, subject, batch, at, found)
-            if subject.pending:
-                self._untold[key] = subject
-        self._tell_untold(int(t_ns[-1]) - int(STALE_S * _S), found)
-        found.sort(key=lambda told: told[0])
-        return [detection for _, detection in found]
+        flags, sizes = np.ascontiguousarray(rows.meta["flags"]), rows.meta["length"].astype(np.int64)
+        opens = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        highest = features.highest_ratios(rows.values, self._counts_at, self._bounds)
+        scores = np.zeros(len(rows), dtype=np.float32)
+        every = bool(routes.chosen.all())
+        picked = range(len(rows)) if every else np.flatnonzero(routes.chosen)
+        for at in range(0, len(picked), AT_ONCE):
+            part: Any = slice(at, at + AT_ONCE) if every else picked[at : at + AT_ONCE]
+            scores[part] = self._score(rows.values[part], routes.carries[part])
+        return _Scored(rows, t_ns, flags, opens, sizes, routes, every, scores, highest)
 
-    def _scores(self, values: NDArray[np.float32], routes: Routes) -> Array:
-        """Score of each row that may be scored, 0 of the others, (n,)."""
-        scores = np.zeros(len(values), dtype=np.float32)
-        picked = None if routes.chosen.all() else np.flatnonzero(routes.chosen)
-        for at in range(0, len(values) if picked is None else len(picked), AT_ONCE):
-            part: Any = slice(at, at + AT_ONCE) if picked is None else picked[at : at + AT_ONCE]
-            scores[part] = self._score(values[part], routes.carries[part])
-        return scores
+    def _carried_calm(
+        self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp], high: NDArray[np.float64]
+    ) -> bool:
+        """Whether a router's or a victim's rows are all far from a limit; its own counts are then taken in.
 
-    def _highest(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The highest count of each row in units of its bound, as the sender's device columns have it, (n,)."""
-        return features.highest_ratios(values, self._counts_at, self._bounds)
+        The counts of the sender are not its own: ``high`` (n,) has them.
+        """
+        shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else scored.routes.carries[index]
+        own = high[index[~shared]]
+        if scored.scores[index].max() > self._decision.full.limit * _NEAR or own.max(initial=0.0) > _NEAR:
+            return False
+        at = index[shared]
+        if len(at):
+            counts = self._calm_counts(subject, scored.t_ns[at], scored.flags[at], not scored.every)
+            if counts is None:
+                return False
+            scored.highest[at] = counts
+        return True
 
-    def _learn_calm(
-        self,
-        key: int | bytes,
-        subject: _Subject,
-        values: NDArray[np.float32],
-        t_ns: NDArray[np.int64],
-        index: NDArray[np.intp],
-        scores: Array,
-        highest: NDArray[np.float64],
-        chosen: NDArray[np.bool_],
-    ) -> None:
+    def _take_calm(self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp]) -> None:
+        """Take in rows of a subject of which none comes near a limit: most are, and little is kept of them."""
+        if self._learn and isinstance(key, int):
+            self._learn_calm(key, subject, scored, index)
+        if scored.every and not subject.shed_packets:
+            kept, newest = index, index[-self._decision.vote_w :]
+            packets, sizes = self._ones[: len(newest)], scored.sizes[newest]
+        else:
+            judged, packets, sizes = subject.judged(scored.routes.chosen[index], scored.sizes[index])
+            kept = index[judged]
+            newest = kept[-self._decision.vote_w :]
+            packets, sizes = packets[-len(newest) :].copy(), sizes[-len(newest) :].copy()
+        if scored.opens[kept].any():
+            subject.note_opened(scored.t_ns[kept], scored.flags[kept])
+        if len(newest):
+            subject.window.quiet(scored.t_ns[newest], packets, sizes)
+
+    def _learn_calm(self, key: int | bytes, subject: _Subject, scored: "_Scored", index: NDArray[np.intp]) -> None:
         """What a device's limits learn of rows of which none is flagged."""
-        for piece in self._by_minute(key, subject, t_ns, index):
-            own, scored = subject.own, piece[chosen[piece]]
+        for piece in self._by_minute(key, subject, scored.t_ns, index):
+            own, judged = subject.own, piece if scored.every else piece[scored.routes.chosen[piece]]
             assert own is not None
-            in_units = scores[scored] / self._decision.full.limit
-            at = own.see(in_units, highest[scored], np.zeros(len(scored), dtype=bool))
-            if own.sample:
-                own.sample.see(values, t_ns, scored, in_units, at)
+            in_units = scored.scores[judged] / self._decision.full.limit
+            at_most = own.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
+            if own.sample and not scored.routes.carries[piece].any():  # of a router's rows some columns are not its own
+                own.sample.see(scored.rows.values, scored.t_ns, judged, in_units, at_most)
             own.judged += len(piece) if own.learnt else 0
 
-    def _stays_calm(self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> bool:
-        """Whether a subject's own counts cannot reach a bound in these rows; then they are taken in, and done with."""
-        if len(t_ns) == 0:
-            return True
-        if (flags & (features.NEW_PEER | features.NEW_SOCKET)).any() or (subject.tally > self._bounds * _NEAR).any():
-            return False
-        subject.tallied_ns = max(subject.tallied_ns, int(t_ns.max()))
-        return True
+    def _calm_counts(
+        self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any], every: bool
+    ) -> NDArray[np.float64] | None:
+        """A subject's own counts in these rows, the highest of each row in units of its bound, (n,); None, and nothing
+        of them is taken in, where one reaches its bound.
+
+        Unless ``every`` row is looked at, those have 0 that cannot be the highest of a minute: a count is highest
+        where something is opened, or where the minute begins.
+        """
+        late = np.maximum.accumulate(np.maximum(t_ns, subject.tallied_ns))
+        looked = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
+        looked[0] = True
+        if late[0] // _MINUTE != late[-1] // _MINUTE:
+            looked[1:] |= np.diff(late // _MINUTE) != 0
+        looked |= every
+        before = subject.tally.copy(), subject.tally_ns, subject.tallied_ns
+        highest = np.zeros(len(t_ns))
+        highest[looked] = (subject.own_counts(late[looked], flags[looked]) / self._bounds).max(axis=1)
+        subject.tallied_ns = int(late[-1])
+        if highest.max() <= _NEAR:
+            return highest
+        subject.tally, subject.tally_ns, subject.tallied_ns = before
+        return None
 
     def tick(self, t_ns: int) -> list[Detection]:
         """The votes that are due at packet time ``t_ns`` though no packet came."""
@@ -567,13 +600,17 @@ class Detector:
         """Packet times without the steps back of a clock that was set, or of captures in the wrong order."""
         steady = t_ns.astype(np.int64)
         newest = int(t_ns[0]) if self._newest_ns is None else self._newest_ns
+        latest = max(newest, int(steady.max()))
+        if latest - int(steady.min()) <= BACKWARD_S * _S:  # nearly always: no step in it
+            self._newest_ns = latest
+            return steady + self._offset_ns
         at = 0
         while at < len(t_ns):
-            latest = np.maximum.accumulate(np.concatenate([[newest], t_ns[at:]]))
-            back = t_ns[at:] < latest[:-1] - int(BACKWARD_S * _S)
+            highest = np.maximum.accumulate(np.concatenate([[newest], t_ns[at:]]))
+            back = t_ns[at:] < highest[:-1] - int(BACKWARD_S * _S)
             end = at + int(np.argmax(back)) if back.any() else len(t_ns)
             steady[at:end] += self._offset_ns
-            newest = int(latest[end - at])
+            newest = int(highest[end - at])
             if end < len(t_ns):
                 self._offset_ns += newest - int(t_ns[end])
                 newest = int(t_ns[end])
@@ -626,28 +663,29 @@ class Detector:
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.end_aftermath()
-        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // (60 * _S), subject.minute))
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // _MINUTE, subject.minute))
+        if minutes[-1] == subject.minute:
+            yield index
+            return
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
-            minute = max(int(t_ns[piece].max()) // (60 * _S), subject.minute)
+            minute = max(int(t_ns[piece].max()) // _MINUTE, subject.minute)
             if minute > subject.minute:
                 if subject.minute:
-                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * 60 * _S
+                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * _MINUTE
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
                     self._name_odd(subject.own)
-                    subject.own.end_minute((subject.minute + 1) * 60 * _S, during)
+                    subject.own.end_minute((subject.minute + 1) * _MINUTE, during)
                 subject.minute = minute
             yield piece
 
-    def _look_at_odd(
-        self, own: calibrate.Own, odd: NDArray[np.bool_], values: NDArray[Any], meta: NDArray[Any]
-    ) -> None:
+    def _look_at_odd(self, own: calibrate.Own, odd: NDArray[np.intp], rows: Rows) -> None:
         """Classify what a device that still learns does above the shared limit, the first rows of each minute."""
-        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not odd.any():
+        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not len(odd):
             return
-        rows = np.flatnonzero(odd)[: ODD_ROWS - own.odd]
-        own.odd += len(rows)
-        found = self._classify(self._scaler.network_input(self._scaler.z(values[rows]))).astype(np.float64)
-        seen = classify.looks(meta[rows])
+        odd = odd[: ODD_ROWS - own.odd]
+        own.odd += len(odd)
+        z = self._scaler.z(rows.values[odd][:, self._at])
+        found, seen = self._classify(self._scaler.network_input(z)).astype(np.float64), classify.looks(rows.meta[odd])
         if not len(own.class_sum):
             own.class_sum, own.looks_sum = np.zeros(found.shape[1]), np.zeros(seen.shape[1])
         own.class_sum = np.concatenate([own.class_sum[None], found]).sum(axis=0)
@@ -667,20 +705,20 @@ class Detector:
         self,
         key: int | bytes,
         subject: _Subject,
-        rows: Rows,
-        t_ns: NDArray[np.int64],
-        scores: Array,
-        routes: Routes,
+        scored: "_Scored",
         index: NDArray[np.intp],
     ) -> "_Batch":
         """The full rule on one subject's rows, and those of them that are judged."""
         decision = self._decision
-        meta, values = rows.meta[index], rows.values[index]
-        counts, score = values[:, self._counts_at].astype(np.float64), scores[index]
+        rows, routes = scored.rows, scored.routes
+        score, flags, times = scored.scores[index], scored.flags[index], scored.t_ns[index]
         shared = np.ones(len(index), dtype=bool) if isinstance(key, bytes) else routes.carries[index]
+        counts = np.empty((len(index), len(COUNT_COLUMNS)))
         if shared.any():  # what a router sends of its own is not judged by what it carries
-            counts[shared] = subject.own_counts(t_ns[index][shared], meta["flags"][shared])
-        warm = t_ns[index] - subject.first_ns < decision.warmup_s * _S
+            counts[shared] = subject.own_counts(times[shared], flags[shared])
+        if not shared.all():
+            counts[~shared] = rows.values[index[~shared, None], self._counts_at]
+        warm = times - subject.first_ns < decision.warmup_s * _S
         own_score, own_counts = 1.0, 1.0
         if subject.own is not None:
             own_score, own_counts = subject.own.factors()
@@ -688,8 +726,7 @@ class Detector:
         strict = np.where(warm, max(decision.warmup_score_factor, own_score), own_score)
         score_ratio = score / (decision.full.limit * strict)
         count_ratio = counts / bounds
-        opens = meta["flags"] & (features.NEW_PEER | features.NEW_SOCKET) != 0
-        counted = opens if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
+        counted = scored.opens[index] if isinstance(key, bytes) else np.ones(len(index), dtype=bool)
         full = (np.maximum(score_ratio, count_ratio.max(axis=1)) > 1.0) & counted
         self.counters["flagged"] += int(full.sum())
         chosen = routes.chosen[index]
@@ -698,19 +735,18 @@ class Detector:
             at_most = subject.own.see(in_units[chosen], (counts / self._bounds).max(axis=1)[chosen], full[chosen])
             if subject.own.sample and not shared.any():  # of a router's rows some columns are not its own
                 calm = chosen & ~full
-                subject.own.sample.see(rows.values, t_ns, index[calm], in_units[calm], at_most)
-            self._look_at_odd(subject.own, chosen & (in_units > 1.0) & ~full, values[:, self._at], meta)
+                subject.own.sample.see(rows.values, scored.t_ns, index[calm], in_units[calm], at_most)
+            self._look_at_odd(subject.own, index[chosen & (in_units > 1.0) & ~full], rows)
             if subject.own.learnt:
                 subject.own.judged += len(full)
                 subject.own.flagged += int(full.sum())
-        kept, packets, total = subject.judged(chosen | full, meta["length"].astype(np.int64))
+        kept, packets, total = subject.judged(chosen | full, scored.sizes[index])
         at = index[kept]
         return _Batch(
-            meta[kept],
-            t_ns[at],
-            rows.values[at],
-            routes.addresses[at],
-            routes.versions[at],
+            scored,
+            at,
+            times[kept],
+            flags[kept],
             counts[kept],
             bounds[kept],
             score_ratio[kept],
@@ -718,7 +754,7 @@ class Detector:
             counted[kept],
             full[kept],
             strict[kept],
-            values[kept, self._loudness_at].astype(np.float64),
+            rows.values[at, self._loudness_at].astype(np.float64),
             chosen[kept],
             packets,
             total,
@@ -729,7 +765,7 @@ class Detector:
     ) -> int:
         """Take in rows from ``at`` up to where something changes; returns the row after the last one taken."""
         decision = self._decision
-        end = len(batch.meta)
+        end = len(batch.index)
         t_ns = batch.t_ns
         if subject.aftermath and t_ns[at] // _S > subject.second:
             self._next_second(key, subject, batch, at, found)
@@ -845,7 +881,7 @@ class Detector:
         grown = _grown(batch.counts[at:end], t_ns, subject.older[0])
         fresh = np.where(_LONG, np.minimum(grown, fresh * (MEMORY_S / FRESH_S)), fresh)
         score_ratio, chosen = np.zeros(end - at), batch.chosen[at:end]
-        fast = self._scorer.fast(batch.values[at:end][chosen][:, self._at]) if chosen.any() else np.zeros(0)
+        fast = self._scorer.fast(self._values(batch, at, chosen)) if chosen.any() else np.zeros(0)
         score_ratio[chosen] = fast / (self._decision.fast.limit * batch.strict[at:end][chosen])
         loud = batch.loudness[at:end] >= LOUD * subject.peak
         score_ratio = np.maximum(score_ratio, np.where(loud, batch.score_ratio[at:end], 0.0))
@@ -865,16 +901,15 @@ class Detector:
         if at == end:
             return
         subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
-        meta = batch.meta[at:end]
-        subject.note_opened(batch.t_ns[at:end], meta["flags"])
+        subject.note_opened(batch.t_ns[at:end], batch.flags[at:end])
         probabilities = np.zeros((end - at, len(self._classes)))
         looks = np.zeros((end - at, len(SIGNATURE)))
         told = hits & batch.chosen[at:end]
         if self._classify is not None and told.any():
-            z = self._scaler.z(batch.values[at:end][told][:, self._at])
+            z, meta = self._scaler.z(self._values(batch, at, told)), batch.scored.rows.meta[batch.index[at:end][told]]
             probabilities[told] = self._classify(self._scaler.network_input(z))
-            looks[told] = classify.looks(meta[told], subject.flagged)
-            subject.flagged = meta[told][-1:].copy()
+            looks[told] = classify.looks(meta, subject.flagged)
+            subject.flagged = meta[-1:].copy()
         packets, total = batch.packets[at:end], batch.bytes[at:end]
         subject.window.add(
             *(batch.full[at:end], hits, counted, ratio, batch.t_ns[at:end], packets, total, probabilities, looks)
@@ -887,6 +922,10 @@ class Detector:
             subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
             subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
+
+    def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The model's columns of some of the rows from ``at`` on, (m, k)."""
+        return batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
@@ -929,11 +968,12 @@ class Detector:
         ranked = np.sort(window.ratio)[::-1]
         statistic = float(ranked[min(enough, int(window.hits.sum())) - 1])
         count = None if counts is None else int(np.argmax(counts))
+        index = batch.index[row]
         return _Vote(
             subject.last_vote_ns,
-            batch.meta[row].copy(),
-            batch.values[row, self._at],
-            _text(batch.addresses[row], batch.versions[row]),
+            batch.scored.rows.meta[index].copy(),
+            batch.scored.rows.values[index, self._at],
+            _text(batch.scored.routes.addresses[index], batch.scored.routes.versions[index]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
             None if counts is None or count is None else (count, float(counts[count] * batch.bounds[row, count])),
@@ -1034,14 +1074,28 @@ class _Vote:
 
 
 @dataclass(frozen=True)
+class _Scored:
+    """Everybody's rows of one `Detector.observe` call, and what is known of each whosever it is."""
+
+    rows: Rows
+    t_ns: NDArray[np.int64]  # steady
+    flags: NDArray[np.uint16]  # of ROW_META
+    opens: NDArray[np.bool_]  # a peer or a socket
+    sizes: NDArray[np.int64]
+    routes: Routes
+    every: bool  # whether all may be scored
+    scores: Array  # 0 of those that may not
+    highest: NDArray[np.float64]  # of its subject's counts in units of their bounds: those of the sender, or its own
+
+
+@dataclass(frozen=True)
 class _Batch:
     """Those of one subject's rows of one `Detector.observe` call that are judged, under the full rule."""
 
-    meta: NDArray[Any]
+    scored: "_Scored"
+    index: NDArray[np.intp]  # which of those rows these are: (n,)
     t_ns: NDArray[np.int64]  # steady
-    values: NDArray[Any]
-    addresses: NDArray[np.uint8]  # the sender's own, as known at each row
-    versions: NDArray[np.uint8]
+    flags: NDArray[np.integer]
     counts: NDArray[np.float64]
     bounds: NDArray[np.float64]
     score_ratio: NDArray[np.float64]

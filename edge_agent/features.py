@@ -247,10 +247,16 @@ class RowScaling:
             np.inf if scaler.clip is None else scaler.clip,
         )
 
-    def inputs(self, values: npt.NDArray[Any], variant: npt.NDArray[np.uint8] | None = None) -> tuple[Array, Array]:
-        """z, unclipped, and what the network sees, both (n, k), of values (n, width); ``variant`` (n,) of each row."""
+    def inputs(
+        self, values: npt.NDArray[Any], variant: npt.NDArray[np.uint8] | None = None, seen: Array | None = None
+    ) -> tuple[Array, Array]:
+        """z, unclipped, and what the network sees, both (n, k), of values (n, width); ``variant`` (n,) of each row.
+
+        The latter is written to ``seen`` where that is given.
+        """
         z = np.empty((len(values), self._columns), dtype=np.float32)
-        seen = np.empty_like(z)
+        if seen is None:
+            seen = np.empty_like(z)
         self._scaling.inputs(np.ascontiguousarray(values, dtype=np.float32), variant, z, seen)
         return z, seen
 

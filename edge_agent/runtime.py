@@ -19,7 +19,7 @@ from edge_agent.contract.scaling import Array, row_error
 RUNTIMES = (("litert", "ai_edge_litert.interpreter"), ("tflite", "tflite_runtime.interpreter"))
 
 BATCHES = (1, 16, 64, 256)
-"""Batch sizes an interpreter is resized to; rows are padded to the next one, since every resize re-plans the graph."""
+"""Batch sizes an interpreter is resized to; others take the next one, since every resize re-plans the graph."""
 
 
 class RuntimeUnavailable(Exception):
@@ -45,6 +45,7 @@ class Model:
         usable, errors = _runtimes()
         for self.runtime, make in usable:
             self._interpreters: dict[int, Any] = {}
+            self._rows = 0
             self._make: Callable[[], Any] = functools.partial(make, model_content=content, num_threads=1)
             try:
                 self.inputs, self.outputs = _widths(self._make())
@@ -59,21 +60,35 @@ class Model:
         out = np.empty((len(rows), self.outputs), dtype=np.float32)
         for start in range(0, len(rows), BATCHES[-1]):
             part = rows[start : start + BATCHES[-1]]
-            size = next(b for b in BATCHES if b >= len(part))
-            interpreter, at, to = self._of_size(size)
-            if len(part) < size:
-                part = np.concatenate([part, np.zeros((size - len(part), self.inputs), dtype=np.float32)])
-            interpreter.set_tensor(at, np.ascontiguousarray(part, dtype=np.float32))
-            interpreter.invoke()
-            out[start : start + BATCHES[-1]] = interpreter.get_tensor(to)[: len(rows) - start]
+            self.input(len(part))[:] = part
+            out[start : start + BATCHES[-1]] = self.run()
         return out
 
-    def _of_size(self, size: int) -> tuple[Any, int, int]:
+    def input(self, rows: int) -> Array:
+        """The interpreter's own memory for so many ``rows``, at most 256, (rows, inputs): to be filled before `run`.
+
+        Let go of it before that call, or the interpreter refuses to run (RuntimeError).
+        """
+        self._rows = rows
+        interpreter, at, _ = self._of_size(rows)
+        view: Array = interpreter.tensor(at)()[:rows]
+        return view
+
+    def run(self) -> Array:
+        """Run what `input` was filled with: the interpreter's own memory, (rows, outputs), good until the next call."""
+        interpreter, _, to = self._of_size(self._rows)
+        interpreter.invoke()
+        view: Array = interpreter.tensor(to)()[: self._rows]
+        return view
+
+    def _of_size(self, rows: int) -> tuple[Any, int, int]:
+        size = next(b for b in BATCHES if b >= rows)
         if size not in self._interpreters:
             interpreter = self._make()
             at = interpreter.get_input_details()[0]["index"]
             interpreter.resize_tensor_input(at, [size, self.inputs])
             interpreter.allocate_tensors()
+            interpreter.tensor(at)()[:] = 0.0  # rows that are there for the size only are to be numbers
             self._interpreters[size] = interpreter, at, interpreter.get_output_details()[0]["index"]
         found: tuple[Any, int, int] = self._interpreters[size]
         return found

@@ -115,6 +115,9 @@ CREATE TABLE unfinished (
     topic TEXT NOT NULL,
     payload BLOB NOT NULL                  -- the last message on it
 );
+-- By time: else each acknowledgement would look at all rows that are kept for those that are too old.
+DROP INDEX outbox_acked;
+CREATE INDEX outbox_acked ON outbox (acked_s) WHERE acked_s IS NOT NULL;
 """
 
 _SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
@@ -127,7 +130,11 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """What a disk says that is full or fails, and may get over; a wrong path does not."""
 
 # The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
-_DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
+_DROP_ORDER = (
+    "acked_s IS NOT NULL ORDER BY acked_s",
+    "acked_s IS NULL AND droppable ORDER BY id",
+    "acked_s IS NULL ORDER BY id",
+)
 
 
 class StateError(Exception):
@@ -320,7 +327,7 @@ class State:
                 if rows_over <= 0 and bytes_over <= 0:
                     break
                 doomed = []
-                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):
+                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where}"):
                     if rows_over <= 0 and bytes_over <= 0:
                         break
                     doomed.append((row,))
@@ -336,6 +343,15 @@ class State:
                 "SELECT id, topic, payload FROM outbox WHERE acked_s IS NULL AND id > ? ORDER BY id LIMIT ?",
                 (after, limit),
             ).fetchall()
+
+    def outbox_found(self, text: str, latest: int = 1000) -> list[float | None]:
+        """Of those among the ``latest`` rows whose payload has ``text``: when the broker took it (Unix s), or None."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT acked_s FROM outbox WHERE id > (SELECT max(id) FROM outbox) - ? AND instr(payload, ?)",
+                (latest, text.encode()),
+            ).fetchall()
+        return [acked_s for (acked_s,) in found]
 
     def outbox_acked(self, ids: Iterable[int], now_s: float, keep_s: float) -> None:
         """Mark rows as taken by the broker at ``now_s``, and forget those taken more than ``keep_s`` before."""

@@ -12,7 +12,20 @@ from edge_agent.command import ROLES, main, usage
 from tests.broker import wait_until
 
 COMMANDS = {
-    "agent": ["run", "check", "replay", "evidence", "rows", "status", "allow", "unallow", "mute", "unmute", "learn"],
+    "agent": [
+        "run",
+        "check",
+        "replay",
+        "evidence",
+        "rows",
+        "status",
+        "allow",
+        "test-alert",
+        "unallow",
+        "mute",
+        "unmute",
+        "learn",
+    ],
     "trainer": [
         *("audit", "baselines", "compare", "evaluate", "explain", "extract", "fetch", "fit", "generate", "report"),
         *("stream", "study", "sweep"),

@@ -260,6 +260,9 @@ CLASSES: Mapping[str, AttackClass] = {
     "gafgyt.tcp_udp": AttackClass("BASHLITE tcp or udp flood", 9001207, 1, "BASHLITE", "flood", _FLOOD),
 }
 
+_TEST = AttackClass("TEST", 9001000, 3, "", "", ())
+"""Instead of its class's for an alert that was sent by hand, so that a rule can tell it by its number, too."""
+
 # Not `is_private`: that also holds for the documentation networks and other addresses nobody has inside.
 _INSIDE = tuple(
     map(
@@ -354,12 +357,14 @@ class Alert:
     @property
     def signature(self) -> str:
         """The line people read: "botwatch BASHLITE tcp flood from 192.168.1.57"."""
+        if self.test:
+            return f"botwatch TEST: nothing happened, sent by hand from {self.gateway}"
         who = self.device.ip or self.device.mac or "an unknown device"
         return f"botwatch {CLASSES[self.class_name].title} {'against' if self.role == 'victim' else 'from'} {who}"
 
     def document(self) -> dict[str, Any]:
         """The EVE record, as `alert.schema.json` wants it; numbers have six significant digits."""
-        info = CLASSES[self.class_name]
+        info = _TEST if self.test else CLASSES[self.class_name]
         ported = self.proto in _PROTOCOLS
         flow = community_id(
             "" if self.src_ip == _NOBODY else self.src_ip, self.src_port, self.dest_ip, self.dest_port, self.proto
@@ -435,6 +440,8 @@ class Alert:
 
     def _category(self, info: AttackClass) -> str:
         """One of Suricata's own classification texts."""
+        if self.test:
+            return "Misc activity"
         if self.role == "victim":
             return "Detection of a Network Scan" if info.kind == "scan" else "Attempted Denial of Service"
         return "A Network Trojan was detected" if info.family else "Potentially Bad Traffic"

@@ -3,7 +3,6 @@
  * the network. The vectors have the same width everywhere, so that processors with and without AVX2 agree bit for bit. */
 #include "kernel.h"
 
-#include <float.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -41,82 +40,108 @@ INLINE v8 choose(v8i mask, v8 yes, v8 no)
     return (v8)((mask & (v8i)yes) | (~mask & (v8i)no));
 }
 
-/* log(1 + x) for x >= 0, within 3e-7 of itself: 1 + x = 2^e (1 + f) with f near 0, and the polynomial of Cephes' logf
- * (S. Moshier); a small x is f itself, so that nothing of it is lost in 1 + x. */
-INLINE v8 log_of_one_more(v8 x)
+/* Of each lane all bits where it is negative, else none. Comparisons of floats would do what this is for; but of vectors
+ * wider than the processor's they are made lane by lane, while the bits of floats without a sign are in their order. */
+INLINE v8i negative(v8i x)
 {
-    v8i bits = (v8i)(x + 1.0f), e = (bits >> 23) - 126;
-    v8 m = (v8)((bits & 0x007fffff) | 0x3f000000); /* in [1/2, 1) */
-    v8i low = m < 0.70710678f, small = x < 0.41421356f;
-    e = (e + low) & ~small;
-    v8 f = choose(small, x, m + (v8)((v8i)m & low) - 1.0f), n = __builtin_convertvector(e, v8), f2 = f * f;
-    v8 p = 7.0376836292e-2f * f - 1.1514610310e-1f;
-    p = p * f + 1.1676998740e-1f;
-    p = p * f - 1.2420140846e-1f;
-    p = p * f + 1.4249322787e-1f;
-    p = p * f - 1.6668057665e-1f;
-    p = p * f + 2.0000714765e-1f;
-    p = p * f - 2.4999993993e-1f;
-    p = p * f + 3.3333331174e-1f;
-    v8 log = f + (p * f * f2 - n * 2.12194440e-4f - 0.5f * f2) + n * 0.693359375f;
-    return choose(x <= FLT_MAX, log, x); /* what is no number stays none */
+    return x >> 31;
 }
 
-/* `count` columns of a row from j on. */
-INLINE void scale_lane(const struct scaling *s, const float *values, const float *inverse, float *z, float *inputs, size_t j,
-                       size_t count)
+INLINE v8i sign(v8 x)
 {
-    v8 x = {0};
-    if (s->at == NULL) {
-        x = load(values + j, count);
-    } else {
-        float taken[LANE] = {0};
-        for (size_t k = 0; k < count; k++)
-            taken[k] = values[s->at[j + k]];
-        x = load(taken, LANE);
+    return (v8i)x & INT32_MIN;
+}
+
+INLINE v8 magnitude(v8 x)
+{
+    return (v8)((v8i)x & INT32_MAX);
+}
+
+/* log(1 + x) for x >= 0, within 3e-7 of itself: 1 + x = 2^e (1 + f) with 1 + f around 1, and log(1 + f) = 2 atanh s for
+ * s = f / (2 + f), whose odd polynomial is that of FreeBSD's logf. Where e is 0, f is x itself, so that nothing of a small x
+ * is lost in 1 + x. A smaller one is its own logarithm; its powers would be denormal, and cost as much as a whole row. */
+INLINE v8 log_of_one_more(v8 x)
+{
+    const int32_t root = 0x3f3504f3, small = 0x33d6bf95, large = 0x7f7fffff; /* sqrt(1/2), 1e-7 and FLT_MAX */
+    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* what is no number stays none */
+    v8 some = (v8)((v8i)x & ~beyond);
+    v8i bits = (v8i)(some + 1.0f), e = (bits - root) >> 23; /* 1 + f is from sqrt(1/2) to twice that */
+    v8 f = choose(negative(e | -e), (v8)(bits - (e << 23)) - 1.0f, some);
+    v8 s = f / (f + 2.0f), s2 = s * s, s4 = s2 * s2;
+    v8 odd = s4 * (0.40000972152f + s4 * 0.24279078841f) + s2 * (0.66666662693f + s4 * 0.28498786688f);
+    v8 log = __builtin_convertvector(e, v8) * 0.69314718056f + (s * odd + (s + s));
+    return choose(beyond, x, log);
+}
+
+/* Where the lane begins that ends a row: the last one overlaps the one before it, so that none is cut short. */
+INLINE size_t lane_at(size_t j, size_t columns)
+{
+    return j + LANE <= columns || columns < LANE ? j : columns - LANE;
+}
+
+/* `width` is LANE or, of a network narrower than that, its columns; a constant where it matters. */
+INLINE void scale_by(size_t width, const struct scaling *scaling, const float *values, const uint8_t *variant, size_t rows,
+                     float *z, float *inputs)
+{
+    const struct scaling s = *scaling; /* a copy, which the stores cannot change */
+    const v8i clip = (v8i)((v8){0} + s.clip);
+    for (size_t i = 0; i < rows; i++, values += s.stride, z += s.columns, inputs += s.columns) {
+        const float *inverse = s.inverse + (variant != NULL ? variant[i] * s.columns : 0);
+        for (size_t j = 0; j < s.columns; j += LANE) {
+            size_t at = lane_at(j, s.columns);
+            v8 x;
+            if (s.at == NULL) {
+                x = load(values + at, width);
+            } else {
+                float taken[LANE] = {0};
+                for (size_t k = 0; k < width; k++)
+                    taken[k] = values[s.at[at + k]];
+                x = load(taken, LANE);
+            }
+            if (s.squash)
+                x = (v8)((v8i)log_of_one_more(magnitude(x)) | sign(x));
+            x = (x - load(s.mean + at, width)) * load(inverse + at, width);
+            store(z + at, x, width);
+            v8 size = magnitude(x);
+            size = choose(negative(clip - (v8i)size), (v8)clip, size);
+            store(inputs + at, (v8)((v8i)size | sign(x)), width);
+        }
     }
-    if (s->squash) {
-        v8i sign = (v8i)x & INT32_MIN;
-        x = (v8)((v8i)log_of_one_more((v8)((v8i)x & INT32_MAX)) | sign);
-    }
-    x = (x - load(s->mean + j, count)) * load(inverse + j, count);
-    store(z + j, x, count);
-    v8 high = x - x + s->clip; /* comparisons with what is no number are false, and leave it */
-    x = choose(x > high, high, x);
-    x = choose(x < -high, -high, x);
-    store(inputs + j, x, count);
 }
 
 INLINE void scale(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs)
 {
-    for (size_t i = 0; i < rows; i++, values += s->stride, z += s->columns, inputs += s->columns) {
-        const float *inverse = s->inverse + (variant != NULL ? variant[i] * s->columns : 0);
-        size_t j = 0;
-        for (; j + LANE <= s->columns; j += LANE)
-            scale_lane(s, values, inverse, z, inputs, j, LANE);
-        if (j < s->columns)
-            scale_lane(s, values, inverse, z, inputs, j, s->columns - j);
+    if (s->columns >= LANE)
+        scale_by(LANE, s, values, variant, rows, z, inputs);
+    else
+        scale_by(s->columns, s, values, variant, rows, z, inputs);
+}
+
+INLINE void errors_by(size_t width, const struct scaling *scaling, const float *z, const float *rebuilt, const uint8_t *variant,
+                      size_t rows, float *out)
+{
+    static const v8i number = {0, 1, 2, 3, 4, 5, 6, 7};
+    const struct scaling s = *scaling;
+    for (size_t i = 0; i < rows; i++, z += s.columns, rebuilt += s.columns) {
+        size_t which = variant != NULL ? variant[i] : 0;
+        const float *keep = s.keep + which * s.columns;
+        v8 sum = {0};
+        for (size_t j = 0; j < s.columns; j += LANE) {
+            size_t at = lane_at(j, s.columns);
+            v8 d = (load(z + at, width) - load(rebuilt + at, width)) * load(keep + at, width);
+            d = (v8)((v8i)d & ~negative(number - (int32_t)(j - at))); /* not again what the lane before has */
+            sum = sum + d * d;
+        }
+        out[i] = (((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]))) / s.kept[which];
     }
 }
 
 INLINE void errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out)
 {
-    for (size_t i = 0; i < rows; i++, z += s->columns, rebuilt += s->columns) {
-        size_t which = variant != NULL ? variant[i] : 0;
-        const float *keep = s->keep + which * s->columns;
-        v8 sum = {0};
-        size_t j = 0;
-        for (; j + LANE <= s->columns; j += LANE) {
-            v8 d = (load(z + j, LANE) - load(rebuilt + j, LANE)) * load(keep + j, LANE);
-            sum = sum + d * d;
-        }
-        if (j < s->columns) {
-            size_t count = s->columns - j;
-            v8 d = (load(z + j, count) - load(rebuilt + j, count)) * load(keep + j, count);
-            sum = sum + d * d;
-        }
-        out[i] = (((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]))) / s->kept[which];
-    }
+    if (s->columns >= LANE)
+        errors_by(LANE, s, z, rebuilt, variant, rows, out);
+    else
+        errors_by(s->columns, s, z, rebuilt, variant, rows, out);
 }
 
 #ifdef AVX2

@@ -130,14 +130,15 @@ static uint32_t evict(struct lru *l)
 /* The record of `key`, new and zero if there was none; it is the newest now. */
 static struct entry *look_up(struct lru *l, const uint64_t key[3])
 {
-    uint32_t slot = place(l, key), number;
+    uint32_t slot, number;
+    if (l->newest != NONE && same(at(l, l->newest)->key, key)) /* packets come in runs */
+        return at(l, l->newest);
+    slot = place(l, key);
     for (; (number = l->index[slot]) != NONE; slot = (slot + 1) & l->mask) {
         struct entry *e = at(l, number);
         if (same(e->key, key)) {
-            if (l->newest != number) {
-                unlink_entry(l, e);
-                link_newest(l, e, number);
-            }
+            unlink_entry(l, e);
+            link_newest(l, e, number);
             return e;
         }
     }

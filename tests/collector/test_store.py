@@ -1,6 +1,8 @@
 """The store: each (id, seq) once, the episode's last state, bounds."""
 
 import json
+import sqlite3
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 
@@ -27,8 +29,8 @@ def store(tmp_path):
 
 
 def test_the_same_message_twice_is_one_row_within_a_batch_and_across(store):
-    assert store.save([arrival(1), arrival(1), arrival(2)]) == 2
-    assert store.save([arrival(2), arrival(3)]) == 1
+    assert store.save([arrival(1), arrival(1), arrival(2)]) == (2, 0)
+    assert store.save([arrival(2), arrival(3)]) == (1, 0)
     assert [json.loads(a.document)["alert"]["context"]["botwatch"]["seq"] for a in store.alerts()] == [1, 2, 3]
 
 
@@ -42,7 +44,7 @@ def test_an_episode_shows_its_highest_seq_whatever_the_order_of_arrival(store):
 
 
 def test_a_large_batch_is_stored_whole(store):
-    assert store.save([arrival(seq, episode) for episode in range(100) for seq in range(1, 31)]) == 3000
+    assert store.save([arrival(seq, episode) for episode in range(100) for seq in range(1, 31)]) == (3000, 0)
     assert len(store.episodes()) == 100
 
 
@@ -121,3 +123,15 @@ def test_a_file_that_is_no_database_is_an_error(tmp_path):
     for create in (True, False):
         with pytest.raises(StoreError, match="not a database"):
             Store(str(path), create=create)
+
+
+def test_a_database_of_an_older_version_takes_a_test_which_is_listed_and_no_episode(tmp_path):
+    """It lacks the column."""
+    file = tmp_path / "older.sqlite"
+    Store(str(file)).save([arrival(1)])
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("ALTER TABLE alert DROP COLUMN test")
+    store = Store(str(file))
+    assert store.save([arrival(1), arrival(1, episode=1, test=True), arrival(1, episode=1, test=True)]) == (0, 1)
+    assert len(store.alerts()) == 2
+    assert len(store.episodes()) == 1

@@ -312,3 +312,19 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
     assert payloads(outbox) == [b"0", b"1", b"2"]
     assert not State(path).claim()
     assert caplog.text.count("moved to state.sqlite.corrupt") == 1
+
+
+def test_an_acknowledgement_costs_the_same_however_many_rows_are_kept(path):
+    """Counted in steps of SQLite's machine, of which there were as many as rows kept."""
+    state, steps = State(path), []
+    outbox = Outbox(state)
+    for kept in (50, 2000):
+        outbox.put_all([("t", b"x", False)] * kept)
+        *rows, last = [row for row, _ in drained(outbox)]
+        outbox.done(rows)
+        counted = []
+        state._db.set_progress_handler(lambda counted=counted: counted.append(1), 10)
+        outbox.done([last])
+        state._db.set_progress_handler(None, 0)
+        steps.append(len(counted))
+    assert steps[1] < 2 * steps[0], steps

@@ -150,6 +150,15 @@ def test_the_kernel_scales_and_measures_as_its_twin_does(columns, squash):
     assert fused.errors(z, rebuilt, variant) == pytest.approx(error, rel=1e-5)
 
 
+def test_the_kernels_logarithm_is_right_from_the_smallest_number_to_the_largest():
+    x = np.concatenate([[0.0], np.logspace(-45, 38.5, 100_000), np.linspace(0, 10, 99_999)]).astype(np.float32)
+    identity = scaling.Scaler("log1p", np.zeros(8), np.ones(8), None)
+    z, _ = RowScaling(identity, 8, range(8), np.ones((1, 8), bool)).inputs(np.concatenate([x, -x]).reshape(-1, 8))
+    right = np.log1p(x.astype(np.float64))
+    assert z.reshape(2, -1)[0] == pytest.approx(right, rel=3e-7, abs=0)
+    assert (z.reshape(2, -1)[1] == -z.reshape(2, -1)[0]).all()
+
+
 def test_what_is_no_number_is_not_scaled_into_one():
     fused = RowScaling(scaling.Scaler("log1p", np.zeros(3), np.ones(3), 10.0), 3, range(3), np.ones((1, 3), bool))
     z, _ = fused.inputs(np.array([[np.inf, -np.inf, np.nan]], dtype=np.float32))

@@ -92,6 +92,22 @@ def test_results_stay_when_the_model_runs_again(networks: dict[str, bytes], tmp_
     assert np.array_equal(first, kept)
 
 
+@pytest.mark.parametrize("rows", [1, 40, 256])
+def test_rows_put_into_the_interpreters_memory_give_what_a_call_gives(
+    networks: dict[str, bytes], tmp_path: Path, rows: int
+) -> None:
+    (tmp_path / "model.tflite").write_bytes(networks["ae"])
+    model, values = Model(tmp_path / "model.tflite"), np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
+    called = model(values)
+    model(-values)
+    model.input(rows)[:] = values
+    assert np.array_equal(model.run(), called)
+    held = model.input(rows)
+    with pytest.raises(RuntimeError, match="internal data"):  # held memory would change under its holder
+        model.run()
+    assert len(held) == rows
+
+
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\x00" * 100, b"not a model at all"])
 def test_file_that_is_no_model_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.tflite").write_bytes(content)
@@ -148,11 +164,10 @@ class Interpreter:
     def __init__(self, **_): pass
     def get_input_details(self): return [{"index": 0, "dtype": np.float32, "shape_signature": np.array([-1, 7])}]
     get_output_details = get_input_details
-    def resize_tensor_input(self, at, shape): pass
+    def resize_tensor_input(self, at, shape): self.value = np.zeros(shape, np.float32)
     def allocate_tensors(self): pass
-    def set_tensor(self, at, value): self.value = value
     def invoke(self): pass
-    def get_tensor(self, at): return self.value
+    def tensor(self, at): return lambda: self.value
 """
 
 

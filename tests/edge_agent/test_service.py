@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from collector.store import Store
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
+from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
+from tests.edge_agent.test_alerts import SCHEMA
 from tests.edge_agent.test_live import LISTEN, agent, alerts, state
 from tests.netns import MAC, ROOT, SEND, Wire
 from tests.reference.frames import pcap
@@ -149,3 +153,111 @@ def mosquitto(wire: Wire, folder: Path) -> "tuple[subprocess.Popen[str], int]":
     made = Mosquitto(folder, "connection_messages true")
     process = wire.on_gateway(*made.command(), stderr=subprocess.DEVNULL)
     return process, made.port
+
+
+def botwatch(wire: Wire, *words: object) -> "subprocess.CompletedProcess[str]":
+    """A command on the gateway."""
+    command = ["ip", "netns", "exec", wire.gateway, sys.executable, "-m", "edge_agent.command", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@dataclass
+class Site:
+    wire: Wire
+    port: int
+    collector: Collector
+    folder: Path
+
+    @property
+    def config(self) -> str:
+        """What an agent is told of it."""
+        broker = f"{{host: 127.0.0.1, port: {self.port}, retry_min_s: 0.1, retry_max_s: 0.5}}"
+        return f"outbox: {{path: {self.folder / 'box.sqlite'}}}\nbroker: {broker}\nhealth_s: 1.0\n"
+
+    def listed(self, *words: str) -> str:
+        """`botwatch collector alerts`."""
+        return botwatch(self.wire, "collector", "alerts", "--db", self.collector.db, *words).stdout
+
+    def order(self, verb: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        """`botwatch collector command`."""
+        where = f"127.0.0.1:{self.port}"
+        return botwatch(self.wire, "collector", "command", "gw-001", verb, *words, "--broker", where)
+
+
+@pytest.fixture
+def site(wire: Wire, tmp_path: Path) -> Iterator[Site]:
+    """A broker and a collector on the gateway."""
+    process, port = mosquitto(wire, tmp_path / "broker")
+    try:
+        broker = Mosquitto(tmp_path / "same")
+        broker.port, broker.address = port, f"127.0.0.1:{port}"
+        collector = Collector(broker, tmp_path / "collector.sqlite")
+        collector.before = ("ip", "netns", "exec", wire.gateway)
+        with collector:
+            yield Site(wire, port, collector, tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@needs_mosquitto
+def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Site, home: Home) -> None:
+    """Asked for on the gateway while the agent runs, by the broker, and on the gateway when no agent runs."""
+    config = site.folder / "agent.yaml"
+    with agent(site.wire, home, site.folder, config=site.config):
+        done = botwatch(site.wire, "agent", "test-alert", "--config", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = done.stdout.splitlines()
+        assert [line[:2] for line in told] == ["1.", "2.", "3.", "4."]
+        assert "an agent runs" in told[0]
+        assert "in the outbox" in told[1]
+        assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and somebody subscribes" in told[2]
+        reply = json.loads(site.order("test-alert").stdout)
+        assert reply["alerts"] == 2
+        wait_until(lambda: len(site.collector.stored()) == 4)
+        status = json.loads(botwatch(site.wire, "agent", "status", "--json", "--config", config).stdout)
+        counters = status["health"]["counters"]
+        assert counters["test_alerts"] == 4
+        assert not {"alerts_new", "alerts_end", "detections", "episodes_suppressed"} & set(counters)
+        assert status["health"]["episodes_open"] == 0
+        assert status["broker"] == {
+            "address": f"127.0.0.1:{site.port}",
+            "connected": True,
+            "protocol": "5",
+            "trouble": "",
+        }
+    done = botwatch(site.wire, "agent", "test-alert", "--config", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no agent runs" in done.stdout
+    wait_until(lambda: len(site.collector.stored()) == 6)
+    given = [json.loads(line) for line in site.listed("--json", "--last", "0").splitlines()]
+    for alert in given:
+        SCHEMA.validate(alert)
+        assert alert["alert"]["signature_id"] == 9001000
+        assert alert["alert"]["context"]["botwatch"]["test"] is True
+    assert [state(alert) for alert in given] == ["new", "end"] * 3
+    assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
+    assert Store(str(site.collector.db)).episodes() == []
+    site.collector.end(signal.SIGTERM)
+    assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
+    assert "6 tests" in site.collector.said()
+
+
+@needs_mosquitto
+def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, tmp_path: Path) -> None:
+    process, port = mosquitto(wire, tmp_path / "broker")
+    box = tmp_path / "box.sqlite"
+    words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")
+    try:
+        done = botwatch(wire, *words)
+        assert done.returncode == 1
+        assert "knows nobody who subscribes to alerts; it waits in" in done.stderr
+        assert len(kept(box)) == 2
+    finally:
+        process.kill()
+        process.wait()
+    done = botwatch(wire, *words)
+    assert done.returncode == 1
+    assert "connection refused; it waits in" in done.stderr
+    assert len(kept(box)) == 4
+    assert done.stderr.count("\n") == 2  # and what the link logged
