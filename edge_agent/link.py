@@ -176,6 +176,10 @@ class Link:
         self._replies.append((where, payload, correlation))
         self.wake()
 
+    def room(self) -> int:
+        """How many more replies may wait."""
+        return _MAX_COMMANDS - len(self._replies)
+
     def resend(self) -> None:
         """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
         self._rewind = True
