@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from edge_agent.attach import merging
-from edge_agent.capture import CaptureError, open_live
+from edge_agent.attach import merging, way_out
+from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
@@ -46,6 +46,10 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         yield Finding("interfaces", True, "none: set capture.interfaces, e.g. [br0]")
     for name in config.capture.interfaces:
         yield from _interface(name, config)
+    if len(config.capture.interfaces) > 1:
+        for name in sorted(way_out() & set(config.capture.interfaces)):
+            said = "leads to the internet; behind NAT its frames are of no device: leave it out of capture.interfaces"
+            yield Finding(name, True, said)
     yield _broker(config)
     yield _clock(bundle)
     yield _disk(config.outbox.path)
@@ -53,8 +57,8 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
-        with open_live(name, config.capture.live()) as source:
-            yield Finding(name, False, f"can be captured on (link type {source.linktype})")
+        with Interfaces([name], config.capture.live()):
+            yield Finding(name, False, "can be captured on")
     except CaptureError as error:
         there = Path("/sys/class/net", name).exists()
         remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
