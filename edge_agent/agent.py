@@ -1,5 +1,6 @@
 """The agent: wires source, extractor, detector and alerter, and counts what goes through."""
 
+import gc
 import logging
 import os
 import random
@@ -18,15 +19,15 @@ from edge_agent.alerts import Alerter, cut_short
 from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
-from edge_agent.config import AgentConfig, EvidenceConfig
+from edge_agent.config import LIVE, AgentConfig, EvidenceConfig, changed
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Origin, Refused
 from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices, Records
+from edge_agent.devices import Devices
 from edge_agent.evidence import EvidenceError, EvidenceStore, chunks
-from edge_agent.features import Extractor, FeatureStateError, Rows
+from edge_agent.features import Extractor, FeatureStateError, Rows, give_back_memory
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
@@ -212,12 +213,14 @@ def run(
     publisher: "Publisher | None" = None,
     *,
     save_s: float = 600.0,
+    reload: "Reload | None" = None,
 ) -> dict[str, int]:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
     ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
     Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
-    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
+    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end. ``reload`` says when
+    there is another configuration.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
     """
@@ -245,6 +248,8 @@ def run(
                 give(alert)
         return len(rows)
 
+    gc.collect()
+    give_back_memory()
     watched.ready()
     latest = time.monotonic()
     try:
@@ -258,6 +263,10 @@ def run(
             if control and control.poll(now):
                 for alert in agent.alerter.reconsider():
                     give(alert)
+                health.now()
+            if reload and reload.wanted.is_set():
+                health.refused = reload.read(agent, publisher)
+                health.every(publisher)
                 health.now()
             watched.beat(now)
             health.beat(now)
@@ -306,6 +315,38 @@ def _relearn(devices: Devices, device: str) -> dict[str, Any]:
     return {"device": device, "state": "learning"}
 
 
+class Reload:
+    """A configuration that can be read again while running: what it says is taken up whole, or not at all.
+
+    ``again`` reads it and gives it, or says why that cannot be done. ``wanted`` may be set from a signal handler.
+    """
+
+    def __init__(self, config: AgentConfig, again: Callable[[], "AgentConfig | str"]) -> None:
+        self._config, self._again, self.wanted = config, again, threading.Event()
+
+    def read(self, agent: Agent, publisher: "Publisher | None") -> str:
+        """Read it, and have both go by it; why not, in one line that is logged, or "" when they do."""
+        self.wanted.clear()
+        new = self._again()
+        if isinstance(new, str):
+            return self._refuse(new)
+        keys = changed(self._config, new)
+        if fixed := [key for key in keys if key not in LIVE]:
+            return self._refuse(f"{', '.join(fixed)}: changed, which needs a restart; nothing was taken up")
+        told = new.alerts
+        agent.alerter.change(new.site, new.names, told.update_s, told.end_s, told.max_open)
+        agent.devices.rename(new.names)
+        if publisher:
+            publisher.change(new)
+        self._config = new
+        logger.info("configuration read again: %s", f"{', '.join(keys)} taken up" if keys else "nothing has changed")
+        return ""
+
+    def _refuse(self, why: str) -> str:
+        logger.error("configuration refused, the one before stays: %s", why)
+        return why
+
+
 class _Watched:
     """Word to systemd, if it runs us (sd_notify(3)): ready, alive, stopping."""
 
@@ -343,7 +384,8 @@ class _Health:
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
         self._next, self._frames = 0.0, 0
-        self._every_s = publisher.health_s if publisher else 60.0
+        self.refused = ""  # why a configuration was
+        self.every(publisher)
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -351,6 +393,10 @@ class _Health:
     def look(self, rows: Rows) -> None:
         """Notice what the frames tell of how the interfaces are attached."""
         self._surroundings.look(rows)
+
+    def every(self, publisher: "Publisher | None") -> None:
+        """Go by the publisher's interval."""
+        self._every_s = publisher.health_s if publisher else 60.0
 
     def now(self) -> None:
         """Let health be due at once."""
@@ -392,6 +438,7 @@ class _Health:
             model=self._agent.alerter.model.version,
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
             allowed_entries=len(allowed),
+            config_refused=self.refused,
         )
 
 
@@ -438,6 +485,7 @@ class _Memory:
         self._look = self._tell = 0.0
         self._told: tuple[object, ...] = ()
         self._told_at = -DEVICES_IDLE_S
+        self._unsaved: bytes | None = None  # the newest document, for those who ask while no agent runs
         self._save = time.monotonic() + save_s
         self._writer = ThreadPoolExecutor(1, "memory") if publisher else None
         self._pending: Future[None] | None = None
@@ -451,11 +499,10 @@ class _Memory:
         self._devices.look()
         if self._publisher is None or (self._pending and not self._pending.done()):
             return
-        document = None
         if now >= self._tell:
-            document = self._document(now)
-        if now >= self._save or document is not None:
-            self._write(document, now, everything=False)
+            self._tell_devices(now)
+        if now >= self._save:
+            self._write(now, everything=False)
 
     def finish(self) -> None:
         """Tell the broker the last, and begin to keep everything."""
@@ -464,43 +511,40 @@ class _Memory:
             return
         self._told = ()
         now = time.monotonic()
-        self._save = now
-        self._write(self._document(now), now, everything=True)
+        self._tell_devices(now)
+        self._write(now, everything=True)
 
     def close(self) -> None:
         """Return when everything is on the disk."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
 
-    def _document(self, now: float) -> bytes | None:
-        """The document on devices if there is something new in it; the broker is given it at once."""
+    def _tell_devices(self, now: float) -> None:
+        """Give the broker the document on devices if there is something new in it; the disk gets it with the rest."""
         assert self._publisher is not None
         self._tell = now + DEVICES_S
         said = self._devices.document(time.time_ns())
         told = tuple((d["mac"], d["state"], d["percent"], d.get("reason"), d["capped"]) for d in said["devices"])
         if told == self._told and now - self._told_at < DEVICES_IDLE_S:
-            return None
+            return
         self._told, self._told_at = told, now
-        payload = messages.encode(said, messages.MAX_DOCUMENT)
-        self._publisher.link.retain("devices", payload)
-        return payload
+        self._unsaved = messages.encode(said, messages.MAX_DOCUMENT)
+        self._publisher.link.retain("devices", self._unsaved)
 
-    def _write(self, document: bytes | None, now: float, everything: bool) -> None:
+    def _write(self, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records, seen = self._publisher.state, time.time(), Records(), None
-        if now >= self._save:
-            records = self._devices.records(now_s, everything=everything)
-            seen = self._extractor.save_seen()
-            size = len(seen) + 2 * records.size  # the database writes all twice
-            self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
+        state, now_s = self._publisher.state, time.time()
+        records, seen = self._devices.records(now_s, everything=everything), self._extractor.save_seen()
+        document, self._unsaved = self._unsaved, None
+        size = len(seen) + 2 * (records.size + len(document or b""))  # the database writes all twice
+        self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
                 if records.learnt:
                     self._devices.keep(records, now_s)
-                if seen is not None:
-                    replace_file(seen_path(state.path), seen)
+                replace_file(seen_path(state.path), seen)
                 if document is not None:
                     state.document_put("devices", document, now_s)
                 self._trouble = ""
@@ -600,6 +644,12 @@ class Publisher:
         except StateError:
             if not self._stop.is_set():  # else the end has not waited for us, and closed the state
                 raise
+
+    def change(self, config: AgentConfig) -> None:
+        """Go by another configuration, whose `config.LIVE` keys may differ."""
+        self.health_s = config.health_s
+        if self.control:
+            self.control.change(config)
 
     def line(self) -> dict[str, Any]:
         """How the line to the broker is, for `status`."""
