@@ -256,4 +256,4 @@ def test_a_damaged_state_file_is_kept_aside_and_counted_and_the_agent_alerts(sit
             wait_until(lambda: keys(site.lines()) <= site.collector.stored(), 20)
             wait_until(lambda: site.heard("health")[-1]["counters"].get("state_damaged") == 1)
     assert (site.disk / "box.sqlite.corrupt").read_bytes() == b"no database " * 1000
-    assert site.said().count("is corrupt") == 1
+    assert site.said().count("cannot be used (file is not a database): moved to box.sqlite.corrupt") == 1
