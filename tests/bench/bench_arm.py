@@ -1,7 +1,7 @@
 """Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm [BUNDLE]``.
 
 Counted by qemu in the arm64 root of `tests.arm.root` (cortex-a72), so the same on every machine; an instruction is not
-a time: no cache and no waiting is in it. Each figure is of two captures, one three times as long as the other: what
+a time: no cache and no waiting is in it. Each figure is of two captures, one longer than the other: what
 more the longer one takes by the packets it has more, so that nothing of import, start and first calls is in it. Every
 run begins with nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home again
 and again, a few packets a minute, where what is done each minute and each batch weighs most; and a scan of 1,000
@@ -51,13 +51,13 @@ def captures() -> dict[str, tuple[Path, Path]]:
     """A short and a long one of each kind of traffic."""
     day = merged(*(read(file) for file in sorted(LATER.glob("*/*.pcap"))))
     span = day[-1][0] - day[0][0] + S
-    flood = list(steady(scan(30_000), day[0][0], 1000.0))
+    flood = list(steady(scan(15_000), day[0][0], 1000.0))
 
     def days(count: int) -> list[Frame]:
         return [(t_ns + number * span, length, data) for number in range(count) for t_ns, length, data in day]
 
     made = {}
-    for kind, short, long in (("quiet home", days(3), days(9)), ("scan", flood[:10_000], flood)):
+    for kind, short, long in (("quiet home", days(2), days(4)), ("scan", flood[:5000], flood)):
         files = tuple(WORK / f"{kind.replace(' ', '-')}-{name}.pcap" for name in ("short", "long"))
         for file, frames in zip(files, (short, long), strict=True):
             file.write_bytes(pcap(frames, nanoseconds=True))
