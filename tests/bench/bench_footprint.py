@@ -194,7 +194,7 @@ def measure(idle_s: float) -> int:
             finally:
                 done.set()
                 agent.terminate()
-                agent.wait(10)
+                agent.wait(60)
     return int(not kept)
 
 
