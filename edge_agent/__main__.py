@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"example:\n  {PROG} replay day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883",
         formatter_class=raw,
     )
-    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order")
+    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
     replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts, through the outbox, over MQTT")
     replay.add_argument(
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
@@ -403,7 +403,8 @@ def _replay(args: argparse.Namespace) -> int:
     with publisher.running() if publisher else nullcontext():
         with Progress("packets") as progress:
             try:
-                agents.replay(agent, args.files, give, progress.step)
+                files = [Path("/dev/stdin") if str(file) == "-" else file for file in args.files]
+                agents.replay(agent, files, give, progress.step)
             except (CaptureError, StateError) as error:
                 status = _say(error, 1)
         seconds = time.monotonic() - began
