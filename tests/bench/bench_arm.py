@@ -1,8 +1,11 @@
-"""Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm BUNDLE CAPTURE``.
+"""Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm [BUNDLE]``.
 
 Counted by qemu in the arm64 root of `tests.arm.root` (cortex-a72), so the same on every machine; an instruction is not
-a time: no cache and no waiting is in it. Each figure is (count of n + m times - count of n times) / m / packets, with
-nothing of start and import in it. Without arguments a home is generated and fitted, and its later day is the capture.
+a time: no cache and no waiting is in it. Each figure is of two captures, one longer than the other: what
+more the longer one takes by the packets it has more, so that nothing of import, start and first calls is in it. Every
+run begins with nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home again
+and again, a few packets a minute, where what is done each minute and each batch weighs most; and a scan of 1,000
+packets a second, all in an alarm, where every row is scored twice and classified. ``BUNDLE`` replaces that home's.
 """
 
 import argparse
@@ -12,6 +15,9 @@ import sys
 from pathlib import Path
 
 from tests.arm.root import BOOKWORM, ROOT, WORK, Arm, Unavailable, prepare
+from tests.bench.home import LATER, home
+from tests.reference.frames import pcap
+from tests.traffic import Frame, S, merged, read, scan, steady
 
 SOURCE = ROOT / "tests" / "arm" / "count.c"
 WORKER = ROOT / "tests" / "arm" / "work.py"
@@ -41,28 +47,45 @@ def count(arm: Arm, library: Path, *arguments: str) -> tuple[int, str]:
     return int(found.group(1)), done.stdout
 
 
+def captures() -> dict[str, tuple[Path, Path]]:
+    """A short and a long one of each kind of traffic."""
+    day = merged(*(read(file) for file in sorted(LATER.glob("*/*.pcap"))))
+    span = day[-1][0] - day[0][0] + S
+    flood = list(steady(scan(15_000), day[0][0], 1000.0))
+
+    def days(count: int) -> list[Frame]:
+        return [(t_ns + number * span, length, data) for number in range(count) for t_ns, length, data in day]
+
+    made = {}
+    for kind, short, long in (("quiet home", days(2), days(4)), ("scan", flood[:5000], flood)):
+        files = tuple(WORK / f"{kind.replace(' ', '-')}-{name}.pcap" for name in ("short", "long"))
+        for file, frames in zip(files, (short, long), strict=True):
+            file.write_bytes(pcap(frames, nanoseconds=True))
+        made[kind] = files[0], files[1]
+    return made
+
+
 def main(argv: list[str]) -> int:
     """Print the figures; 1 when they cannot be made here."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_arm")
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("capture", type=Path, nargs="?")
     args = parser.parse_args(argv)
     try:
         arm = prepare(BOOKWORM)
         library = plugin(arm)
-        bundle, capture = args.bundle, args.capture
-        if capture is None:
-            from tests.bench.home import home
-
-            bundle, capture = home()
-        print(f"aarch64 (cortex-a72 under qemu, Debian 12), instructions per packet, {capture.name}:")
-        for part, low, more in (("kernel", 1, 2), ("autoencoder", 0, 4), ("all", 1, 2)):
-            counts = []
-            for times in (low, low + more):
-                made, said = count(arm, library, str(WORKER), part, str(times), str(capture), str(bundle))
-                counts.append(made)
-            each = (counts[1] - counts[0]) / more / int(said)
-            print(f"  {part:12} {each:10,.0f}", flush=True)
+        made = home()[0]  # and its captures
+        bundle, of = args.bundle or made, captures()
+        print("aarch64 (cortex-a72 under qemu, Debian 12), instructions per packet:")
+        for part, kind, two in (
+            ("kernel", "quiet home", of["quiet home"]),
+            ("kernel", "scan", of["scan"]),
+            ("autoencoder", "any row", (4096, 12288)),
+            ("all", "quiet home", of["quiet home"]),
+            ("all", "scan", of["scan"]),
+        ):
+            runs = [count(arm, library, str(WORKER), part, str(what), str(bundle)) for what in two]
+            each = (runs[1][0] - runs[0][0]) / (int(runs[1][1]) - int(runs[0][1]))
+            print(f"  {part:12} {kind:12} {each:10,.0f}", flush=True)
     except Unavailable as reason:
         print(f"instructions on aarch64: not counted here: {reason}", file=sys.stderr)
         return 1
