@@ -149,6 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     trial.set_defaults(run=_trial)
 
+    text = "write one archive of what is needed to help: configuration, check, counters, versions, log; without secrets"
+    support = commands.add_parser(
+        "support",
+        parents=[common],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} support --config /etc/botwatch/agent.yaml --out support.tar.gz",
+        formatter_class=raw,
+    )
+    support.add_argument("--out", type=Path, metavar="FILE", required=True, help="tar.gz that only you can read")
+    support.set_defaults(run=_support, broker=None)
+
     def lasting(parser: argparse.ArgumentParser, default: str) -> None:
         text = f"90s, 15m, 24h, 7d (default {default})"
         parser.add_argument("--for", type=_duration, dest="for_s", metavar="TIME", help=text)
@@ -475,6 +487,25 @@ def _rows(args: argparse.Namespace) -> int:
         return _say(error, 1)
     except OSError as error:
         return _say(f"{error.filename or args.out}: {error.strerror}", 1)
+    return 0
+
+
+def _support(args: argparse.Namespace) -> int:
+    from edge_agent import support
+
+    bundle: Bundle | str
+    try:
+        config = _config(args)
+        try:
+            bundle = _bundle(config)
+        except _Refused as refused:
+            bundle = str(refused)
+        names = support.write(config, bundle, args.out)
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except OSError as error:
+        return _say(f"{args.out}: {error.strerror}", 1)
+    print(f"{args.out}: {', '.join(names)}; it has names, addresses and counters of this network, and no secret")
     return 0
 
 
