@@ -176,6 +176,11 @@ class Link:
         self._replies.append((where, payload, correlation))
         self.wake()
 
+    def want_commands(self, wanted: bool) -> None:
+        """Whether the broker's commands are wanted from now on. For any thread."""
+        self._commands = wanted
+        self.wake()
+
     def room(self) -> int:
         """How many more replies may wait."""
         return _MAX_COMMANDS - len(self._replies)
@@ -225,6 +230,7 @@ class _Session:
         self._link, config = link, link.config
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
+        self._asked = False  # for commands
         self._problem, self._refused_by_tls = "", False
         self._retained_seen: dict[str, _Retained] = {}
         self._retained_told: dict[str, _Retained] = {}
@@ -275,6 +281,8 @@ class _Session:
             if client.socket() is None:
                 return self._ended()
             if link.connected:
+                if self._asked != link._commands:
+                    self._ask_for_commands()
                 self._tell_retained()
                 self._answer()
                 self._ship()
@@ -518,7 +526,12 @@ class _Session:
         link.counts.repeated += again
         logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
         client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
-        if not link._commands:
+        self._ask_for_commands()
+
+    def _ask_for_commands(self) -> None:
+        link, client = self._link, self._client
+        self._asked = link._commands
+        if not self._asked:
             client.unsubscribe(link._commands_filter)  # the session may be from a time when they were wanted
         elif self._level == 5:  # a retained one is told apart even when it comes live
             client.subscribe(link._commands_filter, options=SubscribeOptions(qos=1, retainAsPublished=True))
