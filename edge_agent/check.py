@@ -4,6 +4,7 @@ Nothing is changed and nothing is sent but a connection to the broker.
 """
 
 import os
+import select
 import shutil
 import socket
 import time
@@ -15,10 +16,11 @@ from pathlib import Path
 from edge_agent.attach import merging, way_out
 from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError, explain
+from edge_agent.contract.broker import BrokerError, explain, last_words
 from edge_agent.contract.bundle import Bundle
 
 _FREE_BYTES = 64 << 20
+_LAST_WORDS_S = 0.5  # how long a broker may take to say, TLS being up, what is wrong with our certificate
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ def _broker(config: AgentConfig) -> Finding:
             if tls is None:
                 return Finding(what, False, "can be reached, without TLS")
             with tls.wrap_socket(line, server_hostname=broker.host) as secured:
+                select.select([secured], [], [], _LAST_WORDS_S)
+                if said := last_words(secured):
+                    return Finding(what, True, f"{said}; alerts would wait in {config.outbox.path}")
                 return Finding(what, False, f"can be reached, {secured.version()}")
     except BrokerError as error:
         return Finding(what, True, str(error))

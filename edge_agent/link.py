@@ -55,7 +55,8 @@ _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
 _MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
 _MAX_COMMANDS = 64  # commands, and replies, that wait
 _MAX_CORRELATION = 256  # bytes that a reply gives back
-_BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
+_BROKEN = (OSError, MQTTException, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
+"""What paho raises on a broken or rogue broker: it ends a connection and never the thread."""
 
 
 @dataclass
@@ -478,7 +479,7 @@ class _Session:
             self._step(0.05)
             self._settle()
         last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
-        while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
+        while client.socket() is not None and not last.is_published() and time.monotonic() < deadline:
             self._step(0.05)
             self._settle()
         client.disconnect()
