@@ -412,7 +412,8 @@ class Detector:
             )
         self._decision = decision
         self._columns = manifest.columns
-        self._at = cols.indices(manifest.columns)
+        every = manifest.columns == cols.ALL_COLUMNS  # then no copy is needed to take them
+        self._at: Any = slice(None) if every else cols.indices(manifest.columns)
         self._scaler = bundle.scaler
         self._scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
         self._classify = Model(bundle.classifier) if bundle.classifier else None
@@ -923,7 +924,8 @@ class Detector:
 
     def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The model's columns of some of the rows from ``at`` on, (m, k)."""
-        return batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
+        values: NDArray[np.float32] = batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
+        return values
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
@@ -970,7 +972,7 @@ class Detector:
         return _Vote(
             subject.last_vote_ns,
             batch.scored.rows.meta[index].copy(),
-            batch.scored.rows.values[index, self._at],
+            batch.scored.rows.values[index, self._at].copy(),
             _text(batch.scored.routes.addresses[index], batch.scored.routes.versions[index]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
