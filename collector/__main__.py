@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collector.ingest import CollectorConfig, Ingest, OrderError, order
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="for the reply (default %(default)s s)"
     )
+    command.add_argument("--out", type=Path, metavar="FILE", help="of evidence, the pcap (default ALERT-ID.pcap)")
     command.set_defaults(run=_command)
     return parser
 
@@ -114,7 +117,7 @@ def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
         id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
         who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
         command = Command.read(arguments.verb, {"id": id_, **who, **said})
-        reply = order(config.broker, arguments.gateway, command, arguments.timeout)
+        reply, content = order(config.broker, arguments.gateway, command, arguments.timeout)
     except MessageError as error:
         print(f"botwatch collector: {error}", file=sys.stderr)
         return 2
@@ -124,6 +127,15 @@ def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     if reply.error:
         print(f"botwatch collector: {_plain(arguments.gateway)}: {_plain(reply.error)}", file=sys.stderr)
         return 1
+    if content:
+        file = arguments.out or Path(f"{command.arguments['alert']}.pcap")
+        try:
+            file.write_bytes(content)
+        except OSError as error:
+            print(f"botwatch collector: {file}: {error.strerror}", file=sys.stderr)
+            return 1
+        print(f"{file}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        return 0
     print(json.dumps(reply.result, indent=1))  # in ASCII: a gateway's words must not move the cursor
     return 0
 

@@ -5,6 +5,7 @@ beyond the last acknowledged one (MQTT 5; under 3.1.1 it is TCP that makes it wa
 commit and acknowledgement gets the same messages again, and the store recognises them.
 """
 
+import hashlib
 import importlib.resources
 import json
 import logging
@@ -31,7 +32,11 @@ from collector.store import Arrival, BadRow, Fresh, Rejection, Store, StoreBusy
 from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
+    CHUNK_BYTES,
+    MAX_CHUNK,
+    MAX_EVIDENCE,
     Alert,
+    Chunk,
     Command,
     MessageError,
     Reply,
@@ -380,12 +385,22 @@ class _Session:
             self._problem = plain(text)
 
 
+_MAX_PARTS = -(-MAX_EVIDENCE // CHUNK_BYTES)
+
+
+def _follows(command: Command) -> bool:
+    """Whether parts of something larger follow the reply."""
+    return command.verb == "evidence"
+
+
 class OrderError(Exception):
     """A command that could not be sent, or that nobody answered; the message says which."""
 
 
-def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float) -> Reply:
+def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float) -> tuple[Reply, bytes]:
     """Send ``command`` to a gateway and wait for its reply, over a connection of its own.
+
+    With it comes what the reply said would follow (the pcap, for `evidence`), whose sha256 is that of the reply.
 
     Raises BrokerError for files that do not serve, MessageError for a gateway that cannot be named, OrderError else.
     """
@@ -394,11 +409,12 @@ def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float
     problem = ""
     for level in levels:
         try:
-            reply, problem = _Order(config, gateway, command, level).ask(deadline)
+            asked = _Order(config, gateway, command, level)
+            reply, problem = asked.ask(deadline)
         except _BROKEN as error:
             raise OrderError(f"broker {config.address}: {explain(error)}") from error
         if reply:
-            return reply
+            return reply, asked.content()
         if time.monotonic() >= deadline or "MQTT version" not in problem:
             break
     raise OrderError(problem)
@@ -410,6 +426,8 @@ class _Order:
     def __init__(self, config: BrokerConfig, gateway: str, command: Command, level: int) -> None:
         self._config, self._gateway, self._command, self._level = config, gateway, command, level
         self._mine = topic(gateway, f"reply/{secrets.token_hex(8)}", config.base)
+        self._parts_of = topic(gateway, f"chunk/{command.arguments['alert']}", config.base) if _follows(command) else ""
+        self._parts: dict[int, bytes] = {}
         self._reply: Reply | None = None
         self._answered, self._problem = False, ""
         self._client = client = mqtt.Client(
@@ -433,13 +451,34 @@ class _Order:
         client, config = self._client, self._config
         client.connect(config.host, config.port, config.keepalive_s)
         try:
-            while not self._reply and not self._problem and time.monotonic() < deadline:
-                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS and not self._reply:
+            while not self._complete() and not self._problem and time.monotonic() < deadline:
+                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS and not self._complete():
                     version = "" if self._answered else " (or does not speak this MQTT version)"
                     self._problem = self._problem or f"broker {config.address}: hung up{version}"
         finally:
             client.disconnect()
-        return self._reply, self._problem or f"no reply from {self._gateway}: is it running, and does it take commands?"
+        if self._reply and not self._problem and not self._complete():
+            self._problem = f"{len(self._parts)} of {self._expected()} parts came from {self._gateway} in time"
+        if self._problem:
+            return None, self._problem
+        return self._reply, f"no reply from {self._gateway}: is it running, and does it take commands?"
+
+    def _expected(self) -> int:
+        """How many parts follow the reply that is there."""
+        told = (self._reply.result or {}).get("count") if self._reply and self._parts_of else 0
+        return told if isinstance(told, int) and 0 <= told <= _MAX_PARTS else _MAX_PARTS
+
+    def _complete(self) -> bool:
+        return self._reply is not None and (bool(self._reply.error) or len(self._parts) >= self._expected())
+
+    def content(self) -> bytes:
+        """What came in parts, or an OrderError when it is not what the reply tells."""
+        if not self._parts_of or not self._reply or not self._reply.result:
+            return b""
+        content = b"".join(self._parts.get(part, b"") for part in range(self._expected()))
+        if hashlib.sha256(content).hexdigest() != self._reply.result.get("sha256"):
+            raise OrderError(f"what came from {self._gateway} has not the sha256 that its reply tells")
+        return content
 
     def _on_connect(
         self, client: mqtt.Client, _data: Any, _flags: mqtt.ConnectFlags, reason: ReasonCode, _props: Properties | None
@@ -450,7 +489,9 @@ class _Order:
             self._problem = f"broker {self._config.address} refuses the connection: {reason}{version}"
             return
         usual = topic(self._gateway, "reply", self._config.base)
-        client.subscribe([(self._mine, SubscribeOptions(qos=1))] if self._level == 5 else [(usual, 1)])
+        wanted = [self._mine if self._level == 5 else usual, *([self._parts_of] if self._parts_of else [])]
+        options: Any = SubscribeOptions(qos=1) if self._level == 5 else 1
+        client.subscribe([(where, options) for where in wanted])
 
     def _on_subscribe(
         self, client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _props: Properties | None
@@ -480,6 +521,11 @@ class _Order:
 
     def _on_message(self, _client: mqtt.Client, _data: Any, m: mqtt.MQTTMessage) -> None:
         try:
+            if self._parts_of and _topic(m) == self._parts_of:
+                chunk = Chunk.read(decode(bytes(m.payload), MAX_CHUNK))
+                if chunk.part < _MAX_PARTS and len(chunk.data) <= CHUNK_BYTES:
+                    self._parts[chunk.part] = chunk.data
+                return
             reply = Reply.read(decode(bytes(m.payload)))
         except MessageError as error:
             logger.warning("a reply that is none: %s", error)

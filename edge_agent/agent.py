@@ -25,7 +25,7 @@ from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Origin, Refused
 from edge_agent.detector import LATE_S, Detector
 from edge_agent.devices import Devices, Records
-from edge_agent.evidence import EvidenceStore
+from edge_agent.evidence import EvidenceError, EvidenceStore, chunks
 from edge_agent.features import Extractor, FeatureStateError, Rows
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
@@ -232,6 +232,7 @@ def run(
         if publisher:
             control.describe("broker", publisher.line)
         control.register("test-alert", lambda command, origin: _trial(agent, give, command, origin))
+        control.register("evidence", lambda command, origin: _send_evidence(agent, control, command, origin))
         control.register(
             "learn", lambda command, _: _relearn(agent.devices, control.device(command.arguments["device"]))
         )
@@ -278,6 +279,20 @@ def _trial(agent: Agent, give: Callable[..., None], command: messages.Command, o
     alerts = agent.alerter.trial(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
     give(*alerts)
     return {"id": alerts[0]["alert"]["context"]["botwatch"]["id"], "alerts": len(alerts)}
+
+
+def _send_evidence(agent: Agent, control: Control, command: messages.Command, origin: Origin) -> dict[str, Any]:
+    """Done for the command `evidence`: the parts go after the reply, straight to the broker and not over the disk."""
+    if origin == "local":
+        raise Refused("on the gateway `botwatch agent evidence` reads it")
+    if agent.evidence is None:
+        raise Refused("no evidence is kept here (evidence.path)")
+    try:
+        told, parts = chunks(agent.evidence.folder, command.arguments["alert"])
+    except EvidenceError as error:
+        raise Refused(str(error)) from error
+    control.follow([(f"chunk/{c.id}", messages.encode(c.document(), messages.MAX_CHUNK)) for c in parts])
+    return told
 
 
 def _relearn(devices: Devices, device: str) -> dict[str, Any]:

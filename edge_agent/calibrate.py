@@ -215,19 +215,29 @@ class Own:
     towards ``margin`` times the device's own high minutes by its effective sample size. They are never below the shared
     ones and held below a cap. Rows that were flagged teach nothing, nor do minutes in an alarm.
 
-    Until it is `learnt` a device's score is judged by a limit that comes down from the cap to the device's own in the
-    same way, as minutes come in; counts by the shared bounds. What was seen by then is as high as the limits can ever
-    get: later minutes make it surer or bring it down, so that a slow ramp is not learnt. A device that goes on beyond
-    it is `stale`: it should be learnt anew, which nothing here does by itself.
+    Until it is `learnt` a device's score is judged by a limit that comes down from ``start`` times the shared one to
+    the device's own in the same way, as minutes come in; counts by the shared bounds. ``start`` is what the bundle is
+    stricter by in a device's first minutes anyway: there learning misses nothing that a bundle alone would find. What
+    was seen by then is as high as the limits can ever get: later minutes make it surer or bring it down, so that a slow
+    ramp is not learnt. A device that goes on beyond it is `stale`: it should be learnt anew, which nothing here does by
+    itself.
 
     ``k`` of ``w`` rows are the vote; ``min_s`` is the shortest time of learning; ``first_ns`` (packet time) its begin.
     ``sample`` is given the minutes that teach, so that rows of them are kept.
     """
 
     def __init__(
-        self, first_ns: int, margin: float, k: int, w: int, min_s: float = OWN_S, sample: Sample | None = None
+        self,
+        first_ns: int,
+        margin: float,
+        k: int,
+        w: int,
+        min_s: float = OWN_S,
+        sample: Sample | None = None,
+        start: float = Decision.warmup_score_factor,
     ):
         self._margin, self._k, self._w, self._min_s = margin, k, w, min_s
+        self._start = min(start, OWN_CAP)
         self.sample = sample
         self._begin(first_ns)
 
@@ -239,7 +249,7 @@ class Own:
         self._over: deque[bool] = deque(maxlen=STALE_OF)
         self._calm = self._all = (0.0, 0.0)  # highest vote and count of this minute, without and with flagged rows
         self._recent = self._recent_calm = np.zeros(0)  # the last rows' scores
-        self._factors = (OWN_CAP, 1.0)
+        self._factors = (self._start, 1.0)
         self._highest: tuple[float, float] | None = None  # what the limits rest on, as it was when enough was learnt
         self.rows, self.left_out = 0, 0
         self.learnt_ns: int | None = None
@@ -481,7 +491,7 @@ class Own:
                 if column == 2:
                     found.append(1.0)
                     continue
-                prior = cap
+                prior = self._start
                 independent = min(independent, self.rows * OWN_S / (60.0 * OWN_ROWS))
             share = independent / (independent + OWN_PRIOR)
             found.append(min(max(high, 1.0) ** share * prior ** (1.0 - share), cap))

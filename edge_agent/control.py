@@ -17,7 +17,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +94,7 @@ class Control:
         }
         if outbox is not None:
             self._handlers["replay"] = self._replay
+        self._following: list[tuple[str, bytes]] = []  # what goes after the reply to the command at hand
         self._sections: dict[str, Callable[[], Any]] = {}
         self._changed = False
         self._look_at = self._minute = 0.0
@@ -105,6 +106,12 @@ class Control:
         if verb not in VERBS:
             raise ValueError(f"{verb!r} is no command")
         self._handlers[verb] = handler
+
+    def follow(self, parts: Sequence[tuple[str, bytes]]) -> None:
+        """For a handler: let ``(leaf, payload)`` messages go after its reply, all or, when too much waits, Refused."""
+        if self._link is None or self._link.room() <= len(parts):
+            raise Refused("too much waits to be sent; later there may be room")
+        self._following = [(topic(self._config.gateway, leaf, self._config.broker.base), p) for leaf, p in parts]
 
     def describe(self, section: str, tell: Callable[[], Any]) -> None:
         """Have `status` tell ``section``: something that JSON can hold."""
@@ -195,6 +202,10 @@ class Control:
             self.counts["commands_dropped"] += 1
         else:
             self._send(self._judge(message), message)
+            assert self._link is not None
+            for where, payload in self._following:
+                self._link.reply(where, payload)
+            self._following = []
 
     def _judge(self, message: Incoming) -> bytes:
         """The reply to a command of the broker's, which is done if it may be and has not been."""

@@ -646,7 +646,8 @@ class Detector:
         return float(calibrate.vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
 
     def _new_own(self, _mac: int, t_ns: int) -> calibrate.Own:
-        return calibrate.Own(t_ns, self._decision.vote_margin, self._decision.vote_k, self._decision.vote_w)
+        rule = self._decision
+        return calibrate.Own(t_ns, rule.vote_margin, rule.vote_k, rule.vote_w, start=rule.warmup_score_factor)
 
     def _by_minute(
         self, key: int | bytes, subject: _Subject, t_ns: NDArray[np.int64], index: NDArray[np.intp]

@@ -325,7 +325,8 @@ class Devices:
     def _new(self, t_ns: int) -> Own:
         decision = self._decision
         sample = Sample(self._rng) if self._most_bytes else None
-        return Own(t_ns, decision.vote_margin, decision.vote_k, decision.vote_w, self._min_s, sample)
+        votes = decision.vote_margin, decision.vote_k, decision.vote_w
+        return Own(t_ns, *votes, self._min_s, sample, decision.warmup_score_factor)
 
     def _pack(self, own: Own) -> bytes:
         """One device's record: length of the JSON part, that part, the minutes; compressed."""

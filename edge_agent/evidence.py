@@ -19,12 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.contract.messages import CHUNK_BYTES, Chunk, Evidence
+from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, Evidence
 from edge_agent.features import Cut
 from edge_agent.state import DISK_TROUBLE
-
-MOST_BYTES = 262_144
-"""Of one file: half of it is for what came before the alert."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +83,7 @@ class EvidenceStore:
         self, folder: Path, cut: Callable[[Cut], tuple[int, bytes]], *, seconds: float, most_bytes: int
     ) -> None:
         self.counts = EvidenceCounts()
-        self._folder, self._cut, self._span_ns, self._most = folder, cut, int(seconds * 1e9), most_bytes
+        self.folder, self._cut, self._span_ns, self._most = folder, cut, int(seconds * 1e9), most_bytes
         self._growing: dict[str, _Growing] = {}
         self._told: dict[str, Evidence] = {}
         self._trouble = ""
@@ -102,7 +99,7 @@ class EvidenceStore:
             self._fail(folder, error)
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def begin(self, id: str, subject: Subject) -> Evidence | None:
         """Write what led to episode ``id``; None, counted, when that is not possible."""
@@ -113,13 +110,13 @@ class EvidenceStore:
             to_ns=t_ns + 1,
             mac=subject.device_mac if source else 0,
             address="" if source and subject.device_mac else subject.device_ip,
-            most_bytes=MOST_BYTES // 2 - _HEADER.size,
+            most_bytes=MAX_EVIDENCE // 2 - _HEADER.size,  # half is for what comes after the alert
         )
         linktype, records = self._cut(cut)
         if linktype < 0:
             return None
         content = _HEADER.pack(_MAGIC_NS, 2, 4, 0, 0, _SNAPLEN, linktype) + records
-        path = self._folder / f"{id}.pcap"
+        path = self.folder / f"{id}.pcap"
         part = path.with_suffix(".part")
         try:
             self._make_folder()
@@ -133,7 +130,7 @@ class EvidenceStore:
         self.counts.stored += 1
         self._growing[id] = _Growing(
             t_ns + self._span_ns,
-            Cut(t_ns + 1, t_ns + self._span_ns + 1, cut.mac, cut.address, MOST_BYTES - len(content), False, linktype),
+            Cut(t_ns + 1, t_ns + self._span_ns + 1, cut.mac, cut.address, MAX_EVIDENCE - len(content), False, linktype),
         )
         self._told[id] = Evidence(hashlib.sha256(content).hexdigest(), len(content))
         return self._told[id]
@@ -158,7 +155,7 @@ class EvidenceStore:
         return {f"evidence_{key}": value for key, value in vars(self.counts).items()}
 
     def _grow(self, id: str) -> None:
-        path = self._folder / f"{id}.pcap"
+        path = self.folder / f"{id}.pcap"
         _, records = self._cut(self._growing.pop(id).cut)
         if path.name not in self._sizes:  # it was among the oldest
             return
@@ -183,7 +180,7 @@ class EvidenceStore:
             oldest = min((other for other in self._sizes if other != name), default="")
             if not oldest:
                 return
-            (self._folder / oldest).unlink(missing_ok=True)
+            (self.folder / oldest).unlink(missing_ok=True)
             del self._sizes[oldest]
             self.counts.removed += 1
 
@@ -213,7 +210,7 @@ def fetch(folder: Path, id: str) -> bytes:
         raise EvidenceError(f"{id[:60]!r} is no id of an alert")
     try:
         with (folder / name).open("rb") as file:
-            return file.read(MOST_BYTES)
+            return file.read(MAX_EVIDENCE)
     except FileNotFoundError as error:
         there = len(files(folder)) if folder.is_dir() else 0
         raise EvidenceError(f"no evidence of {id} in {folder} ({there} others)") from error

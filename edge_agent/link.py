@@ -176,6 +176,10 @@ class Link:
         self._replies.append((where, payload, correlation))
         self.wake()
 
+    def room(self) -> int:
+        """How many more replies may wait."""
+        return _MAX_COMMANDS - len(self._replies)
+
     def resend(self) -> None:
         """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
         self._rewind = True
@@ -205,6 +209,15 @@ class _Retained:
     expires_s: int | None
 
 
+@dataclass
+class _Hold:
+    """While a broker refuses what is said on a topic, one message is tried at a time, ever more seldom."""
+
+    backoff: Backoff
+    until: float = 0.0  # steady clock
+    trying: bool = False  # that one message is under way
+
+
 class _Session:
     """One connection, from the attempt to its end. What it leaves unacknowledged, the next one sends again."""
 
@@ -216,11 +229,13 @@ class _Session:
         self._retained_seen: dict[str, _Retained] = {}
         self._retained_told: dict[str, _Retained] = {}
         self._acks: list[tuple[int, ReasonCode]] = []
-        self._rows: dict[int, int] = {}  # message id -> outbox row, of what is under way
+        self._rows: dict[int, tuple[int, str]] = {}  # message id -> outbox row and topic, of what is under way
         self._answers: set[int] = set()  # message ids of replies under way
         self._refused: set[int] = set()
-        self._retry_refused = self._hold_until = 0.0
-        self._hold = Backoff(1.0, _MAX_HOLD_S)
+        self._retry_refused = 0.0
+        self._holds: dict[str, _Hold] = {}  # by topic, where the last word was a refusal; "" is for all
+        self._passed_over = False  # the outbox has handed over rows whose topic is held
+        self._told: set[str] = set()  # refusals that were logged
         self._unheard = False  # what is under way, or was, was heard by nobody
         self._window, self._max_packet = config.inflight, 0
         self.try_other_version = False
@@ -335,38 +350,49 @@ class _Session:
         if not acks:
             return
         self._acks = []
-        done: list[int] = []
-        now, problem = time.monotonic(), ""
+        done: dict[int, str] = {}
+        failed: set[str] = set()
+        problem = ""
         for mid, reason in acks:
             if mid in self._answers:
                 self._answers.discard(mid)
                 link.counts.replies_lost += reason.is_failure
                 continue
-            row = self._rows.pop(mid, None)
+            row, where = self._rows.pop(mid, (None, ""))
             if reason.is_failure:
                 problem = f"refuses {'what we say of ourselves' if row is None else 'alerts'}: {reason}"
                 link.counts.refused += 1
                 if row is not None:
                     self._keep_back(row)
+                    failed.add(where)
             elif row is not None and reason.value == _UNHEARD:
                 problem = "knows nobody who subscribes to alerts"
                 link.counts.unheard += 1
                 self._unheard = True
+                failed.add("")
             elif row is not None:
-                done.append(row)
+                done[row] = where
         if done:
             link._outbox.done(done)
             link.counts.acknowledged += len(done)
+        for where in failed:
+            self._hold(where)
+        for where in {"", *done.values()} - failed if done else ():
+            self._holds.pop(where, None)
         if problem:
-            if now >= self._hold_until:  # all that were under way are one refusal; where one is refused most are
-                self._hold_until = now + self._hold.next()
-            if link.trouble != problem:
+            link.trouble = problem
+            if problem not in self._told:
+                self._told.add(problem)
                 logger.error("broker %s %s; kept, and tried again later", link.config.address, problem)
-                link.trouble = problem
-        elif done:
-            self._hold.reset()
-            if not self._refused:
-                link.trouble = ""
+        elif done and not self._refused:
+            link.trouble = ""
+
+    def _hold(self, where: str) -> None:
+        """Let ``where`` rest; what was under way together is one refusal, since where one is refused most are."""
+        hold, now = self._holds.setdefault(where, _Hold(Backoff(1.0, _MAX_HOLD_S))), time.monotonic()
+        if now >= hold.until:
+            hold.until = now + hold.backoff.next()
+        hold.trying = False
 
     def _keep_back(self, row: int) -> None:
         """Let the others pass ``row`` until it is time to try it again."""
@@ -375,20 +401,31 @@ class _Session:
         self._refused.add(row)
 
     def _ship(self) -> None:
-        """Publish what waits, as far as the window allows; one at a time while the broker refuses."""
-        link, now = self._link, time.monotonic()
-        if self._refused and now > self._retry_refused and not self._rows:
-            self._refused.clear()
-            link._outbox.rewind()
-        if (self._unheard or link._rewind) and not self._rows:  # in order again from the oldest
-            self._unheard = link._rewind = False
-            link._outbox.rewind()
-        if now < self._hold_until or self._unheard or link._rewind:
+        """Publish what waits, as far as the window allows.
+
+        Of a topic that the broker refuses one message is tried at a time, and the others are passed over: those of a
+        gateway's former name may not hold up those of its new one.
+        """
+        link, now, again = self._link, time.monotonic(), False
+        if not self._rows:
+            again = self._unheard or link._rewind or self._rested(now)
+            if self._refused and now > self._retry_refused:
+                self._refused.clear()
+                again = True
+            if again:  # in order again from the oldest
+                self._unheard = link._rewind = self._passed_over = False
+                link._outbox.rewind()
+        everything = self._holds.get("")
+        if self._unheard or link._rewind or (everything and now < everything.until):
             return
-        window = 1 if self._hold.failures else self._window
+        window = 1 if everything else self._window
 
         def send(row: int, where: str, payload: bytes) -> bool:
             if row in self._refused:
+                return True
+            hold = self._holds.get(where)
+            if hold and (hold.trying or now < hold.until):
+                self._passed_over = True
                 return True
             if len(self._rows) >= window or self._client.socket() is None:
                 return False
@@ -400,12 +437,22 @@ class _Session:
                 link.counts.refused += 1
                 return True
             info = self._client.publish(where, payload, qos=1)
-            self._rows[info.mid] = row
+            self._rows[info.mid] = row, where
             link.counts.published += 1
+            if hold:
+                hold.trying = True
             return True
 
         if len(self._rows) < window:
             link._outbox.drain(send)
+        if again or not self._passed_over:  # of a topic that could be tried and was not no row is left
+            held = self._holds.items()
+            self._holds = {name: hold for name, hold in held if not name or hold.trying or now < hold.until}
+
+    def _rested(self, now: float) -> bool:
+        """Whether rows were passed over that may be tried now."""
+        due = (now >= hold.until for where, hold in self._holds.items() if where)
+        return self._passed_over and (not self._holds or any(due))
 
     def _goodbye(self) -> None:
         """Deliver what waits, say `stopped`, and disconnect in a way that does not set off the last will.

@@ -115,6 +115,9 @@ CREATE TABLE unfinished (
     topic TEXT NOT NULL,
     payload BLOB NOT NULL                  -- the last message on it
 );
+-- By time: else each acknowledgement would look at all rows that are kept for those that are too old.
+DROP INDEX outbox_acked;
+CREATE INDEX outbox_acked ON outbox (acked_s) WHERE acked_s IS NOT NULL;
 """
 
 _SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
@@ -127,11 +130,23 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """What a disk says that is full or fails, and may get over; a wrong path does not."""
 
 # The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
-_DROP_ORDER = ("acked_s IS NOT NULL", "acked_s IS NULL AND droppable", "acked_s IS NULL")
+_DROP_ORDER = (
+    "acked_s IS NOT NULL ORDER BY acked_s",
+    "acked_s IS NULL AND droppable ORDER BY id",
+    "acked_s IS NULL ORDER BY id",
+)
 
 
 class StateError(Exception):
-    """The state file cannot be used now (disk full, no permission, a newer version's file)."""
+    """The state file cannot be used now (disk full, no permission, another agent's)."""
+
+
+class _NewerError(Exception):
+    """The file is a newer version's."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version {version} of a newer agent, this one knows {SCHEMA_VERSION}")
+        self.version = version
 
 
 class StateUnwritableError(StateError):
@@ -151,11 +166,12 @@ class OutboxSize:
 class State:
     """The state file at ``path``, made when it is not there; its folder must exist.
 
-    A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt`` (the one before it is overwritten)
-    and a new one is begun: a gateway that lost its memory is better than one that does not start. ``damaged`` counts
-    that. While the disk is full or fails, calls raise StateUnwritableError; ``trouble`` has what it said when the file
-    was opened, "" when all is well. A ``guest``, who only leaves word for the agent, neither makes a file nor moves
-    one. Raises StateError when no file can ever be used here.
+    A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt``, one of a newer agent's version 7 to
+    ``<name>.v7`` (the one before it is overwritten), and a new one is begun: a gateway that lost its memory is better
+    than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
+    StateUnwritableError; ``trouble`` has what it said when the file was opened, "" when all is well. A ``guest``, who
+    only leaves word for the agent, neither makes a file nor moves one. Raises StateError when no file can ever be used
+    here.
     """
 
     def __init__(self, path: Path, *, guest: bool = False) -> None:
@@ -170,7 +186,7 @@ class State:
                 raise StateError(f"{self.path}: there is no such file")
             try:
                 self._db = self._open(check=False)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, _NewerError) as error:
                 raise StateError(f"{self.path}: {error}") from error
         else:
             self._begin()
@@ -180,14 +196,16 @@ class State:
         self.trouble, self._retry = "", time.monotonic() + _RETRY_S
         try:
             self._db = self._open(check=not self._checked)
+        except _NewerError as error:
+            self._move_aside(error, f"v{error.version}")
         except sqlite3.DatabaseError as error:
             if _corrupt(error):
-                self._move_aside(error)
+                self._move_aside(error, "corrupt")
             elif not _passing(error, self.path):
                 raise StateError(f"{self.path}: {error}") from error
             else:
                 self.trouble = str(error)
-                with suppress(sqlite3.DatabaseError):
+                with suppress(sqlite3.DatabaseError, _NewerError):
                     self._db = self._open(check=not self._checked, alone=True)
         self._checked = self._checked or self._db is not None
 
@@ -204,7 +222,7 @@ class State:
                 raise sqlite3.DatabaseError(damage)
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
-                raise StateError(f"{self.path}: version {version} of a newer agent, this one knows {SCHEMA_VERSION}")
+                raise _NewerError(version)
             if version < SCHEMA_VERSION:
                 new = "".join(_SCHEMAS[version:])
                 db.executescript(f"BEGIN IMMEDIATE;{new}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
@@ -213,20 +231,22 @@ class State:
             raise
         return db
 
-    def _move_aside(self, error: Exception) -> None:
-        """Begin a new file in the place of a corrupt one, which is kept together with its log."""
-        aside = self.path.with_name(self.path.name + ".corrupt")
-        logger.error("state %s is corrupt (%s): moved to %s, starting anew", self.path, error, aside.name)
+    def _move_aside(self, error: Exception, suffix: str) -> None:
+        """Begin a new file in the place of one that will not do, which is kept together with its log."""
+        aside = self.path.with_name(f"{self.path.name}.{suffix}")
         claimed, self._db = self._claim is not None, None
+        if not claimed and self._in_use():
+            raise StateError(f"{self.path}: {error}; another agent runs with it")
+        logger.error("state %s cannot be used (%s): moved to %s, starting anew", self.path, error, aside.name)
         try:
             self.path.with_name(self.path.name + "-shm").unlink(missing_ok=True)
-            for suffix in ("-wal", ""):
+            for part in ("-wal", ""):
                 with suppress(FileNotFoundError):
-                    self.path.with_name(self.path.name + suffix).replace(aside.with_name(aside.name + suffix))
+                    self.path.with_name(self.path.name + part).replace(aside.with_name(aside.name + part))
             self.damaged += 1
             self._db = self._open(check=True)
         except OSError as problem:
-            raise StateError(f"{self.path}: corrupt and cannot be moved aside: {problem}") from problem
+            raise StateError(f"{self.path}: {error}; cannot be moved aside: {problem}") from problem
         except sqlite3.DatabaseError as again:
             if not _passing(again, self.path):
                 raise StateError(f"{self.path}: {again}") from again
@@ -256,7 +276,7 @@ class State:
                     raise StateError(f"{self.path}: {error}") from error
                 if self._db is not None:
                     self._db.close()
-                self._move_aside(error)
+                self._move_aside(error, "corrupt")
                 raise StateUnwritableError(f"{self.path}: {error}; begun anew") from error
 
     def _usable(self) -> sqlite3.Connection:
@@ -271,6 +291,18 @@ class State:
         if self._db is None:
             raise StateUnwritableError(f"{self.path}: {self.trouble}")
         return self._db
+
+    def _in_use(self) -> bool:
+        """Whether another process has claimed the file."""
+        with suppress(OSError):
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(handle)
+        return False
 
     def claim(self, wait_s: float = 0.0) -> bool:
         """Be the one process that acts on this file, until `close` or death; False when another is, after ``wait_s``.
@@ -320,7 +352,7 @@ class State:
                 if rows_over <= 0 and bytes_over <= 0:
                     break
                 doomed = []
-                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where} ORDER BY id"):
+                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where}"):
                     if rows_over <= 0 and bytes_over <= 0:
                         break
                     doomed.append((row,))

@@ -74,6 +74,7 @@ class Day:
     early: int  # those of them in the capture's first ten minutes
     learnt: int | None = None  # episodes with limits learnt on site, from when the device has learnt
     learnt_flagged: float | None = None  # share of rows flagged then
+    learning: int | None = None  # episodes of an agent that learns, from its first packet on
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Evaluation:
     skipped: tuple[str, ...] = ()
     floor: dict[str, dict[float, bool]] = field(default_factory=dict)  # attack -> rate -> alerted within a minute
     device_days: float = 0.0
+    learning: tuple[Trial, ...] = ()  # attacks alone, met by an agent that has just begun to learn
 
     @property
     def false_alerts(self) -> int:
@@ -184,7 +186,8 @@ def evaluate(
 ) -> Evaluation:
     """Try a bundle on manifests (each with the folder its files start from).
 
-    ``learn`` also judges each benign capture with limits learnt on site; ``floor`` sends each attack from the quietest
+    ``learn`` also judges each benign capture, and each attack alone, by an agent that learns limits on site from their
+    first packet on; ``floor`` sends each attack from the quietest
     device at every one of ``rates`` (packets/s). ``most_pairs`` bounds the devices an attack is put into.
     """
     judge = Judge(bundle)
@@ -213,7 +216,9 @@ def evaluate(
     newest = {item.capture.device: (item, own) for item, own in homes}  # a manifest lists days in order
     places = list(newest.values())[:most_pairs]
 
-    steps = len(benign) + len(attacks) * (1 + len(places)) + (len(attacks) * len(rates) if floor and places else 0)
+    steps = (
+        len(benign) + len(attacks) * (1 + learn + len(places)) + (len(attacks) * len(rates) if floor and places else 0)
+    )
     with Progress("evaluating", steps) as progress:
 
         def step(text: str) -> None:
@@ -221,6 +226,7 @@ def evaluate(
 
         days = tuple(_day(judge, item, learn, step) for item in benign)
         alone = tuple(_alone(judge, item, source, step) for item, source in attacks)
+        learning = tuple(_alone(judge, item, source, step, learn=True) for item, source in attacks if learn)
         injected = tuple(
             _injected(judge, item, source, place, own, step) for item, source in attacks for place, own in places
         )
@@ -230,7 +236,8 @@ def evaluate(
             for item, source in attacks:
                 name = str(item.capture.file)
                 found[name] = {rate: _at_rate(judge, source, quiet, own, rate, step) for rate in rates}
-    return Evaluation(bundle.sha256, days, alone, injected, tuple(skipped), found, sum(day.days for day in days))
+    device_days = sum(day.days for day in days)
+    return Evaluation(bundle.sha256, days, alone, injected, tuple(skipped), found, device_days, learning)
 
 
 def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
@@ -238,11 +245,11 @@ def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
     episodes, detector = judge.episodes(frames)
     first, last = frames[0][0], max(frame[0] for frame in frames)
     counters = detector.counters
-    learnt = share = None
+    learnt = share = learning = None
     if learn and item.capture.mac is not None:
         mac = captures.parse_mac(item.capture.mac)
         own_episodes, own_detector = judge.episodes(frames, learn=True)
-        own = own_detector.own(mac)
+        own, learning = own_detector.own(mac), len(own_episodes)
         if own is not None and own.learnt_ns is not None:
             learnt = sum(messages[0].t_ns >= own.learnt_ns for messages in own_episodes)
             share = own.flagged / own.judged if own.judged else None
@@ -258,12 +265,13 @@ def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
         sum(messages[0].t_ns < first + 600 * S for messages in episodes),
         learnt,
         share,
+        learning,
     )
 
 
-def _alone(judge: Judge, item: _Loaded, source: Attack, step: Any) -> Trial:
-    episodes, _ = judge.episodes(item.frames)
-    step(f"{item.capture.file} alone")
+def _alone(judge: Judge, item: _Loaded, source: Attack, step: Any, *, learn: bool = False) -> Trial:
+    episodes, _ = judge.episodes(item.frames, learn)
+    step(f"{item.capture.file} alone{' while learning' if learn else ''}")
     return _trial(item, source, "", episodes, source.host, [source.frames[i][0] for i in source.sent()])
 
 
@@ -350,7 +358,11 @@ def report(evaluation: Evaluation, command: str, base_rate: float = BASE_RATE) -
             f"at most {rate:.2f} a device-day with 95 % confidence ({7 * rate:.1f} a device-week)."
         )
         tables += _benign_tables(evaluation.days)
-    for name, trials in (("in a device's day", evaluation.injected), ("alone, cold start", evaluation.alone)):
+    for name, trials in (
+        ("in a device's day", evaluation.injected),
+        ("alone, cold start", evaluation.alone),
+        ("alone, met by an agent that begins to learn", evaluation.learning),
+    ):
         wanted = [trial for trial in trials if trial.expected]
         if not wanted:
             continue
@@ -454,14 +466,14 @@ def _benign_tables(days: Sequence[Day]) -> list[Table]:
                 ),
             )
         )
-    learnt = [day for day in days if day.learnt is not None]
-    if learnt:
+    learning = [day for day in days if day.learning is not None]
+    if learning:
         tables.append(
             Table(
-                "With limits learnt on site: from when the device has learnt",
-                ("capture", "alerts with shared limits", "alerts then", "rows flagged then"),
-                tuple((day.capture, day.alerts, day.learnt, day.learnt_flagged) for day in learnt),
-                "Learnt: 2,000 packets and a quarter of an hour, at the latest a day. Shorter captures are not listed.",
+                "By an agent that learns limits on site",
+                ("capture", "alerts with shared limits", "alerts", "from when it has learnt", "rows flagged then"),
+                tuple((day.capture, day.alerts, day.learning, day.learnt, day.learnt_flagged) for day in learning),
+                "Learnt: 2,000 packets and a quarter of an hour, at the latest a day. A dash: the capture ends before.",
             )
         )
     return tables

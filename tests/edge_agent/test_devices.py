@@ -1,12 +1,21 @@
 """What the agent learns of devices from generated traffic, what it refuses to learn, and what survives."""
 
 import dataclasses
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 
+from edge_agent import state as states
 from edge_agent.agent import Agent, seen_path
+from edge_agent.allow import AllowList
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
@@ -150,6 +159,17 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
     assert entry(devices)["score_times"] == 1.0
 
 
+@pytest.mark.parametrize("minute", [0.5, 3, 8])
+def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
+    """A flood that only the score sees, above the model's own limit of that time and not far."""
+    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 2000)))
+    shared = found(Detector(bundle), rows)
+    assert minute < first_alert(shared) < minute + 0.2
+    assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
+    own = found(Detector(bundle, learn=Devices(bundle).own), rows)
+    assert first_alert(own) == first_alert(shared)
+
+
 def test_a_flood_during_learning_is_alerted(bundle):
     """In the first ten minutes the model's own warm-up holds; after it the limit has come down with the minutes."""
     told = lived(Devices(bundle), bundle, life(14), flood(11, 3))
@@ -219,7 +239,99 @@ def test_a_slow_ramp_alerts_before_half_of_the_flood_and_is_not_learnt(bundle):
     assert entry(devices)["score_times"] == 1.0
 
 
-# -- power cuts --
+# -- power cuts and upgrades --
+
+SAVER = """
+import sys; from pathlib import Path
+import numpy as np
+from edge_agent.agent import seen_path
+from edge_agent.allow import AllowList, Entry
+from edge_agent.contract import bundle as bundles
+from edge_agent.devices import Devices
+from edge_agent.features import Extractor
+from edge_agent.state import State
+from tests.edge_agent.test_devices import BEGIN, life
+state = State(Path(sys.argv[1])); assert not state.damaged
+devices = Devices(bundles.load(Path(sys.argv[2])), state=state)
+extractor = Extractor(4096, seed=1)
+extractor.push_frames(list(life(1)))
+allowed = AllowList(state, 1000, 1e9, 0.0)
+began = max([own.rows for own in devices.known().values()], default=0)
+values = np.random.default_rng(1).gamma(2.0, 10.0, (20, 140)).astype(np.float32)
+for i in range(began + 1, 10**9):
+    for mac in range(5):
+        own = devices.own(mac, BEGIN)
+        own.rows = i
+        own.sample.see(values, np.full(20, i), np.arange(20), np.full(20, 0.5), 19)
+        own.end_minute(BEGIN + i * 60 * 10**9)
+    devices.keep(devices.records(1e9, everything=True), 1e9)
+    bundles.replace_file(seen_path(state.path), extractor.save_seen())
+    allowed.add(Entry("mute", f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}", 1e9, 2e9), 1e9, 0.0)
+    print(i, flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_state_is_whole_and_as_new_as_the_last_save(bundle, tmp_path):
+    """SIGKILL between saves and in the middle of them: limits, rows, what was seen and the allow list."""
+    path, rng = tmp_path / "s.sqlite", random.Random(7)
+    before, told = 0, set()
+    for _ in range(6):
+        command = [sys.executable, "-c", SAVER, str(path), str(bundle.path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        first = process.stdout.readline()  # it has begun
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        said, errors = process.communicate(timeout=20)
+        lines = (first + said).split(b"\n")[:-1]
+        assert lines, errors
+        saved = int(lines[-1])
+        assert saved > before  # it went on from there
+        state = State(path)
+        devices = Devices(bundle, state=state)
+        assert (state.damaged, devices.counts["devices_unreadable"], devices.counts["runs_unreadable"]) == (0, 0, 0)
+        assert {own.rows for own in devices.known().values()} <= {saved, saved + 1}
+        assert len(devices.known()) == 5
+        assert all(own.sample.runs for own in devices.known().values())
+        told |= {f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}" for i in map(int, lines)}
+        assert told <= {entry.device for entry in AllowList(state, 1000, 1e9, 0.0).active().values()}
+        extractor = Extractor(4096, seed=1)
+        extractor.load(seen_path(path).read_bytes())
+        assert extractor.counts()["devices"] == 2
+        before = max(own.rows for own in devices.known().values())
+        state.close()
+
+
+def test_what_an_agent_of_the_version_before_had_learnt_is_taken_up(bundle, tmp_path):
+    """Records without the rows' figures, in a file without a table for rows."""
+    path = tmp_path / "s.sqlite"
+    devices = Devices(bundle)
+    lived(devices, bundle, life(20))
+    kept, minutes = devices.own(PLUG_MAC, BEGIN).record()
+    text = json.dumps({key: kept[key] for key in kept if key not in ("carried", "sampled")}).encode()
+    record = zlib.compress(len(text).to_bytes(4, "little") + text + minutes.tobytes())
+    with sqlite3.connect(path) as db:
+        db.executescript(f"{states._OUTBOX}{states._LEARNT}{states._CONTROL}PRAGMA user_version=3;")
+        db.execute("INSERT INTO learnt VALUES (?, ?, 1e9, ?)", (bundle.sha256, PLUG_MAC, record))
+    db.close()
+    state = State(path)
+    again = Devices(bundle, state=state)
+    assert {**entry(again), "kept_runs": 0} == {**entry(devices), "kept_runs": 0}
+    other = Devices(dataclasses.replace(bundle, sha256="0" * 64), state=state)
+    other.carry_over(lambda values: 1.0)  # no rows: it learns anew
+    assert other.known() == {}
+    assert again.counts["devices_unreadable"] == 0
+    state.close()
+
+
+def test_an_active_device_is_kept_as_soon_as_it_is(bundle, tmp_path):
+    devices = Devices(bundle)
+    lived(devices, bundle, life(10))
+    assert devices.records(1e9).learnt
+    lived(devices, bundle, life(10, BEGIN + 10 * MINUTE))
+    assert entry(devices)["state"] == "active"
+    assert PLUG_MAC in dict(devices.records(1e9 + 600).learnt)
+    assert PLUG_MAC not in dict(devices.records(1e9 + 1200).learnt)  # then once an hour
 
 
 def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle, tmp_path, caplog):

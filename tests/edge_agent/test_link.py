@@ -25,7 +25,7 @@ from edge_agent.contract.messages import topic
 from edge_agent.link import BrokerConfig, Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State
-from tests.broker import Amqtt, Mosquitto, Scripted, free_port, needs_mosquitto, wait_until
+from tests.broker import Amqtt, Mosquitto, Scripted, any_broker, free_port, needs_mosquitto, wait_until
 
 ALERT, STATUS = topic("gw-001", "alert"), topic("gw-001", "status")
 
@@ -56,10 +56,10 @@ def running(config, outbox):
 class Listener:
     """A subscriber with a session that outlives restarts of the broker; collects (topic, payload) of all it gets."""
 
-    def __init__(self, broker, filters=("botwatch/#",), tls=None):
+    def __init__(self, broker, filters=("botwatch/#",), tls=None, name="listener"):
         self.got, self.subscribed = [], threading.Event()
         self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, "listener", clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+            CallbackAPIVersion.VERSION2, name, clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
         )
         if tls:
             self._client.tls_set_context(tls)
@@ -566,6 +566,31 @@ def test_a_message_that_a_broker_finds_bad_is_kept_and_counted_and_holds_up_no_o
         assert "Payload format invalid" in link.trouble
 
 
+@needs_mosquitto
+def test_alerts_of_a_gateways_former_name_that_are_refused_do_not_hold_up_those_of_its_new_one(
+    tmp_path, outbox, listening
+):
+    """A hundred of them: each one tried costs a wait of up to half a minute."""
+    (tmp_path / "acl").write_text("topic readwrite botwatch/v1/gw/gw-001/#\n")
+    old = topic("gw-000", "alert")
+    outbox.put_all([(old, b"old", False)] * 100 + [(ALERT, b"%d" % i, False) for i in range(200)])
+    with (
+        Mosquitto(tmp_path / "broker", f"acl_file {tmp_path / 'acl'}\n") as broker,
+        running(config_of(broker, inflight=10), outbox) as link,
+    ):
+        listener = listening(broker, filters=(ALERT,))
+        wait_until(lambda: outbox.depth() == 100)
+        assert list(dict.fromkeys(listener.payloads())) == [b"%d" % i for i in range(200)]
+        outbox.put(ALERT, b"new")
+        wait_until(lambda: b"new" in listener.payloads(), 2)
+        assert 10 <= link.counts.refused <= 15  # those under way together, and now and then one more
+        (tmp_path / "acl").write_text("topic readwrite botwatch/v1/gw/#\n")  # the operator lets them pass
+        broker.signal(signal.SIGHUP)
+        late = listening(broker, filters=(old,), name="late")
+        wait_until(lambda: outbox.depth() <= 15, 20)
+        assert len(late.payloads(old)) >= 85
+
+
 def test_a_broker_that_acknowledges_nothing_is_sent_no_more_than_it_takes_and_nothing_is_lost(outbox):
     outbox.put_all([(ALERT, b"%d" % i, False) for i in range(100)])
     with (
@@ -575,6 +600,59 @@ def test_a_broker_that_acknowledges_nothing_is_sent_no_more_than_it_takes_and_no
         wait_until(lambda: len(broker.got) == 7)
         assert link.flush(0.3) == 100
         assert len(broker.got) == 7
+
+
+@needs_mosquitto
+def test_after_a_long_outage_all_goes_out_in_order_and_a_new_alert_does_not_wait_long(tmp_path, outbox, listening):
+    outbox.put_all([(ALERT, b"%d" % i + bytes(1000), i % 3 > 0) for i in range(3000)])
+    with Mosquitto(tmp_path / "broker", "max_inflight_messages 5") as broker:
+        listener = listening(broker)
+        with running(config_of(broker), outbox) as link:
+            wait_until(lambda: len(listener.payloads()) > 10)
+            outbox.put(ALERT, b"new")
+            wait_until(lambda: b"new" in listener.payloads(), 20)
+            assert link.flush(5) == 0
+        got = [payload.rstrip(b"\0") for payload in listener.payloads()]
+        assert got == [*(b"%d" % i for i in range(3000)), b"new"]
+        assert link.counts.refused == link.counts.unheard == 0
+
+
+def test_one_thread_speaks_to_the_broker_whoever_has_something_to_say(tmp_path, outbox, listening, monkeypatch):
+    """Else a thread that publishes and one in a callback of paho's could wait for each other for good."""
+    speaking = set()
+
+    def noted(method):
+        def call(client, *args, **options):
+            if client is not listener._client:
+                speaking.add(threading.get_ident())
+            return method(client, *args, **options)
+
+        return call
+
+    with any_broker(tmp_path / "broker") as broker:
+        listener = listening(broker)
+        for name in ("connect", "publish", "subscribe", "unsubscribe", "loop_read", "loop_write", "loop_misc"):
+            monkeypatch.setattr(mqtt.Client, name, noted(getattr(mqtt.Client, name)))
+        reply = topic("gw-001", "reply")
+        with running(config_of(broker), outbox) as link:
+            says = (
+                lambda i: outbox.put(ALERT, b"%d" % i),
+                lambda i: link.retain("devices", b"%d" % i),
+                lambda i: link.retain("health", b"%d" % i, qos=0),
+                lambda i: link.reply(reply, b"%d" % i),
+                lambda _: link.resend(),
+                lambda _: (link.received(), outbox.depth(), outbox.save()),
+            )
+            threads = [threading.Thread(target=lambda say=say: [say(i) for i in range(50)]) for say in says]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            wait_until(lambda: len(set(listener.payloads())) == 50 and link.counts.replies >= 1)
+            assert link.flush(5) == 0
+            wait_until(lambda: listener.payloads(topic("gw-001", "devices"))[-1:] == [b"49"])
+    assert len(speaking) == 1
+    assert threading.get_ident() not in speaking
 
 
 def test_waits_between_attempts_grow_with_jitter_within_their_bounds_also_when_a_connection_is_lost_at_once(outbox):

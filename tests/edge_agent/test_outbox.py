@@ -1,5 +1,7 @@
 """The outbox: on disk before `put` returns, in order, at least once, in bounds, whatever happens to the file."""
 
+import fcntl
+import os
 import signal
 import sqlite3
 import subprocess
@@ -154,13 +156,29 @@ def test_an_empty_file_is_a_new_one(path):
     assert Outbox(state).depth() == 0
 
 
-def test_a_newer_agents_file_is_left_alone(path):
+def test_a_newer_agents_file_is_kept_aside_and_the_agent_starts(path, caplog):
+    state = State(path)
+    Outbox(state).put("t", b"waits")
+    state.close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(StateError, match="newer agent"):
+    with pytest.raises(StateError, match="newer agent"):  # who only leaves word moves nothing
+        State(path, guest=True)
+    running = os.open(path, os.O_RDONLY)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    with pytest.raises(StateError, match="another agent runs with it"):
         State(path)
-    assert not path.with_name("state.sqlite.corrupt").exists()
+    assert not path.with_name("state.sqlite.v99").exists()
+    os.close(running)
+    state = State(path)
+    assert state.damaged == 1
+    assert len([r for r in caplog.records if "moved to state.sqlite.v99" in r.getMessage()]) == 1
+    assert Outbox(state).depth() == 0
+    state.close()
+    with sqlite3.connect(path.with_name("state.sqlite.v99")) as db:  # whole, for the newer agent to come back to
+        assert db.execute("SELECT payload FROM outbox").fetchall() == [(b"waits",)]
+    db.close()
 
 
 def test_a_folder_that_is_not_there_or_a_closed_file_is_one_readable_error(tmp_path, path):
@@ -312,3 +330,19 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
     assert payloads(outbox) == [b"0", b"1", b"2"]
     assert not State(path).claim()
     assert caplog.text.count("moved to state.sqlite.corrupt") == 1
+
+
+def test_an_acknowledgement_costs_the_same_however_many_rows_are_kept(path):
+    """Counted in steps of SQLite's machine, of which there were as many as rows kept."""
+    state, steps = State(path), []
+    outbox = Outbox(state)
+    for kept in (50, 2000):
+        outbox.put_all([("t", b"x", False)] * kept)
+        *rows, last = [row for row, _ in drained(outbox)]
+        outbox.done(rows)
+        counted = []
+        state._db.set_progress_handler(lambda counted=counted: counted.append(1), 10)
+        outbox.done([last])
+        state._db.set_progress_handler(None, 0)
+        steps.append(len(counted))
+    assert steps[1] < 2 * steps[0], steps

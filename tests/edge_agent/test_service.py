@@ -1,6 +1,8 @@
 """The agent as a service: how it stops and what it does when asked, as a process in a network namespace of its own."""
 
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,6 +243,35 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
     assert "6 tests" in site.collector.said()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["5", '"3.1.1"'])
+def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
+    site: Site, home: Home, version: str
+) -> None:
+    (site.folder / "operator.yaml").write_text(f"broker: {{port: {site.port}, version: {version}}}")
+    with agent(site.wire, home, site.folder, config=site.config):
+        site.wire.send(steady(scan(9000, "192.168.1.57", mac=MAC), 0, 1000), site.folder, 1500)
+        wait_until(lambda: alerts(site.folder), 20)
+        id = alerts(site.folder)[0]["alert"]["context"]["botwatch"]["id"]
+        file, out = site.folder / "evidence" / f"{id}.pcap", site.folder / "fetched.pcap"
+        wait_until(lambda: file.stat().st_size > 48_000, 20)  # so that it comes in parts
+        time.sleep(1)
+        words = (f"alert={id}", "--config", site.folder / "operator.yaml", "--out", out)
+        done = site.order("evidence", *words)
+        assert done.returncode == 0, done.stderr
+        assert out.read_bytes() == file.read_bytes()
+        assert hashlib.sha256(out.read_bytes()).hexdigest() in done.stdout
+        nobody = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44"
+        done = site.order("evidence", f"alert={nobody}", *words[1:3])
+        assert done.returncode == 1
+        assert f"gw-001: no evidence of {nobody}" in done.stderr
+        with closing(State(site.folder / "box.sqlite", guest=True)) as state:
+            assert state.outbox_found('"part":') == []
+    if shutil.which("tshark"):
+        read = subprocess.run(["tshark", "-r", str(out)], capture_output=True, text=True, check=True)
+        assert len(read.stdout.splitlines()) > 500
 
 
 @needs_mosquitto
