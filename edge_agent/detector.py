@@ -78,6 +78,7 @@ AT_ONCE = 256
 
 _FULL, _CARRIED, _FAST = 0, 1, 2  # variants of the score
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+_SLOW = int(np.argmax(_COUNT_DECAY < 1.0))  # the first of those that are; the columns are in the order of their decays
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
@@ -253,7 +254,7 @@ class _Window:
     def add(self, *rows: NDArray[Any]) -> None:
         """Rows, field by field."""
         for name, new in zip(_WINDOW, rows, strict=True):
-            setattr(self, name, np.concatenate([getattr(self, name), new])[-self._w :])
+            setattr(self, name, np.concatenate([getattr(self, name), new[-self._w :]])[-self._w :])
 
 
 _WINDOW = ("full", "hits", "counted", "ratio", "t_ns", "packets", "bytes", "classes", "looks")
@@ -919,8 +920,8 @@ class Detector:
             subject.packets += int(packets.sum())
             subject.bytes += int(total.sum())
             # row after row, so that no rounding depends on where batches are cut
-            subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
-            subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
+            subject.class_sum = np.concatenate([subject.class_sum[None], probabilities[told]]).sum(axis=0)
+            subject.looks_sum = np.concatenate([subject.looks_sum[None], looks[told]]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -1115,8 +1116,9 @@ def _grown(
 ) -> NDArray[np.float64]:
     """What of COUNT_COLUMNS (n, columns) is not left of the earlier ``reference``; of fast ones all."""
     then, old = reference
-    left = old * np.exp2(-_COUNT_DECAY * (np.maximum(t_ns - then, 0)[:, None] / _S))
-    return counts - np.where(_COUNT_DECAY < 1.0, left, 0.0)
+    new = counts.copy()
+    new[:, _SLOW:] -= old[_SLOW:] * np.exp2(-_COUNT_DECAY[_SLOW:] * (np.maximum(t_ns - then, 0)[:, None] / _S))
+    return new
 
 
 def _in_window(past: NDArray[np.bool_], now: NDArray[np.bool_], w: int) -> NDArray[np.int64]:
