@@ -53,7 +53,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
-_BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
+_BROKEN = (OSError, MQTTException, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
+"""What paho raises on a broken or rogue broker: it ends a connection and never the thread."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Ingest:
         self._versions = Versions(config.broker.version)
         self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
         self._purge_at = 0.0
+        self._puzzled = False  # by a message that `judge` broke down on
 
     def run(self, stop: threading.Event) -> None:
         """Receive until ``stop`` is set; then what was received is saved and acknowledged, and the line hung up."""
@@ -170,6 +172,12 @@ class Ingest:
                 said = self._judge.judge(m.topic, m.payload)
             except MessageError as error:
                 rejections.append(Rejection(m.topic, m.payload, str(error), m.received_ns))
+            except Exception as error:  # a mistake of ours; raised, it would bring this message back for ever
+                why = f"cannot be judged: {type(error).__name__}: {error}"
+                if not self._puzzled:
+                    logger.exception("a message on %s %s", m.topic[:80], why)
+                self._puzzled = True
+                rejections.append(Rejection(m.topic, m.payload, why, m.received_ns))
             else:
                 text = m.payload.decode() if isinstance(said, Alert) else ""
                 arrivals.append(Arrival(said, m.received_ns, text))

@@ -320,10 +320,21 @@ def _run(args: argparse.Namespace) -> int:
             if publisher:
                 publisher.give(*alerts)
 
+        def again() -> "AgentConfig | str":
+            if args.config is None:
+                return "the agent was started without a file"
+            try:
+                return _config(args)
+            except _Refused as refused:
+                return str(refused)
+
+        reload = agents.Reload(config, again)
+        signal.signal(signal.SIGHUP, lambda *_: reload.wanted.set())
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
-            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=60.0 * config.learning.save_minutes)
+            save_s = 60.0 * config.learning.save_minutes
+            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
         counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)

@@ -18,7 +18,7 @@ from edge_agent.alerts import Alerter, cut_short
 from edge_agent.attach import Surroundings
 from edge_agent.capture import Interfaces, Source, open_file
 from edge_agent.checkins import CheckIns, Rule
-from edge_agent.config import AgentConfig, EvidenceConfig
+from edge_agent.config import LIVE, AgentConfig, EvidenceConfig, changed
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
@@ -212,12 +212,14 @@ def run(
     publisher: "Publisher | None" = None,
     *,
     save_s: float = 600.0,
+    reload: "Reload | None" = None,
 ) -> dict[str, int]:
     """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
 
     ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
     Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
-    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end.
+    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end. ``reload`` says when
+    there is another configuration.
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
     """
@@ -258,6 +260,10 @@ def run(
             if control and control.poll(now):
                 for alert in agent.alerter.reconsider():
                     give(alert)
+                health.now()
+            if reload and reload.wanted.is_set():
+                health.refused = reload.read(agent, publisher)
+                health.every(publisher)
                 health.now()
             watched.beat(now)
             health.beat(now)
@@ -306,6 +312,38 @@ def _relearn(devices: Devices, device: str) -> dict[str, Any]:
     return {"device": device, "state": "learning"}
 
 
+class Reload:
+    """A configuration that can be read again while running: what it says is taken up whole, or not at all.
+
+    ``again`` reads it and gives it, or says why that cannot be done. ``wanted`` may be set from a signal handler.
+    """
+
+    def __init__(self, config: AgentConfig, again: Callable[[], "AgentConfig | str"]) -> None:
+        self._config, self._again, self.wanted = config, again, threading.Event()
+
+    def read(self, agent: Agent, publisher: "Publisher | None") -> str:
+        """Read it, and have both go by it; why not, in one line that is logged, or "" when they do."""
+        self.wanted.clear()
+        new = self._again()
+        if isinstance(new, str):
+            return self._refuse(new)
+        keys = changed(self._config, new)
+        if fixed := [key for key in keys if key not in LIVE]:
+            return self._refuse(f"{', '.join(fixed)}: changed, which needs a restart; nothing was taken up")
+        told = new.alerts
+        agent.alerter.change(new.site, new.names, told.update_s, told.end_s, told.max_open)
+        agent.devices.rename(new.names)
+        if publisher:
+            publisher.change(new)
+        self._config = new
+        logger.info("configuration read again: %s", f"{', '.join(keys)} taken up" if keys else "nothing has changed")
+        return ""
+
+    def _refuse(self, why: str) -> str:
+        logger.error("configuration refused, the one before stays: %s", why)
+        return why
+
+
 class _Watched:
     """Word to systemd, if it runs us (sd_notify(3)): ready, alive, stopping."""
 
@@ -343,7 +381,8 @@ class _Health:
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
         self._next, self._frames = 0.0, 0
-        self._every_s = publisher.health_s if publisher else 60.0
+        self.refused = ""  # why a configuration was
+        self.every(publisher)
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -351,6 +390,10 @@ class _Health:
     def look(self, rows: Rows) -> None:
         """Notice what the frames tell of how the interfaces are attached."""
         self._surroundings.look(rows)
+
+    def every(self, publisher: "Publisher | None") -> None:
+        """Go by the publisher's interval."""
+        self._every_s = publisher.health_s if publisher else 60.0
 
     def now(self) -> None:
         """Let health be due at once."""
@@ -392,6 +435,7 @@ class _Health:
             model=self._agent.alerter.model.version,
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
             allowed_entries=len(allowed),
+            config_refused=self.refused,
         )
 
 
@@ -600,6 +644,12 @@ class Publisher:
         except StateError:
             if not self._stop.is_set():  # else the end has not waited for us, and closed the state
                 raise
+
+    def change(self, config: AgentConfig) -> None:
+        """Go by another configuration, whose `config.LIVE` keys may differ."""
+        self.health_s = config.health_s
+        if self.control:
+            self.control.change(config)
 
     def line(self) -> dict[str, Any]:
         """How the line to the broker is, for `status`."""

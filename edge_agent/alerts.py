@@ -143,16 +143,20 @@ class Alerter:
                 raise ValueError(f"{what} {text[:80]!r}: {len(text)} characters, the bound is {most}")
         if max_open < 1 or update_s <= 0 or end_s <= 0:
             raise ValueError("max_open, update_s and end_s must be positive")
-        self.gateway, self.site, self.model, self.agent_version = gateway, site, model, agent_version
+        self.gateway, self.model, self.agent_version = gateway, model, agent_version
         self.interface, self.clock, self.counts = interface, clock, AlertCounts()
-        self._names = {mac: clean(name, 64) for mac, name in (names or {}).items()}
-        self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
+        self.change(site, names or {}, update_s, end_s, max_open)
         self._evidence = evidence
         self._rng = rng or random.Random()  # ids must be distinct, not secret
         self._open: dict[tuple[str, int | str], _Episode] = {}
         self.silence: Silence = _Nothing()
         self._t_ns: int | None = None  # packet time: the latest since the last step backwards
         self._offset = 0  # steady time = packet time + offset, and never goes back by more than ``end_s``
+
+    def change(self, site: str, names: Mapping[str, str], update_s: float, end_s: float, max_open: int) -> None:
+        """Go on with other values of these, which mean what they mean at the start and must be as valid."""
+        self.site, self._names = site, {mac: clean(name, 64) for mac, name in names.items()}
+        self._update_ns, self._end_ns, self._max_open = int(update_s * 1e9), int(end_s * 1e9), max_open
 
     @property
     def open_episodes(self) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.contract.captures import mac_text, parse_mac
+from edge_agent.capture import own_macs
+from edge_agent.contract.captures import mac_text
 from edge_agent.detector import Networks
 from edge_agent.features import Rows
 
-__all__ = ["Surroundings", "longest_frame", "merging", "own_macs"]
+__all__ = ["Surroundings", "longest_frame", "merging", "way_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +57,18 @@ def merging(name: str, *, inbound: bool = False) -> dict[str, list[str]]:
     return {interface: features for interface, features in found.items() if features}
 
 
+def way_out() -> set[str]:
+    """Interfaces that the default route leaves by."""
+    try:
+        lines = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    except OSError:  # a system without IPv4
+        return set()
+    return {words[0] for words in lines if len(words) > 7 and words[1] == words[7] == "00000000"}
+
+
 def longest_frame(names: Sequence[str]) -> int:
     """Bytes of the longest frame that any of these interfaces can carry unmerged; 0 when the system does not say."""
     return max((_number(name, "mtu") + LINK_HEADER for name in names), default=0) if all(map(_known, names)) else 0
-
-
-def own_macs() -> set[int]:
-    """MACs of this machine's interfaces."""
-    found = set()
-    for path in _NETWORK.glob("*/address"):
-        try:
-            found.add(parse_mac(path.read_text().strip()))
-        except (OSError, ValueError):  # gone just now, or no Ethernet
-            continue
-    return found - {0}
 
 
 def _known(name: str) -> bool:

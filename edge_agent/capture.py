@@ -1,25 +1,31 @@
 """Where frames come from: capture files and live interfaces, the same `Source` for both.
 
-A source knows its name and link layer and hands frames to the kernel without passing Python; what is in a frame is
-`features`' business. Time resolution and file format (pcap, pcapng) are libpcap's. `Interfaces` keeps live ones open:
-it waits for several at once, and opens again what went away.
+A source hands frames to the kernel without passing Python; what is in a frame is `features`' business. Time resolution
+and file format (pcap, pcapng) are libpcap's. `Interfaces` are one source: the kernel reads them in the order of time,
+each frame once; here they are waited for, and opened again when they went away.
 """
 
 import logging
 import os
 import select
 import struct
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
-from edge_agent._kernel import Capture, CaptureError
+from edge_agent._kernel import Capture, CaptureError, Live
+from edge_agent.contract.captures import parse_mac
 
-__all__ = ["CaptureError", "Interfaces", "LiveSettings", "Recorder", "Source", "open_file", "open_live"]
+__all__ = ["CaptureError", "Interfaces", "LiveSettings", "Recorder", "Source", "open_file", "own_macs"]
 
 logger = logging.getLogger(__name__)
+
+HELD_S = 0.02
+"""How long to wait for older frames of other interfaces before the youngest are asked for again."""
 
 RETRY_S = (1.0, 30.0)
 """The first and the longest pause before an interface that went away is tried again."""
@@ -33,18 +39,16 @@ _NO_RIGHT = "permission", "not permitted"
 
 
 class Source:
-    """An open capture, closed by `close` or by leaving its ``with`` block."""
+    """What frames are taken from, closed by `close` or by leaving its ``with`` block."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture | Live) -> None:
         self.capture = capture
-        self.name = capture.name
-        self.linktype = capture.linktype
 
     def close(self) -> None:
-        """Let go of the file or interface; doing so twice is fine."""
-        self.capture.close()
+        """Let go of files and interfaces; doing so twice is fine."""
+        raise NotImplementedError
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -53,12 +57,21 @@ class Source:
         self.close()
 
 
-def open_file(path: str | os.PathLike[str], *, bpf: str | None = None) -> Source:
+class _File(Source):
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(capture)
+        self._file, self.name, self.linktype = capture, capture.name, capture.linktype
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def open_file(path: str | os.PathLike[str], *, bpf: str | None = None) -> _File:
     """Open a pcap or pcapng file, of whose frames only those that pass the BPF filter will be seen.
 
     CaptureError when it is absent, empty, no capture, of an unsupported link layer, or the filter does not compile.
     """
-    return Source(Capture(path, bpf))
+    return _File(Capture(path, bpf))
 
 
 @dataclass(frozen=True)
@@ -70,21 +83,7 @@ class LiveSettings:
     buffer_bytes: int = 8 << 20  # in which the kernel keeps frames until they are taken
     promiscuous: bool = True
     inbound: bool = False  # only what the interface receives, not what this machine sends
-
-
-def open_live(interface: str, settings: LiveSettings = LiveSettings()) -> Source:
-    """Open a network interface; frames have the kernel's times in nanoseconds, and no call waits for one.
-
-    CaptureError when there is none of that name, it is down, the right (CAP_NET_RAW) is missing, its link layer is not
-    supported, or the filter does not compile.
-    """
-    s = settings
-    try:
-        return Source(Capture.live(interface, s.bpf, s.snaplen, s.buffer_bytes, s.promiscuous, s.inbound))
-    except CaptureError as error:
-        if any(mark in str(error).lower() for mark in _NO_RIGHT):
-            raise CaptureError(f"{error}; capturing needs root or CAP_NET_RAW (the service unit gives it)") from error
-        raise
+    once: bool = True  # a frame that is seen again on its way through this machine is left out
 
 
 class Recorder:
@@ -102,29 +101,25 @@ class Recorder:
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
 
-    def attach(self, source: Source, snaplen: int) -> None:
-        """Record ``source`` from now on; CaptureError when its link layer is not that of the file."""
+    def attach(self, live: Live, name: str, linktype: int, snaplen: int) -> None:
+        """Record what comes, from now on; CaptureError when the link layer of interface ``name`` is not the file's."""
         if self._linktype < 0:
-            self._linktype = source.linktype
-            os.write(self._file, _HEADER.pack(_MAGIC_NS, 2, 4, 0, 0, snaplen, source.linktype))
-        elif source.linktype != self._linktype:
-            raise CaptureError(
-                f"{source.name}: link type {source.linktype} cannot go into {self.path}, which has {self._linktype}"
-            )
-        if not self.ended:
-            source.capture.record(self._file)
+            self._linktype = linktype
+            os.write(self._file, _HEADER.pack(_MAGIC_NS, 2, 4, 0, 0, snaplen, linktype))
+            live.record(self._file)
+        elif linktype != self._linktype:
+            raise CaptureError(f"{name}: link type {linktype} cannot go into {self.path}, which has {self._linktype}")
 
-    def taken(self, source: Source) -> None:
-        """Write what was just taken from ``source``."""
+    def taken(self, live: Live) -> None:
+        """Write what was just taken."""
         if self.ended:
-            source.capture.record(-1)
             return
-        if failed := source.capture.flush():
+        if failed := live.flush():
             self.ended = f"{self.path}: {os.strerror(failed)}"
         elif os.lseek(self._file, 0, os.SEEK_CUR) >= self._most:
             self.ended = f"{self.path}: has reached its bound of {self._most} bytes"
         if self.ended:
-            source.capture.record(-1)
+            live.record(-1)
             logger.warning("recording ended: %s", self.ended)
 
     def close(self) -> None:
@@ -132,33 +127,50 @@ class Recorder:
         os.close(self._file)
 
 
+def own_macs() -> set[int]:
+    """MACs of this machine's interfaces."""
+    found = set()
+    for path in Path("/sys/class/net").glob("*/address"):
+        try:
+            found.add(parse_mac(path.read_text().strip()))
+        except (OSError, ValueError):  # gone just now, or no Ethernet
+            continue
+    return found - {0}
+
+
 @dataclass
 class _Interface:
     name: str
-    source: Source | None = None
-    more: bool = False  # frames may wait in libpcap, where poll does not see them
+    fd: int = -1  # -1: away
     retry_at: float = 0.0
     retry_s: float = RETRY_S[0]
-    seen: tuple[int, int, int] = (0, 0, 0)  # statistics, last time
 
 
-class Interfaces:
-    """Live interfaces, waited for together. One that goes away is opened again when it is back.
+class Interfaces(Source):
+    """Live interfaces as one source: frames in the order of the system's times, in nanoseconds; no call waits for one.
 
-    CaptureError when one cannot be opened at the start.
+    What this machine sends on is left out (``settings.once``) when it was captured on its way in, and so is what more
+    than one interface shows, such as a bridge and its ports. One that goes away is opened again when it is back.
+    CaptureError when one cannot be opened at the start: there is none of that name, it is down, the right (CAP_NET_RAW)
+    is missing, its link layer is not supported, or the filter does not compile.
     """
 
     def __init__(
         self, names: Sequence[str], settings: LiveSettings = LiveSettings(), recorder: Recorder | None = None
     ) -> None:
+        s = settings
+        self._live = Live(
+            tuple(names), s.bpf, s.snaplen, s.buffer_bytes, s.promiscuous, s.inbound, s.once and not s.inbound
+        )
+        super().__init__(self._live)
         self._settings, self._recorder = settings, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
-        self._by_fd: dict[int, _Interface] = {}
-        self.counters = {"captured": 0, "dropped": 0, "interface_dropped": 0, "interface_lost": 0, "interface_back": 0}
+        self._more = False  # frames may wait in libpcap, where poll does not see them
+        self.counters = {"interface_lost": 0, "interface_back": 0}
         try:
-            for interface in self._all:
-                self._open(interface)
+            for i in range(len(self._all)):
+                self._open(i)
         except CaptureError:
             self.close()
             raise
@@ -171,69 +183,72 @@ class Interfaces:
     @property
     def down(self) -> list[str]:
         """Names of the interfaces that are away now."""
-        return [interface.name for interface in self._all if interface.source is None]
+        return [interface.name for interface in self._all if interface.fd < 0]
 
     def each(self, take: Callable[[Source], int], timeout_s: float) -> int:
-        """Have ``take`` take frames from every source that has some, after waiting for one at most ``timeout_s``.
-
-        ``take`` says how many rows it got; its CaptureError means that the interface is lost. Returns the rows of all.
-        """
-        total = 0
-        for interface in self._ready(timeout_s):
-            source = interface.source
-            assert source is not None
-            try:
-                rows = take(source)
-                if self._recorder:
-                    self._recorder.taken(source)
-            except CaptureError as error:
-                self._lose(interface, error)
-                continue
-            interface.more = rows > 0
-            total += rows
-        return total
+        """Have ``take`` take frames, after waiting for one at most ``timeout_s``; returns how many rows it got."""
+        self._wait(timeout_s)
+        rows = take(self)
+        self._more = rows > 0
+        if self._recorder:
+            self._recorder.taken(self._live)
+        for i, interface in enumerate(self._all):
+            if interface.fd >= 0 and (reason := self._live.lost(i)) is not None:
+                self._lose(interface, reason)
+        return rows
 
     def count(self) -> dict[str, int]:
-        """Frames that the kernel captured, those dropped since its buffer was full or by the interface, and losses."""
-        for interface in self._all:
-            self._count(interface)
-        return dict(self.counters)
+        """Frames that came (``captured``) and those of them that were dropped since the buffer was full, those that the
+        interface dropped, those left out as ``seen_again`` (``seen_forgotten``: too many to know), and losses."""
+        self._own()
+        keys = ("captured", "dropped", "interface_dropped", "seen_again", "seen_forgotten")
+        return dict(zip(keys, self._live.statistics(), strict=True)) | self.counters
 
     def close(self) -> None:
         """Let go of all."""
-        for interface in self._all:
-            if interface.source:
-                self._count(interface)
-                interface.source.close()
-                interface.source = None
+        for i, interface in enumerate(self._all):
+            self._live.shut(i)
+            interface.fd = -1
 
-    def _ready(self, timeout_s: float) -> Iterator[_Interface]:
+    def _wait(self, timeout_s: float) -> None:
         now = time.monotonic()
-        for interface in self._all:
-            if interface.source is None and now >= interface.retry_at:
-                self._open_again(interface, now)
-        wait = 0.0 if any(interface.more for interface in self._all) else timeout_s
-        if not self._by_fd:
-            time.sleep(wait)
-        known = {fd for fd, _ in self._poll.poll(wait * 1000)}
-        yield from [found for fd, found in list(self._by_fd.items()) if found.more or fd in known]
+        for i, interface in enumerate(self._all):
+            if interface.fd < 0 and now >= interface.retry_at:
+                self._open_again(i, now)
+        if self._live.held():
+            time.sleep(min(timeout_s, HELD_S))
+        elif not self._more:
+            if len(self.down) == len(self._all):
+                time.sleep(timeout_s)
+            else:
+                self._poll.poll(timeout_s * 1000)
 
-    def _open(self, interface: _Interface) -> None:
-        source = open_live(interface.name, self._settings)
+    def _open(self, i: int) -> None:
+        name = self._all[i].name
+        try:
+            linktype = self._live.open(i)
+        except CaptureError as error:
+            if any(mark in str(error).lower() for mark in _NO_RIGHT):
+                remedy = "capturing needs root or CAP_NET_RAW (the service unit gives it)"
+                raise CaptureError(f"{error}; {remedy}") from error
+            raise
         try:
             if self._recorder:
-                self._recorder.attach(source, self._settings.snaplen)
+                self._recorder.attach(self._live, name, linktype, self._settings.snaplen)
         except CaptureError:
-            source.close()
+            self._live.shut(i)
             raise
-        interface.source, interface.more, interface.seen = source, False, (0, 0, 0)
-        fd = source.capture.fileno()
-        self._by_fd[fd] = interface
+        self._all[i].fd = fd = self._live.fileno(i)
         self._poll.register(fd, select.POLLIN)
+        self._own()
 
-    def _open_again(self, interface: _Interface, now: float) -> None:
+    def _own(self) -> None:
+        self._live.own(b"".join(mac.to_bytes(8, sys.byteorder) for mac in own_macs()))
+
+    def _open_again(self, i: int, now: float) -> None:
+        interface = self._all[i]
         try:
-            self._open(interface)
+            self._open(i)
         except CaptureError:
             interface.retry_at = now + interface.retry_s
             interface.retry_s = min(2 * interface.retry_s, RETRY_S[1])
@@ -242,24 +257,9 @@ class Interfaces:
         self.counters["interface_back"] += 1
         logger.warning("%s is back", interface.name)
 
-    def _lose(self, interface: _Interface, error: CaptureError) -> None:
-        source = interface.source
-        assert source is not None
-        self._count(interface)
-        fd = source.capture.fileno()
-        self._poll.unregister(fd)
-        del self._by_fd[fd]
-        source.close()
-        interface.source, interface.more = None, False
+    def _lose(self, interface: _Interface, reason: str) -> None:
+        self._poll.unregister(interface.fd)
+        interface.fd = -1
         interface.retry_at = time.monotonic() + interface.retry_s
         self.counters["interface_lost"] += 1
-        logger.error("%s; trying to open it again", error)
-
-    def _count(self, interface: _Interface) -> None:
-        if interface.source is None:
-            return
-        now = interface.source.capture.statistics()
-        if any(now):
-            for key, new, old in zip(("captured", "dropped", "interface_dropped"), now, interface.seen, strict=True):
-                self.counters[key] += (new - old) % (1 << 32)  # libpcap counts in 32 bits
-            interface.seen = now
+        logger.error("%s: %s; trying to open it again", interface.name, reason)

@@ -4,6 +4,7 @@ Nothing is changed and nothing is sent but a connection to the broker.
 """
 
 import os
+import select
 import shutil
 import socket
 import time
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from edge_agent.attach import merging
-from edge_agent.capture import CaptureError, open_live
+from edge_agent.attach import merging, way_out
+from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError, explain
+from edge_agent.contract.broker import BrokerError, explain, last_words
 from edge_agent.contract.bundle import Bundle
 
 _FREE_BYTES = 64 << 20
+_LAST_WORDS_S = 0.5  # how long a broker may take to say, TLS being up, what is wrong with our certificate
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         yield Finding("interfaces", True, "none: set capture.interfaces, e.g. [br0]")
     for name in config.capture.interfaces:
         yield from _interface(name, config)
+    if len(config.capture.interfaces) > 1:
+        for name in sorted(way_out() & set(config.capture.interfaces)):
+            said = "leads to the internet; behind NAT its frames are of no device: leave it out of capture.interfaces"
+            yield Finding(name, True, said)
     yield _broker(config)
     yield _clock(bundle)
     yield _disk(config.outbox.path)
@@ -53,8 +59,8 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
-        with open_live(name, config.capture.live()) as source:
-            yield Finding(name, False, f"can be captured on (link type {source.linktype})")
+        with Interfaces([name], config.capture.live()):
+            yield Finding(name, False, "can be captured on")
     except CaptureError as error:
         there = Path("/sys/class/net", name).exists()
         remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
@@ -85,6 +91,9 @@ def _broker(config: AgentConfig) -> Finding:
             if tls is None:
                 return Finding(what, False, "can be reached, without TLS")
             with tls.wrap_socket(line, server_hostname=broker.host) as secured:
+                select.select([secured], [], [], _LAST_WORDS_S)
+                if said := last_words(secured):
+                    return Finding(what, True, f"{said}; alerts would wait in {config.outbox.path}")
                 return Finding(what, False, f"can be reached, {secured.version()}")
     except BrokerError as error:
         return Finding(what, True, str(error))

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edge_agent.calibrate import OWN_S
 from edge_agent.capture import SNAPLENS, LiveSettings
@@ -48,10 +48,9 @@ class CaptureConfig:
                 raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of one")
 
     def live(self) -> LiveSettings:
-        """How each interface is opened: ``auto`` takes both directions of one interface, of several what each
-        receives, or a frame that this machine forwards would be counted twice."""
-        inbound = self.direction == "in" or (self.direction == "auto" and len(self.interfaces) > 1)
-        return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound)
+        """How each interface is opened: ``auto`` takes each frame once, ``both`` as often as it is seen."""
+        inbound, once = self.direction == "in", self.direction == "auto"
+        return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound, once)
 
 
 @dataclass(frozen=True)
@@ -185,3 +184,24 @@ class AgentConfig:
         with _of("names"):
             names = {mac_text(parse_mac(mac)): name for mac, name in self.names.items()}
         object.__setattr__(self, "names", names)
+
+
+LIVE = frozenset(
+    (
+        *("site", "names", "alerts.update_s", "alerts.end_s", "alerts.max_open", "health_s"),
+        *("commands", "control.remote_entries", "control.remote_hours"),
+    )
+)
+"""Keys that a running agent takes up; any other needs a restart."""
+
+
+def changed(old: Any, new: Any, section: str = "") -> list[str]:
+    """The keys that two configurations do not have alike, as in ``alerts.end_s``."""
+    found = []
+    for key in (f.name for f in fields(old)):
+        before, after, name = getattr(old, key), getattr(new, key), f"{section}{key}"
+        if is_dataclass(before) and type(before) is type(after):
+            found += changed(before, after, f"{name}.")
+        elif before != after:
+            found.append(name)
+    return found

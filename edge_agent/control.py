@@ -101,6 +101,12 @@ class Control:
         self._taken, self._trouble = 0, ""
         self._seen: dict[str, set[str]] = {}  # of episodes open now: the classes written down
 
+    def change(self, config: AgentConfig) -> None:
+        """Go by another configuration, whose `config.LIVE` keys may differ."""
+        self._config = config
+        if self._link:
+            self._link.want_commands(bool(config.commands))
+
     def register(self, verb: str, handler: Handler) -> None:
         """Have ``verb``, one of VERBS, done by ``handler``: it returns the reply's result or raises Refused."""
         if verb not in VERBS:
@@ -486,6 +492,8 @@ def lines(reply: Reply, running: bool) -> list[str]:
         told.append("  " + ", ".join(f"{key} {_plain(health[key])}" for key in keys))
         if health["interfaces_down"]:
             told.append(f"  interfaces down: {_plain(health['interfaces_down'])}")
+        if refused := health.get("config_refused"):
+            told.append(f"  configuration refused, the one before stays: {_plain(refused)}")
         told.append("  " + ", ".join(f"{key} {value:,}" for key, value in health["counters"].items()))
     if line := result.get("broker"):
         how = f"connected, MQTT {line['protocol']}" if line["connected"] else "not connected"

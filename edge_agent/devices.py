@@ -96,6 +96,10 @@ class Devices:
         if state:
             self._load(state)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call devices (MACs as in alerts) so from now on."""
+        self._names = dict(names)
+
     def own(self, mac: int, t_ns: int) -> Own:
         """What is known of a device whose first packet since the start, or since it was forgotten, is of ``t_ns``."""
         own = self._owns.get(mac) or self._waiting.pop(mac, None)

@@ -55,7 +55,8 @@ _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
 _MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
 _MAX_COMMANDS = 64  # commands, and replies, that wait
 _MAX_CORRELATION = 256  # bytes that a reply gives back
-_BROKEN = (OSError, MQTTException, ValueError, IndexError, struct.error)  # what paho raises on a broken or rogue broker
+_BROKEN = (OSError, MQTTException, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
+"""What paho raises on a broken or rogue broker: it ends a connection and never the thread."""
 
 
 @dataclass
@@ -176,6 +177,11 @@ class Link:
         self._replies.append((where, payload, correlation))
         self.wake()
 
+    def want_commands(self, wanted: bool) -> None:
+        """Whether the broker's commands are wanted from now on. For any thread."""
+        self._commands = wanted
+        self.wake()
+
     def room(self) -> int:
         """How many more replies may wait."""
         return _MAX_COMMANDS - len(self._replies)
@@ -225,6 +231,7 @@ class _Session:
         self._link, config = link, link.config
         self._level = link._versions.next()
         self._answered = False  # the broker replied to CONNECT
+        self._asked = False  # for commands
         self._problem, self._refused_by_tls = "", False
         self._retained_seen: dict[str, _Retained] = {}
         self._retained_told: dict[str, _Retained] = {}
@@ -275,6 +282,8 @@ class _Session:
             if client.socket() is None:
                 return self._ended()
             if link.connected:
+                if self._asked != link._commands:
+                    self._ask_for_commands()
                 self._tell_retained()
                 self._answer()
                 self._ship()
@@ -470,7 +479,7 @@ class _Session:
             self._step(0.05)
             self._settle()
         last = client.publish(self._link._status_topic, self._status("stopped"), qos=1, retain=True)
-        while not last.is_published() and client.socket() is not None and time.monotonic() < deadline:
+        while client.socket() is not None and not last.is_published() and time.monotonic() < deadline:
             self._step(0.05)
             self._settle()
         client.disconnect()
@@ -518,7 +527,12 @@ class _Session:
         link.counts.repeated += again
         logger.info("connected to %s, MQTT %s; %d alerts again", link.config.address, link.protocol, again)
         client.publish(link._status_topic, self._status("online"), qos=1, retain=True)
-        if not link._commands:
+        self._ask_for_commands()
+
+    def _ask_for_commands(self) -> None:
+        link, client = self._link, self._client
+        self._asked = link._commands
+        if not self._asked:
             client.unsubscribe(link._commands_filter)  # the session may be from a time when they were wanted
         elif self._level == 5:  # a retained one is told apart even when it comes live
             client.subscribe(link._commands_filter, options=SubscribeOptions(qos=1, retainAsPublished=True))

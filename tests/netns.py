@@ -35,12 +35,13 @@ for i, (_, _, data) in enumerate(frames):
 TAKE = """
 import sys, time, numpy as np
 from pathlib import Path
-from edge_agent.capture import Interfaces, LiveSettings, Recorder
+from edge_agent.capture import Interfaces, Recorder
 from edge_agent.features import Extractor
-out, wanted, inbound = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "in"
-names = sys.argv[4:]
+from edge_agent.config import CaptureConfig
+out, wanted, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4:]
+settings = CaptureConfig(filter="not ip6", direction=sys.argv[3]).live()
 extractor, parts, recorder = Extractor(4096, seed=1), [], Recorder(out / "record.pcap", 1 << 30)
-live = Interfaces(names, LiveSettings(bpf="not ip6", inbound=inbound), recorder)
+live = Interfaces(names, settings, recorder)
 def take(source):
     rows = extractor.push(source, 100)
     if len(rows):

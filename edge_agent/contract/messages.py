@@ -610,6 +610,7 @@ class Health:
     scoring: str = "all"  # rows, or a "shared" budget of them, or "sparse": fewer than one in ten
     allowed: tuple[Mapping[str, Any], ...] = ()  # what is held back now: the newest entries of the allow list
     allowed_entries: int = 0  # how many there are
+    config_refused: str = ""  # why the configuration that was read last is not the one in use
 
     def document(self) -> dict[str, Any]:
         """The JSON object; counters that are still 0 are left out."""
@@ -626,6 +627,7 @@ class Health:
             "scoring": self.scoring,
             "allowed": [dict(entry) for entry in self.allowed],
             "allowed_entries": self.allowed_entries,
+            **({"config_refused": self.config_refused[:500]} if self.config_refused else {}),
             "counters": {key: value for key, value in self.counters.items() if value},
         }
 

@@ -1,7 +1,4 @@
-/* Frames from libpcap: live interfaces, and pcap and pcapng files of any time resolution, asked for in nanoseconds.
- *
- * A live interface is never waited for here: libpcap's own waiting was seen to go on for 46 s when nothing came. The caller
- * polls, which also serves several interfaces. What is taken can be written to a file, in the order in which it is taken.
+/* Frames from libpcap's files, pcap and pcapng of any time resolution, asked for in nanoseconds; what live.c shares.
  *
  * libpcap reads through a window on the file that is ours. In a plain pcap file of this machine's byte order, without a
  * filter, a whole ordinary record is taken from the window at once (next_plain), without libpcap's two reads and its copy:
@@ -21,7 +18,6 @@
 #include <unistd.h>
 
 enum { WINDOW = 1 << 16 };
-enum { GATHER_MS = 50 }; /* the kernel hands frames over in blocks: when one is full, or after this */
 
 struct capture {
     pcap_t *pcap;
@@ -34,13 +30,6 @@ struct capture {
     uint32_t plain_captured; /* libpcap cuts longer frames */
     uint8_t window[WINDOW];
     char stdio_buffer[WINDOW]; /* where libpcap reads everything */
-    bool live;                 /* then the window holds records on their way to a file, end bytes of them */
-    int record, record_error;  /* file descriptor or -1; why writing to it has stopped */
-};
-
-/* The header of a record in a pcap file. */
-struct plain_record {
-    uint32_t seconds, fraction, captured, wire_length;
 };
 
 static const int64_t LATEST_SECOND = 4611686018; /* 2^62 ns, in 2116: differences of two times stay inside int64 */
@@ -106,30 +95,39 @@ static int64_t plain_fraction(struct capture *c)
     return magic == 0xa1b2c3d4 ? 1000 : magic == 0xa1b23c4d ? 1 : 0;
 }
 
-static bool set_filter(struct capture *c, const char *bpf, char *error)
+bool capture_filter(struct pcap *pcap, const char *bpf, char *error)
 {
     struct bpf_program program;
-    bool good = pcap_compile(c->pcap, &program, bpf, 1, PCAP_NETMASK_UNKNOWN) == 0;
+    bool good = pcap_compile(pcap, &program, bpf, 1, PCAP_NETMASK_UNKNOWN) == 0;
     if (good) {
-        good = pcap_setfilter(c->pcap, &program) == 0;
+        good = pcap_setfilter(pcap, &program) == 0;
         pcap_freecode(&program);
     }
-    if (!good) {
-        snprintf(error, CAPTURE_ERROR, "filter '%.200s': %s", bpf, pcap_geterr(c->pcap));
-        capture_close(c);
-    }
+    if (!good)
+        snprintf(error, CAPTURE_ERROR, "filter '%.200s': %s", bpf, pcap_geterr(pcap));
     return good;
 }
 
-static bool supported(struct capture *c, char *error)
+void capture_say_unsupported(int linktype, char *error)
 {
-    if (decode_supports(c->linktype))
-        return true;
-    const char *name = pcap_datalink_val_to_name(c->linktype);
-    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of Ethernet, Linux cooked v1 and v2, raw IP",
-             c->linktype, name != NULL ? name : "unknown");
-    capture_close(c);
-    return false;
+    const char *name = pcap_datalink_val_to_name(linktype);
+    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype,
+             name != NULL ? name : "unknown");
+}
+
+void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const uint8_t *bytes, int linktype)
+{
+    int64_t seconds = header->ts.tv_sec, nanoseconds = header->ts.tv_usec; /* as asked: tv_usec holds nanoseconds */
+    frame->bad_time = seconds < 0 || seconds > LATEST_SECOND || nanoseconds < 0 || nanoseconds > 999999999;
+    if (frame->bad_time) {
+        seconds = seconds < 0 ? 0 : seconds > LATEST_SECOND ? LATEST_SECOND : seconds;
+        nanoseconds = nanoseconds < 0 ? 0 : nanoseconds > 999999999 ? 999999999 : nanoseconds;
+    }
+    frame->t_ns = seconds * 1000000000 + nanoseconds;
+    frame->captured = header->caplen;
+    frame->wire_length = header->len;
+    frame->bytes = bytes;
+    frame->linktype = linktype;
 }
 
 struct capture *capture_open_file(const char *path, const char *bpf, char *error)
@@ -162,94 +160,13 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
     if (pcap_major_version(c->pcap) != 2 || pcap_minor_version(c->pcap) != 4)
         c->plain_fraction = 0; /* older ones may have the lengths the other way round */
     c->plain_captured = pcap_snapshot(c->pcap) > 0 ? (uint32_t)pcap_snapshot(c->pcap) : 0;
-    if (!supported(c, error))
-        return NULL;
-    return bpf == NULL || set_filter(c, bpf, error) ? c : NULL;
-}
-
-struct capture *capture_open_live(const char *interface, const struct live_settings *settings, char *error)
-{
-    char pcap_error[PCAP_ERRBUF_SIZE];
-    struct capture *c = calloc(1, sizeof *c);
-    if (c == NULL)
-        return fail(c, error, "out of memory");
-    c->live = true;
-    c->record = -1;
-    c->pcap = pcap_create(interface, pcap_error);
-    if (c->pcap == NULL)
-        return fail(c, error, pcap_error);
-    pcap_set_snaplen(c->pcap, settings->snaplen);
-    pcap_set_promisc(c->pcap, settings->promiscuous);
-    pcap_set_buffer_size(c->pcap, settings->buffer);
-    pcap_set_timeout(c->pcap, GATHER_MS);
-    pcap_set_tstamp_precision(c->pcap, PCAP_TSTAMP_PRECISION_NANO);
-    int status = pcap_activate(c->pcap);
-    if (status < 0) {
-        const char *more = pcap_geterr(c->pcap);
-        snprintf(error, CAPTURE_ERROR, "%s%s%.200s", pcap_statustostr(status), *more != 0 ? ": " : "", more);
-        capture_close(c);
-        return NULL;
-    }
-    c->linktype = pcap_datalink(c->pcap);
-    if (!supported(c, error))
-        return NULL;
-    if (pcap_get_tstamp_precision(c->pcap) != PCAP_TSTAMP_PRECISION_NANO)
-        return fail(c, error, "the interface gives no times in nanoseconds");
-    if ((settings->inbound && pcap_setdirection(c->pcap, PCAP_D_IN) != 0) || pcap_setnonblock(c->pcap, 1, pcap_error) != 0) {
-        snprintf(error, CAPTURE_ERROR, "%.300s", pcap_geterr(c->pcap));
-        capture_close(c);
-        return NULL;
-    }
-    return settings->bpf == NULL || set_filter(c, settings->bpf, error) ? c : NULL;
-}
-
-int capture_fd(const struct capture *c)
-{
-    return c->live ? pcap_get_selectable_fd(c->pcap) : -1;
-}
-
-bool capture_statistics(struct capture *c, struct capture_stats *stats)
-{
-    struct pcap_stat counted;
-    if (!c->live || pcap_stats(c->pcap, &counted) != 0)
-        return false;
-    *stats = (struct capture_stats){counted.ps_recv, counted.ps_drop, counted.ps_ifdrop};
-    return true;
-}
-
-void capture_record(struct capture *c, int file)
-{
-    c->record = file;
-    c->record_error = 0;
-    c->end = 0;
-}
-
-int capture_flush(struct capture *c)
-{
-    uint32_t at = 0;
-    while (c->live && c->record >= 0 && c->record_error == 0 && at < c->end) {
-        ssize_t put = write(c->record, c->window + at, c->end - at);
-        if (put >= 0)
-            at += (uint32_t)put;
-        else if (errno != EINTR)
-            c->record_error = errno;
-    }
-    c->end = 0;
-    return c->record_error;
-}
-
-/* Put a frame among those that are on their way to the file. */
-static void record_frame(struct capture *c, const struct frame *frame)
-{
-    struct plain_record record = {(uint32_t)(frame->t_ns / 1000000000), (uint32_t)(frame->t_ns % 1000000000),
-                                  frame->captured, frame->wire_length};
-    if (frame->captured > WINDOW - sizeof record) /* more than SNAPLEN_MAX: cannot be */
-        return;
-    if (c->end + sizeof record + frame->captured > WINDOW)
-        capture_flush(c);
-    memcpy(c->window + c->end, &record, sizeof record);
-    memcpy(c->window + c->end + sizeof record, frame->bytes, frame->captured);
-    c->end += (uint32_t)(sizeof record + frame->captured);
+    char reason[CAPTURE_ERROR];
+    bool good = decode_supports(c->linktype);
+    if (!good)
+        capture_say_unsupported(c->linktype, reason);
+    else
+        good = bpf == NULL || capture_filter(c->pcap, bpf, reason);
+    return good ? c : fail(c, error, reason);
 }
 
 int capture_linktype(const struct capture *c)
@@ -273,6 +190,7 @@ static bool next_plain(struct capture *c, struct frame *frame)
     frame->wire_length = record.wire_length;
     frame->bytes = c->window + c->at + sizeof record;
     frame->bad_time = false;
+    frame->linktype = c->linktype;
     c->at += (uint32_t)sizeof record + record.captured;
     return true;
 }
@@ -287,26 +205,13 @@ enum capture_result capture_next(struct capture *c, struct frame *frame)
     if (c->plain_fraction != 0 && next_plain(c, frame))
         return CAPTURE_FRAME;
     int got = pcap_next_ex(c->pcap, &header, &bytes);
-    if (got == 0)
-        return CAPTURE_IDLE;
     if (got != 1) {
         c->state = got == PCAP_ERROR_BREAK ? CAPTURE_END : CAPTURE_FAILED;
         if (c->state == CAPTURE_FAILED)
             snprintf(c->reason, sizeof c->reason, "%s", pcap_geterr(c->pcap));
         return c->state;
     }
-    int64_t seconds = header->ts.tv_sec, nanoseconds = header->ts.tv_usec; /* as asked: tv_usec holds nanoseconds */
-    frame->bad_time = seconds < 0 || seconds > LATEST_SECOND || nanoseconds < 0 || nanoseconds > 999999999;
-    if (frame->bad_time) {
-        seconds = seconds < 0 ? 0 : seconds > LATEST_SECOND ? LATEST_SECOND : seconds;
-        nanoseconds = nanoseconds < 0 ? 0 : nanoseconds > 999999999 ? 999999999 : nanoseconds;
-    }
-    frame->t_ns = seconds * 1000000000 + nanoseconds;
-    frame->captured = header->caplen;
-    frame->wire_length = header->len;
-    frame->bytes = bytes;
-    if (c->live && c->record >= 0)
-        record_frame(c, frame);
+    capture_fill(frame, header, bytes, c->linktype);
     return CAPTURE_FRAME;
 }
 

@@ -4,18 +4,6 @@
 
 #include <string.h>
 
-/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
-enum {
-    LINK_ETHERNET = 1,
-    LINK_DLT_RAW = 12,
-    LINK_DLT_RAW_BSD = 14,
-    LINK_RAW = 101,
-    LINK_SLL = 113,
-    LINK_IPV4 = 228,
-    LINK_IPV6 = 229,
-    LINK_SLL2 = 276,
-};
-
 enum {
     TYPE_802_3 = 0x0600, /* below: a length */
     TYPE_IPV4 = 0x0800,

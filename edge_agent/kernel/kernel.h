@@ -1,6 +1,8 @@
 /* The native part of botwatch: from captured frames to rows of 140 columns. This header is its manual.
  *
- *     capture.c   where frames come from: libpcap files (pcap, pcapng) and live interfaces, with a BPF filter
+ *     capture.c   where frames come from: libpcap files (pcap, pcapng), with a BPF filter
+ *     live.c      and live interfaces, several read as one
+ *     once.c      which of their frames were seen before, on the way through this machine
  *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
  *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
  *     ring.c      the headers of the last seconds, for the pcap that goes with an alert
@@ -9,7 +11,7 @@
  *     scale.c     rows -> the inputs of a network, and its outputs -> scores
  *     module.c    the Python face; the only file that includes Python.h
  *
- * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_*() and senders_new();
+ * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and senders_new();
  * every read of a frame is checked against
  * the captured end. One struct kernel belongs to one thread at a time.
  *
@@ -171,6 +173,18 @@ enum malformed {
     MALFORMED_KINDS
 };
 
+/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
+enum {
+    LINK_ETHERNET = 1,
+    LINK_DLT_RAW = 12,
+    LINK_DLT_RAW_BSD = 14,
+    LINK_RAW = 101,
+    LINK_SLL = 113,
+    LINK_IPV4 = 228,
+    LINK_IPV6 = 229,
+    LINK_SLL2 = 276,
+};
+
 bool decode_supports(int linktype);
 
 /* Read one frame into *row and *ports; `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are
@@ -187,6 +201,7 @@ struct frame {
     uint32_t captured, wire_length;
     const uint8_t *bytes;  /* valid until the next frame */
     bool bad_time;
+    int linktype;
 };
 
 enum capture_result { CAPTURE_FRAME, CAPTURE_IDLE, CAPTURE_END, CAPTURE_FAILED }; /* IDLE: nothing now; live only */
@@ -196,32 +211,76 @@ struct capture;
 /* NULL on failure, with the reason (without the path) in error[CAPTURE_ERROR]. bpf may be NULL. */
 struct capture *capture_open_file(const char *path, const char *bpf, char *error);
 
-struct live_settings {
-    const char *bpf;  /* may be NULL */
-    int snaplen;      /* bytes of a frame that are captured */
-    int buffer;       /* bytes in which the kernel keeps frames until they are taken */
-    bool promiscuous, inbound;  /* inbound: only what the interface receives, not what this machine sends */
-};
-/* An interface, never waiting for a frame: poll capture_fd(). As capture_open_file otherwise. */
-struct capture *capture_open_live(const char *interface, const struct live_settings *settings, char *error);
-int capture_fd(const struct capture *c);  /* -1 of a file */
-
-struct capture_stats {
-    uint32_t received, dropped, interface_dropped;  /* since it was opened; dropped: the buffer was full */
-};
-bool capture_statistics(struct capture *c, struct capture_stats *stats);  /* false of a file, or of a lost interface */
-
-/* Write every further frame of a live capture, as a pcap record of nanoseconds, to a file descriptor (-1: no more).
- * capture_flush() must be called when a run of frames has been taken, lest two captures' records of one file mix. It
- * returns 0, or the errno for which writing has stopped. */
-void capture_record(struct capture *c, int file);
-int capture_flush(struct capture *c);
-
 int capture_linktype(const struct capture *c);
 /* After CAPTURE_FAILED every further call fails with the same capture_reason(). */
 enum capture_result capture_next(struct capture *c, struct frame *frame);
 const char *capture_reason(const struct capture *c);
 void capture_close(struct capture *c);
+
+/* What files and interfaces have in common. The header of a record in a pcap file: */
+struct plain_record {
+    uint32_t seconds, fraction, captured, wire_length;
+};
+struct pcap;
+struct pcap_pkthdr;
+bool capture_filter(struct pcap *pcap, const char *bpf, char *error);
+void capture_say_unsupported(int linktype, char *error);
+void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const uint8_t *bytes, int linktype);
+
+/* ---- interfaces ---- */
+
+enum { INTERFACES_MAX = 16 };
+
+struct live_settings {
+    const char *bpf;  /* may be NULL */
+    int snaplen;      /* bytes of a frame that are captured */
+    int buffer;       /* bytes in which the system keeps frames until they are taken, of each interface */
+    bool promiscuous, inbound;  /* inbound: only what the interface receives, not what this machine sends */
+    bool once;        /* leave out frames that were seen before, on their way through this machine */
+};
+
+struct live_stats {
+    uint64_t received, dropped, interface_dropped;  /* of all interfaces; received includes those dropped: a full buffer */
+    uint64_t again, forgotten;  /* left out as seen before; given up by a full table while still wanted for that */
+};
+
+struct live;
+
+/* At most INTERFACES_MAX, none of them open. NULL when memory is short. */
+struct live *live_new(const char *const *names, size_t count, const struct live_settings *settings);
+void live_free(struct live *l);
+size_t live_count(const struct live *l);
+
+/* Open, or open again, one interface; false with the reason (without the name) in error[CAPTURE_ERROR]. */
+bool live_open(struct live *l, size_t i, char *error);
+void live_shut(struct live *l, size_t i);
+int live_fd(const struct live *l, size_t i);        /* what to poll; -1 when it is not open */
+int live_linktype(const struct live *l, size_t i);
+const char *live_lost(struct live *l, size_t i);    /* why it was lost since this was last asked, or NULL */
+
+/* The next frame of all, or CAPTURE_IDLE; never anything else. When a frame waits for older ones of other interfaces,
+ * live_held() says so, and poll() is of no use: try again in some milliseconds. */
+enum capture_result live_next(struct live *l, struct frame *frame);
+bool live_held(const struct live *l);
+
+void live_own(struct live *l, const uint64_t *macs, size_t count); /* MACs of this machine, for `once` */
+struct live_stats live_statistics(struct live *l);
+
+/* Write every further frame, as a pcap record of nanoseconds, to a file descriptor (-1: no more); live_flush() when a run
+ * of frames has been taken. It returns 0, or the errno for which writing has stopped. */
+void live_record(struct live *l, int file);
+int live_flush(struct live *l);
+
+/* ---- frames seen again ---- */
+
+struct once;
+
+struct once *once_new(uint64_t seed, bool several); /* several interfaces; NULL when memory is short */
+void once_free(struct once *o);
+void once_own(struct once *o, const uint64_t *macs, size_t count);
+/* Whether this frame of interface `port` was seen before: on another one, or received and now sent on. In order of time. */
+bool once_again(struct once *o, uint8_t port, const struct frame *frame);
+uint64_t once_forgotten(const struct once *o);
 
 /* ---- the ring ---- */
 
@@ -232,7 +291,7 @@ enum { RING_MIN = 1 << 16, RING_MAX = 1 << 28, RING_PAYLOAD_MAX = 65000 };
 /* `size` bytes within RING_MIN .. RING_MAX for at least span_ns (1 s to 60 s) of traffic; NULL when memory is short. */
 struct ring *ring_new(uint32_t size, int64_t span_ns, uint32_t payload);
 void ring_free(struct ring *r);
-void ring_put(struct ring *r, int linktype, const struct frame *frame, const struct row_meta *row);
+void ring_put(struct ring *r, const struct frame *frame, const struct row_meta *row);
 
 /* Whom a cut is about: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
 struct subject {
@@ -292,7 +351,6 @@ struct rows {
 
 /* Where frames come from; `next` fills *frame or says why not. */
 struct source {
-    int linktype;
     enum capture_result (*next)(void *context, struct frame *frame);
     void *context;
 };

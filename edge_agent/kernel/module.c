@@ -12,7 +12,7 @@
 #include <string.h>
 
 struct module_state {
-    PyTypeObject *capture_type;
+    PyTypeObject *capture_type, *live_type;
     PyObject *capture_error;
 };
 
@@ -64,37 +64,6 @@ failed:
     return NULL;
 }
 
-static PyObject *capture_py_live(PyObject *type_object, PyObject *args)
-{
-    PyTypeObject *type = (PyTypeObject *)type_object;
-    PyObject *name;
-    struct live_settings settings;
-    int promiscuous, inbound;
-    char reason[CAPTURE_ERROR];
-
-    struct module_state *state = PyType_GetModuleState(type);
-    if (state == NULL || !PyArg_ParseTuple(args, "Uziipp", &name, &settings.bpf, &settings.snaplen, &settings.buffer,
-                                           &promiscuous, &inbound))
-        return NULL;
-    settings.promiscuous = promiscuous != 0;
-    settings.inbound = inbound != 0;
-    const char *interface = PyUnicode_AsUTF8AndSize(name, NULL);
-    CaptureObject *self = interface != NULL ? (CaptureObject *)PyType_GenericAlloc(type, 0) : NULL;
-    if (self == NULL)
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    self->capture = capture_open_live(interface, &settings, reason);
-    Py_END_ALLOW_THREADS
-    if (self->capture == NULL) {
-        PyErr_Format(state->capture_error, "%U: %s", name, reason);
-        Py_DECREF((PyObject *)self);
-        return NULL;
-    }
-    self->name = Py_NewRef(name);
-    self->error = Py_NewRef(state->capture_error);
-    return (PyObject *)self;
-}
-
 static void capture_dealloc(PyObject *object)
 {
     CaptureObject *self = (CaptureObject *)object;
@@ -118,60 +87,6 @@ static PyObject *capture_py_close(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* The open capture of `object`, or NULL with an exception. */
-static struct capture *open_capture(PyObject *object)
-{
-    CaptureObject *self = (CaptureObject *)object;
-    if (self->capture == NULL)
-        PyErr_Format(PyExc_ValueError, "%U is closed", self->name);
-    else if (self->busy)
-        PyErr_Format(PyExc_RuntimeError, "%U is being read by another thread", self->name);
-    else
-        return self->capture;
-    return NULL;
-}
-
-static PyObject *capture_py_fileno(PyObject *object, PyObject *unused)
-{
-    (void)unused;
-    struct capture *capture = open_capture(object);
-    return capture != NULL ? PyLong_FromLong(capture_fd(capture)) : NULL;
-}
-
-static PyObject *capture_py_statistics(PyObject *object, PyObject *unused)
-{
-    (void)unused;
-    struct capture_stats stats = {0, 0, 0};
-    struct capture *capture = open_capture(object);
-    if (capture == NULL)
-        return NULL;
-    capture_statistics(capture, &stats);
-    return Py_BuildValue("(III)", stats.received, stats.dropped, stats.interface_dropped);
-}
-
-static PyObject *capture_py_record(PyObject *object, PyObject *args)
-{
-    int file;
-    struct capture *capture = open_capture(object);
-    if (capture == NULL || !PyArg_ParseTuple(args, "i", &file))
-        return NULL;
-    capture_record(capture, file);
-    Py_RETURN_NONE;
-}
-
-static PyObject *capture_py_flush(PyObject *object, PyObject *unused)
-{
-    (void)unused;
-    int failed;
-    struct capture *capture = open_capture(object);
-    if (capture == NULL)
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    failed = capture_flush(capture);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(failed);
-}
-
 static PyObject *capture_get_linktype(PyObject *object, void *unused)
 {
     (void)unused;
@@ -189,11 +104,6 @@ static PyObject *capture_get_name(PyObject *object, void *unused)
 
 static PyMethodDef capture_methods[] = {
     {"close", capture_py_close, METH_NOARGS, "Close the file; doing so twice is fine."},
-    {"live", capture_py_live, METH_CLASS | METH_VARARGS, "live(interface, bpf, snaplen, buffer, promiscuous, inbound)"},
-    {"fileno", capture_py_fileno, METH_NOARGS, "What to poll; -1 of a file."},
-    {"statistics", capture_py_statistics, METH_NOARGS, "(received, dropped, dropped by the interface); 0 of a file."},
-    {"record", capture_py_record, METH_VARARGS, "record(fd): write further frames there; -1: no more."},
-    {"flush", capture_py_flush, METH_NOARGS, "Write what `record` still holds; 0 or the errno that stopped it."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -204,7 +114,7 @@ static PyGetSetDef capture_getset[] = {
 };
 
 static PyType_Slot capture_slots[] = {
-    {Py_tp_doc, "Capture(path, bpf=None): an open pcap or pcapng file; Capture.live(...): an interface."},
+    {Py_tp_doc, "Capture(path, bpf=None): an open pcap or pcapng file."},
     {Py_tp_new, (void *)capture_new},
     {Py_tp_dealloc, (void *)capture_dealloc},
     {Py_tp_methods, capture_methods},
@@ -217,6 +127,215 @@ static PyType_Spec capture_spec = {
     .basicsize = sizeof(CaptureObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = capture_slots,
+};
+
+/* ---- Live ---- */
+
+typedef struct {
+    PyObject_HEAD
+    struct live *live;
+    PyObject *names; /* tuple of str */
+    PyObject *error; /* the CaptureError type */
+    bool busy;
+} LiveObject;
+
+static PyObject *live_py_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *names;
+    struct live_settings settings;
+    int promiscuous, inbound, once;
+    const char *texts[INTERFACES_MAX];
+
+    struct module_state *state = PyType_GetModuleState(type);
+    if (state == NULL || (kwargs != NULL && PyDict_Size(kwargs) != 0) ||
+        !PyArg_ParseTuple(args, "O!ziippp", &PyTuple_Type, &names, &settings.bpf, &settings.snaplen, &settings.buffer,
+                          &promiscuous, &inbound, &once))
+        return NULL;
+    settings.promiscuous = promiscuous != 0;
+    settings.inbound = inbound != 0;
+    settings.once = once != 0;
+    Py_ssize_t count = PyTuple_Size(names);
+    if (count < 1 || count > INTERFACES_MAX)
+        return PyErr_Format(PyExc_ValueError, "%zd interfaces, 1 to %d are possible", count, INTERFACES_MAX);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if ((texts[i] = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(names, i), NULL)) == NULL)
+            return NULL;
+    LiveObject *self = (LiveObject *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->names = Py_NewRef(names);
+    self->error = Py_NewRef(state->capture_error);
+    self->live = live_new(texts, (size_t)count, &settings);
+    if (self->live != NULL)
+        return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return PyErr_NoMemory();
+}
+
+static void live_dealloc(PyObject *object)
+{
+    LiveObject *self = (LiveObject *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    live_free(self->live);
+    Py_XDECREF(self->names);
+    Py_XDECREF(self->error);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+/* The interfaces, or NULL with an exception. */
+static struct live *idle_live(PyObject *object)
+{
+    LiveObject *self = (LiveObject *)object;
+    if (!self->busy)
+        return self->live;
+    PyErr_Format(PyExc_RuntimeError, "%S are being read by another thread", self->names);
+    return NULL;
+}
+
+/* The interfaces and the number of one of them, or NULL with an exception. */
+static struct live *one_live(PyObject *object, PyObject *args, int *i)
+{
+    struct live *live = idle_live(object);
+    if (live == NULL || !PyArg_ParseTuple(args, "i", i))
+        return NULL;
+    if (*i >= 0 && (size_t)*i < live_count(live))
+        return live;
+    PyErr_Format(PyExc_IndexError, "no interface %d", *i);
+    return NULL;
+}
+
+static PyObject *live_py_open(PyObject *object, PyObject *args)
+{
+    LiveObject *self = (LiveObject *)object;
+    int i;
+    bool good;
+    char reason[CAPTURE_ERROR];
+    struct live *live = one_live(object, args, &i);
+    if (live == NULL)
+        return NULL;
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    good = live_open(live, (size_t)i, reason);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    if (!good)
+        return PyErr_Format(self->error, "%U: %s", PyTuple_GetItem(self->names, i), reason);
+    return PyLong_FromLong(live_linktype(live, (size_t)i));
+}
+
+static PyObject *live_py_shut(PyObject *object, PyObject *args)
+{
+    int i;
+    struct live *live = one_live(object, args, &i);
+    if (live == NULL)
+        return NULL;
+    live_shut(live, (size_t)i);
+    Py_RETURN_NONE;
+}
+
+static PyObject *live_py_fileno(PyObject *object, PyObject *args)
+{
+    int i;
+    struct live *live = one_live(object, args, &i);
+    return live != NULL ? PyLong_FromLong(live_fd(live, (size_t)i)) : NULL;
+}
+
+static PyObject *live_py_lost(PyObject *object, PyObject *args)
+{
+    int i;
+    struct live *live = one_live(object, args, &i);
+    if (live == NULL)
+        return NULL;
+    return Py_BuildValue("z", live_lost(live, (size_t)i));
+}
+
+static PyObject *live_py_held(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct live *live = idle_live(object);
+    return live != NULL ? PyBool_FromLong(live_held(live)) : NULL;
+}
+
+static PyObject *live_py_own(PyObject *object, PyObject *args)
+{
+    const char *bytes;
+    Py_ssize_t size;
+    struct live *live = idle_live(object);
+    if (live == NULL || !PyArg_ParseTuple(args, "y#", &bytes, &size))
+        return NULL;
+    uint64_t macs[64];
+    size_t count = (size_t)size / sizeof *macs;
+    count = count < 64 ? count : 64;
+    memcpy(macs, bytes, count * sizeof *macs);
+    live_own(live, macs, count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *live_py_statistics(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    struct live *live = idle_live(object);
+    if (live == NULL)
+        return NULL;
+    struct live_stats s = live_statistics(live);
+    return Py_BuildValue("(KKKKK)", s.received, s.dropped, s.interface_dropped, s.again, s.forgotten);
+}
+
+static PyObject *live_py_record(PyObject *object, PyObject *args)
+{
+    int file;
+    struct live *live = idle_live(object);
+    if (live == NULL || !PyArg_ParseTuple(args, "i", &file))
+        return NULL;
+    live_record(live, file);
+    Py_RETURN_NONE;
+}
+
+static PyObject *live_py_flush(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    LiveObject *self = (LiveObject *)object;
+    int failed;
+    struct live *live = idle_live(object);
+    if (live == NULL)
+        return NULL;
+    self->busy = true;
+    Py_BEGIN_ALLOW_THREADS
+    failed = live_flush(live);
+    Py_END_ALLOW_THREADS
+    self->busy = false;
+    return PyLong_FromLong(failed);
+}
+
+static PyMethodDef live_methods[] = {
+    {"open", live_py_open, METH_VARARGS, "open(i) -> link type: open, or open again, interface number i."},
+    {"shut", live_py_shut, METH_VARARGS, "shut(i): close it; doing so twice is fine."},
+    {"fileno", live_py_fileno, METH_VARARGS, "fileno(i): what to poll; -1 when it is not open."},
+    {"lost", live_py_lost, METH_VARARGS, "lost(i): why it was lost since this was last asked, or None."},
+    {"held", live_py_held, METH_NOARGS, "Whether a frame waits for older ones of other interfaces: then poll is of no use."},
+    {"own", live_py_own, METH_VARARGS, "own(macs): this machine's, as uint64."},
+    {"statistics", live_py_statistics, METH_NOARGS,
+     "(received, dropped, dropped by the interfaces, left out as seen before, forgotten while wanted for that)."},
+    {"record", live_py_record, METH_VARARGS, "record(fd): write further frames there; -1: no more."},
+    {"flush", live_py_flush, METH_NOARGS, "Write what `record` still holds; 0 or the errno that stopped it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot live_slots[] = {
+    {Py_tp_doc, "Live(names, bpf, snaplen, buffer, promiscuous, inbound, once): interfaces read as one, none open yet."},
+    {Py_tp_new, (void *)live_py_new},
+    {Py_tp_dealloc, (void *)live_dealloc},
+    {Py_tp_methods, live_methods},
+    {0, NULL},
+};
+
+static PyType_Spec live_spec = {
+    .name = "edge_agent._kernel.Live",
+    .basicsize = sizeof(LiveObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = live_slots,
 };
 
 /* ---- Kernel ---- */
@@ -321,34 +440,53 @@ static enum capture_result next_captured(void *context, struct frame *frame)
     return capture_next(context, frame);
 }
 
+static enum capture_result next_live(void *context, struct frame *frame)
+{
+    return live_next(context, frame);
+}
+
 static PyObject *kernel_py_push(PyObject *object, PyObject *args)
 {
     KernelObject *self = (KernelObject *)object;
     PyObject *source_object, *values, *meta;
     Py_buffer value_view, meta_view;
     struct rows rows;
+    struct source source;
     enum capture_result result;
     size_t made;
+    bool *busy;
 
     struct module_state *state = PyType_GetModuleState(Py_TYPE(object));
-    if (state == NULL || !PyArg_ParseTuple(args, "O!OO", state->capture_type, &source_object, &values, &meta))
+    if (state == NULL || !PyArg_ParseTuple(args, "OOO", &source_object, &values, &meta))
         return NULL;
-    CaptureObject *capture = (CaptureObject *)source_object;
-    if (capture->capture == NULL)
-        return PyErr_Format(PyExc_ValueError, "%U is closed", capture->name);
-    if (capture->busy)
-        return PyErr_Format(PyExc_RuntimeError, "%U is being read by another thread", capture->name);
+    if (Py_TYPE(source_object) == state->live_type) {
+        struct live *live = idle_live(source_object);
+        if (live == NULL)
+            return NULL;
+        source = (struct source){next_live, live};
+        busy = &((LiveObject *)source_object)->busy;
+    } else if (Py_TYPE(source_object) == state->capture_type) {
+        CaptureObject *capture = (CaptureObject *)source_object;
+        if (capture->capture == NULL)
+            return PyErr_Format(PyExc_ValueError, "%U is closed", capture->name);
+        if (capture->busy)
+            return PyErr_Format(PyExc_RuntimeError, "%U is being read by another thread", capture->name);
+        source = (struct source){next_captured, capture->capture};
+        busy = &capture->busy;
+    } else {
+        return PyErr_Format(PyExc_TypeError, "neither a Capture nor a Live");
+    }
     if (!take(self) || !get_rows(values, meta, &value_view, &meta_view, &rows))
         return NULL;
-    struct source source = {capture_linktype(capture->capture), next_captured, capture->capture};
-    self->busy = capture->busy = true;
+    self->busy = *busy = true;
     Py_BEGIN_ALLOW_THREADS
     made = kernel_push(self->kernel, source, &rows, &result);
     Py_END_ALLOW_THREADS
-    self->busy = capture->busy = false;
+    self->busy = *busy = false;
     PyBuffer_Release(&value_view);
     PyBuffer_Release(&meta_view);
-    if (made == 0 && result == CAPTURE_FAILED) {
+    if (made == 0 && result == CAPTURE_FAILED) { /* of a file only */
+        CaptureObject *capture = (CaptureObject *)source_object;
         struct count counts[MAX_COUNTS];
         kernel_counts(self->kernel, counts);
         return PyErr_Format(capture->error, "%U: %s (after %llu frames and %llu rows)", capture->name,
@@ -373,7 +511,7 @@ static enum capture_result next_handed(void *context, struct frame *frame)
     return CAPTURE_FRAME;
 }
 
-static bool read_frame(PyObject *item, struct frame *frame)
+static bool read_frame(PyObject *item, int linktype, struct frame *frame)
 {
     long long t_ns;
     long long wire_length;
@@ -396,6 +534,7 @@ static bool read_frame(PyObject *item, struct frame *frame)
     frame->wire_length = (uint32_t)wire_length;
     frame->captured = (uint32_t)size;
     frame->bytes = (const uint8_t *)bytes;
+    frame->linktype = linktype;
     return true;
 }
 
@@ -421,7 +560,7 @@ static PyObject *kernel_py_push_frames(PyObject *object, PyObject *args)
     if (handed.frames == NULL)
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < count; i++)
-        if (!read_frame(PyTuple_GetItem(frames, i), &handed.frames[i]))
+        if (!read_frame(PyTuple_GetItem(frames, i), linktype, &handed.frames[i]))
             goto failed;
     if (!get_rows(values, meta, &value_view, &meta_view, &rows))
         goto failed;
@@ -431,7 +570,7 @@ static PyObject *kernel_py_push_frames(PyObject *object, PyObject *args)
         PyBuffer_Release(&meta_view);
         goto failed;
     }
-    struct source source = {linktype, next_handed, &handed};
+    struct source source = {next_handed, &handed};
     self->busy = true;
     Py_BEGIN_ALLOW_THREADS
     made = kernel_push(self->kernel, source, &rows, &result);
@@ -935,6 +1074,9 @@ static int module_exec(PyObject *module)
     state->capture_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &capture_spec, NULL);
     if (state->capture_type == NULL || PyModule_AddType(module, state->capture_type) != 0)
         return -1;
+    state->live_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &live_spec, NULL);
+    if (state->live_type == NULL || PyModule_AddType(module, state->live_type) != 0)
+        return -1;
     PyObject *kernel_type = PyType_FromModuleAndSpec(module, &kernel_spec, NULL);
     if (kernel_type == NULL)
         return -1;
@@ -967,6 +1109,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->capture_type);
+    Py_VISIT(state->live_type);
     Py_VISIT(state->capture_error);
     return 0;
 }
@@ -975,6 +1118,7 @@ static int module_clear(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->capture_type);
+    Py_CLEAR(state->live_type);
     Py_CLEAR(state->capture_error);
     return 0;
 }

@@ -85,12 +85,12 @@ static void drop_oldest(struct ring *r)
         r->oldest = 0;
 }
 
-void ring_put(struct ring *r, int linktype, const struct frame *frame, const struct row_meta *row)
+void ring_put(struct ring *r, const struct frame *frame, const struct row_meta *row)
 {
     uint32_t captured = row->headers + r->payload;
     captured = captured < frame->captured ? captured : frame->captured;
     captured = captured < MOST_CAPTURED ? captured : MOST_CAPTURED;
-    struct kept kept = {frame->t_ns, frame->wire_length, (uint16_t)captured, (uint16_t)linktype};
+    struct kept kept = {frame->t_ns, frame->wire_length, (uint16_t)captured, (uint16_t)frame->linktype};
     uint32_t length = length_of(&kept);
 
     struct sender *sender = &r->senders[(row->src_mac * 0x9e3779b97f4a7c15u) >> 56];

@@ -783,7 +783,7 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
             k->counters.frames++;
             struct pending *p = &k->pending[waiting];
             p->row = &rows->meta[made + (size_t)waiting];
-            enum malformed fault = decode_frame(source.linktype, frame.bytes, frame.captured, frame.wire_length, p->row,
+            enum malformed fault = decode_frame(frame.linktype, frame.bytes, frame.captured, frame.wire_length, p->row,
                                                 &p->ports);
             p->row->t_ns = frame.t_ns;
             k->counters.malformed[fault]++;
@@ -792,7 +792,7 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
             if (fault == SHORT_LINK)
                 continue;
             if (k->ring != NULL)
-                ring_put(k->ring, source.linktype, &frame, p->row);
+                ring_put(k->ring, &frame, p->row);
             prepare(k, p);
             waiting++;
         }

@@ -1,6 +1,9 @@
 """What the collector accepts, and that a database which refuses or is busy costs no message."""
 
+import contextlib
+import io
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -8,9 +11,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import collector.__main__ as command
 from collector.ingest import CollectorConfig, Ingest, Judge, _Message
 from collector.store import Store
 from edge_agent.contract import messages
@@ -129,6 +133,26 @@ def test_rejected_messages_are_kept_cut_counted_and_capped(tmp_path):
     assert kept[0].reason == "too large: 100002 bytes, the bound is 16384"
 
 
+class Breaking(Judge):
+    """As one with a mistake in it, which none is known to have."""
+
+    def judge(self, topic, payload):
+        if payload == b"puzzle":
+            raise TypeError("what is this?")
+        return super().judge(topic, payload)
+
+
+def test_a_message_that_breaks_the_judge_is_kept_aside_like_any_other_that_is_refused(caplog):
+    store = Store("sqlite://")
+    ingest = Ingest(CollectorConfig(), store)
+    ingest._judge = Breaking()
+    batch = [message(TOPIC, b"puzzle"), message(TOPIC, numbered(1)), message(TOPIC, b"puzzle")]
+    assert ingest.save(batch, threading.Event())
+    assert (ingest.counts.rejected, ingest.counts.stored) == (2, 1)
+    assert store.rejections()[0].reason == "cannot be judged: TypeError: what is this?"
+    assert caplog.text.count("Traceback") == 1
+
+
 def test_a_row_the_database_refuses_is_set_aside_and_the_others_are_stored(tmp_path):
     """As a stricter database than SQLite might; here a trigger plays it."""
     path = tmp_path / "c.sqlite"
@@ -158,3 +182,71 @@ def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing
     other.execute("ROLLBACK")
     other.close()
     assert len(store.alerts()) == 1
+
+
+# --- anything at all on any topic ---------------------------------------------------------------------------
+
+gateways = st.sampled_from(["gw-001", "gw-002", "GW", "", "a" * 64, "-", "gw 1", "gw\0", "\ud800"])
+leaves = st.sampled_from(
+    ["alert", "status", "health", "devices", "reply", "reply/x", "chunk/1", "cmd/allow", "model/detail", "", "/", "+"]
+)
+any_topics = st.one_of(
+    st.builds("botwatch/v1/gw/{}/{}".format, gateways, leaves), st.just(TOPIC), st.text(max_size=300)
+)
+STATUS = {"state": "online", "boot": "b", "agent": "0.1.0", "ts": "2026-11-23T16:22:10.123456+0000"}
+
+
+@st.composite
+def any_payloads(draw):
+    """Bytes, JSON of any kind, and alerts and statuses with a few bytes or a few places changed."""
+    kind = draw(st.integers(0, 4))
+    if kind == 0:
+        return draw(st.binary(max_size=200))
+    if kind == 1:
+        return json.dumps(draw(json_values)).encode("utf-8", "surrogatepass")
+    document = deepcopy(EXAMPLE) if draw(st.booleans()) else dict(STATUS)
+    if kind in (2, 4):
+        for _ in range(draw(st.integers(1, 3))):
+            inner = document
+            while True:
+                key = draw(st.sampled_from(list(inner) if isinstance(inner, dict) else list(range(len(inner)))))
+                if not (isinstance(inner[key], dict | list) and inner[key] and draw(st.integers(0, 3))):
+                    break
+                inner = inner[key]
+            if draw(st.booleans()) or isinstance(inner, list):
+                inner[key] = draw(json_values)
+            else:
+                inner[draw(st.text(max_size=8))] = inner.pop(key)
+            if not document:
+                break
+    payload = json.dumps(document).encode("utf-8", "surrogatepass")
+    if kind >= 3:
+        for _ in range(draw(st.integers(1, 4))):
+            at = draw(st.integers(0, len(payload)))
+            payload = payload[:at] + draw(st.binary(max_size=3)) + payload[at + draw(st.integers(0, 3)) :]
+    return payload
+
+
+@settings(max_examples=int(os.environ.get("BOTWATCH_FUZZ", "200")), deadline=None)
+@given(st.lists(st.tuples(any_topics, any_payloads()), min_size=1, max_size=8))
+def test_whatever_comes_on_any_topic_is_stored_or_kept_aside_and_counted_and_can_be_shown(given_messages):
+    """And the alert that comes behind it is stored: no message stops the others."""
+    store = Store("sqlite://")
+    ingest = Ingest(CollectorConfig(), store)
+    batch = [message(where, payload, mid) for mid, (where, payload) in enumerate(given_messages)]
+    assert ingest.save([*batch, message(TOPIC, numbered(2**40))], threading.Event())
+    c = ingest.counts
+    assert c.stored + c.duplicates + c.statuses + c.rejected == len(batch) + 1
+    assert len(store.rejections()) == c.rejected
+    assert len(store.alerts()) == c.stored
+    assert any(json.loads(row.document)["alert"]["context"]["botwatch"]["seq"] == 2**40 for row in store.alerts())
+    store.episodes()
+    store.gateways()
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        command._print_table(store.alerts())
+    for row in store.alerts():
+        shown.write(command._line(Alert.read(json.loads(row.document))).plain)
+    assert all(c.isprintable() or c == "\n" for c in shown.getvalue())
+    assert ingest.save([message(where, payload) for where, payload in given_messages], threading.Event())  # once more
+    assert ingest.counts.stored == c.stored

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.attach import ALONE_FRAMES, ALONE_S, Surroundings, longest_frame, merging, own_macs
+from edge_agent.attach import ALONE_FRAMES, ALONE_S, Surroundings, longest_frame, merging
+from edge_agent.capture import own_macs
 from edge_agent.features import Extractor
 from tests.netns import MAC, ROOT, Wire, ip
 from tests.traffic import packet, steady

@@ -16,14 +16,16 @@ import pytest
 from edge_agent import state as states
 from edge_agent.agent import Agent, seen_path
 from edge_agent.allow import AllowList
+from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
+from edge_agent.contract.columns import indices
 from edge_agent.contract.messages import MAX_DOCUMENT, encode
 from edge_agent.detector import Detector
 from edge_agent.devices import MAX_DEVICES, MAX_LISTED, Devices
-from edge_agent.features import Extractor
+from edge_agent.features import Extractor, Rows
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.test_detector import found
@@ -237,6 +239,72 @@ def test_a_slow_ramp_alerts_before_half_of_the_flood_and_is_not_learnt(bundle):
     told = lived(devices, bundle, life(20 + minutes), *ramp)
     assert first_alert(told) < 20 + minutes
     assert entry(devices)["score_times"] == 1.0
+
+
+@pytest.mark.parametrize("hours", [2, 12])
+@pytest.mark.parametrize("begins", ["when learnt", "with the learning", "over restarts", "over new models"])
+def test_a_ramp_over_hours_alerts_before_half_of_the_flood(bundle, tmp_path, hours, begins):
+    """From nothing to 500 packets a second, a step each minute; the agent begins anew every 15 minutes in some."""
+    state = State(tmp_path / "s.sqlite")
+
+    def start(model: Bundle) -> tuple[Devices, Detector]:
+        devices = Devices(model, state=state)
+        detector = Detector(model, learn=devices.own)
+        devices.carry_over(detector.vote)
+        return devices, detector
+
+    (devices, detector), extractor = start(bundle), Extractor(4096, seed=1)
+    first = 0 if begins == "with the learning" else 20
+    detector.observe(extractor.push_frames([*life(first), *life(0.1, BEGIN + first * MINUTE)]))
+    told: list = []
+    for minute in range(30 * hours):  # to half of it
+        if minute % 15 == 14 and begins.startswith("over"):
+            devices.keep(devices.records(1e9, everything=True), 1e9)
+            number = minute // 15 if begins == "over new models" else 0
+            sha256 = bundle.sha256 if not number else f"{number:064x}"
+            devices, detector = start(dataclasses.replace(bundle, sha256=sha256))
+        at = BEGIN + (first + minute) * MINUTE
+        rate = 500 * (minute + 1) / (60 * hours)
+        frames = merged(life(1, at, seed=minute), flood(first + minute, 1, rate))
+        told = [d for d in detector.observe(extractor.push_frames(frames)) if d.device_mac == PLUG_MAC]
+        if told:
+            break
+    assert told
+    assert rate < 125, rate  # a quarter
+    assert entry(devices)["score_times"] <= 2.0
+    state.close()
+
+
+def test_rows_that_were_flagged_raise_no_limit(bundle):
+    """Five in a hundred, their counts far above any bound, and never so many at once that they would be an alarm."""
+    rows = Extractor(4096, seed=1).push_frames(merged(life(40)))
+    devices, clean = Devices(bundle), Devices(bundle)
+    found(Detector(bundle, learn=clean.own), rows)
+    detector = Detector(bundle, learn=devices.own)
+    own = np.flatnonzero(rows.meta["src_mac"] == PLUG_MAC)
+    marked = np.zeros(len(rows), dtype=bool)
+    marked[own[::20]] = True
+    values = rows.values.copy()
+    values[np.ix_(marked, indices(COUNT_COLUMNS))] = 1e4
+    assert found(detector, Rows(values, rows.meta)) == []
+    assert detector.counters["flagged"] == marked.sum()
+    assert entry(devices)["state"] == "stale"  # it is seen that the device is not what it was known for
+    for key in ("limit", "counts_times"):
+        assert entry(devices)[key] == entry(clean)[key]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_window_with_five_percent_of_scanning_is_alerted_and_protects_as_well(bundle, parts):
+    """A minute of 20, or four quarters of it."""
+    devices = Devices(bundle)
+    scans = [
+        steady(scan(1200 // parts, mac=PLUG_MAC, seed=i), BEGIN + int((4 + 9 * i) * MINUTE), 20) for i in range(parts)
+    ]
+    minutes = 20 if parts == 1 else 45
+    told = lived(devices, bundle, life(minutes), *scans)
+    assert first_alert(told) < 4.1
+    assert entry(devices)["score_times"] <= 2.0
+    assert entry(devices)["counts_times"] == 1.0
 
 
 # -- power cuts and upgrades --

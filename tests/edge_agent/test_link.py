@@ -5,6 +5,7 @@ import datetime
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.ingest import CollectorConfig, Ingest
 from collector.store import Store
+from edge_agent.check import findings
+from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
 from edge_agent.link import BrokerConfig, Link
@@ -464,6 +467,9 @@ def test_a_certificate_error_is_one_readable_line_at_either_end(
         with running(config, outbox) as link, collecting(config) as ingest:
             wait_until(lambda: link.counts.failures >= 5 and ingest.counts.failures >= 5)
             assert (link.trouble[: len(words)], ingest.trouble[: len(words)]) == (words, words)
+        [found] = [f for f in findings(AgentConfig(broker=config), "no bundle") if f.what.startswith("broker")]
+        assert found.wrong
+        assert found.said.startswith(words)
     lines = [line for line in caplog.messages if str(broker.port) in line]
     assert len(lines) == 2
     assert all(words in line and "\n" not in line and len(line) < 200 for line in lines)
@@ -600,6 +606,48 @@ def test_a_broker_that_acknowledges_nothing_is_sent_no_more_than_it_takes_and_no
         wait_until(lambda: len(broker.got) == 7)
         assert link.flush(0.3) == 100
         assert len(broker.got) == 7
+
+
+class Rogue(Scripted):
+    """Says anything at all on its first connections, and then what it should."""
+
+    def __init__(self, rng, connections):
+        self._rng, self._left = rng, connections
+        super().__init__(lambda *_: 0)
+
+    def _talk(self, line):
+        self._left -= 1
+        if self._left < 0:
+            super()._talk(line)
+            return
+        rng = self._rng
+        line.settimeout(0.02)
+        line.recv(4096)
+        if rng.random() < 0.9:
+            line.sendall(bytes([0x20, 6, 0, 0, 3, 0x21, 0, 10]))  # CONNACK
+        for _ in range(rng.randrange(1, 6)):
+            kind = rng.choice([0x20, 0x30, 0x32, 0x34, 0x40, 0x50, 0x62, 0x70, 0x90, 0xB0, 0xD0, 0xE0, 0xF0])
+            body = bytearray(rng.randbytes(rng.randrange(30)))
+            if len(body) > 4 and rng.random() < 0.6:  # close to an acknowledgement of what is under way
+                body[:2] = bytes([0, rng.randrange(1, 8)])
+                body[3] = rng.randrange(3)
+            line.sendall(bytes([kind, len(body)]) + body)
+        line.recv(4096)
+
+
+def test_whatever_a_rogue_broker_says_alerts_arrive_when_a_right_one_is_there(outbox):
+    """Of those it acknowledged it has them, as far as the agent can know: the later ones arrive."""
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(50)])
+    with (
+        Rogue(random.Random(seed), 150) as broker,
+        running(config_of(broker, version=5, retry_min_s=0.01, retry_max_s=0.02), outbox) as link,
+    ):
+        wait_until(lambda: link.counts.failures >= 150, 60)
+        outbox.put(ALERT, b"after")
+        assert link.flush(20) == 0
+        assert broker.got[-1] == b"after"
 
 
 @needs_mosquitto

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +20,7 @@ from edge_agent.__main__ import main
 from edge_agent.capture import CaptureError, Recorder, open_file
 from edge_agent.config import CaptureConfig
 from edge_agent.contract import bundle as bundles
+from edge_agent.contract.captures import mac_text
 from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
@@ -105,8 +107,6 @@ def test_a_frame_that_a_bridge_forwards_is_counted_once_on_several_interfaces(wi
     with taking(wire, tmp_path, 100, "in", "lan0", "lan1"):
         wire.send(frames, tmp_path)
     assert len(np.load(tmp_path / "rows.npz")["meta"]) == 100
-    assert not CaptureConfig(interfaces=("lan0",)).live().inbound
-    assert CaptureConfig(interfaces=("lan0", "lan1")).live().inbound
 
 
 def test_an_interface_that_goes_down_or_away_is_taken_up_again(wire, tmp_path):
@@ -178,6 +178,52 @@ def broker(wire: Wire, folder: Path) -> Iterator[tuple[str, Callable[[str], list
                 if started:
                     started.kill()
                     started.wait()
+
+
+def test_a_device_that_attacks_is_muted_and_allowed_while_packets_come_and_told_again_afterwards(
+    wire, home, tmp_path, capsys
+):
+    """What is held back is counted and its episode ends at once; another device's attack is told meanwhile."""
+    config = f"outbox: {{path: {tmp_path / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+    attacker, file = mac_text(MAC), str(tmp_path / "agent.yaml")
+
+    def told(mac: str, which: str) -> list[str]:
+        """Ids of a device's episodes, in the order in which it was told that they are in this state."""
+        mine = [alert["alert"]["context"]["botwatch"] for alert in alerts(tmp_path)]
+        return [one["id"] for one in mine if one["device"]["mac"] == mac and one["state"] == which]
+
+    def order(*words: str) -> None:
+        assert main([*words, "--config", file]) == 0, capsys.readouterr().err
+
+    def held_back() -> tuple[int, list[dict]]:
+        capsys.readouterr()
+        order("status", "--json")
+        said = json.loads(capsys.readouterr().out)
+        return said["health"]["counters"]["episodes_suppressed"], said["allowed"]
+
+    with agent(wire, home, tmp_path, config=config):
+        frames = list(steady(scan(3500, "192.168.1.57", mac=MAC), 0, 100))
+        attack = threading.Thread(target=wire.send, args=(frames, tmp_path, 100))
+        attack.start()  # for 35 seconds
+        wait_until(lambda: len(told(attacker, "new")) == 1, 20)
+        order("mute", attacker, "--for", "4s")
+        wait_until(lambda: told(attacker, "end") == told(attacker, "new"), 3)
+        wire.send(steady(scan(300, "192.168.1.58", mac=MAC + 1, seed=3), 0, 200), tmp_path, 200)
+        wait_until(lambda: len(told(mac_text(MAC + 1), "new")) == 1, 5)
+        assert len(told(attacker, "new")) == 1
+        suppressed, (entry,) = held_back()
+        assert (suppressed, entry["kind"], entry["hits"]) == (1, "mute", 1)
+        wait_until(lambda: len(told(attacker, "new")) == 2, 8)  # it is over and the attack is not
+
+        order("allow", told(attacker, "new")[-1], "--for", "4s", "--reason", "a test")
+        wait_until(lambda: len(told(attacker, "end")) == 2, 3)
+        suppressed, (entry,) = held_back()
+        assert (suppressed, entry["kind"], entry["hits"]) == (2, "allow", 1)
+        wait_until(lambda: len(told(attacker, "new")) == 3, 8)
+        assert held_back()[1] == []
+        assert attack.is_alive()
+        attack.join()
+    assert len(set(told(attacker, "new"))) == 3
 
 
 @needs_mosquitto

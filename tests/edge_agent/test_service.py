@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from collector.store import Store
+from edge_agent.config import LIVE, AgentConfig, changed
+from edge_agent.contract.captures import mac_text
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
@@ -24,6 +26,8 @@ from tests.edge_agent.test_live import LISTEN, agent, alerts, state
 from tests.netns import MAC, ROOT, SEND, Wire
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady
+
+MAC_TEXT = mac_text(MAC)
 
 # A host that takes connections and never says a word; with "full" not even the handshake of TCP is ended.
 MUTE = """
@@ -292,3 +296,55 @@ def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, t
     assert "connection refused; it waits in" in done.stderr
     assert len(kept(box)) == 4
     assert done.stderr.count("\n") == 2  # and what the link logged
+
+
+@needs_mosquitto
+def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home: Home) -> None:
+    """What can change does so without a restart; a key that cannot, or a mistake, leaves everything as it was."""
+    file, err = site.folder / "agent.yaml", site.folder / "err"
+    with agent(site.wire, home, site.folder, config=f"{site.config}commands: []\n") as process:
+        before, good = file.read_text(), site.folder / "good.yaml"
+        good.write_text(before)
+
+        def told(text: str, words: str) -> None:
+            said = err.read_text().count(words)
+            file.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: err.read_text().count(words) > said)
+            assert process.poll() is None
+
+        def health() -> dict:
+            words = ("agent", "status", "--json", "--config", good)
+            return json.loads(botwatch(site.wire, *words).stdout)["health"]
+
+        assert site.order("status", "--timeout", "2").returncode == 1
+        named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
+        told(named, "read again: site, names, commands taken up")
+        time.sleep(0.5)
+        assert json.loads(site.order("status").stdout)["commands"] == ["status"]
+        assert "config_refused" not in health()
+        told(
+            f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"
+        )
+        assert "scoring.max_rows_per_s: changed, which needs a restart" in health()["config_refused"]
+        told(named + "\nalerts: {end_s: -1}\n", "agent.yaml [alerts]: end_s")
+        assert "end_s" in health()["config_refused"]
+        assert "Traceback" not in err.read_text()
+        told(named, "nothing has changed")
+        assert "config_refused" not in health()
+        site.wire.send(steady(scan(2000, "192.168.1.57", mac=MAC), 0, 1000), site.folder, 1000)
+        wait_until(lambda: alerts(site.folder), 20)
+        ours = alerts(site.folder)[0]["alert"]["context"]["botwatch"]
+        assert (ours["device"]["name"], ours["site"]) == ("cam", "here")
+        assert err.read_text().count("configuration refused") == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("commands", ()), ("site", "s"), ("names", {"02:00:5e:10:00:01": "cam"})])
+def test_what_has_changed_is_named(key: str, value: object) -> None:
+    assert changed(AgentConfig(), replace(AgentConfig(), **{key: value})) == [key]
+
+
+def test_keys_that_a_running_agent_takes_up_are_keys() -> None:
+    """One that is renamed must not become one that needs a restart."""
+    keys = {f"{f.name}.{inner.name}" for f in fields(AgentConfig) if is_dataclass(f.type) for inner in fields(f.type)}
+    assert keys | {f.name for f in fields(AgentConfig)} >= LIVE

@@ -1,0 +1,276 @@
+/* Which frames of a live capture are one that was seen before, on its way through this machine. Keys are 64-bit hashes of
+ * what does not change on that way, in two tables of 16,384 entries:
+ *
+ *     frames    MACs, addresses, ports, content    a bridge, its ports, a VLAN and what it lies on show one frame each
+ *     packets   content                            a router sends under its own MAC, with NAT under its own address
+ *
+ * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; of TCP sequence, acknowledgement,
+ * flags and window; of UDP and ICMP what is not port, identifier or checksum; and the payload as far as CONTENT_MAX. TTL,
+ * checksums and TCP options change in a router. */
+#include "kernel.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { BUCKET_BITS = 11, BUCKETS = 1 << BUCKET_BITS, WAYS = 8, OWN_MAX = 64 };
+enum { CONTENT_MAX = 64 }; /* bytes from the IP header on; no snaplen cuts them, tags or not */
+enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: a full queue towards the internet delays its packets so long */
+
+struct sight {
+    uint64_t key;
+    uint32_t t;       /* 2^20 ns */
+    uint16_t credit;  /* of a packet: how often it was received and not yet sent on */
+    uint8_t port;     /* of a frame: the only interface where it counts */
+    uint8_t used;
+};
+
+struct table {
+    struct sight sights[BUCKETS][WAYS];
+};
+
+struct once {
+    struct table *frames, *packets; /* frames: NULL where there is one interface */
+    uint64_t seed, forgotten;
+    uint64_t own[OWN_MAX];
+    size_t own_count;
+};
+
+enum way { RECEIVED, SENT, UNKNOWN };
+
+struct content {
+    enum way way;
+    bool ip;
+    uint64_t frame, packet;
+};
+
+struct once *once_new(uint64_t seed, bool several)
+{
+    struct once *o = calloc(1, sizeof *o);
+    if (o == NULL)
+        return NULL;
+    o->seed = seed;
+    o->packets = calloc(1, sizeof *o->packets);
+    o->frames = several ? calloc(1, sizeof *o->frames) : NULL;
+    if (o->packets != NULL && (o->frames != NULL || !several))
+        return o;
+    once_free(o);
+    return NULL;
+}
+
+void once_free(struct once *o)
+{
+    if (o == NULL)
+        return;
+    free(o->frames);
+    free(o->packets);
+    free(o);
+}
+
+void once_own(struct once *o, const uint64_t *macs, size_t count)
+{
+    o->own_count = count < OWN_MAX ? count : OWN_MAX;
+    memcpy(o->own, macs, o->own_count * sizeof *macs);
+}
+
+uint64_t once_forgotten(const struct once *o)
+{
+    return o->forgotten;
+}
+
+static uint64_t mixed(uint64_t hash, uint64_t word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+    return hash ^ hash >> 29;
+}
+
+static uint64_t mixed_bytes(uint64_t hash, const uint8_t *p, const uint8_t *end)
+{
+    for (; p < end; p += 8) {
+        uint64_t word = 0;
+        memcpy(&word, p, end - p < 8 ? (size_t)(end - p) : 8);
+        hash = mixed(hash, word);
+    }
+    return hash;
+}
+
+static uint16_t be16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+/* Where the network layer begins and its type; tags and PPPoE, which differ between a VLAN and what it lies on, skipped. */
+static const uint8_t *network_layer(const uint8_t *p, const uint8_t *end, uint16_t *type)
+{
+    for (int i = 0; i < 3; i++) {
+        if (*type == 0x8100 || *type == 0x88a8 || *type == 0x9100) {
+            if (end - p < 4)
+                return end;
+            *type = be16(p + 2);
+            p += 4;
+        } else if (*type == 0x8864) {
+            if (end - p < 8)
+                return end;
+            *type = be16(p + 6) == 0x0021 ? 0x0800 : be16(p + 6) == 0x0057 ? 0x86dd : 0;
+            p += 8;
+        } else {
+            break;
+        }
+    }
+    return p;
+}
+
+/* An IP packet's content into `c`. Its own length bounds it: a received short frame has padding, a sent one has none. */
+static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
+{
+    const uint8_t *start = p, *addresses;
+    size_t header, length, address_bytes;
+    uint8_t proto;
+    bool later = false;
+    if (end - p >= 20 && p[0] >> 4 == 4) {
+        header = (size_t)(p[0] & 15) * 4;
+        length = be16(p + 2);
+        proto = p[9];
+        later = (be16(p + 6) & 0x1fff) != 0;
+        c->packet = mixed(c->packet, (uint64_t)be16(p + 4) << 16 | be16(p + 6));
+        addresses = p + 12;
+        address_bytes = 8;
+    } else if (end - p >= 40 && p[0] >> 4 == 6) {
+        header = 40;
+        length = header + be16(p + 4);
+        proto = p[6];
+        c->packet = mixed(c->packet, (uint64_t)(p[1] & 15) << 16 | be16(p + 2));
+        addresses = p + 8;
+        address_bytes = 32;
+    } else {
+        return;
+    }
+    c->ip = true;
+    c->packet = mixed(c->packet, (uint64_t)(p[0] >> 4) << 32 | (uint64_t)proto << 24 | length);
+    c->frame = mixed_bytes(c->frame, addresses, addresses + address_bytes);
+    if ((size_t)(end - start) > length)
+        end = start + length;
+    if (end - start > CONTENT_MAX)
+        end = start + CONTENT_MAX;
+    if ((size_t)(end - start) <= header)
+        return;
+    p += header;
+    size_t there = (size_t)(end - p);
+    if (!later && proto == 6 && there >= 16) {
+        c->frame = mixed_bytes(c->frame, p, p + 4);
+        c->packet = mixed_bytes(c->packet, p + 4, p + 12);
+        c->packet = mixed(c->packet, (uint64_t)(p[13]) << 16 | be16(p + 14));
+        p += (size_t)(p[12] >> 4) * 4;
+    } else if (!later && (proto == 17 || proto == 1 || proto == 58) && there >= 8) {
+        c->frame = mixed_bytes(c->frame, p, p + 4);
+        if (proto != 17)
+            c->packet = mixed(c->packet, be16(p));
+        bool quotes = (proto == 1 && (p[0] == 3 || p[0] == 11 || p[0] == 12)) || (proto == 58 && p[0] < 128);
+        p = quotes ? end : p + 8; /* NAT changes what is quoted as well */
+    }
+    c->packet = mixed_bytes(c->packet, p < end ? p : end, end);
+}
+
+/* False where nothing can be told: what is cut, and link layers without MACs but IP. */
+static bool look(const struct once *o, const struct frame *frame, struct content *c)
+{
+    const uint8_t *p = frame->bytes, *end = p + frame->captured;
+    uint16_t type;
+    *c = (struct content){UNKNOWN, false, o->seed, o->seed};
+    switch (frame->linktype) {
+    case LINK_ETHERNET: {
+        if (end - p < 14)
+            return false;
+        uint64_t source = (uint64_t)be16(p + 6) << 32 | (uint64_t)be16(p + 8) << 16 | be16(p + 10);
+        c->way = RECEIVED;
+        for (size_t i = 0; i < o->own_count; i++)
+            if (o->own[i] == source)
+                c->way = SENT;
+        c->frame = mixed_bytes(c->frame, p, p + 12);
+        type = be16(p + 12);
+        p = network_layer(p + 14, end, &type);
+        break;
+    }
+    case LINK_SLL:
+        if (end - p < 16)
+            return false;
+        c->way = be16(p) == 4 ? SENT : RECEIVED; /* PACKET_OUTGOING */
+        type = be16(p + 14);
+        p = network_layer(p + 16, end, &type);
+        break;
+    case LINK_SLL2:
+        if (end - p < 20)
+            return false;
+        c->way = p[10] == 4 ? SENT : RECEIVED;
+        type = be16(p);
+        p = network_layer(p + 20, end, &type);
+        break;
+    default:
+        if (p == end)
+            return false;
+        type = p[0] >> 4 == 6 ? 0x86dd : 0x0800;
+    }
+    if (type == 0x0800 || type == 0x86dd)
+        hash_packet(c, p, end);
+    if (!c->ip)
+        c->packet = mixed_bytes(mixed(c->packet, type), p, end - p > CONTENT_MAX ? p + CONTENT_MAX : end);
+    c->frame = mixed(c->frame, c->packet);
+    return true;
+}
+
+static bool fresh(const struct sight *s, uint32_t t)
+{
+    int32_t age = (int32_t)(t - s->t);
+    return s->used && age <= FRESH && age >= -FRESH;
+}
+
+static struct sight *find(struct table *table, uint64_t key, uint32_t t)
+{
+    struct sight *bucket = table->sights[key >> (64 - BUCKET_BITS)];
+    for (int i = 0; i < WAYS; i++)
+        if (bucket[i].key == key && fresh(&bucket[i], t))
+            return &bucket[i];
+    return NULL;
+}
+
+/* The entry of `key`, which is of now; a new one has neither credit nor port and takes the place of the oldest. */
+static struct sight *keep(struct once *o, struct table *table, uint64_t key, uint32_t t)
+{
+    struct sight *found = find(table, key, t);
+    if (found == NULL) {
+        struct sight *bucket = table->sights[key >> (64 - BUCKET_BITS)];
+        found = bucket;
+        for (int i = 0; i < WAYS && fresh(found, t); i++)
+            if (!fresh(&bucket[i], t) || (int32_t)(bucket[i].t - found->t) < 0)
+                found = &bucket[i];
+        o->forgotten += fresh(found, t);
+        *found = (struct sight){.key = key, .used = true};
+    }
+    found->t = t;
+    return found;
+}
+
+bool once_again(struct once *o, uint8_t port, const struct frame *frame)
+{
+    struct content c;
+    struct sight *s;
+    uint32_t t = (uint32_t)(frame->t_ns >> 20);
+    if (!look(o, frame, &c))
+        return false;
+    if (o->frames != NULL && frame->linktype == LINK_ETHERNET) {
+        s = find(o->frames, c.frame, t);
+        if (s != NULL && s->port != port)
+            return true;
+        keep(o, o->frames, c.frame, t)->port = port;
+    }
+    if (!c.ip)
+        return false;
+    if (c.way != RECEIVED && (s = find(o->packets, c.packet, t)) != NULL && s->credit > 0) {
+        s->credit--;
+        return true;
+    }
+    if (c.way != SENT) {
+        s = keep(o, o->packets, c.packet, t);
+        s->credit += s->credit < UINT16_MAX;
+    }
+    return false;
+}
