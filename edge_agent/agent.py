@@ -1,5 +1,6 @@
 """The agent: wires source, extractor, detector and alerter, and counts what goes through."""
 
+import gc
 import logging
 import os
 import random
@@ -24,9 +25,9 @@ from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Origin, Refused
 from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices, Records
+from edge_agent.devices import Devices
 from edge_agent.evidence import EvidenceError, EvidenceStore, chunks
-from edge_agent.features import Extractor, FeatureStateError, Rows
+from edge_agent.features import Extractor, FeatureStateError, Rows, give_back_memory
 from edge_agent.link import Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State, StateError
@@ -247,6 +248,8 @@ def run(
                 give(alert)
         return len(rows)
 
+    gc.collect()
+    give_back_memory()
     watched.ready()
     latest = time.monotonic()
     try:
@@ -482,6 +485,7 @@ class _Memory:
         self._look = self._tell = 0.0
         self._told: tuple[object, ...] = ()
         self._told_at = -DEVICES_IDLE_S
+        self._unsaved: bytes | None = None  # the newest document, for those who ask while no agent runs
         self._save = time.monotonic() + save_s
         self._writer = ThreadPoolExecutor(1, "memory") if publisher else None
         self._pending: Future[None] | None = None
@@ -495,11 +499,10 @@ class _Memory:
         self._devices.look()
         if self._publisher is None or (self._pending and not self._pending.done()):
             return
-        document = None
         if now >= self._tell:
-            document = self._document(now)
-        if now >= self._save or document is not None:
-            self._write(document, now, everything=False)
+            self._tell_devices(now)
+        if now >= self._save:
+            self._write(now, everything=False)
 
     def finish(self) -> None:
         """Tell the broker the last, and begin to keep everything."""
@@ -508,43 +511,40 @@ class _Memory:
             return
         self._told = ()
         now = time.monotonic()
-        self._save = now
-        self._write(self._document(now), now, everything=True)
+        self._tell_devices(now)
+        self._write(now, everything=True)
 
     def close(self) -> None:
         """Return when everything is on the disk."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
 
-    def _document(self, now: float) -> bytes | None:
-        """The document on devices if there is something new in it; the broker is given it at once."""
+    def _tell_devices(self, now: float) -> None:
+        """Give the broker the document on devices if there is something new in it; the disk gets it with the rest."""
         assert self._publisher is not None
         self._tell = now + DEVICES_S
         said = self._devices.document(time.time_ns())
         told = tuple((d["mac"], d["state"], d["percent"], d.get("reason"), d["capped"]) for d in said["devices"])
         if told == self._told and now - self._told_at < DEVICES_IDLE_S:
-            return None
+            return
         self._told, self._told_at = told, now
-        payload = messages.encode(said, messages.MAX_DOCUMENT)
-        self._publisher.link.retain("devices", payload)
-        return payload
+        self._unsaved = messages.encode(said, messages.MAX_DOCUMENT)
+        self._publisher.link.retain("devices", self._unsaved)
 
-    def _write(self, document: bytes | None, now: float, everything: bool) -> None:
+    def _write(self, now: float, everything: bool) -> None:
         assert self._writer is not None
         assert self._publisher is not None
-        state, now_s, records, seen = self._publisher.state, time.time(), Records(), None
-        if now >= self._save:
-            records = self._devices.records(now_s, everything=everything)
-            seen = self._extractor.save_seen()
-            size = len(seen) + 2 * records.size  # the database writes all twice
-            self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
+        state, now_s = self._publisher.state, time.time()
+        records, seen = self._devices.records(now_s, everything=everything), self._extractor.save_seen()
+        document, self._unsaved = self._unsaved, None
+        size = len(seen) + 2 * (records.size + len(document or b""))  # the database writes all twice
+        self._save = now + max(self._save_s, 3600.0 * size / SAVED_AN_HOUR)
 
         def write() -> None:
             try:
                 if records.learnt:
                     self._devices.keep(records, now_s)
-                if seen is not None:
-                    replace_file(seen_path(state.path), seen)
+                replace_file(seen_path(state.path), seen)
                 if document is not None:
                     state.document_put("devices", document, now_s)
                 self._trouble = ""

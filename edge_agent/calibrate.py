@@ -6,7 +6,6 @@ train and optimise rows come in here: no attack label and no test row has a way 
 
 import dataclasses
 import math
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -202,6 +201,8 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
 MINUTE = np.dtype([("number", "<u4"), ("vote", "<f2"), ("count", "<f2")])
 """A device's minute as it is kept: its number since the epoch, its highest vote and count in units of the limits."""
 
+_REMEMBERED = np.dtype([("number", "<i8"), ("vote", "<f4"), ("count", "<f4")])  # the same in memory: 23 KB a device
+
 _KEPT = (
     *("first_ns", "latest_ns", "rows", "left_out", "learnt_ns", "stale_ns", "refused", "judged", "flagged"),
     *("looks_like", "vouched"),
@@ -244,9 +245,9 @@ class Own:
     def _begin(self, first_ns: int) -> None:
         self.first_ns = self.latest_ns = first_ns
         """End of the last minute that was looked at."""
-        self._minutes: deque[tuple[int, float, float]] = deque(maxlen=OWN_MINUTES)  # number, vote, count; calm ones
-        self._alarms: deque[bool] = deque(maxlen=OWN_RECENT)
-        self._over: deque[bool] = deque(maxlen=STALE_OF)
+        self._minutes = np.zeros(0, dtype=_REMEMBERED)  # calm ones, the last OWN_MINUTES
+        self._alarms: list[bool] = []  # the last OWN_RECENT
+        self._over: list[bool] = []  # the last STALE_OF
         self._calm = self._all = (0.0, 0.0)  # highest vote and count of this minute, without and with flagged rows
         self._recent = self._recent_calm = np.zeros(0)  # the last rows' scores
         self._factors = (self._start, 1.0)
@@ -278,7 +279,7 @@ class Own:
 
     def votes(self) -> dict[int, float]:
         """The highest vote of each of those minutes, by its number since the epoch."""
-        return {number: vote for number, vote, _ in self._minutes}
+        return dict(zip(self._minutes["number"].tolist(), self._minutes["vote"].tolist(), strict=True))
 
     @property
     def capped(self) -> bool:
@@ -344,9 +345,10 @@ class Own:
     def end_minute(self, t_ns: int, during: Literal["", "alarm", "aftermath"] = "") -> None:
         """A minute is over at ``t_ns``; nothing is learnt of one during an alarm, or while columns remember one."""
         self.latest_ns = t_ns
-        self._alarms.append(during == "alarm")
+        self._alarms = [*self._alarms, during == "alarm"][-OWN_RECENT:]
         if not during:
-            self._minutes.append((t_ns // MINUTE_NS, *self._calm))
+            new = np.array([(t_ns // MINUTE_NS, *self._calm)], dtype=_REMEMBERED)
+            self._minutes = np.concatenate([self._minutes[1 - OWN_MINUTES :], new])
         else:
             self.left_out += 1
             # the next minute's votes are not to hold rows of this one
@@ -371,8 +373,10 @@ class Own:
 
     def record(self) -> tuple[dict[str, Any], NDArray[Any]]:
         """What must be kept for `restore`: plain values, and the minutes."""
-        most = float(np.finfo(np.float16).max)
-        minutes = np.array([(n, min(vote, most), min(count, most)) for n, vote, count in self._minutes], dtype=MINUTE)
+        minutes, most = np.empty(len(self._minutes), dtype=MINUTE), np.finfo(np.float16).max
+        minutes["number"] = self._minutes["number"]
+        for column in ("vote", "count"):
+            minutes[column] = np.minimum(self._minutes[column], most)
         return {key: getattr(self, key) for key in _KEPT} | {
             "factors": list(self._factors),
             "highest": self._highest and list(self._highest),
@@ -393,9 +397,9 @@ class Own:
         self._factors = min(max(score, 1.0), OWN_CAP), min(max(counts, 1.0), OWN_COUNTS_CAP)
         found = kept["highest"]
         self._highest = None if found is None else (float(found[0]), float(found[1]))
-        self._alarms.extend(bool(alarm) for alarm in kept["alarms"])
-        self._over.extend(bool(over) for over in kept["over"])
-        self._minutes.extend((int(m["number"]), float(m["vote"]), float(m["count"])) for m in minutes[-OWN_MINUTES:])
+        self._alarms = [bool(alarm) for alarm in kept["alarms"]][-OWN_RECENT:]
+        self._over = [bool(over) for over in kept["over"]][-STALE_OF:]
+        self._minutes = minutes[-OWN_MINUTES:].astype(_REMEMBERED)
         self.carried = int(kept.get("carried", 0))  # not in records of earlier versions
 
     def carry_over(self, found: Mapping[int, float], count_factor: float, rows: int) -> bool:
@@ -405,14 +409,17 @@ class Own:
         lower ones; they, and what was known when enough was learnt, change by as much as the others do in the median.
         False, and nothing is changed, when too few minutes are found, or too little had been learnt.
         """
-        factors = [found[n] / vote for n, vote, _ in self._minutes if n in found and vote > 0]
+        minutes = self._minutes.copy()
+        known_minutes = [(i, found[n]) for i, n in enumerate(minutes["number"].tolist()) if n in found]
+        factors = [vote / float(minutes["vote"][i]) for i, vote in known_minutes if minutes["vote"][i] > 0]
         if self._highest is None or len(factors) < CARRY_RUNS:
             return False
         factor = float(np.median(factors))
-        self._minutes = deque(
-            ((n, found.get(n, vote * factor), count * count_factor) for n, vote, count in self._minutes),
-            maxlen=OWN_MINUTES,
-        )
+        minutes["vote"] *= factor
+        for i, vote in known_minutes:
+            minutes["vote"][i] = vote
+        minutes["count"] *= count_factor
+        self._minutes = minutes
         known = self._highest[0] * factor, self._highest[1] * count_factor
         self._highest = None
         highs = self._highs()
@@ -430,11 +437,11 @@ class Own:
     def _decide(self, t_ns: int) -> None:
         """The window is long enough: believe it, or say why not and look again in a minute."""
         self.refused, alarms = "", sum(self._alarms)
-        if self.looks_like and self._minutes and self._highs()[0] > self._margin and not self.vouched:
+        if self.looks_like and len(self._minutes) and self._highs()[0] > self._margin and not self.vouched:
             self.refused = f"its ordinary traffic is above the model's limit and looks like {self.looks_like}"
         elif alarms > OWN_ALARMS * len(self._alarms):
             self.refused = f"in an alarm in {alarms} of its last {len(self._alarms)} minutes: looks infected"
-        elif not self._minutes:
+        elif not len(self._minutes):
             self.refused = "no minute without an alarm yet: looks infected"
         if not self.refused:
             self.learnt_ns, self._highest = t_ns, self._highs()
@@ -446,7 +453,7 @@ class Own:
             self._margin * now > max(STALE_OVER * known, factor)
             for now, known, factor in zip(self._all, self._highest, self._factors, strict=True)
         ]
-        self._over.append(alarm or any(beyond))
+        self._over = [*self._over, alarm or any(beyond)][-STALE_OF:]
         if self.stale_ns is None and sum(self._over) >= STALE_MINUTES:
             self.stale_ns = t_ns
         elif self.stale_ns is not None and len(self._over) - sum(self._over) >= STALE_MINUTES:
@@ -461,10 +468,10 @@ class Own:
         n = len(self._minutes)
         spare = min(math.ceil(OWN_SPOILT * n), OWN_SPOILT_MINUTES)
         apart = math.ceil(OWN_SPOILT * n) + 1
-        when = np.array([minute[0] for minute in self._minutes])
+        when = self._minutes["number"]
         found = []
-        for column in (1, 2):
-            values = np.array([minute[column] for minute in self._minutes])
+        for column in ("vote", "count"):
+            values = self._minutes[column].astype(np.float64)
             order = np.argsort(values)[::-1]
             again = order[np.abs(when[order] - when[order[0]]) > apart][:1]  # the highest at quite another time
             level = min(float(values[order[min(spare, n - 1)]]), float(np.quantile(values, OWN_SHARE)))
@@ -474,21 +481,21 @@ class Own:
     def _fit(self) -> tuple[float, float]:
         if self.refused:
             return 1.0, 1.0
-        if not self._minutes:
+        if not len(self._minutes):
             return self._factors
         highs = self._highs()
         if self._highest is not None:
             highs = min(highs[0], self._highest[0]), min(highs[1], self._highest[1])
         found = []
-        for column, (high, cap) in enumerate(zip(highs, (OWN_CAP, OWN_COUNTS_CAP), strict=True), start=1):
+        for column, high, cap in zip(("vote", "count"), highs, (OWN_CAP, OWN_COUNTS_CAP), strict=True):
             if self._highest is not None and high <= 1.0:
                 found.append(1.0)
                 continue
-            values = np.array([minute[column] for minute in self._minutes])
+            values = self._minutes[column].astype(np.float64)
             independent = len(values) / max(1, correlation_rows(values))
             prior = 1.0
             if self._highest is None:
-                if column == 2:
+                if column == "count":
                     found.append(1.0)
                     continue
                 prior = self._start

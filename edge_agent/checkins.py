@@ -14,7 +14,8 @@ time only so many rows and pairs are looked at, so that a flood costs nothing he
 """
 
 import ipaddress
-from collections import OrderedDict, deque
+from array import array
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +103,7 @@ class _Peer:
     sent: int = 0  # the same, to the peer
     opened: int = 0  # TCP connections it was asked for
     accepted: int = 0  # those it agreed to
-    intervals: deque[float] = field(default_factory=lambda: deque(maxlen=INTERVALS))  # seconds between contacts
+    intervals: "array[float] | None" = None  # seconds between contacts, the last INTERVALS; most peers have none
     regular: bool = False  # it is, or was, visited as regularly as the rule asks
     told_ns: int = 0  # newest detection of this series; 0: none
     second: int = 0  # of packet time, whose sums are not yet in those above: a series is judged by what is over
@@ -112,6 +113,14 @@ class _Peer:
         """Packets, packets sent, bytes, connections asked for and accepted of one second, or of a part of it."""
         self.sums = tuple(map(sum, zip(self.sums, sums, strict=True))) if second == self.second else sums
         self.second = second
+
+    def add_interval(self, seconds: float) -> None:
+        """Another contact came so long after the one before."""
+        if self.intervals is None:
+            self.intervals = array("d")
+        elif len(self.intervals) == INTERVALS:
+            del self.intervals[0]
+        self.intervals.append(seconds)
 
     def settle(self, second: int) -> None:
         """Take over what was before ``second``."""
@@ -125,7 +134,7 @@ class _Peer:
         """Another series of contacts."""
         self.began_ns = t_ns
         self.contacts = self.packets = self.bytes = self.sent = self.opened = self.accepted = self.told_ns = 0
-        self.intervals.clear()
+        self.intervals = None
 
 
 @dataclass(slots=True)
@@ -254,7 +263,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
     def _know_routers(self, some: NDArray[Any], out: NDArray[np.bool_]) -> None:
         """Who carries other people's packets both ways has no peers of its own that could be told from theirs."""
         for bit, macs in ((1, some["dst_mac"][out & (some["dst_mac"] != some["src_mac"])]), (2, some["src_mac"][~out])):
-            for mac in np.unique(macs)[:MAX_ROUTERS].tolist():
+            for mac in sorted(set(macs.tolist()))[:MAX_ROUTERS]:
                 if mac not in self._carriers and len(self._carriers) >= MAX_ROUTERS:
                     self._carriers.popitem(last=False)
                 self._carriers[mac] = self._carriers.get(mac, 0) | bit
@@ -285,7 +294,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
             if not peer.contacts or t_ns - peer.last_ns > PAUSE_S * _S:
                 peer.begin(t_ns)
             else:
-                peer.intervals.append((t_ns - peer.contact_ns) / _S)
+                peer.add_interval((t_ns - peer.contact_ns) / _S)
                 found = self._judge(device, peer, t_ns, pair, meta)
             peer.contact_ns, peer.contacts = t_ns, peer.contacts + 1
         if pair.contact:
@@ -298,7 +307,8 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         rule = self._rule
         if peer.contacts < rule.contacts or t_ns - peer.began_ns < rule.span_s * _S:
             return None
-        low, median, high = np.quantile(peer.intervals, (0.25, 0.5, 0.75)).tolist()
+        assert peer.intervals is not None
+        low, median, high = np.quantile(np.array(peer.intervals), (0.25, 0.5, 0.75)).tolist()
         spread = (high - low) / (high + low)
         failing = peer.opened >= rule.contacts and peer.accepted <= rule.accepted * peer.opened
         if not failing and (spread > rule.spread or peer.bytes > rule.size * peer.contacts):

@@ -15,7 +15,7 @@ returns to the full rule when that has been quiet for a while.
 
 import ipaddress
 import itertools
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -254,7 +254,8 @@ class _Window:
     def add(self, *rows: NDArray[Any]) -> None:
         """Rows, field by field."""
         for name, new in zip(_WINDOW, rows, strict=True):
-            setattr(self, name, np.concatenate([getattr(self, name), new[-self._w :]])[-self._w :])
+            joined = np.concatenate([getattr(self, name), new[-self._w :]])
+            setattr(self, name, joined[-self._w :].copy() if len(joined) > self._w else joined)
 
 
 _WINDOW = ("full", "hits", "counted", "ratio", "t_ns", "packets", "bytes", "classes", "looks")
@@ -290,8 +291,8 @@ class _Subject:
     tally_ns: int = 0
     tallied_ns: int = 0  # the latest row in it
     # COUNT_COLUMNS of the last rows of past seconds, back to `FRESH_S` ago, and of one in ten, back to `MEMORY_S` ago
-    snapshots: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
-    older: deque[tuple[int, NDArray[np.float64]]] = field(default_factory=deque)
+    snapshots: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
+    older: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
     shed_packets: int = 0  # since the last row that was judged
     shed_bytes: int = 0
 
@@ -328,7 +329,8 @@ class _Subject:
         opens = flags & (features.NEW_PEER | features.NEW_SOCKET)
         if opens.any():
             new = np.stack([t_ns[opens != 0], opens[opens != 0]], axis=1).astype(np.int64)
-            self.opened = np.concatenate([self.opened, new])[-MAX_OPENED:]
+            joined = np.concatenate([self.opened, new[-MAX_OPENED:]])
+            self.opened = joined[-MAX_OPENED:].copy() if len(joined) > MAX_OPENED else joined
 
     def own_counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
         """COUNT_COLUMNS of this subject's rows alone, (n, columns), for rows at ``t_ns`` with ``flags`` of ROW_META.
@@ -858,9 +860,9 @@ class Detector:
             subject.older.append(subject.newest)
         subject.peak = max(subject.peak, subject.peak_now)
         while len(subject.snapshots) > 1 and t_ns // _S - subject.snapshots[1][0] // _S >= FRESH_S:
-            subject.snapshots.popleft()
+            subject.snapshots.pop(0)
         while len(subject.older) > 1 and (t_ns - subject.older[1][0]) / _S >= MEMORY_S:
-            subject.older.popleft()
+            subject.older.pop(0)
 
     @property
     def _clear(self) -> int:

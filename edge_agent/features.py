@@ -28,6 +28,7 @@ from edge_agent._kernel import (
     Kernel,
     Scaling,
     Senders,
+    give_back_memory,
 )
 from edge_agent._kernel import highest_ratios as _highest_ratios
 from edge_agent.capture import Source
@@ -50,6 +51,7 @@ __all__ = [
     "RowScaling",
     "Rows",
     "Subjects",
+    "give_back_memory",
     "highest_ratios",
 ]
 

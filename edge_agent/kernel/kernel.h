@@ -9,6 +9,7 @@
  *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
  *     senders.c   rows -> subjects: devices and victims, and which rows a budget lets be scored
  *     scale.c     rows -> the inputs of a network, and its outputs -> scores
+ *     memory.c    memory of the process that starting took and running does not need
  *     module.c    the Python face; the only file that includes Python.h
  *
  * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and senders_new();
@@ -435,5 +436,11 @@ struct senders_counts {
     uint32_t step; /* 0: every row of a second was scored, 1: some were not, 2: hardly any was */
 };
 void senders_counts(const struct senders *s, struct senders_counts *out);
+
+/* ---- the process ---- */
+
+/* Give back to the system what the process was given to start with and does not use now, and let it keep little of what is
+ * freed from now on. To be called once, when all is set up; costs some page faults. */
+void memory_give_back(void);
 
 #endif

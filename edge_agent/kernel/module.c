@@ -1047,7 +1047,15 @@ static PyObject *py_highest_ratios(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_give_back_memory(PyObject *module, PyObject *args)
+{
+    (void)module, (void)args;
+    memory_give_back();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
+    {"give_back_memory", py_give_back_memory, METH_NOARGS, "Give back what starting took and running does not need."},
     {"highest_ratios", py_highest_ratios, METH_VARARGS, "highest_ratios(values, at, bounds, out)"},
     {NULL, NULL, 0, NULL},
 };
