@@ -22,9 +22,9 @@ test: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m pytest -q
 
-# Ten minutes of fuzzing, and floods at their full rates where `make test` sends a few packets a second.
+# Ten minutes of fuzzing, a million frames at least, and floods at their full rates where `make test` sends a few packets a second.
 test-long: $(READY)
-	$(BIN)/python -m tests.fuzz --seconds 600
+	$(BIN)/python -m tests.fuzz --seconds 600 --frames 1000000
 	BOTWATCH_LONG=1 $(BIN)/python -m pytest -q
 
 # The package built for arm64, on Debian 12 and 13 under qemu; fetches some 100 MB of Debian once, into build/arm.
@@ -43,6 +43,7 @@ bench: $(READY)
 	-$(BIN)/python -m tests.bench.bench_footprint
 	-$(BIN)/python -m tests.bench.bench_live
 	-$(BIN)/python -m tests.bench.bench_arm
+	-$(BIN)/python -m tests.bench.bench_soak
 	$(BIN)/python -m tests.bench.bench_trainer
 	$(BIN)/python -m tests.bench.bench_whole
 	-$(BIN)/python -m tests.bench.bench_agent

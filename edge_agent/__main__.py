@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"example:\n  {PROG} replay day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883",
         formatter_class=raw,
     )
-    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order")
+    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
     replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts, through the outbox, over MQTT")
     replay.add_argument(
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker, at the end (default %(default)s s)"
@@ -148,6 +148,18 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker (default %(default)s s)"
     )
     trial.set_defaults(run=_trial)
+
+    text = "write one archive of what is needed to help: configuration, check, counters, versions, log; without secrets"
+    support = commands.add_parser(
+        "support",
+        parents=[common],
+        help=text,
+        description=text,
+        epilog=f"example:\n  {PROG} support --config /etc/botwatch/agent.yaml --out support.tar.gz",
+        formatter_class=raw,
+    )
+    support.add_argument("--out", type=Path, metavar="FILE", required=True, help="tar.gz that only you can read")
+    support.set_defaults(run=_support, broker=None)
 
     def lasting(parser: argparse.ArgumentParser, default: str) -> None:
         text = f"90s, 15m, 24h, 7d (default {default})"
@@ -403,7 +415,8 @@ def _replay(args: argparse.Namespace) -> int:
     with publisher.running() if publisher else nullcontext():
         with Progress("packets") as progress:
             try:
-                agents.replay(agent, args.files, give, progress.step)
+                files = [Path("/dev/stdin") if str(file) == "-" else file for file in args.files]
+                agents.replay(agent, files, give, progress.step)
             except (CaptureError, StateError) as error:
                 status = _say(error, 1)
         seconds = time.monotonic() - began
@@ -474,6 +487,25 @@ def _rows(args: argparse.Namespace) -> int:
         return _say(error, 1)
     except OSError as error:
         return _say(f"{error.filename or args.out}: {error.strerror}", 1)
+    return 0
+
+
+def _support(args: argparse.Namespace) -> int:
+    from edge_agent import support
+
+    bundle: Bundle | str
+    try:
+        config = _config(args)
+        try:
+            bundle = _bundle(config)
+        except _Refused as refused:
+            bundle = str(refused)
+        names = support.write(config, bundle, args.out)
+    except _Refused as refused:
+        return _say(refused, refused.status)
+    except OSError as error:
+        return _say(f"{args.out}: {error.strerror}", 1)
+    print(f"{args.out}: {', '.join(names)}; it has names, addresses and counters of this network, and no secret")
     return 0
 
 

@@ -41,7 +41,7 @@ WAIT_S = 0.25
 GATHERED_NS = 1_000_000_000
 """Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
 
-STOP_S = 1.4
+STOP_S = 1.1
 """How long the end waits for the line to the broker, counted from when the last alerts are in the outbox."""
 
 HEALTH_ENTRIES = 8

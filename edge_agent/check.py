@@ -1,39 +1,47 @@
 """`botwatch agent check`: what stands between this machine and a working agent, each with its remedy.
 
-Nothing is changed and nothing is sent but a connection to the broker.
+Nothing is changed, and nothing sent but to the broker, which is told who we are as by the agent; one that runs is asked
+instead, lest its connection be taken from it.
 """
 
+import ctypes
 import os
-import select
 import shutil
-import socket
+import ssl
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_agent.attach import merging, way_out
 from edge_agent.capture import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError, explain, last_words
+from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
+from edge_agent.control import Refused, agent_runs, order, state_path
+from edge_agent.link import probe
+from edge_agent.state import StateError
 
-_FREE_BYTES = 64 << 20
-_LAST_WORDS_S = 0.5  # how long a broker may take to say, TLS being up, what is wrong with our certificate
+EXPIRY_DAYS = 30
+"""A certificate that expires sooner is warned of."""
+
+_TIME_ERROR = 5  # of adjtimex(2): nobody keeps the clock right
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: good, or wrong with what to do."""
+    """One thing looked at: good, wrong, or good with a warning; with what to do."""
 
     what: str
     wrong: bool
     said: str
+    warn: bool = False
 
     def line(self) -> str:
         """For a terminal."""
-        return f"{'WRONG' if self.wrong else 'ok':5}  {self.what}: {self.said}"
+        return f"{'WRONG' if self.wrong else 'warn' if self.warn else 'ok':5}  {self.what}: {self.said}"
 
 
 def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
@@ -52,9 +60,9 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         for name in sorted(way_out() & set(config.capture.interfaces)):
             said = "leads to the internet; behind NAT its frames are of no device: leave it out of capture.interfaces"
             yield Finding(name, True, said)
-    yield _broker(config)
+    yield from _broker(config)
     yield _clock(bundle)
-    yield _disk(config.outbox.path)
+    yield from _disks(config)
 
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
@@ -82,43 +90,152 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
         yield Finding(name, False, "merges no frames")
 
 
-def _broker(config: AgentConfig) -> Finding:
+def _broker(config: AgentConfig) -> Iterator[Finding]:
+    """The files it needs, then the broker itself with the agent's own name and credentials."""
     broker, what = config.broker, f"broker {config.broker.address}"
+    for key in ("key_file", "password_file"):
+        if path := getattr(broker, key):
+            yield _secret(key, path)
+    for key in ("cert_file", "ca_file"):
+        if path := getattr(broker, key):
+            yield _certificate(key, path)
     try:
-        tls = broker.tls_context()
-        broker.password()
-        with socket.create_connection((broker.host, broker.port), broker.connect_timeout_s) as line:
-            if tls is None:
-                return Finding(what, False, "can be reached, without TLS")
-            with tls.wrap_socket(line, server_hostname=broker.host) as secured:
-                select.select([secured], [], [], _LAST_WORDS_S)
-                if said := last_words(secured):
-                    return Finding(what, True, f"{said}; alerts would wait in {config.outbox.path}")
-                return Finding(what, False, f"can be reached, {secured.version()}")
-    except BrokerError as error:
-        return Finding(what, True, str(error))
+        if agent_runs(config):
+            reply, _ = order(config, "status", {})
+            line = (reply.result or {}).get("broker", {})
+            if line.get("connected") and not line["trouble"]:
+                yield Finding(what, False, f"the agent that runs is connected, MQTT {line['protocol']}")
+            else:
+                why = line.get("trouble") or "no connection yet"
+                yield Finding(what, True, f"the agent that runs is not served: {why}{_remedy(why)}")
+            return
+        spoken = probe(broker, config.gateway)
+        told = ", TLS" if broker.tls else ", without TLS"
+        yield Finding(what, False, f"takes us as {broker.username or config.gateway}, MQTT {spoken}{told}")
+    except (Refused, StateError) as error:
+        yield Finding(what, True, f"the agent that runs cannot be asked: {error}")
+    except (BrokerError, OSError) as error:
+        why = str(error) if isinstance(error, BrokerError) else explain(error)
+        yield Finding(what, True, f"{why}{_remedy(why)}; alerts would wait in {config.outbox.path}")
+
+
+_REMEDIES = (
+    ("Bad user name or password", "see broker.username and broker.password_file, and the broker's own list"),
+    ("Not authorized", "see broker.username, broker.password_file or the certificate, and the broker's own list"),
+    ("connection refused", "does it run, on that port? see broker.host and broker.port"),
+    ("no answer", "is it an MQTT broker? with TLS, set broker.tls"),
+    ("hung up at the first word", "does it want TLS? see broker.tls"),
+    ("timed out", "see broker.host, and the firewall in between"),
+    ("certificate not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("knows nobody who subscribes", "start a collector: `botwatch collector serve`"),
+)
+
+
+def _remedy(why: str) -> str:
+    """What to do about what a broker said."""
+    return next((f" ({remedy})" for mark, remedy in _REMEDIES if mark.lower() in why.lower()), "")
+
+
+def _secret(key: str, path: Path) -> Finding:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        return Finding(what, True, f"{explain(error)}; alerts would wait in {config.outbox.path}")
+        return Finding(key, True, f"{path}: {explain(error)}")
+    if mode & 0o027:
+        return Finding(key, True, f"{path} can be read by others or written ({mode:04o}): `chmod 600 {path}`")
+    return Finding(key, False, f"{path} ({mode:04o})")
+
+
+def _certificate(key: str, path: Path) -> Finding:
+    try:
+        until = not_after(path.read_text(encoding="ascii", errors="replace"))
+    except OSError as error:
+        return Finding(key, True, f"{path}: {explain(error)}")
+    except ValueError as error:
+        return Finding(key, True, f"{path}: no certificate in PEM ({error})")
+    day, left = time.strftime("%Y-%m-%d", time.gmtime(until)), (until - time.time()) / 86_400
+    if left < 0:
+        return Finding(key, True, f"{path} has expired on {day}: have it renewed")
+    if left < EXPIRY_DAYS:
+        return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: have it renewed", warn=True)
+    return Finding(key, False, f"{path} is good until {day}")
+
+
+def not_after(pem: str) -> float:
+    """When the first certificate in ``pem`` expires, Unix seconds; ValueError when there is none (RFC 5280, 4.1).
+
+    The standard library tells that only of a certificate that is in use on a connection.
+    """
+    end = "-----END CERTIFICATE-----"
+    start = pem.find("-----BEGIN CERTIFICATE-----")
+    if start < 0 or end not in pem:
+        raise ValueError("no BEGIN CERTIFICATE")
+    der = ssl.PEM_cert_to_DER_cert(pem[start : pem.index(end, start) + len(end)])
+
+    def element(at: int) -> tuple[int, int, int]:
+        """Tag, where the content begins, where it ends."""
+        if at + 2 > len(der):
+            raise ValueError("cut short")
+        length, begin = der[at + 1], at + 2
+        if length & 0x80:
+            begin, length = begin + (length & 0x7F), int.from_bytes(der[begin : begin + (length & 0x7F)])
+        if begin + length > len(der):
+            raise ValueError("cut short")
+        return der[at], begin, begin + length
+
+    _, inside, _ = element(0)  # Certificate
+    _, at, _ = element(inside)  # TBSCertificate
+    before = 3 if element(at)[0] != 0xA0 else 4  # [version,] serialNumber, signature, issuer
+    for _ in range(before):
+        at = element(at)[2]
+    _, at, _ = element(at)  # Validity
+    tag, begin, finish = element(element(at)[2])  # notAfter
+    text = der[begin:finish].decode("ascii")
+    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
 
 
 def _clock(bundle: Bundle | str) -> Finding:
     now = time.time()
     text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    remedy = "let it be set over NTP (`timedatectl set-ntp true`)"
     if isinstance(bundle, Bundle):
         created = datetime.fromisoformat(bundle.manifest.created).timestamp()
         if now < created - 86_400:
-            remedy = "let it be set over NTP (`timedatectl set-ntp true`)"
             return Finding("clock", True, f"{text} is before the bundle was made ({bundle.manifest.created}); {remedy}")
-    return Finding("clock", False, text)
+    if not 2025 <= time.gmtime(now).tm_year < 2100:
+        return Finding("clock", True, f"{text} cannot be; {remedy}")
+    if synchronised() is False:
+        said = f"{text}, not synchronised: alerts may have wrong times and certificates fail; {remedy}"
+        return Finding("clock", False, said, warn=True)
+    return Finding("clock", False, text + (", synchronised" if synchronised() else ""))
 
 
-def _disk(path: Path) -> Finding:
-    folder = path.absolute().parent
+def synchronised() -> bool | None:
+    """Whether the kernel's clock is, as timesyncd, chrony or ntpd says by adjtimex(2); None: unknown."""
+    try:
+        answer: int = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(512))  # asks, sets nothing
+    except (OSError, AttributeError):
+        return None
+    return None if answer < 0 else answer != _TIME_ERROR
+
+
+def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
+    """Whether ``path`` in ``folder`` can be written, and as much as ``wanted`` bytes."""
     if not folder.is_dir():
-        return Finding("disk", True, f"{folder} is not there: `mkdir -p {folder}`")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        return Finding("disk", True, f"{path} cannot be written by this user")
+        return Finding(what, True, f"{folder} is not there: `mkdir -p {folder}`")
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        return Finding(what, True, f"{path} cannot be written by this user; `chown` it to the agent's")
     free = shutil.disk_usage(folder).free
-    if free < _FREE_BYTES:
-        return Finding("disk", True, f"{free >> 20} MB free in {folder}, the outbox may need {_FREE_BYTES >> 20}")
-    return Finding("disk", False, f"{folder}, {free >> 20:,} MB free")
+    if free < wanted:
+        return Finding(what, True, f"{free >> 20} MB free in {folder}, it may need {wanted >> 20}: make room, or less")
+    return Finding(what, False, f"{folder}, {free >> 20:,} MB free")
+
+
+def _disks(config: AgentConfig) -> Iterator[Finding]:
+    path, evidence = state_path(config), config.evidence
+    yield _disk("disk", path.absolute().parent, path, config.outbox.max_bytes)
+    if evidence.path is not None:
+        folder = evidence.path.absolute()
+        above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())  # `run` makes the rest
+        yield _disk("evidence", above, folder, evidence.max_mb << 20)

@@ -18,6 +18,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -470,6 +471,15 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
 def whoever() -> str:
     """Who gives orders on this machine."""
     return os.environ.get("SUDO_USER") or getpass.getuser()
+
+
+def agent_runs(config: AgentConfig) -> bool:
+    """Whether an agent runs with this state file; StateError when the file cannot be used."""
+    path = state_path(config)
+    if not path.is_file():
+        return False
+    with closing(State(path, guest=True)) as state:
+        return not state.claim()
 
 
 def state_path(config: AgentConfig) -> Path:

@@ -60,6 +60,9 @@ SILENCE_S = 60.0
 BACKWARD_S = 60.0
 """A packet so much older than one before it shows a clock that was set; smaller steps are packets out of order."""
 
+MAX_OFFSET_NS = 1 << 60
+"""Of steps back, all together: 36 years. Beyond it time stands back; nobody's clock does that, a damaged file may."""
+
 TALLY_S = 64
 """Seconds between the moments a subject's own counts are referred to; 2^(5·64) is far within a float64."""
 
@@ -614,7 +617,7 @@ class Detector:
             steady[at:end] += self._offset_ns
             newest = int(highest[end - at])
             if end < len(t_ns):
-                self._offset_ns += newest - int(t_ns[end])
+                self._offset_ns = min(self._offset_ns + newest - int(t_ns[end]), MAX_OFFSET_NS)
                 newest = int(t_ns[end])
                 self.counters["clock_steps"] += 1
             at = end

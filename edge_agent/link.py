@@ -37,7 +37,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
+from edge_agent.contract.broker import Backoff, BrokerConfig, BrokerError, Versions, explain, last_words, plain
 from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
 from edge_agent.outbox import Outbox
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _STEADY_S = 10.0  # a connection that lasted so long was none of those that end as soon as they are made
 _MAX_TOLD = 16  # kinds of trouble that are logged between two steady connections
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
-_GOODBYE_S = 1.0  # how long the last alerts and words may take
+_GOODBYE_S = 0.8  # how long the last alerts and words may take
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again so much later, or on the next connection
 _MAX_HOLD_S = 30.0  # while a broker refuses, one message is tried so often
 _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
@@ -203,6 +203,67 @@ class Link:
             again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
             logger.warning("broker %s: %s%s", self.config.address, problem, again)
         self.trouble = problem
+
+
+def probe(config: BrokerConfig, gateway: str) -> str:
+    """Introduce ourselves to the broker as the agent of ``gateway`` would, and hang up: the MQTT version it speaks.
+
+    A session that the broker keeps stays as it is; an agent that is connected meanwhile would lose its connection.
+    Raises BrokerError with why not.
+    """
+    tls, password, versions = config.tls_context(), config.password(), Versions(config.version)
+    while True:
+        level, said = versions.next(), _Said()
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id or gateway,
+            clean_session=None if level == 5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if level == 5 else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = config.connect_timeout_s
+        if config.username:
+            client.username_pw_set(config.username, password)
+        if tls:
+            client.tls_set_context(tls)
+        client.on_connect, client.on_socket_close = said.on_connect, said.on_socket_close
+        try:
+            if level == 5:
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = config.session_s
+                client.connect(config.host, config.port, clean_start=False, properties=properties)
+            else:
+                client.connect(config.host, config.port)
+            deadline = time.monotonic() + config.connect_timeout_s
+            while said.reason is None and client.socket() is not None and time.monotonic() < deadline:
+                client.loop(0.1)
+            hung_up = client.socket() is None
+            client.disconnect()
+        except _BROKEN as error:
+            raise BrokerError(explain(error)) from error
+        if said.reason is not None and not said.reason.is_failure:
+            return "5" if level == 5 else "3.1.1"
+        if said.reason is not None and str(said.reason) != "Unsupported protocol version":
+            raise BrokerError(f"refuses the connection: {said.reason}")
+        if config.version != "auto" or level == 4 or said.by_tls:
+            silent = "hung up at the first word" if hung_up else "no answer from the broker"
+            raise BrokerError(said.by_tls or str(said.reason or silent))
+        versions.refused()
+
+
+class _Said:
+    """What a broker said to `probe`."""
+
+    def __init__(self) -> None:
+        self.reason: ReasonCode | None = None
+        self.by_tls = ""
+
+    def on_connect(self, _c: mqtt.Client, _d: Any, _f: mqtt.ConnectFlags, reason: ReasonCode, _p: object) -> None:
+        self.reason = reason
+
+    def on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
+        if self.reason is None:
+            self.by_tls = last_words(sock)
 
 
 @dataclass(frozen=True, eq=False)

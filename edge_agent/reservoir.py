@@ -118,9 +118,10 @@ class Sample:
         else:
             self._tail = _NOTHING
 
-    def end_minute(self, minute: int, vote: float, calm: bool) -> None:
+    def end_minute(self, minute: int, vote: float, calm: bool, oldest: int = 0) -> None:
         """A minute is over whose highest vote was ``vote``. Of one that is not ``calm``, and of the one before it,
-        nothing is kept."""
+        nothing is kept; loud runs go when their minute is older than the ``oldest`` that limits come from."""
+        self._runs = [run for run in self._runs if run.kind != "loud" or run.minute >= oldest]
         if calm:
             for run in self._pending:
                 self._commit(run)

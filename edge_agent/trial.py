@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from edge_agent import control
@@ -34,7 +33,7 @@ def steps(config: AgentConfig, model: Model, wait_s: float) -> Iterator[str]:
     BrokerError and StateError.
     """
     path = control.state_path(config)
-    if path.is_file() and _agent_runs(path):
+    if control.agent_runs(config):
         reply, _ = control.order(config, "test-alert", {})
         if reply.error:
             raise control.Refused(reply.error)
@@ -52,11 +51,6 @@ def steps(config: AgentConfig, model: Model, wait_s: float) -> Iterator[str]:
     with publisher.running():
         publisher.give(*alerts)
         yield from _await(config, publisher.state, id, wait_s, publisher.line)
-
-
-def _agent_runs(path: Path) -> bool:
-    with closing(State(path, guest=True)) as state:
-        return not state.claim()
 
 
 def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[str]:

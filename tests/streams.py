@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,26 +27,52 @@ HEADER = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65_535, 1)
 RECORD = struct.Struct("=IIII")
 
 
+class Piece(NamedTuple):
+    """Records of a pcap file: of record i the time and, in ``data``, the place from ``starts[i]`` to the next."""
+
+    t_ns: np.ndarray
+    starts: np.ndarray
+    data: bytes
+
+    def woven(self, other: "Piece") -> bytes:
+        """The records of both in the order of their times; ``other`` should be the shorter one."""
+        parts, at = [], 0
+        for i, cut in enumerate(self.starts[np.searchsorted(self.t_ns, other.t_ns)].tolist()):
+            parts += [self.data[at:cut], other.data[other.starts[i] : other.starts[i + 1]]]
+            at = cut
+        return b"".join([*parts, self.data[at:]])
+
+
 class Life:
     """Frames in the order of their times, packed once."""
 
     def __init__(self, frames: Iterable[Frame]) -> None:
         ordered = sorted(frames, key=lambda frame: frame[0])
         self.t_ns = np.array([t for t, _, _ in ordered], dtype=np.int64)
-        self._records = [RECORD.pack(t // S, t % S, len(data), length) + data for t, length, data in ordered]
+        records = [RECORD.pack(0, 0, len(data), length) + data for _, length, data in ordered]
+        self._starts = np.cumsum([0, *map(len, records)])
+        self._data = np.frombuffer(b"".join(records), dtype=np.uint8)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.t_ns)
 
-    def between(self, start_ns: int, end_ns: int) -> tuple[np.ndarray, list[bytes]]:
-        """Times and records of the frames from ``start_ns`` until before ``end_ns``."""
+    def between(self, start_ns: int, end_ns: int, later_ns: int = 0) -> Piece:
+        """Records of the frames from ``start_ns`` until before ``end_ns``, stamped ``later_ns`` later."""
         at, end = np.searchsorted(self.t_ns, [start_ns, end_ns])
-        return self.t_ns[at:end], self._records[at:end]
+        t_ns, starts = self.t_ns[at:end] + later_ns, self._starts[at : end + 1] - self._starts[at]
+        data = self._data[self._starts[at] : self._starts[end]].copy()
+        data[starts[:-1, None] + np.arange(8)] = _stamps(t_ns)
+        return Piece(t_ns, starts, data.tobytes())
 
     def seconds(self, start_ns: int, count: int) -> Iterator[bytes]:
         """The records of each of ``count`` seconds."""
         for second in range(count):
-            yield b"".join(self.between(start_ns + second * S, start_ns + (second + 1) * S)[1])
+            yield self.between(start_ns + second * S, start_ns + (second + 1) * S).data
+
+
+def _stamps(t_ns: np.ndarray) -> np.ndarray:
+    """Times as a record has them: (n, 8) bytes."""
+    return np.stack([t_ns // S, t_ns % S], axis=1).astype("=u4").view(np.uint8)
 
 
 class Flood:
@@ -59,21 +85,15 @@ class Flood:
         data = packet(0x0B000000, CLOUD, 1024, 80, mac=mac, proto=6)
         self._template = np.frombuffer(RECORD.pack(0, 0, len(data), len(data)) + data, dtype=np.uint8)
 
-    def second(self, start_ns: int, life: Life) -> bytes:
-        """The records of the second from ``start_ns`` on, what ``life`` does in it between them."""
+    def second(self, start_ns: int) -> Piece:
+        """The records of the second from ``start_ns`` on."""
         n = self._rate
         t_ns = start_ns + np.arange(n, dtype=np.int64) * S // n
         flood = np.tile(self._template, (n, 1))
-        flood[:, 0:4] = (t_ns // S).astype("=u4").view(np.uint8).reshape(n, 4)
-        flood[:, 4:8] = (t_ns % S).astype("=u4").view(np.uint8).reshape(n, 4)
+        flood[:, :8] = _stamps(t_ns)
         flood[:, 42:46] = self._rng.choice(self._addresses, n).astype(">u4").view(np.uint8).reshape(n, 4)
         flood[:, 50:52] = self._rng.integers(1024, 65_536, n).astype(">u2").view(np.uint8).reshape(n, 2)
-        times, records = life.between(start_ns, start_ns + S)
-        parts, at, size, all_of_it = [], 0, len(self._template), flood.tobytes()
-        for cut, record in zip(np.searchsorted(t_ns, times).tolist(), records, strict=True):
-            parts += [all_of_it[at * size : cut * size], record]
-            at = cut
-        return b"".join([*parts, all_of_it[at * size :]])
+        return Piece(t_ns, np.arange(n + 1) * len(self._template), flood.tobytes())
 
 
 class Replay:

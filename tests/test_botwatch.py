@@ -21,6 +21,7 @@ COMMANDS = {
         "status",
         "allow",
         "test-alert",
+        "support",
         "unallow",
         "mute",
         "unmute",

@@ -30,7 +30,7 @@ LAYERS = (
     {"config"},
     {"control"},
     {"agent", "check"},
-    {"trial"},
+    {"support", "trial"},
     {"__main__", "command", "demo"},
 )
 """The agent's modules from the bottom: each imports from below only."""

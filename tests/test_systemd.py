@@ -57,6 +57,64 @@ def test_the_drop_in_for_newer_systemd_is_only_that() -> None:
     assert "RestartSteps" not in (UNITS / UNIT).read_text()
 
 
+def installed(root: Path) -> "tuple[subprocess.CompletedProcess[str], list[str]]":
+    """What the installer said, and the files below etc."""
+    command = ["sh", str(UNITS / "install.sh"), "--root", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done, sorted(str(path.relative_to(root / "etc")) for path in (root / "etc").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("library", "newer"),
+    [
+        ("x86_64-linux-gnu/systemd/libsystemd-shared-252.so", False),
+        ("aarch64-linux-gnu/systemd/libsystemd-shared-257.9-1~deb13u1.so", True),
+        ("systemd/libsystemd-shared-254.so", True),
+        ("nothing", False),
+    ],
+)
+def test_the_installer_adds_the_drop_in_only_where_systemd_knows_it(tmp_path: Path, library: str, newer: bool) -> None:
+    file = tmp_path / "usr" / "lib" / library
+    file.parent.mkdir(parents=True)
+    file.touch()
+    done, files = installed(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (f"systemd/system/{UNIT}.d/restart.conf" in files) == newer
+    assert {"botwatch/agent.yaml", f"systemd/system/{UNIT}"} <= set(files)
+    assert (tmp_path / "etc/systemd/system" / UNIT).read_text() == (UNITS / UNIT).read_text()
+    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch is not there" in done.stderr
+
+
+def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(tmp_path: Path) -> None:
+    library = tmp_path / "usr/lib/systemd/libsystemd-shared-257.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    installed(tmp_path)
+    own = tmp_path / "etc/botwatch/agent.yaml"
+    own.write_text("gateway: gw-7\n")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")}
+    done, _ = installed(tmp_path)
+    assert done.stdout == ""
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")} == times
+    library.rename(library.with_name("libsystemd-shared-252.so"))
+    (tmp_path / "etc/systemd/system" / UNIT).write_text("[Service]\n")
+    done, files = installed(tmp_path)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["wrote", "removed"]
+    assert files == ["botwatch/agent.yaml", f"systemd/system/{UNIT}"]
+    assert own.read_text() == "gateway: gw-7\n"
+
+
+def test_the_installer_asked_wrongly_says_how(tmp_path: Path) -> None:
+    for words in (["--roof", "x"], ["--root"], ["--root", str(tmp_path / "absent")]):
+        done = subprocess.run(["sh", str(UNITS / "install.sh"), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_hangup_is_what_a_reload_of_the_unit_sends() -> None:
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in (UNITS / UNIT).read_text()
+
+
 def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))

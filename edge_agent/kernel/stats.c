@@ -62,6 +62,8 @@ _Static_assert(sizeof(struct row_meta) == 72, "features.ROW_META");
 /* ---- tables ---- */
 
 enum { WAYS = 8, NUMBER_BITS = 20, NUMBER = (1 << NUMBER_BITS) - 1, LINE = 64 };
+static const int64_t BACKWARD_NS = 60000000000; /* a step back beyond packets out of order; detector.BACKWARD_S */
+static const int64_t OFFSET_MAX = INT64_C(1) << 60; /* 36 years of such steps */
 enum { STAMP_SHIFT = 20, STAMP_TIME = 0x7fffffff, FORGOTTEN = 5054474 /* 5,300 s in 2^20 ns */ };
 static const uint32_t MET_AGAIN = 0x80000000u, NOWHERE = UINT32_MAX;
 
@@ -90,12 +92,13 @@ static const char *const LIVE_NAMES[TABLES] = {"hosts", "macs", "pairs", "socket
 struct counters {
     uint64_t frames, rows, clock_backward, evicted_seen_peers, evicted_seen_sockets;
     uint64_t malformed[MALFORMED_KINDS];
-    int64_t last_t;
+    int64_t last_t, newest_t, offset; /* newest since the last step back; steady time = time + offset */
 };
 
 /* A decoded frame whose buckets are on their way. */
 struct pending {
     struct row_meta *row;
+    int64_t t; /* steady */
     enum port_class ports;
     uint8_t pair_way, socket_way;
     bool self_pair, self_socket;
@@ -407,7 +410,7 @@ static void prepare(struct kernel *k, struct pending *p)
 
 static inline void locate_records(const struct kernel *k, struct pending *p)
 {
-    uint32_t now = (uint32_t)(p->row->t_ns >> STAMP_SHIFT);
+    uint32_t now = (uint32_t)(p->t >> STAMP_SHIFT);
     p->host_slot = locate(&k->table[HOSTS], sizeof(struct host), p->host_hash, now);
     p->pair_slot = locate(&k->table[PAIRS], sizeof(struct pair), p->pair_hash, now);
     p->socket_slot = locate(&k->table[SOCKETS], sizeof(struct channel), p->socket_hash, now);
@@ -616,6 +619,21 @@ static inline double gap(bool float_time, int64_t later, int64_t earlier)
     return (double)(int64_t)((uint64_t)later - (uint64_t)earlier) * 1e-9; /* unsigned: a forged state must not overflow */
 }
 
+/* A packet's time without the steps back of a clock that was set: what was seen by then goes on decaying. Without that no
+ * stream would forget anything until the clock is where it was. */
+static int64_t steady(struct counters *c, int64_t t)
+{
+    if (t >= c->newest_t) {
+        c->newest_t = t;
+    } else if (c->newest_t - t > BACKWARD_NS) {
+        c->offset += c->newest_t - t;
+        if (c->offset > OFFSET_MAX)
+            c->offset = OFFSET_MAX;
+        c->newest_t = t;
+    }
+    return t + c->offset;
+}
+
 static inline double not_negative(double x)
 {
     return x > 0 ? x : 0;
@@ -667,7 +685,7 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
                                                               bool doubles, void *out)
 {
     struct row_meta *row = p->row;
-    int64_t t = row->t_ns;
+    int64_t t = p->t;
     uint32_t now = (uint32_t)(t >> STAMP_SHIFT);
     struct step s;
     bool fresh;
@@ -682,7 +700,7 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
         s.device->number = (size_t)((uint8_t *)s.device - devices->pool) / sizeof *s.device;
         memset(k->seen + s.device->number * SEEN, 0, SEEN * sizeof *k->seen);
     }
-    uint32_t *seen = k->seen + s.device->number * SEEN, unit = (uint32_t)(t / SEEN_UNIT_NS) & SEEN_TIME;
+    uint32_t *seen = k->seen + s.device->number * SEEN, unit = (uint32_t)(row->t_ns / SEEN_UNIT_NS) & SEEN_TIME;
     uint32_t *peers = peer_bucket(seen, p->peer_hash), *sockets = socket_bucket(seen, p->socket_seen_hash);
     __builtin_prefetch(peers, 1);
     __builtin_prefetch(sockets, 1);
@@ -719,7 +737,7 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
     s.jitter = &pair->jitter[p->pair_way];
     if (*last == NEVER) {
         s.gap[GAP_JITTER] = s.gap[GAP_HH]; /* its state is zero: any decay does */
-        s.jitter_value = k->settings.compat ? seconds(t) : 0;
+        s.jitter_value = k->settings.compat ? seconds(row->t_ns) : 0;
         *last = t;
     } else {
         since = gap(float_time, t, *last);
@@ -750,9 +768,9 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
     s.new_peer = row->flags & NEW_PEER ? 1 : 0;
     s.new_socket = row->flags & NEW_SOCKET ? 1 : 0;
 
-    if (t < k->counters.last_t)
+    if (row->t_ns < k->counters.last_t)
         k->counters.clock_backward++;
-    k->counters.last_t = t;
+    k->counters.last_t = row->t_ns;
     k->compute[doubles](&s, out);
 }
 
@@ -793,6 +811,7 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
                 continue;
             if (k->ring != NULL)
                 ring_put(k->ring, &frame, p->row);
+            p->t = steady(&k->counters, frame.t_ns);
             prepare(k, p);
             waiting++;
         }
@@ -980,7 +999,7 @@ size_t kernel_memory(const struct kernel *k, struct count counts[MAX_COUNTS])
  *     struct saved | per table: buckets, used records | seen sets of the used devices
  */
 
-enum { SAVED_VERSION = 1, SAVED_ENDIAN = 0x01020304 };
+enum { SAVED_VERSION = 2, SAVED_ENDIAN = 0x01020304 };
 
 struct saved {
     uint32_t version, endian;
@@ -1093,6 +1112,9 @@ const char *kernel_load(struct kernel *k, const uint8_t *bytes, size_t size)
             return "other table sizes";
     if (size != saved_size(k, head.used))
         return "wrong length";
+    if (head.counters.newest_t < 0 || head.counters.newest_t > INT64_C(1) << 62 || head.counters.offset < 0 ||
+        head.counters.offset > OFFSET_MAX)
+        return "times that cannot be";
 
     /* An index must not lead outside its pool, whoever wrote it. */
     const uint8_t *at = bytes + sizeof head;

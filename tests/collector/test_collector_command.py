@@ -1,5 +1,6 @@
 """`botwatch collector` as a process of its own, between a real broker and a real database file."""
 
+import hashlib
 import json
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ from collector.__main__ import main
 from collector.ingest import CollectorConfig
 from collector.store import Arrival, Store
 from edge_agent.contract import settings
-from edge_agent.contract.messages import Alert
+from edge_agent.contract.messages import Alert, Chunk, Reply
 from edge_agent.link import BrokerConfig, Link
 from edge_agent.outbox import Outbox
 from edge_agent.state import State
@@ -297,3 +298,41 @@ def test_it_needs_nothing_of_the_agent_but_the_contract():
     loaded = set(out.split()) - {"edge_agent"}
     assert loaded
     assert all(name.startswith("edge_agent.contract") for name in loaded)
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("sends", "words"),
+    [
+        (lambda content: content[:-1] + b"?", "has not the sha256 that its reply tells"),
+        (lambda content: content[:48_000], "1 of 2 parts came"),
+    ],
+)
+def test_evidence_that_is_not_what_the_gateway_told_is_not_written(tmp_path, capsys, sends, words):
+    """A gateway whose words and parts do not fit, over a real broker."""
+    id_, content = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", bytes(50_000)
+    told = {"id": id_, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "count": 2}
+
+    def answer(client, _data, m):
+        reply = Reply(json.loads(m.payload)["id"], "evidence", 1, told)
+        client.publish(m.properties.ResponseTopic, json.dumps(reply.document()), qos=1)
+        sent = sends(content)
+        for part, start in enumerate(range(0, len(sent), 48_000)):
+            chunk = Chunk(id_, part, 2, sent[start : start + 48_000])
+            client.publish(f"botwatch/v1/gw/gw-001/chunk/{id_}", json.dumps(chunk.document()), qos=1)
+
+    with Mosquitto(tmp_path / "broker") as broker:
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, "gw-001", protocol=MQTTProtocolVersion.MQTTv5)
+        ready = threading.Event()
+        client.on_connect = lambda c, *_: c.subscribe("botwatch/v1/gw/gw-001/cmd/#", 1)
+        client.on_subscribe, client.on_message = lambda *_: ready.set(), answer
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        assert ready.wait(10)
+        out = tmp_path / "out.pcap"
+        order = ["command", "gw-001", "evidence", f"alert={id_}", "--broker", broker.address, "--timeout", "2"]
+        assert main([*order, "--out", str(out)]) == 1
+        client.disconnect()
+        client.loop_stop()
+    assert words in capsys.readouterr().err
+    assert not out.exists()

@@ -89,6 +89,14 @@ def test_files_one_after_the_other_are_as_one(ask, attack_capture, attack_frames
     assert ask(*parts)[:2] == ask(attack_capture)[:2]
 
 
+def test_a_capture_can_come_through_a_pipe(ask, attack_capture, home):
+    """As `tcpdump -w - | botwatch agent replay -` gives it; a named pipe is tested with floods."""
+    command = [sys.executable, "-m", "edge_agent", "replay", "-", "--bundle", str(home.bundle)]
+    with subprocess.Popen(["cat", str(attack_capture)], stdout=subprocess.PIPE) as feeding:
+        done = subprocess.run(command, stdin=feeding.stdout, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == ask(attack_capture)[1]
+
+
 def test_unknown_blocks_of_a_pcapng_change_nothing(ask, attack_capture, attack_frames, tmp_path):
     extra = craft.block(0x0BAD0BAD, b"some vendor's own") + craft.block(0x80000BAD, b"")
     (tmp_path / "x.pcapng").write_bytes(craft.pcapng(attack_frames, extra=extra))

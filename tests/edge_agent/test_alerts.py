@@ -262,3 +262,28 @@ def test_the_end_of_what_was_cut_short_is_stamped_as_if_it_had_ended_by_itself_a
     assert replace(read, seq=2, state="update", t_ns=last.t_ns, explanation=last.explanation) == last
     with pytest.raises((KeyError, ValueError)):
         cut_short({"alert": {}}, T0, 60.0)
+
+
+EVE = {
+    *("timestamp", "event_type", "flow_id", "in_iface", "src_ip", "src_port", "dest_ip", "dest_port", "proto", "host"),
+    *("community_id", "ether", "alert", "flow"),
+}
+EVE_ALERT = {"action", "gid", "signature_id", "rev", "signature", "category", "severity", "metadata", "context"}
+
+
+def test_a_test_alert_and_its_evidence_are_eve_records_with_nothing_of_ours_outside_of_our_context():
+    """Suricata's schema lets nobody add keys but in `alert.context`."""
+    one = alerter()
+    told = one.trial(T0, "somebody")
+    assert not any(vars(one.counts).values())
+    [first] = one.consider(CAMERA)
+    first["alert"]["context"]["botwatch"]["evidence"] = {"sha256": "0" * 64, "bytes": 262_144}
+    for document in (*told, first):
+        SCHEMA.validate(document)
+        assert set(document) <= EVE
+        assert set(document["alert"]) <= EVE_ALERT
+        assert set(document["alert"]["context"]) == {"botwatch"}
+        assert Alert.read(document).document() == document
+    ours = [document["alert"]["context"]["botwatch"] for document in told]
+    assert [(o["seq"], o["state"], o["test"]) for o in ours] == [(1, "new", True), (2, "end", True)]
+    assert len({o["id"] for o in ours}) == 1

@@ -86,10 +86,11 @@ def judge(street: Street, bundle: Path, folder: Path, flood: Flood | None) -> Ju
             replay.write(data)
         for second in range(SECONDS):
             at = START + second * S
+            life = street.life.between(at, at + S)
             if flood is None:
-                replay.write(b"".join(street.life.between(at, at + S)[1]))
+                replay.write(life.data)
                 continue
-            replay.write(flood.second(at, street.life))
+            replay.write(flood.second(at).woven(life))
             fed += RATE
             if second == 0:  # its last few thousand packets may still wait for a full batch
                 first = replay.wait_for_alert(street.flooder, 60)
@@ -99,7 +100,7 @@ def judge(street: Street, bundle: Path, folder: Path, flood: Flood | None) -> Ju
         resident.append(replay.peak_kb())
         counts = replay.finish()
     end = START + (SECONDS + AFTER_S) * S
-    fed += len(street.life.between(BEGIN, end)[0])
+    fed += len(street.life.between(BEGIN, end).t_ns)
     return Judged(replay.alerts, counts, replay.said(), fed, first, tuple(resident))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.__main__ import main
 from edge_agent.agent import Agent
+from edge_agent.calibrate import OWN_MINUTES, Own
 from edge_agent.config import AgentConfig, LearningConfig, OutboxConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
@@ -137,6 +138,22 @@ def test_learning_anew_forgets_what_was_kept(bundle):
     assert sample.runs
     devices.relearn(PLUG_MAC)
     assert sample.runs == []
+
+
+def test_loud_runs_are_of_minutes_that_limits_still_come_from():
+    """A device that was loud in its first days: what it is now known for is what another model has to be told."""
+    own = Own(BEGIN, 2.0, 2, 3, sample=Sample(random.Random(1)))
+    rows, values = np.arange(50), np.ones((50, len(ALL_COLUMNS)), dtype=np.float32)
+    for minute in range(2 * OWN_MINUTES):
+        scores = np.full(50, 0.9 if minute < 500 else 0.1 + minute % 7 / 100)
+        at = own.see(scores, np.zeros(50), np.zeros(50, dtype=bool))
+        own.sample.see(values, BEGIN + minute * MINUTE + rows, rows, scores, at)
+        own.end_minute(BEGIN + (minute + 1) * MINUTE)
+    loud = kept(own.sample, "loud")
+    assert len(loud) == LOUD
+    assert {run.minute for run in loud} <= set(own.votes())
+    assert max(own.votes().values()) == max(run.vote for run in loud)
+    assert min(run.minute for run in kept(own.sample, "even")) < BEGIN // MINUTE + OWN_MINUTES  # of all of the time
 
 
 def test_all_devices_together_have_a_bound_and_those_with_most_give_up_first(bundle):

@@ -1,13 +1,16 @@
 /* Mutated frames, capture files and saved states against the kernel, under AddressSanitizer and UndefinedBehaviorSanitizer.
  *
- *     fuzz SECONDS SEED SCRATCH CORPUS...
+ *     fuzz SECONDS FRAMES SEED SCRATCH CORPUS...
  *
  * CORPUS are capture files; SCRATCH is a file that may be overwritten. What is tried follows from SEED, how much of it
- * from SECONDS. Every frame handed over lies in a heap block of exactly its size, so one byte too far is a finding.
- * Besides memory errors, a value that is not finite, a variance below zero and a weight below one are findings. */
+ * from SECONDS and FRAMES: it ends when both are reached. Every frame handed over lies in a heap block of exactly its size,
+ * as do all arrays of rows, scaling and routing, so one byte too far is a finding. Besides memory errors, findings are: a
+ * frame that is neither a row nor counted as too short for one, a row that is neither scored nor shed, one that is in no
+ * group, or in two; a value that is not finite, a variance below zero, a weight below one, an input beyond the clip. */
 #define _DEFAULT_SOURCE
 #include "kernel.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,8 +29,11 @@ struct fuzz {
     uint64_t random;
     struct sample frames[MAX_CORPUS], files[MAX_FILES];
     size_t frame_count, file_count;
-    unsigned long long pushed, rows, opened, states;
+    unsigned long long pushed, rows, short_links, opened, read, states, routed;
+    uint64_t handed; /* to the kernel in use */
     int64_t t;
+    struct senders *senders; /* as old as the kernel in use */
+    uint64_t senders_rows;
 };
 
 static uint32_t draw(struct fuzz *f, uint32_t below)
@@ -136,7 +142,33 @@ static enum capture_result next_mutated(void *context, struct frame *frame)
     frame->wire_length = draw(f, 64) == 0 ? UINT32_MAX - draw(f, 2) : (uint32_t)size;
     frame->bytes = burst->block;
     frame->bad_time = false;
+    frame->linktype = burst->linktype;
+    f->handed++;
+    f->pushed++;
     return CAPTURE_FRAME;
+}
+
+/* Every frame must have become a row, or have been counted as too short to be one. */
+static void check_counted(struct fuzz *f, const struct kernel *k, uint64_t handed)
+{
+    struct count counts[MAX_COUNTS];
+    size_t n = kernel_counts(k, counts);
+    uint64_t frames = 0, rows = 0, short_links = 0, in_ring = 0;
+    if (n > MAX_COUNTS)
+        finding("more counts than room");
+    for (size_t i = 0; i < n; i++) {
+        const char *name = counts[i].name;
+        frames += strcmp(name, "frames") == 0 ? counts[i].value : 0;
+        rows += strcmp(name, "rows") == 0 ? counts[i].value : 0;
+        short_links += strcmp(name, "malformed_short_link") == 0 ? counts[i].value : 0;
+        in_ring += strncmp(name, "ring_", 5) == 0 ? counts[i].value : 0;
+    }
+    if (frames != handed || rows + short_links != handed || in_ring != rows) {
+        fprintf(stderr, "%" PRIu64 " frames handed over, %" PRIu64 " counted, %" PRIu64 " rows, %" PRIu64 " too short, %" PRIu64
+                " for the ring\n", handed, frames, rows, short_links, in_ring);
+        finding("frames in are not rows and errors out");
+    }
+    f->short_links += short_links;
 }
 
 static void check_rows(const double *values, size_t rows)
@@ -155,21 +187,123 @@ static void check_rows(const double *values, size_t rows)
         }
 }
 
+/* ---- subjects and scores ---- */
+
+static void *filled(struct fuzz *f, size_t size) /* a block of exactly `size` bytes of anything */
+{
+    uint8_t *block = must(malloc(size > 0 ? size : 1));
+    for (size_t i = 0; i < size; i++)
+        block[i] = (uint8_t)draw(f, 256);
+    return block;
+}
+
+/* Rows as the kernel makes them, and at times as nobody does. */
+static void route_rows(struct fuzz *f, const struct row_meta *from, size_t rows)
+{
+    if (rows == 0)
+        return;
+    uint32_t slots = 4;
+    while (slots < 2 * rows)
+        slots *= 2;
+    struct row_meta *meta = must(malloc(rows * sizeof *meta));
+    int64_t *t_ns = must(malloc(rows * sizeof *t_ns));
+    memcpy(meta, from, rows * sizeof *meta);
+    if (draw(f, 8) == 0)
+        for (size_t i = 0; i < rows * sizeof *meta; i += 1 + draw(f, 100))
+            ((uint8_t *)meta)[i] = (uint8_t)draw(f, 256);
+    for (size_t i = 0; i < rows; i++)
+        t_ns[i] = from[i].t_ns;
+    struct routes out = {
+        .order = filled(f, rows * sizeof *out.order), .starts = filled(f, (rows + 1) * sizeof *out.starts),
+        .incoming = filled(f, rows), .carries = filled(f, rows), .chosen = filled(f, rows),
+        .addresses = filled(f, 16 * rows), .versions = filled(f, rows), .keys = filled(f, rows * sizeof *out.keys),
+        .slot = filled(f, slots * sizeof *out.slot), .group = filled(f, rows * sizeof *out.group), .slots = slots};
+    size_t groups = senders_route(f->senders, meta, t_ns, rows, &out);
+    struct senders_counts counts;
+    senders_counts(f->senders, &counts);
+    f->senders_rows += rows;
+    f->routed += rows;
+    if (counts.scored + counts.shed != f->senders_rows || counts.step > 2)
+        finding("a row that is neither scored nor shed");
+    if (groups == 0 || groups > rows || out.starts[0] != 0 || out.starts[groups] != (int64_t)rows)
+        finding("groups that are not all rows");
+    uint8_t *seen = must(calloc(rows, 1));
+    for (size_t g = 0; g < groups; g++)
+        for (int64_t i = out.starts[g]; i < out.starts[g + 1]; i++) {
+            if (out.order[i] < 0 || out.order[i] >= (int64_t)rows || seen[out.order[i]]++)
+                finding("a row in no group, or in two");
+            if (i > out.starts[g] && out.order[i] <= out.order[i - 1])
+                finding("rows of a group out of order");
+        }
+    void *blocks[] = {meta, t_ns, seen, out.order, out.starts, out.incoming, out.carries, out.chosen,
+                      out.addresses, out.versions, out.keys, out.slot, out.group};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        free(blocks[i]);
+}
+
+/* Any scaling of any columns; what comes in is finite, so what comes out must be. */
+static void scale_some(struct fuzz *f, const double *values, size_t rows)
+{
+    uint32_t columns = 1 + draw(f, COLUMNS), variants = 1 + draw(f, 3);
+    float *narrow = must(malloc(rows * COLUMNS * sizeof *narrow + 1));
+    for (size_t i = 0; i < rows * COLUMNS; i++)
+        narrow[i] = (float)values[i];
+    uint32_t *at = must(malloc(columns * sizeof *at));
+    float *mean = must(malloc(columns * sizeof *mean)), *inverse = must(malloc(variants * columns * sizeof *inverse));
+    float *keep = must(malloc(variants * columns * sizeof *keep)), *kept = must(calloc(variants, sizeof *kept));
+    double *bounds = must(malloc(columns * sizeof *bounds));
+    for (uint32_t j = 0; j < columns; j++) {
+        at[j] = draw(f, COLUMNS);
+        mean[j] = (float)draw(f, 1000) / 50 - 10;
+        bounds[j] = draw(f, 8) == 0 ? INFINITY : (1 + draw(f, 1000)) / 100.0;
+        for (uint32_t v = 0; v < variants; v++) {
+            keep[v * columns + j] = (float)(j == 0 || draw(f, 4) != 0);
+            inverse[v * columns + j] = keep[v * columns + j] / (0.1f + (float)draw(f, 100));
+            kept[v] += keep[v * columns + j];
+        }
+    }
+    uint8_t *variant = draw(f, 4) == 0 ? NULL : must(malloc(rows + 1));
+    for (size_t i = 0; variant != NULL && i < rows; i++)
+        variant[i] = (uint8_t)draw(f, variants);
+    bool all = columns == COLUMNS && draw(f, 2) != 0;
+    struct scaling s = {COLUMNS, columns, all ? NULL : at, mean, inverse, keep, kept, draw(f, 4) ? 10.0f : INFINITY, true};
+    size_t size = rows * columns * sizeof(float);
+    float *z = filled(f, size), *inputs = filled(f, size), *rebuilt = must(malloc(size + 1)), *out = filled(f, rows * sizeof *out);
+    double *ratios = filled(f, rows * sizeof *ratios);
+    scale_rows(&s, narrow, variant, rows, z, inputs);
+    for (size_t i = 0; i < rows * columns; i++) {
+        rebuilt[i] = (float)draw(f, 2000) / 100 - 10;
+        if (!isfinite(z[i]) || !isfinite(inputs[i]) || fabsf(inputs[i]) > s.clip)
+            finding("an input that is not finite or beyond the clip");
+    }
+    row_errors(&s, z, rebuilt, variant, rows, out);
+    highest_ratios(narrow, COLUMNS, at, bounds, columns, rows, ratios);
+    for (size_t i = 0; i < rows; i++)
+        if (!isfinite(out[i]) || out[i] < 0 || !isfinite(ratios[i]) || ratios[i] < 0)
+            finding("a score or a ratio that is not finite or below zero");
+    void *blocks[] = {narrow, at, mean, inverse, keep, kept, bounds, variant, z, inputs, rebuilt, out, ratios};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        free(blocks[i]);
+}
+
 static void push_burst(struct fuzz *f, struct kernel *k, bool check)
 {
     static const int linktypes[] = {1, 1, 1, 12, 101, 113, 228, 229, 276};
     static double values[PUSH * COLUMNS];
     static struct row_meta meta[PUSH];
     struct burst burst = {f, linktypes[draw(f, sizeof linktypes / sizeof *linktypes)], PUSH, NULL};
-    struct source source = {burst.linktype, next_mutated, &burst};
+    struct source source = {next_mutated, &burst};
     struct rows rows = {values, true, meta, PUSH};
     enum capture_result result;
     size_t made = kernel_push(k, source, &rows, &result);
     free(burst.block);
-    f->pushed += PUSH;
     f->rows += made;
-    if (check)
-        check_rows(values, made);
+    if (!check)
+        return;
+    check_rows(values, made);
+    route_rows(f, meta, made);
+    if (draw(f, 8) == 0)
+        scale_some(f, values, made);
 }
 
 /* ---- the ring ---- */
@@ -219,9 +353,18 @@ static void damage_state(struct fuzz *f, struct kernel *k, const struct settings
 
 /* ---- files ---- */
 
+struct reading {
+    struct fuzz *fuzz;
+    struct capture *capture;
+};
+
 static enum capture_result next_of_capture(void *context, struct frame *frame)
 {
-    return capture_next(context, frame);
+    struct reading *reading = context;
+    enum capture_result result = capture_next(reading->capture, frame);
+    reading->fuzz->handed += result == CAPTURE_FRAME;
+    reading->fuzz->read += result == CAPTURE_FRAME;
+    return result;
 }
 
 static void read_file(struct fuzz *f, struct kernel *k, const char *path)
@@ -234,7 +377,8 @@ static void read_file(struct fuzz *f, struct kernel *k, const char *path)
     if (c == NULL)
         return;
     struct rows rows = {values, false, meta, PUSH};
-    struct source source = {capture_linktype(c), next_of_capture, c};
+    struct reading reading = {f, c};
+    struct source source = {next_of_capture, &reading};
     enum capture_result result;
     size_t made;
     while ((made = kernel_push(k, source, &rows, &result)) > 0)
@@ -290,24 +434,27 @@ static void load(struct fuzz *f, const char *path)
 
 int main(int argc, char **argv)
 {
-    if (argc < 5) {
-        fprintf(stderr, "usage: fuzz SECONDS SEED SCRATCH CORPUS...\n");
+    if (argc < 6) {
+        fprintf(stderr, "usage: fuzz SECONDS FRAMES SEED SCRATCH CORPUS...\n");
         return 2;
     }
     double seconds = atof(argv[1]);
+    unsigned long long frames = strtoull(argv[2], NULL, 10);
     struct fuzz *f = must(calloc(1, sizeof *f));
-    f->random = strtoull(argv[2], NULL, 10) * 2 + 1;
+    f->random = strtoull(argv[3], NULL, 10) * 2 + 1;
     f->t = INT64_C(1700000000000000000);
     for (int i = 0; i < 20; i++)
         draw(f, 2);
-    for (int i = 4; i < argc; i++)
+    for (int i = 5; i < argc; i++)
         load(f, argv[i]);
     if (f->frame_count == 0) {
         fprintf(stderr, "no frames in the corpus\n");
         return 2;
     }
     time_t end = time(NULL) + (time_t)seconds;
-    while (time(NULL) < end) {
+    static const struct network4 v4[] = {{0x0a000000, 0xff000000}, {0xc0a80000, 0xffff0000}};
+    static const struct network6 v6[] = {{0xfe80000000000000, 0xffc0000000000000}};
+    while (time(NULL) < end || f->pushed < frames) {
         struct settings settings = {.max_streams = 16 + draw(f, 200), .max_devices = 1 + draw(f, 20)};
         settings.compat = draw(f, 2) != 0;
         settings.float_time = draw(f, 4) == 0;
@@ -316,18 +463,26 @@ int main(int argc, char **argv)
         must(kernel_keep(k, RING_MIN + draw(f, 1 << 16), 1000000000 + draw(f, 1000000000), draw(f, 4) ? 0 : draw(f, 2000))
                  ? k
                  : NULL);
+        f->senders = must(senders_new(1 + draw(f, 64), draw(f, 3) ? 1 + draw(f, 5000) : 0, f->random, v4, draw(f, 3), v6, draw(f, 2)));
+        f->senders_rows = f->handed = 0;
         for (int i = 0; i < 50; i++)
             push_burst(f, k, true);
         cut_ring(f, k);
+        uint64_t handed = f->handed; /* a damaged state goes to another kernel */
         damage_state(f, k, &settings);
+        f->handed = handed;
         for (int i = 0; i < 25; i++)
-            mutate_file(f, k, argv[3]);
+            mutate_file(f, k, argv[4]);
+        check_counted(f, k, f->handed);
         struct count counts[MAX_COUNTS];
-        if (kernel_counts(k, counts) > MAX_COUNTS || kernel_memory(k, counts) > MAX_COUNTS)
+        if (kernel_memory(k, counts) > MAX_COUNTS)
             finding("more counts than room");
+        senders_free(f->senders);
         kernel_free(k);
     }
-    printf("fuzz: %llu frames, %llu files, %llu states, %llu rows, no finding\n", f->pushed, f->opened, f->states, f->rows);
+    printf("fuzz: %llu mutated frames, %llu read from %llu damaged files, %llu damaged states: %llu rows, %llu frames too short "
+           "for one, %llu rows routed, no finding\n",
+           f->pushed, f->read, f->opened, f->states, f->rows, f->short_links, f->routed);
     for (size_t i = 0; i < f->frame_count; i++)
         free(f->frames[i].bytes);
     for (size_t i = 0; i < f->file_count; i++)

@@ -1,0 +1,49 @@
+#!/bin/sh
+# install.sh [--root DIR]: the service unit, and a configuration where there is none, on this machine or in an image.
+# Again is harmless: what is as it should be stays, a configuration is never touched. It names what it wrote.
+set -eu
+root=
+case "$#,${1-}" in
+0,) ;;
+2,--root) root=${2%/} ;;
+*) echo "usage: $0 [--root DIR]" >&2; exit 2 ;;
+esac
+[ -d "$root/" ] || { echo "$0: $root is no folder" >&2; exit 2; }
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
+unit=$root/etc/systemd/system/edge-agent.service
+changed=
+
+put() {
+    if cmp -s "$1" "$2"; then return; fi
+    mkdir -p "${2%/*}"
+    cp "$1" "$2.new"
+    chmod 644 "$2.new"
+    mv "$2.new" "$2"
+    echo "wrote $2"
+    changed=yes
+}
+
+# By the name of its library: an image's programs may be for another processor.
+version=0
+for file in "$root"/usr/lib/systemd/libsystemd-shared-*.so "$root"/usr/lib/*/systemd/libsystemd-shared-*.so; do
+    [ -e "$file" ] || continue
+    number=$(basename "$file" | sed 's/^libsystemd-shared-\([0-9]*\).*/\1/')
+    [ "${number:-0}" -le "$version" ] || version=$number
+done
+
+put "$here/edge-agent.service" "$unit"
+if [ "$version" -ge 254 ]; then
+    put "$here/edge-agent.service.d/restart.conf" "$unit.d/restart.conf"
+elif [ -e "$unit.d/restart.conf" ]; then
+    rm "$unit.d/restart.conf"
+    echo "removed $unit.d/restart.conf: not for systemd $version"
+    changed=yes
+fi
+[ -e "$root/etc/botwatch/agent.yaml" ] || put "$here/../configs/agent.yaml" "$root/etc/botwatch/agent.yaml"
+
+program=/usr/lib/botwatch/bin/botwatch
+[ -x "$root$program" ] || echo "$root$program is not there: python3 -m venv /usr/lib/botwatch && /usr/lib/botwatch/bin/pip install ." >&2
+if [ -z "$root" ] && [ -n "$changed" ] && [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    echo "now: botwatch agent check --config /etc/botwatch/agent.yaml, then systemctl enable --now edge-agent"
+fi

@@ -1,0 +1,142 @@
+"""What `botwatch agent check` finds wrong, with its remedy: broker, credentials, certificates, clock, disk."""
+
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from edge_agent import check
+from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
+from edge_agent.contract.broker import BrokerConfig
+from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AgentConfig:
+    box, kept = OutboxConfig(path=tmp_path / "box.sqlite"), EvidenceConfig(path=tmp_path / "evidence")
+    return AgentConfig(outbox=box, evidence=kept)
+
+
+def found(config: AgentConfig) -> dict[str, check.Finding]:
+    return {finding.what: finding for finding in check.findings(config, "no bundle here")}
+
+
+def of_broker(config: AgentConfig, broker: BrokerConfig) -> check.Finding:
+    return found(replace(config, broker=broker))[f"broker {broker.address}"]
+
+
+@needs_mosquitto
+def test_the_broker_is_spoken_to_with_the_agents_own_credentials(config: AgentConfig, tmp_path: Path) -> None:
+    made = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(made), "gw-001", "right"], check=True)
+    secret = tmp_path / "secret"
+    secret.write_text("right\n")
+    secret.chmod(0o600)
+    broker = Mosquitto(tmp_path / "broker")
+    text = f"listener {broker.port} 127.0.0.1\npassword_file {made}\n"
+    broker = Mosquitto(tmp_path / "broker", config=text)
+    broker.port, broker.address = int(text.split()[1]), f"127.0.0.1:{text.split()[1]}"
+    user = BrokerConfig(username="gw-001", password_file=secret).at(broker.address)
+    with broker:
+        finding = of_broker(config, user)
+        assert (finding.wrong, finding.said) == (False, "takes us as gw-001, MQTT 5, without TLS")
+        secret.write_text("wrong\n")
+        finding = of_broker(config, user)
+        assert finding.wrong
+        assert "refuses the connection: Not authorized (see broker.username, broker.password_file" in finding.said
+        assert of_broker(config, replace(user, username=None, password_file=None)).wrong
+    finding = of_broker(config, user)
+    assert finding.wrong
+    assert "connection refused (does it run, on that port?" in finding.said
+
+
+def test_a_broker_of_mqtt_3_1_1_is_one_and_a_mute_host_is_none(config: AgentConfig, tmp_path: Path) -> None:
+    broker: Broker
+    with Amqtt(tmp_path / "broker") as broker:
+        finding = of_broker(config, BrokerConfig(connect_timeout_s=2.0).at(broker.address))
+        assert "MQTT 3.1.1" in finding.said
+        assert not finding.wrong
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(8)
+        finding = of_broker(config, BrokerConfig(connect_timeout_s=0.5).at(f"127.0.0.1:{mute.getsockname()[1]}"))
+    assert finding.wrong
+    assert "no answer from the broker (is it an MQTT broker?" in finding.said
+
+
+def certificate(path: Path, days: float) -> datetime:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gw-001")])
+    until = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(until - timedelta(days=400))
+        .not_valid_after(until)
+        .sign(key, hashes.SHA256())
+    )
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret = serialization.NoEncryption()
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    path.with_suffix(".key").write_bytes(key.private_bytes(*form, secret))
+    return until
+
+
+@pytest.mark.parametrize(
+    ("days", "wrong", "warn", "said"),
+    [
+        (-2, True, False, "has expired on"),
+        (10.5, False, True, "expires in 10 days"),
+        (100, False, False, "is good until"),
+        (365 * 60, False, False, "is good until 20"),  # beyond 2050 the date is written in another form
+    ],
+)
+def test_a_certificate_is_warned_of_before_it_expires(
+    config: AgentConfig, tmp_path: Path, days: float, wrong: bool, warn: bool, said: str
+) -> None:
+    until = certificate(tmp_path / "gw.crt", days)
+    assert check.not_after((tmp_path / "gw.crt").read_text()) == until.timestamp()
+    broker = BrokerConfig(tls=True, cert_file=tmp_path / "gw.crt", key_file=tmp_path / "gw.key")
+    (tmp_path / "gw.key").chmod(0o644)
+    findings = found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))
+    assert (findings["cert_file"].wrong, findings["cert_file"].warn) == (wrong, warn)
+    assert said in findings["cert_file"].said
+    assert findings["key_file"].wrong
+    assert f"`chmod 600 {tmp_path / 'gw.key'}`" in findings["key_file"].said
+    (tmp_path / "gw.key").chmod(0o600)
+    assert not check._secret("key_file", tmp_path / "gw.key").wrong
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "junk"])
+def test_a_file_that_is_no_certificate_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.crt").write_text(text)
+    assert "no certificate" in check._certificate("cert_file", tmp_path / "x.crt").said
+    assert check._certificate("cert_file", tmp_path / "absent.crt").said.endswith("no such file or directory")
+
+
+def test_a_disk_that_cannot_be_written_or_is_too_small_is_said_with_the_remedy(
+    config: AgentConfig, tmp_path: Path
+) -> None:
+    assert not found(config)["evidence"].wrong
+    kept = EvidenceConfig(path=tmp_path / "evidence", max_mb=1 << 20)
+    assert shutil.disk_usage(tmp_path).free < 1 << 40
+    finding = found(replace(config, evidence=kept, outbox=OutboxConfig(path=tmp_path / "absent" / "box")))
+    assert finding["evidence"].wrong
+    assert "make room" in finding["evidence"].said
+    assert f"`mkdir -p {tmp_path / 'absent'}`" in finding["disk"].said
+    assert "evidence" not in found(replace(config, evidence=EvidenceConfig(path=None)))
+
+
+def test_the_clock_is_what_the_kernel_says_of_it(config: AgentConfig) -> None:
+    clock = found(config)["clock"]
+    assert not clock.wrong
+    assert clock.said.startswith(time.strftime("%Y-%m-%d", time.gmtime()))
+    assert clock.warn == (check.synchronised() is False)
+    assert ("not synchronised" in clock.said) == clock.warn
