@@ -552,6 +552,7 @@ class _Memory:
                 if str(error) != self._trouble:
                     logger.error("what was learnt could not be kept: %s", error)
                 self._trouble = str(error)
+            give_back_memory()  # what was packed and written, and what was needed for a while
 
         self._pending = self._writer.submit(write)
 

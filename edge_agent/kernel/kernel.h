@@ -440,7 +440,7 @@ void senders_counts(const struct senders *s, struct senders_counts *out);
 /* ---- the process ---- */
 
 /* Give back to the system what the process was given to start with and does not use now, and let it keep little of what is
- * freed from now on. To be called once, when all is set up; costs some page faults. */
+ * freed from now on. To be called when all is set up, and seldom after that; costs some page faults. For any thread. */
 void memory_give_back(void);
 
 #endif

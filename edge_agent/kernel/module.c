@@ -1050,7 +1050,9 @@ static PyObject *py_highest_ratios(PyObject *module, PyObject *args)
 static PyObject *py_give_back_memory(PyObject *module, PyObject *args)
 {
     (void)module, (void)args;
+    Py_BEGIN_ALLOW_THREADS
     memory_give_back();
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 

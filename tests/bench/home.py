@@ -7,11 +7,13 @@ from tests.arm.root import ROOT
 from tests.conftest import Home, make_home
 
 FOLDER = ROOT / "build" / "bench-home"
+LATER = FOLDER / "later"
+"""Captures of the same devices a month later, without attacks."""
 
 
 def home() -> tuple[Path, Path]:
     """Its bundle and a capture of an hour of its attacked plug, generated both."""
-    made = Home(FOLDER / "captures", FOLDER / "run", FOLDER / "bundle", FOLDER / "later")
+    made = Home(FOLDER / "captures", FOLDER / "run", FOLDER / "bundle", LATER)
     if not (FOLDER / "done").exists():
         shutil.rmtree(FOLDER, ignore_errors=True)
         FOLDER.mkdir(parents=True)

@@ -1,13 +1,14 @@
 """Quiet check-ins with a command server: told within an hour, and what healthy devices do is not."""
 
 import random
+import tracemalloc
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 
 from edge_agent.alerts import Alerter
-from edge_agent.checkins import MAX_ROWS, CheckIns, Rule
+from edge_agent.checkins import MAX_PEERS, MAX_ROWS, CheckIns, Rule
 from edge_agent.contract.messages import Model
 from edge_agent.detector import Detection
 from edge_agent.features import Extractor, Rows
@@ -163,6 +164,21 @@ def test_a_scan_replaces_its_own_entries_and_is_counted():
     probes = steady(scan(3000), 2 * HOUR + 1800 * S, 100.0)
     assert {d.dest_ip for d in told(home(3), SERIES["every 10 s"], probes, checkins=checkins)} == {SERVER}
     assert checkins.counters["checkins_peers_evicted"] >= 2900  # a few of its targets are monitored addresses
+
+
+def test_hosts_contacted_once_take_little_memory():
+    """Under 700 bytes each: a flood under many MACs fills every table with them."""
+    macs = [PLUG_MAC + 1 + n for n in range(64)]
+    frames = merged(*(steady(scan(MAX_PEERS, seed=mac, mac=mac), S, 5.0) for mac in macs))
+    rows, checkins = Extractor(16_384, max_devices=64, seed=1).push_frames(frames), CheckIns()
+    tracemalloc.start()
+    for at in range(0, len(rows), 256):
+        checkins.observe(Rows(rows.values[at : at + 256], rows.meta[at : at + 256]))
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    peers = sum(len(device.peers) for device in checkins._devices.values())
+    assert peers > 0.9 * 64 * MAX_PEERS
+    assert taken < 700 * peers
 
 
 def test_of_a_flood_only_so_many_rows_are_looked_at():

@@ -25,7 +25,7 @@ from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.netns import MAC, Wire, ip, taking
+from tests.netns import MAC, ROOT, Wire, ip, taking
 from tests.traffic import one_socket, packet, scan, spoofed, steady
 
 
@@ -353,3 +353,38 @@ def test_settings_out_of_range_are_refused_by_name(text, key):
 def test_a_record_ends_at_its_bound_and_capturing_goes_on(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="nosuch"):
         Recorder(tmp_path / "nosuch" / "file.pcap", 10)
+
+
+FLOOD = """
+import sys
+from tests.bench.bench_live import flood
+from tests.traffic import one_socket
+print(*flood("eth0", list(one_socket(1000, mac=int(sys.argv[1]))), 30_000, 2.0))
+"""
+
+
+def test_what_the_buffer_does_not_hold_is_counted_and_times_are_those_of_arrival(wire, home, tmp_path):
+    """The agent is stopped while some 60,000 frames arrive; its 8 MB hold a part of them."""
+    record = tmp_path / "record.pcap"
+    config = f"health_s: 5\noutbox: {{path: {tmp_path / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+    with agent(wire, home, tmp_path, "--record", str(record), config=config) as process:
+        process.send_signal(signal.SIGSTOP)
+        began = time.time_ns()
+        command = ["ip", "netns", "exec", wire.device, sys.executable, "-c", FLOOD, str(MAC)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        ended = time.time_ns()
+        sent = int(said.split()[0])
+        time.sleep(1)
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: "were dropped before they could be read" in (tmp_path / "err").read_text(), 30)
+    counted = dict(re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", (tmp_path / "err").read_text()))
+    captured, dropped, rows = (int(counted[key].replace(",", "")) for key in ("captured", "dropped", "rows"))
+    assert captured >= sent
+    assert dropped > sent // 10
+    assert 0 <= captured - dropped - rows <= 3  # what came in the last moment waits in the buffer
+    with open_file(record) as source:
+        times = Extractor(4096).push(source, 1 << 20).meta["t_ns"]
+    assert len(times) == rows
+    flooded = times[times >= began]
+    assert len(flooded) > 5_000
+    assert flooded.max() < ended
