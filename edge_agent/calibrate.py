@@ -362,7 +362,7 @@ class Own:
             self.sample.clear()
         elif self.sample:
             beyond = self.learnt and bool(self._over) and self._over[-1]
-            oldest = self._minutes[0][0] if self._minutes else 0
+            oldest = int(self._minutes["number"][0]) if len(self._minutes) else 0
             self.sample.end_minute(t_ns // MINUTE_NS, self._calm[0], not during and not beyond, oldest)
         self._calm = self._all = (0.0, 0.0)
         self.odd = 0

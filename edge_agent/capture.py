@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 HELD_S = 0.02
 """How long to wait for older frames of other interfaces before the youngest are asked for again."""
 
+FEW, GATHER_S = 2_048, 0.03
+"""So few rows at a time cost more each than many do: then wait so long for more."""
+
 RETRY_S = (1.0, 30.0)
 """The first and the longest pause before an interface that went away is tried again."""
 
@@ -166,7 +169,7 @@ class Interfaces(Source):
         self._settings, self._recorder = settings, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
-        self._more = False  # frames may wait in libpcap, where poll does not see them
+        self._latest = 0  # rows of the last time; if any, frames may wait in libpcap, where poll does not see them
         self.counters = {"interface_lost": 0, "interface_back": 0}
         try:
             for i in range(len(self._all)):
@@ -189,7 +192,7 @@ class Interfaces(Source):
         """Have ``take`` take frames, after waiting for one at most ``timeout_s``; returns how many rows it got."""
         self._wait(timeout_s)
         rows = take(self)
-        self._more = rows > 0
+        self._latest = rows
         if self._recorder:
             self._recorder.taken(self._live)
         for i, interface in enumerate(self._all):
@@ -217,7 +220,9 @@ class Interfaces(Source):
                 self._open_again(i, now)
         if self._live.held():
             time.sleep(min(timeout_s, HELD_S))
-        elif not self._more:
+        elif 0 < self._latest < FEW:
+            time.sleep(min(timeout_s, GATHER_S))
+        elif not self._latest:
             if len(self.down) == len(self._all):
                 time.sleep(timeout_s)
             else:

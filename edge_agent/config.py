@@ -57,7 +57,7 @@ class CaptureConfig:
 class ScoringConfig:
     """How much of the traffic is scored when there is more than the processor can score."""
 
-    max_rows_per_s: int = within(20_000, 100, 10_000_000)
+    max_rows_per_s: int = within(10_000, 100, 10_000_000)
 
     def __post_init__(self) -> None:
         check(self)

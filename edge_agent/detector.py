@@ -81,6 +81,7 @@ AT_ONCE = 256
 
 _FULL, _CARRIED, _FAST = 0, 1, 2  # variants of the score
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+_SLOW = int(np.argmax(_COUNT_DECAY < 1.0))  # the first of those that are; the columns are in the order of their decays
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
@@ -417,7 +418,8 @@ class Detector:
             )
         self._decision = decision
         self._columns = manifest.columns
-        self._at = cols.indices(manifest.columns)
+        every = manifest.columns == cols.ALL_COLUMNS  # then no copy is needed to take them
+        self._at: Any = slice(None) if every else cols.indices(manifest.columns)
         self._scaler = bundle.scaler
         self._scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
         self._classify = Model(bundle.classifier) if bundle.classifier else None
@@ -923,13 +925,14 @@ class Detector:
             subject.packets += int(packets.sum())
             subject.bytes += int(total.sum())
             # row after row, so that no rounding depends on where batches are cut
-            subject.class_sum = np.concatenate([subject.class_sum[None], probabilities]).sum(axis=0)
-            subject.looks_sum = np.concatenate([subject.looks_sum[None], looks]).sum(axis=0)
+            subject.class_sum = np.concatenate([subject.class_sum[None], probabilities[told]]).sum(axis=0)
+            subject.looks_sum = np.concatenate([subject.looks_sum[None], looks[told]]).sum(axis=0)
             subject.peak_now = max(subject.peak_now, float(batch.loudness[at:end][hits].max(initial=0.0)))
 
     def _values(self, batch: "_Batch", at: int, which: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The model's columns of some of the rows from ``at`` on, (m, k)."""
-        return batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
+        values: NDArray[np.float32] = batch.scored.rows.values[batch.index[at : at + len(which)][which]][:, self._at]
+        return values
 
     def _begin(self, subject: _Subject, batch: "_Batch", row: int) -> None:
         """An alarm begins with the window that voted for it, from its first flagged row after any silence on."""
@@ -976,7 +979,7 @@ class Detector:
         return _Vote(
             subject.last_vote_ns,
             batch.scored.rows.meta[index].copy(),
-            batch.scored.rows.values[index, self._at],
+            batch.scored.rows.values[index, self._at].copy(),
             _text(batch.scored.routes.addresses[index], batch.scored.routes.versions[index]),
             limit * float(batch.strict[row]) if count is None else float(batch.bounds[row, count]),
             fast,
@@ -1118,8 +1121,9 @@ def _grown(
 ) -> NDArray[np.float64]:
     """What of COUNT_COLUMNS (n, columns) is not left of the earlier ``reference``; of fast ones all."""
     then, old = reference
-    left = old * np.exp2(-_COUNT_DECAY * (np.maximum(t_ns - then, 0)[:, None] / _S))
-    return counts - np.where(_COUNT_DECAY < 1.0, left, 0.0)
+    new = counts.copy()
+    new[:, _SLOW:] -= old[_SLOW:] * np.exp2(-_COUNT_DECAY[_SLOW:] * (np.maximum(t_ns - then, 0)[:, None] / _S))
+    return new
 
 
 def _in_window(past: NDArray[np.bool_], now: NDArray[np.bool_], w: int) -> NDArray[np.int64]:

@@ -19,8 +19,8 @@
 #include <unistd.h>
 
 enum { RECORD_BYTES = 1 << 16 };
-enum { GATHER_MS = 50 };         /* a block is handed over when it is full, or after this and at most twice this */
-enum { AGAIN_MOST = 4096 };      /* frames left out in one call */
+enum { GATHER_MS = 50 };   /* a block is handed over when it is full, or after this and at most twice this */
+enum { AGAIN_MOST = 4096 }; /* frames left out in one call */
 static const int64_t HOLD_NS = 2 * GATHER_MS * 1000000 + 20000000;
 
 struct port {
@@ -29,6 +29,7 @@ struct port {
     int linktype;
     bool waiting; /* head holds its next frame */
     struct frame head;
+    uint8_t *copy; /* of its bytes, where it may have to wait: libpcap gives a block back with its last frame */
     int64_t empty_ns; /* it has no frame that is older than this */
     struct pcap_stat counted;
     bool lost; /* and nobody was told */
@@ -58,8 +59,10 @@ struct live *live_new(const char *const *names, size_t count, const struct live_
     l->count = count;
     l->record = -1;
     bool good = settings->bpf == NULL || (l->bpf = strdup(settings->bpf)) != NULL;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         good = (l->ports[i].name = strdup(names[i])) != NULL && good;
+        good = (count == 1 || (l->ports[i].copy = malloc((size_t)settings->snaplen)) != NULL) && good;
+    }
     if (settings->once) {
         if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) < 0)
             seed = (uintptr_t)l;
@@ -101,6 +104,7 @@ void live_free(struct live *l)
     for (size_t i = 0; i < l->count; i++) {
         live_shut(l, i);
         free(l->ports[i].name);
+        free(l->ports[i].copy);
     }
     once_free(l->once);
     free(l->bpf);
@@ -247,6 +251,11 @@ static void fetch(struct live *l, size_t i)
     int got = pcap_next_ex(p->pcap, &header, &bytes);
     if (got == 1) {
         capture_fill(&p->head, header, bytes, p->linktype);
+        if (p->copy != NULL) {
+            if (p->head.captured > (uint32_t)l->settings.snaplen)
+                p->head.captured = (uint32_t)l->settings.snaplen;
+            p->head.bytes = memcpy(p->copy, bytes, p->head.captured);
+        }
         p->waiting = true;
     } else if (got == 0) {
         p->empty_ns = empty_ns;

@@ -7,14 +7,17 @@ import numpy as np
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.capture import open_file
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, ScoringConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.features import Extractor
 from edge_agent.runtime import BATCHES, Model
 
 
 def main(part: str, what: str, folder: Path) -> int:
-    """Do ``part`` for ``what``, a capture or as many rows for the autoencoder; how many packets or rows they are."""
+    """Do ``part`` for ``what``, a capture or as many rows for the autoencoder; how many packets or rows they are.
+
+    A number is all of it with that budget of scoring.
+    """
     bundle = bundles.load(folder)
     if part == "autoencoder":
         model, batches = Model(bundle.autoencoder), int(what) // BATCHES[-1]
@@ -22,8 +25,9 @@ def main(part: str, what: str, folder: Path) -> int:
         for _ in range(batches):
             model(inputs)
         return batches * len(inputs)
-    if part == "all":
-        agent = Agent(AgentConfig(), bundle, seed=1)
+    if part != "kernel":
+        scoring = ScoringConfig() if part == "all" else ScoringConfig(int(part))
+        agent = Agent(AgentConfig(scoring=scoring), bundle, seed=1)
         with open_file(what) as source:
             for _alert in agent.alerts(source):
                 pass

@@ -6,18 +6,29 @@ more the longer one takes by the packets it has more, so that nothing of import,
 run begins with nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home again
 and again, a few packets a minute, where what is done each minute and each batch weighs most; and a scan of 1,000
 packets a second, all in an alarm, where every row is scored twice and classified. ``BUNDLE`` replaces that home's.
+
+Then the second second of a spoofed flood of 100,000 packets a second, under the default budget of scoring and under the
+smallest, and from their difference what a scored row of a device in an alarm costs. With that the default of
+`scoring.max_rows_per_s` was chosen: what an attack may take of a Pi 4's core.
 """
 
 import argparse
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from edge_agent.config import ScoringConfig
 from tests.arm.root import BOOKWORM, ROOT, WORK, Arm, Unavailable, prepare
+from tests.bench.bench_kernel import attack
 from tests.bench.home import LATER, home
 from tests.reference.frames import pcap
 from tests.traffic import Frame, S, merged, read, scan, steady
+
+FLOOD = 100_000
+PI_4 = 1.5e9
+"""Instructions a second that one core is taken to do: 1.5 GHz, one a cycle. An assumption, nothing was run on a Pi."""
 
 SOURCE = ROOT / "tests" / "arm" / "count.c"
 WORKER = ROOT / "tests" / "arm" / "work.py"
@@ -45,6 +56,17 @@ def count(arm: Arm, library: Path, *arguments: str) -> tuple[int, str]:
     if done.returncode or not found:
         raise Unavailable(f"not counted: {done.stderr[-1000:]}")
     return int(found.group(1)), done.stdout
+
+
+def flood(arm: Arm, library: Path, bundle: Path, budget: int) -> float:
+    """Instructions a packet in the second second of a flood."""
+    counts = []
+    with tempfile.TemporaryDirectory(prefix="flood-", dir=WORK) as folder:
+        for seconds in (1, 2):
+            file = Path(folder) / f"{seconds}.pcap"
+            attack(file, "flood", seconds * FLOOD)
+            counts.append(count(arm, library, str(WORKER), str(budget), str(file), str(bundle))[0])
+    return (counts[1] - counts[0]) / FLOOD
 
 
 def captures() -> dict[str, tuple[Path, Path]]:
@@ -86,6 +108,12 @@ def main(argv: list[str]) -> int:
             runs = [count(arm, library, str(WORKER), part, str(what), str(bundle)) for what in two]
             each = (runs[1][0] - runs[0][0]) / (int(runs[1][1]) - int(runs[0][1]))
             print(f"  {part:12} {kind:12} {each:10,.0f}", flush=True)
+        print(f"a spoofed flood, {FLOOD:,} packets/s; {PI_4:.2g} instructions/s are taken to be a core:")
+        floods = {budget: flood(arm, library, bundle, budget) for budget in (ScoringConfig().max_rows_per_s, 100)}
+        for budget, each in floods.items():
+            print(f"  {budget:,} rows/s scored {each:10,.0f} a packet, {100 * each * FLOOD / PI_4:.0f} % of a core")
+        (more, of_more), (few, of_few) = floods.items()
+        print(f"  a scored row adds {(of_more - of_few) * FLOOD / (more - few):10,.0f}")
     except Unavailable as reason:
         print(f"instructions on aarch64: not counted here: {reason}", file=sys.stderr)
         return 1

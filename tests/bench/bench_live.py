@@ -94,15 +94,17 @@ def arrived(port: str) -> int:
     return next(int(line.split()[2]) for line in lines if line.split()[0] == f"{port}:")
 
 
-def measure(bundle: Path, rates: list[int], budget: int, seconds: float) -> int:
+def measure(bundle: Path, rates: list[int], budget: int, seconds: float, beside: bool) -> int:
     """Print the table; 1 when frames were dropped though the agent's core was not in use, or at every rate."""
     for words in (
         "link set lo up",
         "link add lan0 type veth peer name dev0",
-        "link set lan0 addrgenmode none",
-        "link set dev0 addrgenmode none",
         "link set lan0 mtu 9000",
         "link set dev0 mtu 9000",
+        "link add lan1 type veth peer name dev1",
+        *(f"link set {port} addrgenmode none" for port in ("lan0", "dev0", "lan1", "dev1")),
+        "link set lan1 up",
+        "link set dev1 up",
         "link set lan0 up",
         "link set dev0 up",
     ):
@@ -114,12 +116,13 @@ def measure(bundle: Path, rates: list[int], budget: int, seconds: float) -> int:
     names = ("asked/s", "sent/s", "arrived", "taken", "dropped", "scored", "shed", "core", "waited")
     print(" ".join(f"{name:>10}" for name in names))
     best, faults = 0.0, 0
+    ports = "lan0, lan1" if beside else "lan0"
     for rate in rates:
         with tempfile.TemporaryDirectory(prefix="botwatch-bench-") as name:
             folder = Path(name)
             (folder / "agent.yaml").write_text(
-                f"bundle: {bundle.absolute()}\ncapture: {{interfaces: [lan0]}}\nscoring: {{max_rows_per_s: {budget}}}\n"
-                f"evidence: {{path: {folder / 'evidence'}}}\n"
+                f"bundle: {bundle.absolute()}\ncapture: {{interfaces: [{ports}]}}\n"
+                f"scoring: {{max_rows_per_s: {budget}}}\nevidence: {{path: {folder / 'evidence'}}}\n"
             )
             command = [sys.executable, "-m", "edge_agent", "run", "--config", str(folder / "agent.yaml"), "--no-broker"]
             with (folder / "err").open("w") as err:
@@ -178,12 +181,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--budget", type=int, default=20_000, metavar="N", help="rows scored a second (%(default)s)")
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="at each rate (%(default)s)")
+    parser.add_argument("--beside", action="store_true", help="capture on a second, idle interface as well")
     args = parser.parse_args(argv)
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
         print("live: skipped, needs root, unshare and iproute2 for a network of its own", file=sys.stderr)
         return 0
     if MARK in os.environ:
-        return measure(args.bundle or home()[0], args.rate, args.budget, args.seconds)
+        return measure(args.bundle or home()[0], args.rate, args.budget, args.seconds, args.beside)
     command = ["unshare", "-n", sys.executable, "-m", "tests.bench.bench_live", *argv]
     return subprocess.run(command, env=os.environ | {MARK: "1"}, check=False).returncode
 

@@ -19,7 +19,7 @@ from trainer.generate import Plan, generate
 
 LONG = bool(os.environ.get("BOTWATCH_LONG"))
 pytestmark = pytest.mark.timeout(3600 if LONG else 600)
-SECONDS, RATE, BUDGET = (600, 100_000, 20_000) if LONG else (20, 20_000, 2_000)
+SECONDS, RATE, BUDGET = (600, 100_000, 10_000) if LONG else (20, 20_000, 2_000)
 BEGIN = 1_770_000_000 * S
 CALM_S, AFTER_S = 4 * 3600, 150  # until every device is learnt (2,000 packets); longer than an episode takes to end
 START = BEGIN + CALM_S * S

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.netns import MAC, Wire, ip, taking
-from tests.traffic import scan, spoofed, steady
+from tests.netns import MAC, ROOT, Wire, ip, taking
+from tests.traffic import one_socket, packet, scan, spoofed, steady
 
 
 @contextmanager
@@ -152,6 +152,34 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, h
     assert re.search(r"captured [\d,]+", (tmp_path / "err").read_text())
 
 
+@contextmanager
+def broker(wire: Wire, folder: Path) -> Iterator[tuple[str, Callable[[str], list[dict]]]]:
+    """A broker in the gateway's namespace, as on a small site: what an agent is told of it, and a function that gives
+    the messages so far on one of the agent's topics."""
+    process = listener = None
+    mosquitto, heard = Mosquitto(folder / "broker"), folder / "heard"
+    (folder / "mosquitto.conf").write_text(f"listener {mosquitto.port} 127.0.0.1\nallow_anonymous true\n")
+    where = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
+    with (folder / "mosquitto.log").open("w") as log:
+        try:
+            process = wire.on_gateway(str(where), "-c", str(folder / "mosquitto.conf"), stderr=log)
+            listen = [sys.executable, "-c", LISTEN, str(mosquitto.port), str(heard)]
+            listener = wire.on_gateway(*listen, cwd=Path(__file__).parents[2])
+            wait_until(heard.exists, 20)
+
+            def messages(leaf: str) -> list[dict]:
+                lines = (line.split(" ", 1) for line in heard.read_text().splitlines(keepends=True))
+                return [json.loads(text) for name, text in lines if name == leaf and text.endswith("\n")]
+
+            outbox = f"outbox: {{path: {folder / 'box.sqlite'}}}\n"
+            yield f"{outbox}broker: {{host: 127.0.0.1, port: {mosquitto.port}}}\n", messages
+        finally:
+            for started in (listener, process):
+                if started:
+                    started.kill()
+                    started.wait()
+
+
 def test_a_device_that_attacks_is_muted_and_allowed_while_packets_come_and_told_again_afterwards(
     wire, home, tmp_path, capsys
 ):
@@ -200,32 +228,15 @@ def test_a_device_that_attacks_is_muted_and_allowed_while_packets_come_and_told_
 
 @needs_mosquitto
 def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
-    """The broker is in the gateway's namespace as well, as on a small site."""
-    process = None
-    broker = Mosquitto(tmp_path / "broker")
-    broker_log = (tmp_path / "mosquitto.log").open("w")
-    try:
-        config = tmp_path / "mosquitto.conf"
-        config.write_text(f"listener {broker.port} 127.0.0.1\nallow_anonymous true\n")
-        where = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-        process = wire.on_gateway(str(where), "-c", str(config), stderr=broker_log)
-        outbox = f"outbox: {{path: {tmp_path / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: {broker.port}}}\n"
-        listen = wire.on_gateway(
-            *(sys.executable, "-c", LISTEN, str(broker.port), str(tmp_path / "heard")), cwd=Path(__file__).parents[2]
-        )
-        wait_until((tmp_path / "heard").exists, 20)
-        with agent(wire, home, tmp_path, config=outbox):
+    with broker(wire, tmp_path) as (config, heard):
+        with agent(wire, home, tmp_path, config=config):
             wire.send(steady(scan(2000, "192.168.1.57", mac=MAC), 0, 1000), tmp_path, 1000)
             wait_until(lambda: len(alerts(tmp_path)) > 0, 20)
-        heard = [line.split(" ", 1) for line in (tmp_path / "heard").read_text().splitlines()]
-        given = [json.loads(text) for leaf, text in heard if leaf == "alert"]
-        assert given == alerts(tmp_path)
-        assert [json.loads(text)["state"] for leaf, text in heard if leaf == "status"] == ["online", "stopped"]
-        health = [json.loads(text) for leaf, text in heard if leaf == "health"]
-        assert health
-        assert health[0]["rss_mb"] > 10
-        assert health[0]["interfaces_down"] == []
-        devices = [json.loads(text) for leaf, text in heard if leaf == "devices"]
+        assert heard("alert") == alerts(tmp_path)
+        assert [status["state"] for status in heard("status")] == ["online", "stopped"]
+        assert heard("health")[0]["rss_mb"] > 10
+        assert heard("health")[0]["interfaces_down"] == []
+        devices = heard("devices")
         seen = {d["mac"]: d for d in devices[-1]["devices"]}
         assert (seen["02:00:5e:10:00:01"]["state"], seen["02:00:5e:10:00:01"]["packets"]) == ("learning", 2000)
         with closing(State(tmp_path / "box.sqlite")) as state:
@@ -234,13 +245,42 @@ def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
             assert abs(time.time() - written_s) < 60
             sha = bundles.load(home.bundle).sha256
             assert 0x02005E100001 in dict(state.learnt(sha))
-        listen.kill()
-        listen.wait()
-    finally:
-        broker_log.close()
-        if process:
-            process.kill()
-            process.wait()
+
+
+@needs_mosquitto
+def test_what_a_flood_does_to_scoring_is_in_log_and_health_and_a_replay_of_the_record_does_the_same(
+    wire, home, tmp_path, caplog
+):
+    """The budget is of capture time. Ten seconds of calm are part of it, so the test takes as long."""
+    record, budget = tmp_path / "record.pcap", "scoring: {max_rows_per_s: 100}\nhealth_s: 1.0\n"
+    with broker(wire, tmp_path) as (config, heard):
+        with agent(wire, home, tmp_path, "--seed", "0", "--record", str(record), config=config + budget):
+            wait_until(lambda: heard("health")[-1:] and heard("health")[-1]["scoring"] == "all", 20)
+            wire.send(steady(one_socket(8000, "192.168.1.57", mac=MAC), 0, 4000), tmp_path, 4000)
+            calm = steady([packet("192.168.1.57", 1, mac=MAC)] * 26, 0, 2)
+            wire.send(calm, tmp_path, 2)
+            wait_until(lambda: heard("health")[-1]["scoring"] == "all", 20)
+        found = [health["scoring"] for health in heard("health")]
+        counters = heard("health")[-1]["counters"]
+    assert "sparse" in found
+    assert counters["shed"] > 7000
+    live = steps((tmp_path / "err").read_text())
+    assert live[-1] == "all"
+    assert "sparse" in live
+    assert len(live) <= 4  # the first and the last second of the flood may be `shared`
+    caplog.clear()
+    words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
+    with caplog.at_level("INFO"):
+        assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
+    assert steps(caplog.text) == live
+
+
+def steps(log: str) -> list[str]:
+    """What scoring changed to, line by line; each line must begin where the one before it ended."""
+    lines = re.findall(r"scoring: (\w+), was (\w+); \d+ rows shed so far", log)
+    assert [was for _, was in lines] == ["all", *(now for now, _ in lines)][: len(lines)]
+    assert all(now != was for now, was in lines)
+    return [now for now, _ in lines]
 
 
 LISTEN = """
@@ -313,3 +353,38 @@ def test_settings_out_of_range_are_refused_by_name(text, key):
 def test_a_record_ends_at_its_bound_and_capturing_goes_on(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="nosuch"):
         Recorder(tmp_path / "nosuch" / "file.pcap", 10)
+
+
+FLOOD = """
+import sys
+from tests.bench.bench_live import flood
+from tests.traffic import one_socket
+print(*flood("eth0", list(one_socket(1000, mac=int(sys.argv[1]))), 30_000, 2.0))
+"""
+
+
+def test_what_the_buffer_does_not_hold_is_counted_and_times_are_those_of_arrival(wire, home, tmp_path):
+    """The agent is stopped while some 60,000 frames arrive; its 8 MB hold a part of them."""
+    record = tmp_path / "record.pcap"
+    config = f"health_s: 5\noutbox: {{path: {tmp_path / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+    with agent(wire, home, tmp_path, "--record", str(record), config=config) as process:
+        process.send_signal(signal.SIGSTOP)
+        began = time.time_ns()
+        command = ["ip", "netns", "exec", wire.device, sys.executable, "-c", FLOOD, str(MAC)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        ended = time.time_ns()
+        sent = int(said.split()[0])
+        time.sleep(1)
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: "were dropped before they could be read" in (tmp_path / "err").read_text(), 30)
+    counted = dict(re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", (tmp_path / "err").read_text()))
+    captured, dropped, rows = (int(counted[key].replace(",", "")) for key in ("captured", "dropped", "rows"))
+    assert captured >= sent
+    assert dropped > sent // 10
+    assert 0 <= captured - dropped - rows <= 3  # what came in the last moment waits in the buffer
+    with open_file(record) as source:
+        times = Extractor(4096).push(source, 1 << 20).meta["t_ns"]
+    assert len(times) == rows
+    flooded = times[times >= began]
+    assert len(flooded) > 5_000
+    assert flooded.max() < ended

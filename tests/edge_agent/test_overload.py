@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from edge_agent import features
+from edge_agent.agent import Agent, replay
+from edge_agent.config import AgentConfig, ScoringConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import scaling
 from edge_agent.contract.bundle import Bundle
 from edge_agent.detector import PRIVATE_NETWORKS, Detection, Detector, Networks
 from edge_agent.features import Extractor, Rows, RowScaling
 from tests.conftest import Home
+from tests.reference.frames import pcap
 from tests.traffic import S, merged, one_socket, packet, scan, spoofed, steady
 
 BEGIN = 1_770_000_000 * S
@@ -110,6 +113,27 @@ def test_scoring_recovers_ten_seconds_after_the_last_row_was_shed():
         steps.append(who.step)
     assert "sparse" in steps
     assert steps[-1] == "all"
+
+
+def test_each_change_of_scoring_is_one_line_in_the_log_of_a_replay(bundle, tmp_path, caplog):
+    flood = merged(
+        steady((packet("192.168.38.20", "203.0.113.9", 40000, 443) for _ in range(40)), BEGIN, 1),
+        steady(one_socket(6000), BEGIN + 10 * S, 2000),
+        steady(one_socket(20_000), BEGIN + 13 * S, 10_000),
+    )
+    (tmp_path / "flood.pcap").write_bytes(pcap(flood, nanoseconds=True))
+    agent, steps = Agent(AgentConfig(scoring=ScoringConfig(500)), bundle, seed=1), []
+    replay(agent, [tmp_path / "flood.pcap"], lambda _: None, lambda _: steps.append(agent.detector.step))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("scoring: ")]
+    assert [line.partition(";")[0] for line in lines] == [
+        "scoring: shared, was all",
+        "scoring: sparse, was shared",
+        "scoring: all, was sparse",
+    ]
+    assert {"shared", "sparse"} <= set(steps)
+    counts = agent.counts()
+    assert f"; {counts['shed']} rows shed so far" in lines[-1]
+    assert counts["scored"] + counts["shed"] == counts["rows"] == len(flood)
 
 
 def test_times_going_back_years_and_ten_thousand_devices_are_bounded_and_counted(bundle):
