@@ -5,8 +5,9 @@
  *     packets   content                            a router sends under its own MAC, with NAT under its own address
  *
  * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; of TCP sequence, acknowledgement,
- * flags and window; of UDP and ICMP what is not port, identifier or checksum; and the payload as far as CONTENT_MAX. TTL,
- * checksums and TCP options change in a router. */
+ * flags and window; of UDP and ICMP what is not port, identifier or checksum; and the payload as far as CONTENT_MAX.
+ * Checksums and TCP options change in a router, and the TTL is one less behind it: what this machine says itself is not
+ * taken for what a device said with the same words. Where a firewall sets the TTL, both sides of it count. */
 #include "kernel.h"
 
 #include <stdlib.h>
@@ -40,6 +41,7 @@ enum way { RECEIVED, SENT, UNKNOWN };
 struct content {
     enum way way;
     bool ip;
+    uint8_t ttl;
     uint64_t frame, packet;
 };
 
@@ -130,6 +132,7 @@ static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
         header = (size_t)(p[0] & 15) * 4;
         length = be16(p + 2);
         proto = p[9];
+        c->ttl = p[8];
         later = (be16(p + 6) & 0x1fff) != 0;
         c->packet = mixed(c->packet, (uint64_t)be16(p + 4) << 16 | be16(p + 6));
         addresses = p + 12;
@@ -138,6 +141,7 @@ static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
         header = 40;
         length = header + be16(p + 4);
         proto = p[6];
+        c->ttl = p[7];
         c->packet = mixed(c->packet, (uint64_t)(p[1] & 15) << 16 | be16(p + 2));
         addresses = p + 8;
         address_bytes = 32;
@@ -175,7 +179,7 @@ static bool look(const struct once *o, const struct frame *frame, struct content
 {
     const uint8_t *p = frame->bytes, *end = p + frame->captured;
     uint16_t type;
-    *c = (struct content){UNKNOWN, false, o->seed, o->seed};
+    *c = (struct content){UNKNOWN, false, 0, o->seed, o->seed};
     switch (frame->linktype) {
     case LINK_ETHERNET: {
         if (end - p < 14)
@@ -264,12 +268,12 @@ bool once_again(struct once *o, uint8_t port, const struct frame *frame)
     }
     if (!c.ip)
         return false;
-    if (c.way != RECEIVED && (s = find(o->packets, c.packet, t)) != NULL && s->credit > 0) {
+    if (c.way != RECEIVED && (s = find(o->packets, mixed(c.packet, c.ttl), t)) != NULL && s->credit > 0) {
         s->credit--;
         return true;
     }
     if (c.way != SENT) {
-        s = keep(o, o->packets, c.packet, t);
+        s = keep(o, o->packets, mixed(c.packet, (uint64_t)c.ttl - 1), t);
         s->credit += s->credit < UINT16_MAX;
     }
     return false;

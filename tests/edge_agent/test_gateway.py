@@ -153,7 +153,8 @@ def rows_of(folder: Path) -> np.ndarray:
     again = Rows(np.concatenate([p.values for p in parts]), np.concatenate([p.meta for p in parts]))
     assert again.meta.tobytes() == taken["meta"].tobytes()
     assert again.values.tobytes() == taken["values"].tobytes()
-    assert (np.diff(taken["meta"]["t_ns"]) >= 0).all()
+    # Two processors stamp frames of one interface before they put them into its buffer: out of order by a moment.
+    assert (np.diff(taken["meta"]["t_ns"]) >= -10_000_000).all()
     return taken["meta"]
 
 

@@ -339,7 +339,7 @@ def test_without_jitter_columns_compat_rows_make_a_clean_model(make_table):
 
 def test_a_training_that_runs_away_is_an_error(make_table):
     table = make_table()
-    wild = Training(epochs=5, batch=256, learning_rate=1e30, patience=5)
+    wild = Training(epochs=5, batch=256, optimiser="sgd", learning_rate=100.0, patience=5)
     with pytest.raises(autoencoder.TrainingError, match="a lower learning_rate may help"):
         fit.fit(config(table, autoencoder=wild), table, silent)
 
