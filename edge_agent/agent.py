@@ -268,6 +268,8 @@ def run(
                 health.refused = reload.read(agent, publisher)
                 health.every(publisher)
                 health.now()
+            if publisher:
+                publisher.check()
             watched.beat(now)
             health.beat(now)
             memory.beat(now)
@@ -585,6 +587,7 @@ class Publisher:
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
         self._stop, self._stopped, self._tests = threading.Event(), 0.0, 0
+        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
     def give(self, *alerts: Alert) -> None:
@@ -639,12 +642,19 @@ class Publisher:
             self._stop.set()
             self.link.wake()
 
+    def check(self) -> None:
+        """StateError when alerts are no longer carried: an agent that goes on would be silent for good."""
+        if self._broken:
+            raise StateError(f"delivery has ended: {self._broken}") from self._broken
+
     def _carry(self) -> None:
         try:
             self.link.run(self._stop)
-        except StateError:
-            if not self._stop.is_set():  # else the end has not waited for us, and closed the state
-                raise
+        except Exception as error:
+            if isinstance(error, StateError) and self._stop.is_set():
+                return  # the end has not waited for us, and closed the state
+            logger.exception("delivery has ended")
+            self._broken = error
 
     def change(self, config: AgentConfig) -> None:
         """Go by another configuration, whose `config.LIVE` keys may differ."""
