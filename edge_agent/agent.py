@@ -96,7 +96,7 @@ class Agent:
             cut, most = self.extractor.cut, evidence.max_mb << 20
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
-            _recall(self.extractor, seen_path(state.path))
+            state.damaged += not _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(
             bundle,
             names=config.names,
@@ -455,19 +455,21 @@ def seen_path(state: Path) -> Path:
     return state.with_name(state.name + ".seen")
 
 
-def _recall(extractor: Extractor, path: Path) -> None:
-    """Take up what devices had seen; a file that will not do is moved aside, and all is new to every device."""
+def _recall(extractor: Extractor, path: Path) -> bool:
+    """Take up what devices had seen; False when the file will not do: it is moved aside, and all is new to every device."""
     try:
         if path.stat().st_size > MAX_SEEN:
             raise FeatureStateError(f"feature state of {path.stat().st_size} bytes, the bound is {MAX_SEEN}")
         extractor.load(path.read_bytes())
     except FileNotFoundError:
-        return
+        return True
     except (FeatureStateError, OSError) as error:
         aside = path.with_name(path.name + ".corrupt")
         logger.error("%s: %s; moved to %s, what devices have seen is learnt anew", path, error, aside.name)
         with suppress(OSError):
             path.replace(aside)
+        return False
+    return True
 
 
 class _Memory:
