@@ -456,7 +456,7 @@ def seen_path(state: Path) -> Path:
 
 
 def _recall(extractor: Extractor, path: Path) -> bool:
-    """Take up what devices had seen; False when the file will not do: it is moved aside, and all is new to every device."""
+    """Take up what devices had seen; False if the file will not do: it is moved aside, and all is new to everybody."""
     try:
         if path.stat().st_size > MAX_SEEN:
             raise FeatureStateError(f"feature state of {path.stat().st_size} bytes, the bound is {MAX_SEEN}")
