@@ -96,7 +96,7 @@ class Agent:
             cut, most = self.extractor.cut, evidence.max_mb << 20
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
-            _recall(self.extractor, seen_path(state.path))
+            state.damaged += not _recall(self.extractor, seen_path(state.path))
         self.devices = Devices(
             bundle,
             names=config.names,
@@ -268,6 +268,8 @@ def run(
                 health.refused = reload.read(agent, publisher)
                 health.every(publisher)
                 health.now()
+            if publisher:
+                publisher.check()
             watched.beat(now)
             health.beat(now)
             memory.beat(now)
@@ -453,19 +455,21 @@ def seen_path(state: Path) -> Path:
     return state.with_name(state.name + ".seen")
 
 
-def _recall(extractor: Extractor, path: Path) -> None:
-    """Take up what devices had seen; a file that will not do is moved aside, and all is new to every device."""
+def _recall(extractor: Extractor, path: Path) -> bool:
+    """Take up what devices had seen; False if the file will not do: it is moved aside, and all is new to everybody."""
     try:
         if path.stat().st_size > MAX_SEEN:
             raise FeatureStateError(f"feature state of {path.stat().st_size} bytes, the bound is {MAX_SEEN}")
         extractor.load(path.read_bytes())
     except FileNotFoundError:
-        return
+        return True
     except (FeatureStateError, OSError) as error:
         aside = path.with_name(path.name + ".corrupt")
         logger.error("%s: %s; moved to %s, what devices have seen is learnt anew", path, error, aside.name)
         with suppress(OSError):
             path.replace(aside)
+        return False
+    return True
 
 
 class _Memory:
@@ -585,6 +589,7 @@ class Publisher:
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._cut_short = self._end_what_was_open(config.alerts.end_s) if controlled else 0
         self._stop, self._stopped, self._tests = threading.Event(), 0.0, 0
+        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
     def give(self, *alerts: Alert) -> None:
@@ -639,12 +644,19 @@ class Publisher:
             self._stop.set()
             self.link.wake()
 
+    def check(self) -> None:
+        """StateError when alerts are no longer carried: an agent that goes on would be silent for good."""
+        if self._broken:
+            raise StateError(f"delivery has ended: {self._broken}") from self._broken
+
     def _carry(self) -> None:
         try:
             self.link.run(self._stop)
-        except StateError:
-            if not self._stop.is_set():  # else the end has not waited for us, and closed the state
-                raise
+        except Exception as error:
+            if isinstance(error, StateError) and self._stop.is_set():
+                return  # the end has not waited for us, and closed the state
+            logger.exception("delivery has ended")
+            self._broken = error
 
     def change(self, config: AgentConfig) -> None:
         """Go by another configuration, whose `config.LIVE` keys may differ."""

@@ -226,7 +226,7 @@ def probe(config: BrokerConfig, gateway: str) -> str:
             client.username_pw_set(config.username, password)
         if tls:
             client.tls_set_context(tls)
-        client.on_connect, client.on_socket_close = said.on_connect, said.on_socket_close
+        client.on_connect, client.on_socket_close, client.on_log = said.on_connect, said.on_socket_close, said.on_log
         try:
             if level == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -263,7 +263,11 @@ class _Said:
 
     def on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
         if self.reason is None:
-            self.by_tls = last_words(sock)
+            self.by_tls = last_words(sock) or self.by_tls
+
+    def on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
+        if level == mqtt.MQTT_LOG_ERR and (words := plain(text)).startswith("TLS: "):  # where paho has read them first
+            self.by_tls = words
 
 
 @dataclass(frozen=True, eq=False)

@@ -132,3 +132,17 @@ def taking(wire: Wire, folder: Path, wanted: int, direction: str, *names: str) -
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def serving(space: str, script: str, *words: str) -> Iterator[None]:
+    """A script that says when it is ready and is stopped in the end."""
+    command = ["ip", "netns", "exec", space, sys.executable, "-c", script, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()

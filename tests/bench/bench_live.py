@@ -22,12 +22,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from edge_agent.config import ScoringConfig
 from tests.bench.home import home
 from tests.reference.frames import data_folder
 from tests.traffic import read
 
 ROOT = Path(__file__).parents[2]
 MARK = "BOTWATCH_OWN_NETWORK"
+BUDGET = ScoringConfig().max_rows_per_s
 RATES = (20_000, 50_000, 100_000, 200_000, 400_000, 0)
 """Packets a second; 0: as fast as the sender can."""
 
@@ -179,7 +181,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--rate", type=int, nargs="+", default=list(RATES), metavar="N", help="packets/s; 0: all that go"
     )
-    parser.add_argument("--budget", type=int, default=20_000, metavar="N", help="rows scored a second (%(default)s)")
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=ScoringConfig().max_rows_per_s,
+        metavar="N",
+        help="rows scored a second (%(default)s)",
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="at each rate (%(default)s)")
     parser.add_argument("--beside", action="store_true", help="capture on a second, idle interface as well")
     args = parser.parse_args(argv)

@@ -411,8 +411,10 @@ def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle,
     assert not path.exists()
     assert path.with_name(path.name + ".corrupt").exists()
     assert "moved to s.sqlite.seen.corrupt" in caplog.text
+    assert state.damaged == 1
     agent.extractor.push_frames(list(life(1)))
     path.write_bytes(agent.extractor.save_seen())
     other = dataclasses.replace(bundle, sha256="0" * 64)
     assert Agent(AgentConfig(), other, state=state).extractor.counts()["devices"] == 2
+    assert state.damaged == 1
     state.close()

@@ -22,7 +22,7 @@ from edge_agent.capture import open_file
 from edge_agent.features import Extractor, Rows
 from tests.broker import wait_until
 from tests.edge_agent.test_live import agent, alerts, state
-from tests.netns import Wire, ip, taking
+from tests.netns import Wire, ip, serving, taking
 from tests.traffic import scan, spoofed, steady
 
 DEVICE, GATEWAY, OUTSIDE, PEER = "192.168.1.57", "192.168.1.1", "198.51.100.1", "198.51.100.9"
@@ -85,20 +85,6 @@ while True:
 def inside(space: str, *words: str) -> None:
     """Run something in a namespace; it must succeed."""
     subprocess.run(["ip", "netns", "exec", space, *words], check=True, capture_output=True, timeout=60)
-
-
-@contextmanager
-def serving(space: str, script: str, *words: str) -> Iterator[None]:
-    """A script that says when it is ready and is stopped in the end."""
-    command = ["ip", "netns", "exec", space, sys.executable, "-c", script, *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def ask(space: str, address: str, count: int, *more: str) -> None:

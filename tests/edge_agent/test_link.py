@@ -21,13 +21,14 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.ingest import CollectorConfig, Ingest
 from collector.store import Store
+from edge_agent.agent import Publisher
 from edge_agent.check import findings
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, OutboxConfig
 from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
 from edge_agent.link import BrokerConfig, Link
 from edge_agent.outbox import Outbox
-from edge_agent.state import State
+from edge_agent.state import State, StateError
 from tests.broker import Amqtt, Mosquitto, Scripted, any_broker, free_port, needs_mosquitto, wait_until
 
 ALERT, STATUS = topic("gw-001", "alert"), topic("gw-001", "status")
@@ -741,3 +742,15 @@ def test_nobody_listens_on_the_port_of_these_tests():
     """The tests above that expect a refused connection rely on it."""
     with socket.socket() as s:
         assert s.connect_ex(("127.0.0.1", free_port())) != 0
+
+
+def test_an_agent_whose_line_has_ended_says_so_and_does_not_go_on_in_silence(tmp_path, caplog):
+    with any_broker(tmp_path / "broker") as broker:
+        config = AgentConfig(outbox=OutboxConfig(path=tmp_path / "box.sqlite"), broker=config_of(broker))
+        with Publisher(config).running() as publisher:
+            wait_until(lambda: publisher.link.connected)
+            publisher.check()
+            publisher.state.close()  # a state that is gone for good
+            with pytest.raises(StateError, match=r"delivery has ended: .*box\.sqlite"):
+                wait_until(publisher.check)
+    assert "delivery has ended" in caplog.text

@@ -23,7 +23,7 @@ from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
 from tests.edge_agent.test_alerts import SCHEMA
 from tests.edge_agent.test_live import LISTEN, agent, alerts, state
-from tests.netns import MAC, ROOT, SEND, Wire
+from tests.netns import MAC, ROOT, SEND, Wire, serving
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady
 
@@ -45,18 +45,6 @@ while sys.argv[2] == "full" and len(held) < 8:
 print("ready", flush=True)
 time.sleep(600)
 """
-
-
-@contextmanager
-def mute(wire: Wire, port: int, how: str) -> Iterator[None]:
-    process = wire.on_gateway(sys.executable, "-c", MUTE, str(port), how, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -100,7 +88,7 @@ def test_a_stop_in_a_flood_takes_two_seconds_and_loses_nothing_when_the_broker_i
     config = f"outbox: {{path: {box}}}\nbroker: {{{tls}host: 127.0.0.1, port: {port}, connect_timeout_s: 15.0}}\n"
     frames = list(steady(scan(40_000, "192.168.1.57", mac=MAC), 0, 1000))
     with (
-        mute(wire, port if broker != "nobody" else free_port(), broker.partition(",")[0]),
+        serving(wire.gateway, MUTE, str(port if broker != "nobody" else free_port()), broker.partition(",")[0]),
         agent(wire, home, tmp_path, config=config) as process,
         sending(wire, frames, tmp_path, 4000.0),
     ):
