@@ -255,9 +255,9 @@ def _line(alert: Alert) -> "Text":
 def _headline(alert: Alert) -> "Text":
     from rich.text import Text
 
-    if alert.test:
-        return Text(_plain(f"TEST: nothing happened, sent by hand from {alert.gateway}"), "cyan")
     style = "dim" if alert.state == "end" else "bold red" if CLASSES[alert.class_name].severity == 1 else "yellow"
+    if alert.test:
+        style = "cyan"
     return Text(_plain(alert.signature.removeprefix("botwatch ")), style)
 
 

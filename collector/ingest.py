@@ -12,7 +12,6 @@ import logging
 import secrets
 import select
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import Arrival, BadRow, Fresh, Rejection, Store, StoreBusy
-from edge_agent.contract.broker import Backoff, BrokerConfig, Versions, explain, last_words, plain
+from edge_agent.contract.broker import BROKEN, Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
     CHUNK_BYTES,
@@ -53,8 +52,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
-_BROKEN = (OSError, MQTTException, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
-"""What paho raises on a broken or rogue broker: it ends a connection and never the thread."""
+_BROKEN = (*BROKEN, MQTTException)
 
 
 @dataclass(frozen=True)

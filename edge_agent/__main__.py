@@ -126,23 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--json", action="store_true", help="the reply as JSON")
     memory.set_defaults(run=_order, bundle=None, gateway=None, broker=None)
 
-    def order(verb: str, text: str, example: str) -> argparse.ArgumentParser:
-        epilog = f"example:\n  {PROG} {example} --config /etc/botwatch/agent.yaml"
-        return commands.add_parser(
-            verb, parents=[memory], help=text, description=text, epilog=epilog, formatter_class=raw
-        )
+    def order(
+        verb: str, text: str, example: str, of: argparse.ArgumentParser = memory, more: str = ""
+    ) -> argparse.ArgumentParser:
+        epilog = f"example:\n  {PROG} {example} --config /etc/botwatch/agent.yaml{more}"
+        return commands.add_parser(verb, parents=[of], help=text, description=text, epilog=epilog, formatter_class=raw)
 
     order("status", "say how a running agent is: devices, what is held back, counters", "status")
 
     text = "send an alert that says it is a test, through outbox and broker to whoever reads, and say each step"
-    trial = commands.add_parser(
-        "test-alert",
-        parents=[common],
-        help=text,
-        description=text,
-        epilog=f"example:\n  {PROG} test-alert --config /etc/botwatch/agent.yaml",
-        formatter_class=raw,
-    )
+    trial = order("test-alert", text, "test-alert", common)
     trial.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's, when no agent runs")
     trial.add_argument(
         "--wait", type=_seconds, default=10.0, metavar="S", help="for the broker (default %(default)s s)"
@@ -150,14 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.set_defaults(run=_trial)
 
     text = "write one archive of what is needed to help: configuration, check, counters, versions, log; without secrets"
-    support = commands.add_parser(
-        "support",
-        parents=[common],
-        help=text,
-        description=text,
-        epilog=f"example:\n  {PROG} support --config /etc/botwatch/agent.yaml --out support.tar.gz",
-        formatter_class=raw,
-    )
+    support = order("support", text, "support", common, " --out support.tar.gz")
     support.add_argument("--out", type=Path, metavar="FILE", required=True, help="tar.gz that only you can read")
     support.set_defaults(run=_support, broker=None)
 

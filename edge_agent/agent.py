@@ -228,12 +228,11 @@ def run(
     health = _Health(agent, interfaces, publisher)
     memory = _Memory(agent, publisher, save_s)
     control = publisher.control if publisher else None
-    if control:
+    if publisher and control:
         agent.alerter.silence = control.allowed
         control.describe("health", lambda: health.document().document())
         control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
-        if publisher:
-            control.describe("broker", publisher.line)
+        control.describe("broker", publisher.line)
         control.register("test-alert", lambda command, origin: _trial(agent, give, command, origin))
         control.register("evidence", lambda command, origin: _send_evidence(agent, control, command, origin))
         control.register(
@@ -266,7 +265,6 @@ def run(
                 health.now()
             if reload and reload.wanted.is_set():
                 health.refused = reload.read(agent, publisher)
-                health.every(publisher)
                 health.now()
             if publisher:
                 publisher.check()
@@ -387,7 +385,6 @@ class _Health:
         self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
         self._next, self._frames = 0.0, 0
         self.refused = ""  # why a configuration was
-        self.every(publisher)
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -396,9 +393,9 @@ class _Health:
         """Notice what the frames tell of how the interfaces are attached."""
         self._surroundings.look(rows)
 
-    def every(self, publisher: "Publisher | None") -> None:
-        """Go by the publisher's interval."""
-        self._every_s = publisher.health_s if publisher else 60.0
+    @property
+    def _every_s(self) -> float:
+        return self._publisher.health_s if self._publisher else 60.0
 
     def now(self) -> None:
         """Let health be due at once."""

@@ -68,16 +68,8 @@ def way_out() -> set[str]:
 
 def longest_frame(names: Sequence[str]) -> int:
     """Bytes of the longest frame that any of these interfaces can carry unmerged; 0 when the system does not say."""
-    return max((_number(name, "mtu") + LINK_HEADER for name in names), default=0) if all(map(_known, names)) else 0
-
-
-def _known(name: str) -> bool:
-    return (_NETWORK / name / "mtu").exists()
-
-
-def _number(name: str, key: str) -> int:
     try:
-        return int((_NETWORK / name / key).read_text())
+        return max((int((_NETWORK / name / "mtu").read_text()) + LINK_HEADER for name in names), default=0)
     except (OSError, ValueError):
         return 0
 

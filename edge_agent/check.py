@@ -115,7 +115,7 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
     except (Refused, StateError) as error:
         yield Finding(what, True, f"the agent that runs cannot be asked: {error}")
     except (BrokerError, OSError) as error:
-        why = str(error) if isinstance(error, BrokerError) else explain(error)
+        why = explain(error)
         yield Finding(what, True, f"{why}{_remedy(why)}; alerts would wait in {config.outbox.path}")
 
 

@@ -85,7 +85,6 @@ _SLOW = int(np.argmax(_COUNT_DECAY < 1.0))  # the first of those that are; the c
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
-_MINUTE = 60 * _S
 _NEAR = 0.999  # of a limit: below, no rounding lifts a row above it
 
 
@@ -566,8 +565,8 @@ class Detector:
         late = np.maximum.accumulate(np.maximum(t_ns, subject.tallied_ns))
         looked = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
         looked[0] = True
-        if late[0] // _MINUTE != late[-1] // _MINUTE:
-            looked[1:] |= np.diff(late // _MINUTE) != 0
+        if late[0] // calibrate.MINUTE_NS != late[-1] // calibrate.MINUTE_NS:
+            looked[1:] |= np.diff(late // calibrate.MINUTE_NS) != 0
         looked |= every
         before = subject.tally.copy(), subject.tally_ns, subject.tallied_ns
         highest = np.zeros(len(t_ns))
@@ -669,18 +668,18 @@ class Detector:
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.end_aftermath()
-        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // _MINUTE, subject.minute))
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // calibrate.MINUTE_NS, subject.minute))
         if minutes[-1] == subject.minute:
             yield index
             return
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
-            minute = max(int(t_ns[piece].max()) // _MINUTE, subject.minute)
+            minute = max(int(t_ns[piece].max()) // calibrate.MINUTE_NS, subject.minute)
             if minute > subject.minute:
                 if subject.minute:
-                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * _MINUTE
+                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * calibrate.MINUTE_NS
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
                     self._name_odd(subject.own)
-                    subject.own.end_minute((subject.minute + 1) * _MINUTE, during)
+                    subject.own.end_minute((subject.minute + 1) * calibrate.MINUTE_NS, during)
                 subject.minute = minute
             yield piece
 

@@ -20,7 +20,6 @@ import logging
 import select
 import socket
 import ssl
-import struct
 import threading
 import time
 import uuid
@@ -37,7 +36,17 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.contract.broker import Backoff, BrokerConfig, BrokerError, Versions, explain, last_words, plain
+from edge_agent.contract.broker import (
+    BROKEN,
+    Backoff,
+    BrokerConfig,
+    BrokerError,
+    Versions,
+    alert_in,
+    explain,
+    last_words,
+    plain,
+)
 from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
 from edge_agent.outbox import Outbox
 
@@ -55,8 +64,7 @@ _UNHEARD = 0x10  # MQTT 5: "No matching subscribers"
 _MAX_INCOMING = 1_048_576  # bytes of a packet the broker may send us
 _MAX_COMMANDS = 64  # commands, and replies, that wait
 _MAX_CORRELATION = 256  # bytes that a reply gives back
-_BROKEN = (OSError, MQTTException, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
-"""What paho raises on a broken or rogue broker: it ends a connection and never the thread."""
+_BROKEN = (*BROKEN, MQTTException)
 
 
 @dataclass
@@ -214,26 +222,10 @@ def probe(config: BrokerConfig, gateway: str) -> str:
     tls, password, versions = config.tls_context(), config.password(), Versions(config.version)
     while True:
         level, said = versions.next(), _Said()
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=config.client_id or gateway,
-            clean_session=None if level == 5 else False,
-            protocol=MQTTProtocolVersion.MQTTv5 if level == 5 else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = config.connect_timeout_s
-        if config.username:
-            client.username_pw_set(config.username, password)
-        if tls:
-            client.tls_set_context(tls)
+        client = _client(config, gateway, level, tls, password)
         client.on_connect, client.on_socket_close, client.on_log = said.on_connect, said.on_socket_close, said.on_log
         try:
-            if level == 5:
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-                properties.SessionExpiryInterval = config.session_s
-                client.connect(config.host, config.port, clean_start=False, properties=properties)
-            else:
-                client.connect(config.host, config.port)
+            _introduce(client, config, level)
             deadline = time.monotonic() + config.connect_timeout_s
             while said.reason is None and client.socket() is not None and time.monotonic() < deadline:
                 client.loop(0.1)
@@ -266,8 +258,38 @@ class _Said:
             self.by_tls = last_words(sock) or self.by_tls
 
     def on_log(self, _client: mqtt.Client, _data: Any, level: int, text: str) -> None:
-        if level == mqtt.MQTT_LOG_ERR and (words := plain(text)).startswith("TLS: "):  # where paho has read them first
-            self.by_tls = words
+        if level == mqtt.MQTT_LOG_ERR:  # where paho has read it first
+            self.by_tls = alert_in(text) or self.by_tls
+
+
+def _client(
+    config: BrokerConfig, gateway: str, level: int, tls: "ssl.SSLContext | None", password: str | None
+) -> mqtt.Client:
+    """A client as the agent of ``gateway`` is one, under MQTT ``level`` 5 or 4."""
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=config.client_id or gateway,
+        clean_session=None if level == 5 else False,
+        protocol=MQTTProtocolVersion.MQTTv5 if level == 5 else MQTTProtocolVersion.MQTTv311,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = config.connect_timeout_s
+    if config.username:
+        client.username_pw_set(config.username, password)
+    if tls:
+        client.tls_set_context(tls)
+    return client
+
+
+def _introduce(client: mqtt.Client, config: BrokerConfig, level: int) -> None:
+    """Connect, and go on with the session that the broker keeps. Raises what `_BROKEN` lists."""
+    if level == 5:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = config.session_s
+        properties.MaximumPacketSize = _MAX_INCOMING
+        client.connect(config.host, config.port, config.keepalive_s, clean_start=False, properties=properties)
+    else:
+        client.connect(config.host, config.port, config.keepalive_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,19 +333,8 @@ class _Session:
         self._unheard = False  # what is under way, or was, was heard by nobody
         self._window, self._max_packet = config.inflight, 0
         self.try_other_version = False
-        self._client = client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=config.client_id or link._gateway,
-            clean_session=None if self._level == 5 else False,
-            protocol=MQTTProtocolVersion.MQTTv5 if self._level == 5 else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = config.connect_timeout_s
+        self._client = client = _client(config, link._gateway, self._level, link._tls, link._password)
         client.max_inflight_messages_set(0)  # bounded here, by the window
-        if config.username:
-            client.username_pw_set(config.username, link._password)
-        if link._tls:
-            client.tls_set_context(link._tls)
         client.will_set(link._status_topic, self._status("offline"), qos=1, retain=True)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_log = self._on_publish, self._on_log
@@ -333,13 +344,7 @@ class _Session:
     def serve(self, stop: threading.Event) -> str:
         """Connect and carry messages until the connection ends; the reason, in words. Raises what `_BROKEN` lists."""
         link, config, client = self._link, self._link.config, self._client
-        if self._level == 5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = config.session_s
-            properties.MaximumPacketSize = _MAX_INCOMING
-            client.connect(config.host, config.port, config.keepalive_s, clean_start=False, properties=properties)
-        else:
-            client.connect(config.host, config.port, config.keepalive_s)
+        _introduce(client, config, self._level)
         patience = time.monotonic() + config.connect_timeout_s
         while not stop.is_set():
             self._step(_POLL_S)

@@ -7,12 +7,16 @@ import dataclasses
 import random
 import re
 import ssl
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from edge_agent.contract.messages import BASE, check_base
 from edge_agent.contract.settings import check, within
+
+BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
+"""What paho raises on a broken or rogue broker, beside its own: it ends a connection and never the thread."""
 
 
 class BrokerError(ValueError):
@@ -129,7 +133,7 @@ def explain(error: BaseException) -> str:
         clock = "; is the clock of this machine right?" if "yet valid" in why or "expired" in why else ""
         return f"its certificate is not accepted: {why}{clock}"
     if isinstance(error, ssl.SSLError):
-        reason = (error.reason or "").replace("_", " ").lower()
+        reason = _reason(error)
         return _alerted(reason) or f"TLS: {_REASONS.get(reason, reason) or error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
@@ -144,9 +148,13 @@ def plain(text: str) -> str:
     >>> plain("failed to receive on socket: [Errno 104] Connection reset by peer")
     'connection reset by peer'
     """
-    words = text.rpartition("on socket: ")[2]
-    words = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
+    words = _logged(text)
     return _alerted(words) or words
+
+
+def alert_in(text: str) -> str:
+    """The same where it is something that the other side said by TLS, else ""."""
+    return _alerted(_logged(text))
 
 
 def last_words(sock: object) -> str:
@@ -160,7 +168,7 @@ def last_words(sock: object) -> str:
             sock.settimeout(0.0)
             sock.recv(1)
         except ssl.SSLError as error:
-            return _alerted((error.reason or "").replace("_", " ").lower())
+            return _alerted(_reason(error))
         except (OSError, ValueError):
             pass
     return ""
@@ -177,6 +185,15 @@ _ALERTS = {
     "unsupported certificate": "it does not accept our certificate (cert_file): of a kind that is not supported",
     "certificate unknown": "it does not accept our certificate (cert_file)",
 }
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "").replace("_", " ").lower()
+
+
+def _logged(text: str) -> str:
+    words = text.rpartition("on socket: ")[2]
+    return re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", words)[:200].lower()
 
 
 def _alerted(words: str) -> str:

@@ -44,17 +44,25 @@ def outbox(tmp_path):
 
 
 @contextmanager
-def running(config, outbox):
-    """A link in its thread, stopped cleanly at the end."""
-    link, stop = Link(config, outbox, gateway="gw-001", agent="0.1.0"), threading.Event()
-    thread = threading.Thread(target=link.run, args=(stop,))
+def in_thread(run):
+    """``run`` with a stop of its own, which is set at the end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(stop,))
     thread.start()
     try:
-        yield link
+        yield
     finally:
         stop.set()
         thread.join(10)
         assert not thread.is_alive()
+
+
+@contextmanager
+def running(config, outbox):
+    """A link in its thread, stopped cleanly at the end."""
+    link = Link(config, outbox, gateway="gw-001", agent="0.1.0")
+    with in_thread(link.run):
+        yield link
 
 
 class Listener:
@@ -424,14 +432,9 @@ def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(s
 @contextmanager
 def collecting(config):
     """A collector's end of the line in its thread."""
-    ingest, stop = Ingest(CollectorConfig(broker=config), Store("sqlite://")), threading.Event()
-    thread = threading.Thread(target=ingest.run, args=(stop,))
-    thread.start()
-    try:
+    ingest = Ingest(CollectorConfig(broker=config), Store("sqlite://"))
+    with in_thread(ingest.run):
         yield ingest
-    finally:
-        stop.set()
-        thread.join(10)
 
 
 STRANGER = {"cert_file": "stranger.crt", "key_file": "stranger.key"}
