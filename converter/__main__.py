@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
-from edge_agent.runtime import VARIANTS
 
 if TYPE_CHECKING:
     from converter.parity import Parity, Predict, Rows, Side
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from converter.run import RunError
     from edge_agent.contract.bundle import BundleError
-    from edge_agent.runtime import ModelError, RuntimeUnavailable
+    from edge_agent.detection.runtime import ModelError, RuntimeUnavailable
 
     try:
         return _convert(options.run, options.out, options.variant, options.bundle_version)
@@ -112,7 +112,7 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
     from converter import parity, quantize
     from converter import run as runs
     from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER
-    from edge_agent.runtime import BATCHES, Model
+    from edge_agent.detection.runtime import BATCHES, Model
 
     inputs = _representative(run)
     width = len(run.model.columns)
@@ -157,7 +157,7 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
     """The run's rows, and what each of ``networks`` says of them and decides with its own τ."""
     from converter import parity
     from converter import run as runs
-    from edge_agent import calibrate
+    from edge_agent.detection import calibrate
 
     observer = parity.Observer(networks.values(), run.scaler, run.model.columns)
     with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as progress:
@@ -213,7 +213,7 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
-    from edge_agent.detector import Scorer
+    from edge_agent.detection.detector import Scorer
 
     part, label = run.parts()
     attacks = np.unique(label[label != BENIGN])
@@ -232,8 +232,8 @@ def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
 def write(run: "Run", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
     """Write the bundle aside, pass it through the agent's own checks, then write it to ``out``."""
     from converter import quantize
-    from edge_agent import runtime
     from edge_agent.contract import bundle
+    from edge_agent.detection import runtime
 
     model = run.model
     manifest = bundle.Manifest(

@@ -17,7 +17,7 @@ import numpy as np
 from converter.run import RunError
 from edge_agent.contract.bundle import BundleError
 from edge_agent.contract.scaling import Array
-from edge_agent.runtime import ModelError
+from edge_agent.detection.runtime import ModelError
 
 TFLITE_2_14 = {"FULLY_CONNECTED": 11, "TANH": 3, "SOFTMAX": 3, "QUANTIZE": 3, "DEQUANTIZE": 6}
 """Newest version of each operator that tflite-runtime 2.14 (the only one on 32-bit ARM) runs."""
@@ -55,7 +55,7 @@ def keras_predict(network: Any) -> Callable[[Array], Array]:
 
 
 def convert(network: Any, variant: str, representative: Array) -> bytes:
-    """``network`` as a .tflite file of one of `edge_agent.runtime.VARIANTS`; same model and rows, same bytes.
+    """``network`` as a .tflite file of one of `edge_agent.detection.runtime.VARIANTS`; same model and rows, same bytes.
 
     ``representative`` are network inputs (n, k) whose activations fix the int8 ranges: benign rows for an autoencoder
     (what it must resolve finely), rows of every class for a classifier.
@@ -102,7 +102,7 @@ def missing_biases(content: bytes) -> int:
 
 
 def needs(contents: list[bytes]) -> dict[str, str]:
-    """Oldest runtime versions that run all of ``contents``, by the names of `edge_agent.runtime.RUNTIMES`."""
+    """Oldest runtime versions that run all of ``contents``, by the names of `edge_agent.detection.runtime.RUNTIMES`."""
     old = all(version <= TFLITE_2_14.get(name, 0) for c in contents for name, version, _ in operators(c))
     return {"litert": ">=2.1", **({"tflite": ">=2.14"} if old else {})}
 

@@ -247,7 +247,7 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
 def _bundle(config: "AgentConfig") -> "Bundle":
     """The bundle, whose models compute here what they computed where they were made."""
     from edge_agent.contract import bundle as bundles
-    from edge_agent.runtime import ModelError, RuntimeUnavailable, selftest
+    from edge_agent.detection.runtime import ModelError, RuntimeUnavailable, selftest
 
     if config.bundle is None:
         raise _Refused("no bundle: give --bundle DIR or set `bundle` in the configuration")
@@ -280,9 +280,9 @@ def _print(alert: "Alert") -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
-    from edge_agent.capture import CaptureError, Interfaces, Recorder
+    from edge_agent.capture.sources import CaptureError, Interfaces, Recorder
     from edge_agent.contract.bundle import BundleError
-    from edge_agent.evidence import EvidenceError
+    from edge_agent.delivery.evidence import EvidenceError
     from edge_agent.state import StateError
 
     recorder = interfaces = publisher = None
@@ -371,9 +371,9 @@ def _check(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
-    from edge_agent.capture import CaptureError
+    from edge_agent.capture.sources import CaptureError
     from edge_agent.contract.bundle import BundleError
-    from edge_agent.evidence import EvidenceError
+    from edge_agent.delivery.evidence import EvidenceError
     from edge_agent.progress import Progress
     from edge_agent.state import StateError
 
@@ -422,7 +422,7 @@ def _evidence(args: argparse.Namespace) -> int:
     import hashlib
 
     from edge_agent.contract.messages import format_time
-    from edge_agent.evidence import EvidenceError, began_ns, fetch, files
+    from edge_agent.delivery.evidence import EvidenceError, began_ns, fetch, files
 
     try:
         folder = _config(args).evidence.path
@@ -450,8 +450,9 @@ def _evidence(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> int:
-    from edge_agent import control, devices
+    from edge_agent import control
     from edge_agent.contract.bundle import replace_file
+    from edge_agent.detection import devices
     from edge_agent.state import State, StateError
 
     try:
@@ -496,7 +497,7 @@ def _support(args: argparse.Namespace) -> int:
 
 
 def _trial(args: argparse.Namespace) -> int:
-    from edge_agent import trial
+    from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
     from edge_agent.contract.broker import BrokerError
     from edge_agent.contract.messages import Model
@@ -509,13 +510,13 @@ def _trial(args: argparse.Namespace) -> int:
         if config.bundle:
             manifest = (bundle := bundles.load(config.bundle)).manifest
             model = Model(manifest.version, bundle.sha256, manifest.generated)
-        for number, step in enumerate(trial.steps(config, model, args.wait), 1):
+        for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
             print(f"{number}. {step}", flush=True)
     except _Refused as refused:
         return _say(refused, refused.status)
     except (bundles.BundleError, BrokerError) as error:
         return _say(error)
-    except (trial.NotDelivered, Refused, StateError) as error:
+    except (testalert.NotDelivered, Refused, StateError) as error:
         return _say(error, 1)
     return 0
 

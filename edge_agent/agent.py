@@ -15,21 +15,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge_agent.alerts import Alerter, cut_short
-from edge_agent.attach import Surroundings
-from edge_agent.capture import Interfaces, Source, open_file
-from edge_agent.checkins import CheckIns, Rule
+from edge_agent.capture.attach import Surroundings
+from edge_agent.capture.features import Extractor, FeatureStateError, Rows, give_back_memory
+from edge_agent.capture.sources import Interfaces, Source, open_file
 from edge_agent.config import LIVE, AgentConfig, EvidenceConfig, changed
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.control import Control, Origin, Refused
-from edge_agent.detector import LATE_S, Detector
-from edge_agent.devices import Devices
-from edge_agent.evidence import EvidenceError, EvidenceStore, chunks
-from edge_agent.features import Extractor, FeatureStateError, Rows, give_back_memory
-from edge_agent.link import Link
-from edge_agent.outbox import Outbox
+from edge_agent.delivery.alerts import Alerter, cut_short
+from edge_agent.delivery.evidence import EvidenceError, EvidenceStore, chunks
+from edge_agent.delivery.link import Link
+from edge_agent.delivery.outbox import Outbox
+from edge_agent.detection.checkins import CheckIns, Rule
+from edge_agent.detection.detector import LATE_S, Detector
+from edge_agent.detection.devices import Devices
 from edge_agent.state import State, StateError
 
 BATCH = 4096

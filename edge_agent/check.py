@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_agent.attach import merging, way_out
-from edge_agent.capture import CaptureError, Interfaces
+from edge_agent.capture.attach import merging, way_out
+from edge_agent.capture.sources import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
 from edge_agent.control import Refused, agent_runs, order, state_path
-from edge_agent.link import probe
+from edge_agent.delivery.link import probe
 from edge_agent.state import StateError
 
 EXPIRY_DAYS = 30

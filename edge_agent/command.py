@@ -8,7 +8,7 @@ ROLES = {
     "trainer": ("trainer.__main__", "trainer", "extract rows, generate labelled traffic, fit models"),
     "converter": ("converter.__main__", "converter", "turn a run into a bundle of quantised models"),
     "collector": ("collector.__main__", "collector", "receive, store and list alerts"),
-    "demo": ("edge_agent.demo", "trainer,converter,collector", "the whole chain on this machine, start to finish"),
+    "demo": ("trainer.demo", "trainer,converter,collector", "the whole chain on this machine, start to finish"),
 }
 
 

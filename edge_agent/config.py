@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.calibrate import OWN_S
-from edge_agent.capture import SNAPLENS, LiveSettings
-from edge_agent.checkins import LEARN_S, Rule
+from edge_agent.capture.sources import SNAPLENS, LiveSettings
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
+from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.contract.settings import check, within
-from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
-from edge_agent.devices import MOST_BYTES
-from edge_agent.outbox import MAX_BYTES, MAX_ROWS
+from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
+from edge_agent.detection.calibrate import OWN_S
+from edge_agent.detection.checkins import LEARN_S, Rule
+from edge_agent.detection.detector import LATE_S
+from edge_agent.detection.devices import MOST_BYTES
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.allow import AllowError, AllowList, Entry
 from edge_agent.config import AgentConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.messages import (
@@ -38,8 +37,9 @@ from edge_agent.contract.messages import (
     parse_topic,
     topic,
 )
-from edge_agent.link import Incoming, Link
-from edge_agent.outbox import KEEP_S, Outbox
+from edge_agent.delivery.allow import AllowError, AllowList, Entry
+from edge_agent.delivery.link import Incoming, Link
+from edge_agent.delivery.outbox import KEEP_S, Outbox
 from edge_agent.state import State, StateError
 
 Origin = Literal["broker", "local"]

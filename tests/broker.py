@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.demo import AMQTT
+from trainer.demo import AMQTT
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 

@@ -35,8 +35,8 @@ for i, (_, _, data) in enumerate(frames):
 TAKE = """
 import sys, time, numpy as np
 from pathlib import Path
-from edge_agent.capture import Interfaces, Recorder
-from edge_agent.features import Extractor
+from edge_agent.capture.sources import Interfaces, Recorder
+from edge_agent.capture.features import Extractor
 from edge_agent.config import CaptureConfig
 out, wanted, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4:]
 settings = CaptureConfig(filter="not ip6", direction=sys.argv[3]).live()

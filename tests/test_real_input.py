@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.demo import main
+from trainer.demo import main
 
 CAPTURES = Path(__file__).parents[1] / "configs" / "captures"
 

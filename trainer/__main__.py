@@ -127,7 +127,8 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
-    from trainer import autoencoder, dataset, fit, workers
+    from trainer.data import dataset
+    from trainer.fit import autoencoder, fit, workers
 
     try:
         joined = None if args.workers is None else workers.join(args.workers.split(","), args.worker)
@@ -140,9 +141,9 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             if folder is not None
         ]
         if args.store is not None:
-            from trainer import whole
+            from trainer.fit import fit_from_disk
 
-            whole.run(chosen, args.out, command, args.store, autoencoder.all_of(watches), joined)
+            fit_from_disk.run(chosen, args.out, command, args.store, autoencoder.all_of(watches), joined)
         else:
             fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError, workers.WorkersError) as error:
@@ -155,7 +156,7 @@ def _fit(args: argparse.Namespace, command: str) -> int:
 def _extract(args: argparse.Namespace) -> int:
     if args.max_streams < 1:
         return _refuse("--max-streams must be at least 1")
-    from trainer import extract
+    from trainer.data import extract
 
     return extract.run(args.captures, args.out, args.schema, args.max_streams)
 

@@ -9,13 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
-from trainer.protocol import Split
+from edge_agent.detection.calibrate import COUNT_COLUMNS
+from trainer.data.protocol import Split
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _floors(peers: float, sockets: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecisionSettings(Rules):
-    """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are.
+    """What `edge_agent.detection.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are.
 
     With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` come from the autocorrelation of benign scores instead.
     """

@@ -3,7 +3,7 @@
 Knows what the traffic of cheap devices looks like on the wire (benign, per kind of device, by the hour of the day) and
 what is publicly known of the traffic of Mirai and BASHLITE (gafgyt): ports, sizes, flags, rates, spoofing. Packets are
 rows of numbers that become bytes in a pcap file; nothing here can send one, payloads are zero or random bytes, and
-neither malware nor an exploit is in it. How captures become data sets is the business of `trainer.dataset`; the
+neither malware nor an exploit is in it. How captures become data sets is the business of `trainer.data.dataset`; the
 manifest written here is its format.
 
 Everything is generated and everything says so. Equal plans give equal bytes: all chance comes from the seed, the
@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.contract import pcapfile
 from edge_agent.contract.captures import MANIFEST, mac_text
 from edge_agent.progress import Progress
 
@@ -394,7 +395,7 @@ class _Tape:
         order = np.argsort(times, kind="stable")
         order = order[(times[order] >= begin) & (times[order] < end)]
         kept = np.minimum(wires, snaplen)
-        header = np.empty((len(order), 4), "<u4")
+        header = np.empty((len(order), 4), np.uint32)
         header[:, 0] = times[order] // SECOND
         header[:, 1] = times[order] % SECOND
         header[:, 2] = kept[order]
@@ -402,7 +403,7 @@ class _Tape:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         with part.open("wb") as file:
-            file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snaplen, 1))
+            file.write(pcapfile.file_header(snaplen, magic=pcapfile.MAGIC_US))
             columns = np.arange(16 + stored.shape[1])
             for at in range(0, len(order), 65536):
                 chosen = order[at : at + 65536]

@@ -1,8 +1,8 @@
 """The experiments of the studies botwatch started from, and beside each of their numbers the honest one.
 
-A preset (configs/protocols) says how; the fit itself is `trainer.fit`'s, so the run folder is one like any other. Here
-are the tables around it: rows, N, Fisher scores, confusion matrices, per-device autoencoders. Known defects are not
-imitated silently: `_defects` names each and measures what it hides, where the same data can tell.
+A preset (configs/protocols) says how; the fit itself is `trainer.fit.fit`'s, so the run folder is one like any other.
+Here are the tables around it: rows, N, Fisher scores, confusion matrices, per-device autoencoders. Known defects are
+not imitated silently: `_defects` names each and measures what it hides, where the same data can tell.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.columns import COPIES
 from trainer.config import Config
-from trainer.findings import Cell, Figure, Findings, Series, Table
+from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from edge_agent.detector import Scorer
-    from trainer import dataset
-    from trainer.fit import Parts, Run
+    from edge_agent.detection.detector import Scorer
+    from trainer.data import dataset
+    from trainer.fit.fit import Parts, Run
 
 PROG = "botwatch trainer study"
 
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
-    from trainer import autoencoder, dataset, fit
+    from trainer.data import dataset
+    from trainer.fit import autoencoder, fit
 
     began = time.monotonic()
     try:
@@ -143,7 +144,7 @@ class Part:
 
 def study(config: Config, out: Path, command: str, *, partial: bool = False, quantised: bool = True) -> Findings:
     """Everything the preset asks for; the run folder of the shared model is written on the way."""
-    from trainer import fit
+    from trainer.fit import fit
 
     counts, kept = _take_stock(config, partial)
     config = dataclasses.replace(config, data=(dataclasses.replace(config.data[0], labels=kept), *config.data[1:]))
@@ -201,7 +202,7 @@ def _name(command: str) -> str:
 
 def _take_stock(config: Config, partial: bool) -> tuple[dict[tuple[str, str], int | None], tuple[str, ...]]:
     """What the first source holds, and its labels without those left out; DatasetError on a damaged whole data set."""
-    from trainer import catalogue, dataset
+    from trainer.data import catalogue, dataset
 
     entry = config.data[0]
     counts = catalogue.held(entry)
@@ -218,7 +219,7 @@ def _take_stock(config: Config, partial: bool) -> tuple[dict[tuple[str, str], in
 
 def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dataset.Table", main: Arm) -> Part:
     """Rows of each family in the files, in memory, and as published; the learning curve."""
-    from trainer import catalogue
+    from trainer.data import catalogue
 
     known = {key: rows for key, rows in counts.items() if rows is not None}
     leave_out = config.study.leave_out
@@ -261,7 +262,7 @@ def _arm(
     watch: Callable[[Any, int, float, float], None] | None = None,
 ) -> Arm:
     """Fit as ``config`` says and score the rows of its sample."""
-    from trainer import fit
+    from trainer.fit import fit
 
     fitted = fit.fit(config, table, say, watch)
     sample = _sample(fit.split(config, table))
@@ -278,8 +279,8 @@ def _sample(parts: "Parts") -> Sample:
 
 def _errors(fitted: "Run", table: "dataset.Table", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
     """Mean squared error of each row of several sets, by the fitted network or another of its shape."""
-    from edge_agent.detector import Scorer
-    from trainer import autoencoder
+    from edge_agent.detection.detector import Scorer
+    from trainer.fit import autoencoder
 
     scorer = Scorer(autoencoder.predictor(network or fitted.network), fitted.scaler, fitted.columns)
     return tuple(_scored(scorer, table, fitted.columns, rows) for rows in of)
@@ -402,8 +403,8 @@ def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, com
     Raw z spans so wide a range that eight bits may not hold it. Where the converter refuses the run, the same protocol
     is measured with botwatch's own scaling and training, without a classifier.
     """
-    from trainer import fit
     from trainer.config import Scaling, Training
+    from trainer.fit import fit
 
     n = config.decision.n
     rows = [("float32, as the preset", _figures(main.test, main.attack_test, main.tau(n)))]
@@ -439,9 +440,9 @@ def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, com
 
 def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
     """A run folder through the converter and its bundle's figures on the arm's sample; FitError when it is refused."""
-    from edge_agent import detector, runtime
     from edge_agent.contract import bundle as bundles
-    from trainer import fit
+    from edge_agent.detection import detector, runtime
+    from trainer.fit import fit
 
     target = folder / "bundle"
     done = subprocess.run(
@@ -505,7 +506,7 @@ def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, ND
 
 def _ten_best(config: Config, table: "dataset.Table", question: str) -> list[tuple[str, float]]:
     """Columns and Fisher scores, best first, copies in."""
-    from trainer import ranking
+    from trainer.data import ranking
 
     rows, numbers, _ = _groups(config, table)[question]
     columns = config.model_columns()  # first in the table; columns of the counts rule may follow
@@ -574,7 +575,8 @@ def _classified(
     config: Config, table: "dataset.Table", rows: Index, numbers: NDArray[np.int64], classes: tuple[str, ...], how: str
 ) -> Classified:
     """Train on 80 % and test on 20 %; a tenth of the former selects the epoch, unless the test rows do."""
-    from trainer import autoencoder, classifier, fit, protocol
+    from trainer.data import protocol
+    from trainer.fit import autoencoder, classifier, fit
 
     order: Literal["time", "random"] = "time" if how == HOW[2] else "random"
     split = protocol.Split(0.72, 0.08, 0.2, gap_rows=CLASS_GAP_ROWS, gap_s=0.0, min_rows=CLASS_GAP_ROWS, order=order)
@@ -691,7 +693,8 @@ def smallest_window(flags: NDArray[np.bool_]) -> int | None:
 
 def _per_device(config: Config, table: "dataset.Table", main: Arm) -> Part:
     """The paper's experiment: each device's own autoencoder, τ and window, and the shared model on the same rows."""
-    from trainer import fit, protocol
+    from trainer.data import protocol
+    from trainer.fit import fit
 
     parts = fit.split(config, table)
     benign = np.isin(table.label, [i for i, name in enumerate(table.labels) if name == BENIGN])
@@ -795,7 +798,7 @@ def _own_autoencoder(
 ) -> Callable[[Index], Errors]:
     """A device's own network and scaler, as a function from row numbers to errors."""
     from edge_agent.contract.scaling import row_error
-    from trainer import autoencoder, fit
+    from trainer.fit import autoencoder, fit
 
     at = np.array([table.columns.index(c) for c in config.model_columns()], dtype=np.intp)
     scaler = fit.fit_scaler(table.values[np.ix_(train, at)], config)
@@ -898,7 +901,7 @@ def _defects(
 
 def _of_order(config: Config, table: "dataset.Table", main: Arm) -> list[Row]:
     """Thirds at random against thirds in time order: row errors, and test rows that also train."""
-    from trainer import fit
+    from trainer.fit import fit
 
     n = config.decision.n
     timed = dataclasses.replace(
@@ -940,7 +943,7 @@ def _copied(table: "dataset.Table", parts: "Parts") -> float | None:
 
 def _of_left_out(config: Config, table: "dataset.Table", main: Arm, labels: tuple[str, ...]) -> Row:
     """Recall on the attack rows that the study dropped, read apart and thinned: they took no part in anything."""
-    from trainer import fit
+    from trainer.fit import fit
 
     n = config.decision.n
     theirs = _figures(main.test, main.attack_test, main.tau(n))["recall"]
@@ -1001,8 +1004,8 @@ def _of_last_epoch(config: Config, table: "dataset.Table", main: Arm, last_weigh
 
 def _parameters(config: Config) -> tuple[int, int]:
     """Of the slides' autoencoder and of the script's, for the preset's columns."""
-    from trainer import autoencoder
     from trainer.config import Network
+    from trainer.fit import autoencoder
 
     columns = config.top_n or len(config.model_columns())
     script = Network((0.75, 0.5, 0.33, 0.25, 0.33, 0.5, 0.75), "floor")

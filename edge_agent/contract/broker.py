@@ -1,6 +1,7 @@
 """How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait between attempts.
 
-The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; here is what both do alike. Nothing here connects.
+The MQTT library is `edge_agent.delivery.link`'s and `collector.ingest`'s; here is what both do alike. Nothing here
+connects.
 """
 
 import dataclasses

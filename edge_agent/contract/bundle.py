@@ -40,7 +40,9 @@ class BundleError(Exception):
 
 @dataclass(frozen=True)
 class Tail:
-    """The upper tail of benign devices' votes, and where it meets the alarm budget; see `edge_agent.calibrate.tail`.
+    """The upper tail of benign devices' votes, and where it meets the alarm budget.
+
+    See `edge_agent.detection.calibrate.tail`.
 
     ``limit`` is the vote that benign devices exceed as often as the budget allows, ``bound`` its upper confidence bound
     (both in units of the score; 0 when there were too few ``peaks``). ``level`` is where the tail begins, ``scale`` and
@@ -111,7 +113,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision(Rules):
-    """When scores become a detection; computed by `edge_agent.calibrate` from benign rows alone.
+    """When scores become a detection; computed by `edge_agent.detection.calibrate` from benign rows alone.
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns

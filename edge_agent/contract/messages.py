@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from edge_agent.contract import networks
+
 BASE = "botwatch/v1"
 MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
 MAX_CHUNK = 65_536  # bytes of one part of something larger
@@ -264,22 +266,6 @@ CLASSES: Mapping[str, AttackClass] = {
 _TEST = AttackClass("TEST", 9001000, 3, "", "", ())
 """Instead of its class's for an alert that was sent by hand, so that a rule can tell it by its number, too."""
 
-# Not `is_private`: that also holds for the documentation networks and other addresses nobody has inside.
-_INSIDE = tuple(
-    map(
-        ipaddress.ip_network,
-        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"),
-    )
-)
-
-
-def _is_inside(ip: str) -> bool:
-    try:
-        address = ipaddress.ip_address(ip)
-    except ValueError:
-        return False
-    return any(address in network for network in _INSIDE)
-
 
 # --- the alert ----------------------------------------------------------------------------------------------
 
@@ -449,7 +435,7 @@ class Alert:
 
     def _metadata(self, info: AttackClass) -> dict[str, list[str]]:
         """Lists of words, as Emerging Threats' rules have them."""
-        techniques = _SCAN_INSIDE if info.kind == "scan" and _is_inside(self.dest_ip) else info.techniques
+        techniques = _SCAN_INSIDE if info.kind == "scan" and networks.is_private(self.dest_ip) else info.techniques
         columns = zip(*techniques, strict=True) if techniques else ((),) * 4
         tactic_id, tactic, technique_id, technique = ([*dict.fromkeys(column)] for column in columns)
         lists = {

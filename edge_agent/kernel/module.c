@@ -1,5 +1,5 @@
 /* The Python face of the kernel: the types Capture, Kernel, Senders and Scaling, and the layout of a row.
- * edge_agent/capture.py and edge_agent/features.py are its only users; arguments are checked here as far as memory safety needs, meanings are
+ * edge_agent/capture/sources.py and features.py are its only users; arguments are checked here as far as memory safety needs, meanings are
  * explained there.
  *
  * Frames are taken without the GIL. A Capture or Kernel in use by one thread refuses another (RuntimeError): `busy` is

@@ -15,15 +15,15 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_agent.capture import open_file
+from edge_agent.capture.features import ROW_META, Extractor, Rows
+from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.scaling import row_error
-from edge_agent.features import ROW_META, Extractor, Rows
-from edge_agent.runtime import TOLERANCE, Model
+from edge_agent.detection.runtime import TOLERANCE, Model
 from tests.arm.root import BOOKWORM, TRIXIE, Arm, Release, Unavailable, prepare
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.edge_agent.test_features import assert_as_published, assert_as_twin, data, needs_data
+from tests.edge_agent.capture.test_features import assert_as_published, assert_as_twin, data, needs_data
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
 
@@ -31,8 +31,8 @@ ROWS = """
 import pickle, sys
 from pathlib import Path
 import numpy as np
-from edge_agent.capture import open_file
-from edge_agent.features import Extractor
+from edge_agent.capture.sources import open_file
+from edge_agent.capture.features import Extractor
 source, settings, out = sys.argv[1:]
 extractor = Extractor(**pickle.loads(bytes.fromhex(settings)))
 if source.endswith(".pickle"):
@@ -47,7 +47,7 @@ OUTPUTS = """
 import sys
 import numpy as np
 from edge_agent.contract import bundle as bundles
-from edge_agent.runtime import Model, selftest
+from edge_agent.detection.runtime import Model, selftest
 bundle = bundles.load(sys.argv[1])
 selftest(bundle)
 inputs = np.load(sys.argv[2])

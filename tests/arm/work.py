@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.agent import BATCH, Agent
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, ScoringConfig
 from edge_agent.contract import bundle as bundles
-from edge_agent.features import Extractor
-from edge_agent.runtime import BATCHES, Model
+from edge_agent.detection.runtime import BATCHES, Model
 
 
 def main(part: str, what: str, folder: Path) -> int:

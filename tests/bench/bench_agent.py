@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.agent import BATCH, Agent
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor, Rows, RowScaling, highest_ratios
+from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.columns import ALL_COLUMNS, indices
-from edge_agent.detector import AT_ONCE, Detector
-from edge_agent.features import Extractor, Rows, RowScaling, highest_ratios
-from edge_agent.runtime import Model
+from edge_agent.detection.detector import AT_ONCE, Detector
+from edge_agent.detection.runtime import Model
 from tests.bench.bench_kernel import looped, processor
 from tests.bench.home import home
 from tests.reference.frames import data_folder

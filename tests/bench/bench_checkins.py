@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_agent.checkins import CheckIns, Rule
-from edge_agent.features import Extractor
-from trainer import inject
+from edge_agent.capture.features import Extractor
+from edge_agent.detection.checkins import CheckIns, Rule
+from trainer.judge import inject
 
 ROOT = Path(os.environ.get("BOTWATCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 H = 3600 * 10**9

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.calibrate import vote_statistic
 from edge_agent.contract import captures
 from edge_agent.contract.columns import CLEAN
-from edge_agent.detector import Scorer
+from edge_agent.detection.calibrate import vote_statistic
+from edge_agent.detection.detector import Scorer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOT = Path(os.environ.get("BOTWATCH_DATA", CONFIGS.parents[1] / "shared" / "data")) / "pcap"
@@ -26,7 +26,9 @@ def main() -> int:
     if not ROOT.is_dir():
         print(f"no published captures in {ROOT}; BOTWATCH_DATA names the folder that has pcap/", file=sys.stderr)
         return 2
-    from trainer import autoencoder, config, dataset, fit
+    from trainer import config
+    from trainer.data import dataset
+    from trainer.fit import autoencoder, fit
 
     manifests = [captures.load(CONFIGS / "captures" / name, ROOT)[0] for name in ("fit.yaml", "replay.yaml")]
     days: dict[str, list[captures.Capture]] = {}

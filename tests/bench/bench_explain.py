@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent import explain
 from edge_agent.contract import bundle as bundles
-from edge_agent.detector import Detector
+from edge_agent.detection import explain
+from edge_agent.detection.detector import Detector
 
 GOAL_MS = 5.0
 

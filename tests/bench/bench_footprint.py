@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.capture.features import Extractor
 from edge_agent.config import AgentConfig
-from edge_agent.features import Extractor
 from tests.bench.home import home
 from tests.broker import Mosquitto
 from tests.traffic import CLOUD, ROUTER_MAC, packet, scan, spoofed

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from edge_agent.capture import open_file
-from edge_agent.features import Extractor
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from tests.reference import frames as craft
 from tests.reference.twin import Twin
 

@@ -29,8 +29,8 @@ def write(folder: Path, rows: int, csv: bool) -> int:
     import polars as pl
 
     from edge_agent.contract.columns import COMPAT, SCHEMAS
-    from trainer.catalogue import PUBLISHED
-    from trainer.dataset import NBAIOT_DEVICES
+    from trainer.data.catalogue import PUBLISHED
+    from trainer.data.dataset import NBAIOT_DEVICES
 
     columns, rng = SCHEMAS[COMPAT], np.random.default_rng(1)
     share = min(1.0, rows / sum(PUBLISHED.values()))

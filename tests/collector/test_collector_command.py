@@ -21,8 +21,8 @@ from collector.ingest import CollectorConfig
 from collector.store import Arrival, Store
 from edge_agent.contract import settings
 from edge_agent.contract.messages import Alert, Chunk, Reply
-from edge_agent.link import BrokerConfig, Link
-from edge_agent.outbox import Outbox
+from edge_agent.delivery.link import BrokerConfig, Link
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import Amqtt, Mosquitto, any_broker, needs_mosquitto, wait_until
 

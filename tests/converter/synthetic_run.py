@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from converter import quantize
-from edge_agent import calibrate
 from edge_agent.contract import scaling
 from edge_agent.contract.columns import CLEAN, DEVICE, DEVICE_COLUMNS
-from edge_agent.detector import Scorer
+from edge_agent.detection import calibrate
+from edge_agent.detection.detector import Scorer
 
 CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
 FLOORS = {"device_L1_new_peers": 10.0}

@@ -17,11 +17,11 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures, settings
 from edge_agent.contract.columns import CLEAN, COMPAT, DEVICE, NBAIOT_COLUMNS
-from edge_agent.outbox import Outbox
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import free_port
 from tests.conftest import Home
-from tests.edge_agent.test_detector import other_bundle
+from tests.edge_agent.detection.test_detector import other_bundle
 from tests.reference import frames as craft
 
 SCHEMA = jsonschema.Draft202012Validator(

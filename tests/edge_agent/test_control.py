@@ -14,19 +14,19 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main as collector_main
 from edge_agent import control as controls
-from edge_agent.alerts import Alerter
-from edge_agent.allow import AllowError, AllowList, Entry
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.messages import Command, MessageError, Model, Reply
 from edge_agent.control import Control, Refused
-from edge_agent.link import Incoming, Link
-from edge_agent.outbox import Outbox
+from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.allow import AllowError, AllowList, Entry
+from edge_agent.delivery.link import Incoming, Link
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import Amqtt, Mosquitto, needs_mosquitto, wait_until
-from tests.edge_agent.test_alerts import CAMERA, S, at
-from tests.edge_agent.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
+from tests.edge_agent.delivery.test_alerts import CAMERA, S, at
+from tests.edge_agent.delivery.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
 
 MAC = mac_text(CAMERA.device_mac)
 OTHER = replace(CAMERA, device_mac=0xB827EB000001)

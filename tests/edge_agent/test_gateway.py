@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.capture import open_file
-from edge_agent.features import Extractor, Rows
+from edge_agent.capture.features import Extractor, Rows
+from edge_agent.capture.sources import open_file
 from tests.broker import wait_until
 from tests.edge_agent.test_live import agent, alerts, state
 from tests.netns import Wire, ip, serving, taking

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from edge_agent.__main__ import main
-from edge_agent.capture import CaptureError, Recorder, open_file
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import CaptureError, Recorder, open_file
 from edge_agent.config import CaptureConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.captures import mac_text
-from edge_agent.features import Extractor
 from edge_agent.state import State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home

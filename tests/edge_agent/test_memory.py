@@ -8,7 +8,7 @@ import hashlib, sys
 import numpy as np
 from paho.mqtt import client
 from edge_agent import agent
-from edge_agent.features import Extractor, give_back_memory
+from edge_agent.capture.features import Extractor, give_back_memory
 from tests.traffic import scan, steady
 
 def resident():

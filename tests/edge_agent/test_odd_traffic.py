@@ -11,7 +11,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
-from edge_agent.detector import MAX_SUBJECTS
+from edge_agent.detection.detector import MAX_SUBJECTS
 from tests.conftest import Home
 from tests.streams import mac_of, own, time_ns
 from tests.traffic import Frame, S, arp, merged, packet, read, scan, steady

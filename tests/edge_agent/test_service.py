@@ -21,7 +21,7 @@ from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
-from tests.edge_agent.test_alerts import SCHEMA
+from tests.edge_agent.delivery.test_alerts import SCHEMA
 from tests.edge_agent.test_live import LISTEN, agent, alerts, state
 from tests.netns import MAC, ROOT, SEND, Wire, serving
 from tests.reference.frames import pcap

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
-from edge_agent.features import ARP, FRAGMENT, ICMP_QUOTED, NEW_PEER, NEW_SOCKET, PORTS, TRUNCATED
+from edge_agent.capture.features import ARP, FRAGMENT, ICMP_QUOTED, NEW_PEER, NEW_SOCKET, PORTS, TRUNCATED
 
 Number = Any  # float or Decimal
 Frame = tuple[int, int, bytes]

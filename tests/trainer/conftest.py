@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract.columns import NBAIOT_COLUMNS
-from trainer.dataset import Table
+from edge_agent.detection.calibrate import COUNT_COLUMNS
+from trainer.data.dataset import Table
 
 COLUMNS = (
     "MI_dir_L5_weight",

@@ -10,9 +10,10 @@ import pytest
 from edge_agent.contract import captures
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.columns import CLEAN, SCHEMAS
-from trainer import dataset, inject
 from trainer.config import Entry
+from trainer.data import dataset
 from trainer.generate import CHECKINS, Plan, PlanError, generate
+from trainer.judge import inject
 
 PLAN = Plan(seed=7, days=0, devices=("plug",), lead_minutes=1, tail_minutes=0.5)
 

@@ -12,18 +12,20 @@ import polars as pl
 import pytest
 import yaml
 
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle
 from edge_agent.contract.columns import CLEAN, NBAIOT_COLUMNS
-from edge_agent.detector import Detector
-from edge_agent.features import Extractor
-from trainer import catalogue, findings, protocol
+from edge_agent.detection.detector import Detector
 from trainer.__main__ import main
 from trainer.config import plain
+from trainer.data import catalogue, protocol
+from trainer.report import findings
 
 pytest.importorskip("keras")
 
-from trainer import config, fit, study
+from trainer import config, study
+from trainer.fit import fit
 
 DEVICES = ("camera", "plug")
 

@@ -1,0 +1,347 @@
+"""From frames to feature rows: the Python face of the kernel.
+
+A row is the 140 values of `edge_agent.contract.columns.ALL_COLUMNS` and what its packet was (`ROW_META`). How the
+numbers come about, the bounds of every table and what a device has "seen" is written in ``kernel/kernel.h``.
+"""
+
+import hashlib
+import ipaddress
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent._kernel import (
+    ARP,
+    FRAGMENT,
+    ICMP_QUOTED,
+    NEW_PEER,
+    NEW_SOCKET,
+    PORTS,
+    ROW_META_SIZE,
+    TRUNCATED,
+    Kernel,
+    Scaling,
+    Senders,
+    give_back_memory,
+)
+from edge_agent._kernel import highest_ratios as _highest_ratios
+from edge_agent.capture.sources import Source
+from edge_agent.contract.columns import ALL_COLUMNS
+from edge_agent.contract.scaling import Array, Scaler
+
+__all__ = [
+    "ARP",
+    "FRAGMENT",
+    "ICMP_QUOTED",
+    "NEW_PEER",
+    "NEW_SOCKET",
+    "PORTS",
+    "ROW_META",
+    "TRUNCATED",
+    "Cut",
+    "Extractor",
+    "FeatureStateError",
+    "Routes",
+    "RowScaling",
+    "Rows",
+    "Subjects",
+    "give_back_memory",
+    "highest_ratios",
+]
+
+ROW_META = np.dtype(
+    {
+        "names": [
+            *("t_ns", "src_mac", "dst_mac", "src", "dst", "sport", "dport", "length"),
+            *("ethertype", "flags", "ip_version", "proto", "tcp_flags"),
+        ],
+        "formats": ["i8", "u8", "u8", "(16,)u1", "(16,)u1", "u2", "u2", "u4", "u2", "u2", "u1", "u1", "u1"],
+        "offsets": [0, 8, 16, 24, 40, 56, 58, 60, 64, 66, 68, 69, 70],
+        "itemsize": ROW_META_SIZE,
+    }
+)
+"""What a row's packet was: ``struct row_meta`` of kernel.h.
+
+t_ns since the epoch; MACs as 48-bit integers (0: none); addresses as 16 bytes, IPv4 in the first 4, the MAC in the
+first 6 where ip_version is 0; length on the wire; flags are NEW_PEER, NEW_SOCKET, FRAGMENT, TRUNCATED, ICMP_QUOTED,
+ARP and PORTS (sport and dport were read).
+"""
+
+_POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}
+
+_STATE = struct.Struct("<8s32s")
+_STATE_MAGIC = b"bwstate1"
+
+
+class FeatureStateError(Exception):
+    """A saved state that cannot be taken over; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Feature rows and their packets, in capture order."""
+
+    values: npt.NDArray[Any]
+    """(n, 140) float32 or float64, columns as in ALL_COLUMNS."""
+    meta: npt.NDArray[Any]
+    """(n,) of ROW_META."""
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """The values of one column, a view of shape (n,)."""
+        return self.values[:, _POSITION[name]]
+
+
+def _sealed(state: bytes) -> bytes:
+    packed = zlib.compress(state, 1)
+    return _STATE.pack(_STATE_MAGIC, hashlib.sha256(packed).digest()) + packed
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What to take out of the ring: frames of ``mac`` or ``address`` first, of others where there is room left."""
+
+    from_ns: int
+    to_ns: int  # excluded
+    mac: int = 0  # 0: none
+    address: str = ""  # "": none
+    most_bytes: int = 1 << 18
+    newest: bool = True  # where there is no room for all: the newest, not the oldest
+    linktype: int = -1  # only frames of this link type; -1: that of the last frame of ``mac`` or ``address``
+
+
+class Extractor:
+    """The damped statistics of everything pushed so far, in fixed memory.
+
+    Without a ``seed`` the hash is seeded at random, which changes no value until a table is full. ``float_time`` takes
+    gaps between float64 seconds, as the published extractor does, for comparison with it.
+    """
+
+    def __init__(
+        self,
+        max_streams: int = 16384,
+        *,
+        max_devices: int = 256,
+        jitter: Literal["clean", "compat"] = "clean",
+        float_time: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+        simd: Literal["auto", "baseline", "avx2"] = "auto",
+    ) -> None:
+        if jitter not in ("clean", "compat"):
+            raise ValueError(f"jitter {jitter!r} is not one of clean, compat")
+        self._dtype = np.dtype(dtype)
+        if self._dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"dtype {self._dtype} is not float32 or float64")
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        self._kernel = Kernel(max_streams, max_devices, jitter == "compat", float_time, seed, simd)
+
+    @property
+    def simd(self) -> str:
+        """Which of the bit-equal implementations runs: avx2 or baseline."""
+        return self._kernel.simd
+
+    def push(self, source: Source, limit: int = 256) -> Rows:
+        """Take up to ``limit`` frames from ``source``: a row for each that has a whole link header.
+
+        Empty at the end of a file, and of a live interface when it has nothing now. A damaged file gives the frames
+        before the damage; the next call raises CaptureError.
+        """
+        values, meta = self._room(limit)
+        n = self._kernel.push(source.capture, values, meta)
+        return Rows(values[:n], meta[:n])
+
+    def push_frames(self, frames: Sequence[tuple[int, int, bytes]], linktype: int = 1) -> Rows:
+        """Rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes)."""
+        values, meta = self._room(max(len(frames), 1))
+        n = self._kernel.push_frames(tuple(frames), linktype, values, meta)
+        return Rows(values[:n], meta[:n])
+
+    def keep(self, size: int, span_s: float, payload: int = 0) -> None:
+        """Keep the headers of the last ``span_s`` seconds, and so many bytes of payload, in a ring of ``size`` bytes.
+
+        To be called once, before the first push; kernel.h says what is left out where traffic is more than that.
+        """
+        self._kernel.keep(size, int(span_s * 1e9), payload)
+
+    def cut(self, cut: Cut) -> tuple[int, bytes]:
+        """Link type, and records for a pcap file with nanoseconds, of what the ring holds; -1 where nothing is."""
+        address = ipaddress.ip_address(cut.address) if cut.address else None
+        version, packed = (address.version, address.packed) if address else (0, b"")
+        return self._kernel.cut(
+            cut.from_ns, cut.to_ns, cut.mac, version, packed, cut.linktype, cut.newest, cut.most_bytes
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Counters since the start: frames, rows, malformed by reason, streams in use, evictions by table."""
+        return self._kernel.counts()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by part, in total, and per stream of ``max_streams``; fixed from the start."""
+        return self._kernel.memory()
+
+    def save(self) -> bytes:
+        """The whole learnt state, for `load` of an extractor with the same settings on the same kind of machine."""
+        return _sealed(self._kernel.save())
+
+    def save_seen(self) -> bytes:
+        """The devices and what each has seen, for `load`: what cannot be had again within a quarter of an hour.
+
+        A third of a kilobyte and, before it is compressed, 20 KB a device; streams and counters begin anew.
+        """
+        return _sealed(self._kernel.save_seen())
+
+    def load(self, state: bytes) -> None:
+        """Continue where `save` was called, bit for bit. FeatureStateError changes nothing."""
+        if len(state) < _STATE.size:
+            raise FeatureStateError(f"feature state of {len(state)} bytes is truncated")
+        magic, digest = _STATE.unpack_from(state)
+        if magic != _STATE_MAGIC:
+            raise FeatureStateError(f"not a feature state of this version: begins with {magic!r}, not {_STATE_MAGIC!r}")
+        packed = state[_STATE.size :]
+        if hashlib.sha256(packed).digest() != digest:
+            raise FeatureStateError(
+                f"feature state of {len(state)} bytes is truncated or corrupt: its checksum differs"
+            )
+        kernel_state = zlib.decompressobj().decompress(packed, self.memory_bytes()["total"])
+        try:
+            self._kernel.load(kernel_state)
+        except ValueError as error:
+            raise FeatureStateError(f"feature state does not fit: {error}") from error
+
+    def _room(self, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if limit < 1:
+            raise ValueError(f"limit {limit} is not positive")
+        return np.empty((limit, len(ALL_COLUMNS)), self._dtype), np.empty(limit, ROW_META)
+
+
+class RowScaling:
+    """`contract.scaling` in the kernel, in one pass: rows to z and network inputs, and reconstructions to errors.
+
+    ``at`` are the columns of a row of ``width`` values that the network takes. ``keep`` (variants, k) are the columns
+    that count in each variant of the score: the others are shown to the network as normal (z = 0) and left out of the
+    error.
+    """
+
+    def __init__(self, scaler: Scaler, width: int, at: Sequence[int], keep: npt.NDArray[np.bool_]) -> None:
+        self._width, self._columns = width, len(at)
+        inverse = keep / scaler.scale
+        same = list(at) == list(range(len(at)))
+        self._scaling = Scaling(
+            width,
+            None if same else np.array(at, dtype=np.uint32),
+            np.ascontiguousarray(scaler.mean, dtype=np.float32),
+            np.ascontiguousarray(inverse, dtype=np.float32),
+            np.ascontiguousarray(keep, dtype=np.float32),
+            keep.sum(axis=1).astype(np.float32),
+            scaler.squash == "log1p",
+            np.inf if scaler.clip is None else scaler.clip,
+        )
+
+    def inputs(
+        self, values: npt.NDArray[Any], variant: npt.NDArray[np.uint8] | None = None, seen: Array | None = None
+    ) -> tuple[Array, Array]:
+        """z, unclipped, and what the network sees, both (n, k), of values (n, width); ``variant`` (n,) of each row.
+
+        The latter is written to ``seen`` where that is given.
+        """
+        z = np.empty((len(values), self._columns), dtype=np.float32)
+        if seen is None:
+            seen = np.empty_like(z)
+        self._scaling.inputs(np.ascontiguousarray(values, dtype=np.float32), variant, z, seen)
+        return z, seen
+
+    def errors(self, z: Array, rebuilt: Array, variant: npt.NDArray[np.uint8] | None = None) -> Array:
+        """Mean squared error of each row, (n,)."""
+        out = np.empty(len(z), dtype=np.float32)
+        self._scaling.errors(np.ascontiguousarray(rebuilt, dtype=np.float32), variant, z, out)
+        return out
+
+
+def highest_ratios(
+    values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Of rows (n, 140) the highest of the columns ``at`` in units of their bounds, (n,)."""
+    out = np.empty(len(values))
+    _highest_ratios(values, at, bounds, out)
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """Which subject each of n rows belongs to, and what is known of its sender at that row."""
+
+    keys: list[int | bytes]
+    """Of the groups: a MAC, or the 16 bytes of the monitored address that a remote peer's packets came to."""
+    order: npt.NDArray[np.int64]
+    """Row numbers by group, in row order within each."""
+    starts: npt.NDArray[np.int64]
+    """Where each group begins in ``order``, and where the last one ends."""
+    carries: npt.NDArray[np.bool_]
+    """Whether the sender is a router, by what was seen until then, and this is a row of its own."""
+    chosen: npt.NDArray[np.bool_]
+    """Whether the row may be scored."""
+    addresses: npt.NDArray[np.uint8]
+    """(n, 16): the sender's own address as known then; of IP ``versions`` (n,), 0 if none is known."""
+    versions: npt.NDArray[np.uint8]
+
+
+class Subjects:
+    """Who rows are of, and which of them may be scored: ``kernel/senders.c``.
+
+    At most ``most`` senders and subjects are remembered. ``max_rows_per_s`` is the budget in rows a second of capture
+    time, None: every row is scored. ``networks`` are (network, mask) of the monitored side, IPv4 and the upper half of
+    IPv6.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        max_rows_per_s: float | None,
+        v4: Sequence[tuple[int, int]],
+        v6: Sequence[tuple[int, int]],
+    ) -> None:
+        self._senders = Senders(
+            most,
+            max_rows_per_s or 0.0,
+            int.from_bytes(os.urandom(8), "little"),
+            np.array(v4, dtype=np.uint32).tobytes(),
+            np.array(v6, dtype=np.uint64).tobytes(),
+        )
+
+    def route(self, meta: npt.NDArray[Any], t_ns: npt.NDArray[np.int64]) -> Routes:
+        """Take in rows, in the order in which they came, at steady times ``t_ns``."""
+        n = len(meta)
+        order, starts, t_ns = np.empty(n, np.int64), np.empty(n + 1, np.int64), np.ascontiguousarray(t_ns, np.int64)
+        incoming, carries, chosen = np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n, np.bool_)
+        addresses, versions = np.empty((n, 16), np.uint8), np.empty(n, np.uint8)
+        keys = np.empty((n, 3), np.uint64)
+        slot, group = np.empty(max(4, 1 << (2 * n - 1).bit_length()), np.uint32), np.empty(n, np.uint32)
+        packed = np.ascontiguousarray(meta)
+        groups = self._senders.route(
+            *(packed, t_ns, order, starts, incoming, carries, chosen, addresses, versions, keys, slot, group)
+        )
+        found = [
+            int(low) if kind == 1 else key.tobytes()
+            for (low, _, kind), key in zip(keys[:groups].tolist(), keys[:groups, :2], strict=True)
+        ]
+        return Routes(found, order, starts[: groups + 1], carries, chosen, addresses, versions)
+
+    def counts(self) -> dict[str, int]:
+        """Rows scored and shed, senders forgotten."""
+        scored, shed, evicted, _ = self._senders.counts()
+        return {"scored": scored, "shed": shed, "senders_evicted": evicted}
+
+    @property
+    def step(self) -> Literal["all", "shared", "sparse"]:
+        """How the scoring of the last seconds went: every row, a fair share of them, or fewer than one in ten."""
+        return ("all", "shared", "sparse")[self._senders.counts()[3]]

@@ -1,0 +1,201 @@
+"""Rows on disk: read once, whole, and trained on as in memory."""
+
+import json
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from edge_agent.contract import scaling
+from edge_agent.contract.columns import CLEAN
+from trainer import config as configs
+from trainer.__main__ import main
+from trainer.data import dataset, row_store
+from trainer.data.dataset import DatasetError
+from trainer.fit import fit
+from trainer.judge import runs
+
+TEXT = """
+data:
+  - {kind: rows, path: camera.parquet}
+  - {kind: rows, path: plug.parquet}
+schemas: [nbaiot115-clean-1]
+columns: [H_L5_weight, H_L5_mean, H_L1_mean, HH_L0.1_mean, HH_L0.01_pcc, HpHp_L1_std]
+split: {gap_rows: 20, gap_s: 0.0}
+attack_split: {gap_rows: 5, gap_s: 0.0}
+autoencoder: {epochs: 15, batch: 128, patience: 15}
+classifier: {training: {epochs: 3, batch: 128, patience: 3}}
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, make_table: Callable[..., dataset.Table], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config and its two files; blocks are so small that rows fill many, also in parts."""
+    monkeypatch.setattr(row_store, "BLOCK", 256)
+    monkeypatch.setattr("trainer.fit.fit_from_disk.BLOCK", 256)
+    table = make_table(benign=1700, columns=tuple(configs.settings.build(configs.Config, _data(TEXT), "x").columns))
+    for code, device in enumerate(table.devices):
+        own = table.device == code
+        pl.DataFrame(
+            {
+                **{c: table.values[own, i] for i, c in enumerate(table.columns)},
+                "label": np.array(table.labels)[table.label[own]],
+                "device": [device] * int(own.sum()),
+                "t_ns": table.t_ns[own],
+            }
+        ).write_parquet(tmp_path / f"{device}.parquet", metadata={dataset.SCHEMA_KEY: CLEAN})
+    (tmp_path / "fit.yaml").write_text(TEXT)
+    return tmp_path / "fit.yaml"
+
+
+def _data(text: str) -> dict[str, object]:
+    import yaml
+
+    return dict(yaml.safe_load(text))
+
+
+def prepared(made: Path) -> row_store.Store:
+    return row_store.prepare(configs.load(made), CLEAN, made.parent / "store")
+
+
+def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
+    rows, table = prepared(made), fit.load(configs.load(made))
+    assert rows.blocks > 10
+    taken = rows.take(np.arange(len(rows)))
+    for name in ("values", "device", "label", "capture", "t_ns", "mac"):  # in memory sorted by capture, device, label
+        order = np.lexsort((table.t_ns, table.label, table.device))
+        other = np.lexsort((taken.t_ns, taken.label, taken.device))
+        assert (getattr(taken, name)[other] == getattr(table, name)[order]).all(), name
+    assert (taken.devices, taken.labels, taken.captures) == (table.devices, table.labels, table.captures)
+    some = np.array([0, 255, 256, 700, len(table) - 1])
+    assert (rows.take(some).values == taken.values[some]).all()
+
+
+def test_it_is_read_once(made, monkeypatch):
+    prepared(made)
+    monkeypatch.setattr(dataset, "fill", lambda *_: pytest.fail("read again"))
+    prepared(made)
+
+
+def test_those_who_come_while_it_is_read_wait_for_it(made, monkeypatch):
+    """Two workers of one machine with one store: it is read by one of them."""
+    readings, fill, begun = [], dataset.fill, threading.Event()
+
+    def slow(builder, entries):
+        readings.append(1)
+        begun.set()
+        fill(builder, entries)
+
+    monkeypatch.setattr(dataset, "fill", slow)
+    found: list[row_store.Store] = []
+    first, second = (threading.Thread(target=lambda: found.append(prepared(made))) for _ in range(2))
+    first.start()
+    assert begun.wait(10)
+    second.start()
+    for each in (first, second):
+        each.join(20)
+    assert len(readings) == 1
+    assert found[0] == found[1]
+
+
+def test_a_reading_that_was_cut_off_begins_anew(made):
+    whole = prepared(made)
+    (whole.folder / row_store.NAME).unlink()
+    (whole.folder / "block-000000.parquet").write_bytes(b"half")
+    assert len(prepared(made)) == len(whole)
+
+
+def test_a_store_of_something_else_is_refused(made):
+    folder = prepared(made).folder
+    made.write_text(TEXT.replace("H_L5_weight, ", ""))
+    with pytest.raises(DatasetError, match=r"other settings \(columns\)"):
+        prepared(made)
+    made.write_text(TEXT)
+    camera = made.parent / "camera.parquet"
+    pl.read_parquet(camera).head(1000).write_parquet(camera)
+    with pytest.raises(DatasetError, match=r"camera\.parquet: has changed"):
+        prepared(made)
+    (folder / row_store.NAME).write_text("{}")
+    with pytest.raises(DatasetError, match="not a whole store"):
+        prepared(made)
+
+
+def test_a_damaged_block_is_named(made):
+    rows = prepared(made)
+    (rows.folder / "block-000003.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"block-000003\.parquet: cannot be read"):
+        rows.take(np.arange(len(rows)))
+    pl.read_parquet(rows.folder / "block-000002.parquet").head(9).write_parquet(rows.folder / "block-000003.parquet")
+    with pytest.raises(DatasetError, match=r"block-000003\.parquet: has 9 rows instead of 256"):
+        rows.index()
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_block_and_the_next_fit_reads_anew(made, capsys):
+    """A limit of a file's size stands for the full disk: to a writer both are an error of the system."""
+    words = ["fit", str(made), "--out", str(made.parent / "run"), "--store", str(made.parent / "store")]
+    unbounded = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unbounded[1]))
+    try:
+        assert main(words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unbounded)
+    assert "block-000000.parquet: cannot be written, " in capsys.readouterr().err
+    assert prepared(made).blocks > 10
+
+
+def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path, monkeypatch):
+    """The same split and scaler from all train rows; a loss as low, although batches are drawn otherwise."""
+    words = ["fit", str(made)]
+    assert main([*words, "--out", str(tmp_path / "memory")]) == 0
+    assert main([*words, "--out", str(tmp_path / "disk"), "--store", str(tmp_path / "store")]) == 0
+    memory, disk = runs.load(tmp_path / "memory"), runs.load(tmp_path / "disk")
+    assert disk.scaler.mean == pytest.approx(memory.scaler.mean)
+    assert disk.scaler.scale == pytest.approx(memory.scaler.scale)
+    for part in ("train", "optimise", "test"):
+        assert (disk.values[disk.rows(part)] == memory.values[memory.rows(part)]).all(), part
+    one, other = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["autoencoder"] for name in ("memory", "disk")
+    )
+    assert other["validation_loss"] == pytest.approx(one["validation_loss"], rel=0.15)
+    whole = json.loads((tmp_path / "disk" / "metrics.json").read_text())["whole"]
+    assert whole["train"] == len(memory.rows("train"))
+
+
+def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, monkeypatch):
+    """Also those that the run folder does not keep: what is measured on is bounded, what is learnt from is not."""
+    from trainer.fit import autoencoder, fit_from_disk
+
+    monkeypatch.setattr(fit, "PART_ROWS", 512)
+    seen: list[list[np.ndarray]] = []
+    learn = autoencoder.train
+
+    def train(batches, *rest, **more):
+        for epoch in range(2):
+            seen.append([x.copy() for x, _, _ in batches(np.random.default_rng(epoch))])
+        return learn(batches, *rest, **more)
+
+    monkeypatch.setattr(fit_from_disk.autoencoder, "train", train)
+    rows, chosen = prepared(made), configs.load(made)
+    run = fit_from_disk.train(chosen, rows)
+    parts = fit.split(chosen, rows.index())
+    values = rows.take(np.arange(len(rows))).values[parts.train]
+    scaler = scaling.fit(values)
+    assert run.scaler.mean == pytest.approx(scaler.mean)
+    expected = run.scaler.network_input(run.scaler.z(values))
+    for epoch in seen:
+        assert {len(x) for x in epoch[:-1]} == {128}
+        got = np.concatenate(epoch)
+        assert got.shape == expected.shape
+        assert (np.sort(got, axis=0) == np.sort(expected, axis=0)).all()
+    assert not (np.concatenate(seen[0]) == np.concatenate(seen[1])).all()
+    assert run.metrics["rows"]["train"] <= 512 < run.metrics["whole"]["train"] == len(parts.train)
+
+
+def test_the_best_columns_can_be_chosen_from_a_store(made, tmp_path):
+    words = ["fit", str(made), "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--top-n", "3"]
+    assert main(words) == 0
+    assert len(runs.load(tmp_path / "run").columns) == 3

@@ -1,0 +1,55 @@
+"""What analyses say, written and read again."""
+
+import math
+
+import pytest
+
+from trainer.report import findings
+from trainer.report.findings import Figure, Findings, Series, Table
+
+
+def found() -> Findings:
+    table = Table("Rates", ("device", "false alerts"), (("camera", 0), ("plug", 0.25), ("bulb", None)), "per day")
+    figure = Figure(
+        "lines", "Curve", (Series("loss", (1.0, 2.0), (0.5, None), (0.4, 0.1), (0.6, 0.2)),), "epoch", "MSE"
+    )
+    return Findings(
+        "demo", "A demo", "botwatch trainer demo", True, ("one",), ("two",), (table,), (figure,), ("three",)
+    )
+
+
+def test_findings_are_read_as_they_were_written(tmp_path):
+    found().save(tmp_path)
+    assert findings.load(tmp_path) == (found(),)
+
+
+def test_a_run_without_findings_has_none(tmp_path):
+    assert findings.load(tmp_path) == ()
+
+
+def test_what_is_not_finite_becomes_nothing(tmp_path):
+    table = Table("T", ("a", "b"), ((math.nan, math.inf),))
+    Findings("t", "T", "c", False, tables=(table,)).save(tmp_path)
+    assert findings.load(tmp_path)[0].tables[0].rows == ((None, None),)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": 1}'])
+def test_a_file_that_is_no_findings_is_named(tmp_path, text):
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / "broken.json").write_text(text)
+    with pytest.raises(findings.FindingsError, match=r"broken\.json"):
+        findings.load(tmp_path)
+
+
+def test_a_row_must_have_a_cell_for_every_column():
+    with pytest.raises(ValueError, match=r"'T'.*1 cells, there are 2"):
+        Table("T", ("a", "b"), (("x",),))
+
+
+def test_the_terminal_shows_warnings_tables_and_limits():
+    lines = list(found().text())
+    assert lines[0] == "A demo (generated traffic)"
+    assert "! two" in lines
+    assert "- one" in lines
+    assert any(line.split() == ["plug", "0.25"] for line in lines)
+    assert lines[-1] == "does not show: three"

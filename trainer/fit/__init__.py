@@ -1,0 +1,1 @@
+"""Networks and how they are fitted: in memory, from disk, on-line, over several machines."""

@@ -1,0 +1,102 @@
+"""The classifier: which attack a row looks like. Hidden tanh layers (two of 8 by default), a softmax over the classes.
+
+It sees the same clipped z as the autoencoder. Importing this module imports TensorFlow.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.scaling import Array
+from trainer.config import ClassifierSettings, Training
+from trainer.fit import autoencoder
+
+
+def build(columns: int, classes: int, settings: ClassifierSettings | None = None) -> Any:
+    """An untrained network (n, columns) -> class probabilities (n, classes).
+
+    1,027 parameters at 115 columns and 3 classes, 1,045 at 5. With the `clipped` head they need not sum to 1.
+    """
+    settings = settings or ClassifierSettings()
+    layers = [keras.layers.Input((columns,), name="z")]
+    layers += [
+        keras.layers.Dense(width, activation="tanh", name=f"hidden{i}") for i, width in enumerate(settings.hidden, 1)
+    ]
+    if settings.head == "softmax":
+        layers.append(keras.layers.Dense(classes, activation="softmax", name="classes"))
+    else:
+        layers += [keras.layers.Dense(classes, name="classes"), autoencoder.clipped()]
+    return keras.Sequential(layers, name="classifier")
+
+
+def train(
+    rows: tuple[Array, NDArray[np.integer]],
+    validation: tuple[Array, NDArray[np.integer]],
+    classes: int,
+    training: Training,
+    seed: int,
+    settings: ClassifierSettings | None = None,
+    watch: autoencoder.Watch | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Fit on (clipped z, class numbers); rare classes weigh as much as common ones. Returns network and history.
+
+    The loss is the cross-entropy; with the `clipped` head, whose outputs may all be 0, the squared error.
+    """
+    settings = settings or ClassifierSettings()
+    inputs, numbers = rows
+    share = np.bincount(numbers, minlength=classes) * (classes / len(numbers))
+    autoencoder.start(seed)
+    model = build(inputs.shape[1], classes, settings)
+    one_hot = np.eye(classes, dtype=np.float32)
+    history = autoencoder.run_epochs(
+        model,
+        keras.losses.CategoricalCrossentropy() if settings.head == "softmax" else keras.losses.MeanSquaredError(),
+        (inputs, one_hot[numbers]),
+        (validation[0], one_hot[validation[1]]),
+        training,
+        seed,
+        weights=(1 / share).astype(np.float32)[numbers],
+        watch=watch,
+    )
+    return model, history
+
+
+ALIKE = 0.05
+"""Two types of a family of which so large a share is taken for the other, both ways, are not told apart."""
+
+STEP = 20 / 255
+"""Of an int8 network's input, whose range is that of the clip; types are told apart under noise of that size."""
+
+TOGETHER = {frozenset({"gafgyt.tcp", "gafgyt.udp"}): "gafgyt.tcp_udp"}
+"""Names for types that are told as one; others are told as their family."""
+
+
+def alike(matrix: NDArray[np.integer], classes: Sequence[str]) -> dict[str, str]:
+    """Types that are better told as one, by the confusion (classes, classes) of rows -> the name for them.
+
+    >>> alike(np.array([[90, 0, 0], [0, 60, 40], [0, 30, 70]]), ["benign", "gafgyt.tcp", "gafgyt.udp"])
+    {'gafgyt.tcp': 'gafgyt.tcp_udp', 'gafgyt.udp': 'gafgyt.tcp_udp'}
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    found: dict[str, str] = {}
+    for i, one in enumerate(classes):
+        for j, other in enumerate(classes[:i]):
+            kin = one.partition(".")[0]
+            if "." in one and "." in other and kin == other.partition(".")[0] and min(share[i, j], share[j, i]) > ALIKE:
+                name = TOGETHER.get(frozenset({one, other}), kin)
+                name = kin if {found.get(one, name), found.get(other, name)} != {name} else name
+                found |= dict.fromkeys([k for k, v in found.items() if v in (one, other)], name)
+                found[other] = found[one] = name
+    return dict(sorted(found.items()))
+
+
+def confusion(truth: NDArray[np.integer], guess: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Rows of class i taken for class j, shape (classes, classes).
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes)

@@ -1,0 +1,1 @@
+"""What a fitted model or a bundle is worth: evaluation, comparisons, baselines, audits."""

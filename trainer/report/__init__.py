@@ -1,0 +1,1 @@
+"""Findings and the page that shows them."""
