@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collector.ingest import CollectorConfig, Ingest, OrderError, order
-from collector.store import Store, StoredAlert, StoreError
+from collector.store import AlertStore, StoredAlert, StoreError
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.messages import (
     CLASSES,
@@ -165,7 +165,7 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    store = Store(config.db, max_rejected=config.max_rejected)
+    store = AlertStore(config.db, max_rejected=config.max_rejected)
     try:
         ingest = Ingest(config, store)
         ingest.run(stop)
@@ -180,7 +180,7 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
 
 
 def _alerts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
-    store = Store(config.db, create=False)
+    store = AlertStore(config.db, create=False)
     try:
         after = store.before_last(arguments.last, arguments.gateway) if arguments.last else 0
         if not arguments.follow and not arguments.json:
@@ -207,7 +207,7 @@ def _alerts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
         store.close()
 
 
-def _pages(store: Store, after: int, gateway: str | None) -> Iterator[StoredAlert]:
+def _pages(store: AlertStore, after: int, gateway: str | None) -> Iterator[StoredAlert]:
     """All alerts after number ``after``, read a page at a time."""
     while page := store.alerts(after, _PAGE, gateway):
         yield from page

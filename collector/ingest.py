@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from collector.store import Arrival, BadRow, Fresh, Rejection, Store, StoreBusy
+from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
 from edge_agent.contract.broker import BROKEN, Backoff, BrokerConfig, Versions, explain, last_words, plain
 from edge_agent.contract.messages import (
     BASE,
@@ -94,7 +94,7 @@ class IngestCounts:
     failures: int = 0  # connections and attempts to connect that failed
 
 
-class Judge:
+class MessageJudge:
     """Decides whether a message is an alert or a status that the gateway of its topic may have sent."""
 
     def __init__(self, base: str = BASE) -> None:
@@ -120,7 +120,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class _Message:
+class _Received:
     topic: str
     payload: bytes
     mid: int
@@ -131,10 +131,10 @@ class _Message:
 class Ingest:
     """Keeps ``store`` fed from the broker of ``config``. Raises BrokerError when TLS or password files do not serve."""
 
-    def __init__(self, config: CollectorConfig, store: Store) -> None:
+    def __init__(self, config: CollectorConfig, store: AlertStore) -> None:
         self.config, self.counts = config, IngestCounts()
         self.connected, self.trouble = False, ""
-        self._store, self._judge = store, Judge(config.broker.base)
+        self._store, self._judge = store, MessageJudge(config.broker.base)
         self._tls, self._password = config.broker.tls_context(), config.broker.password()
         self._versions = Versions(config.broker.version)
         self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
@@ -162,7 +162,7 @@ class Ingest:
             self.trouble = problem
             stop.wait(wait)
 
-    def save(self, messages: Sequence[_Message], stop: threading.Event) -> bool:
+    def save(self, messages: Sequence[_Received], stop: threading.Event) -> bool:
         """Judge and commit ``messages``; waits for a database that is busy. False when ``stop`` came first."""
         arrivals, rejections = [], []
         for m in messages:
@@ -242,7 +242,7 @@ class _Session:
         self._level = ingest._versions.next()
         self._answered, self._problem, self.try_other_version = False, "", False
         self._refused_by_tls = False
-        self._messages: list[_Message] = []
+        self._messages: list[_Received] = []
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id or "botwatch-collector",
@@ -380,7 +380,7 @@ class _Session:
 
     def _on_message(self, _client: mqtt.Client, _data: Any, m: mqtt.MQTTMessage) -> None:
         self._ingest.counts.received += 1
-        self._messages.append(_Message(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
+        self._messages.append(_Received(_topic(m), bytes(m.payload), m.mid, m.qos, time.time_ns()))
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
         if not self._answered and (said := last_words(sock)):

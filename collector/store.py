@@ -1,8 +1,8 @@
 """Alerts, episodes, gateways and rejected messages in a database; the only user of SQLAlchemy.
 
 SQLite by default, PostgreSQL by URL: both know INSERT ... ON CONFLICT, which is what makes a message that arrives twice
-harmless. Everything in one `Store.save` is committed together or not at all, so the caller may acknowledge all of it
-when it returns. Whether a message deserves a row is `ingest`'s decision.
+harmless. Everything in one `AlertStore.save` is committed together or not at all, so the caller may acknowledge all of
+it when it returns. Whether a message deserves a row is `ingest`'s decision.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ def database_url(db: str) -> str:
     return db if "://" in db else f"sqlite:///{db}"
 
 
-class Store:
+class AlertStore:
     """The database at ``url``; tables are made when missing, unless ``create`` is False.
 
     At most ``max_rejected`` rejected messages are kept, the newest. Raises StoreError when it cannot be opened.

@@ -27,8 +27,8 @@ from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
 
 if TYPE_CHECKING:
-    from converter.parity import Parity, Predict, Rows, Side
-    from converter.run import Run
+    from converter.parity import Parity, ParityRows, Predict, Side
+    from converter.run import CheckedRun
     from edge_agent.contract.bundle import Bundle, Decision
 
 REPORT_JSON, REPORT_MD = "parity.json", "parity.md"
@@ -92,7 +92,7 @@ def _convert(path: Path, out: Path, variant: str, version: str | None) -> int:
         return deliver(run, variants(run, Path(folder)), variant, version or f"{run.created:%Y.%m.%d}+1", out)
 
 
-def deliver(run: "Run", converted: "dict[str, Converted]", variant: str, version: str, out: Path) -> int:
+def deliver(run: "CheckedRun", converted: "dict[str, Converted]", variant: str, version: str, out: Path) -> int:
     """Report on every variant and write ``variant`` as a bundle: 0; or 1 and no bundle when it breaks a bound."""
     _report(run, [found.parity for found in converted.values()])
     for name, found in converted.items():
@@ -107,7 +107,7 @@ def deliver(run: "Run", converted: "dict[str, Converted]", variant: str, version
     return 0
 
 
-def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dict[str, Converted]":
+def variants(run: "CheckedRun", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dict[str, Converted]":
     """Each variant of the run's networks: converted into ``folder``, with its own τ, compared with Keras."""
     from converter import parity, quantize
     from converter import run as runs
@@ -153,7 +153,7 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
     return found
 
 
-def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tuple[Rows, list[Side]]":
+def _observe(run: "CheckedRun", networks: "Mapping[str, Mapping[str, Predict]]") -> "tuple[ParityRows, list[Side]]":
     """The run's rows, and what each of ``networks`` says of them and decides with its own τ."""
     from converter import parity
     from converter import run as runs
@@ -186,7 +186,7 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
         raise runs.RunError(f"{run.path}: τ cannot be computed: {error}") from error
 
 
-def _representative(run: "Run") -> dict[str, NDArray[np.float32]]:
+def _representative(run: "CheckedRun") -> dict[str, NDArray[np.float32]]:
     """Network inputs that fix the int8 ranges of each network, by its file name in the bundle.
 
     Benign train rows for the autoencoder: what it has to resolve finely. Rows of every label for the classifier.
@@ -210,7 +210,7 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))] if len(rows) else rows
 
 
-def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
+def _selftest(run: "CheckedRun", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
     from edge_agent.detection.detector import Scorer
@@ -229,14 +229,14 @@ def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
     return file.getvalue()
 
 
-def write(run: "Run", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
+def write(run: "CheckedRun", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
     """Write the bundle aside, pass it through the agent's own checks, then write it to ``out``."""
     from converter import quantize
     from edge_agent.contract import bundle
     from edge_agent.detection import runtime
 
     model = run.model
-    manifest = bundle.Manifest(
+    manifest = bundle.BundleManifest(
         format=bundle.FORMAT,
         version=version,
         created=run.created.isoformat(),
@@ -269,7 +269,7 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def _report(run: "Run", results: "list[Parity]") -> None:
+def _report(run: "CheckedRun", results: "list[Parity]") -> None:
     """Print the parity of every variant and leave it in the run folder."""
     from rich.console import Console
     from rich.table import Table

@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParityRows:
     """The rows the outcomes are of, as masks (n,), with label, the device and part each is of, and time (n,)."""
 
     benign: NDArray[np.bool_]
@@ -150,13 +150,13 @@ class Observer:
         self._groups.append(np.char.add(np.char.add(block.part[used], " "), block.device[used]))
         self._t_ns.append(block.t_ns[used])
 
-    def seen(self) -> tuple[Rows, list[Outcome]]:
+    def seen(self) -> tuple[ParityRows, list[Outcome]]:
         """What the rows were and what each pair said of them; ValueError when there were none."""
         if not self._part:
             raise ValueError("every row is a train row of an attack: nothing to compute τ from or to compare")
         part, label = np.concatenate(self._part), np.concatenate(self._label)
         benign = label == BENIGN
-        rows = Rows(
+        rows = ParityRows(
             benign=benign,
             optimise=(part == "optimise") & benign,
             test=(part == "test") & benign,
@@ -179,7 +179,7 @@ def _joined(outcomes: list[Outcome]) -> Outcome:
 
 def compare(
     variant: str,
-    rows: Rows,
+    rows: ParityRows,
     ours: Side,
     keras: Side,
     sizes: dict[str, int],
@@ -213,7 +213,7 @@ def flips(mask: NDArray[np.bool_], ours: Side, keras: Side) -> Flips:
     )
 
 
-def class_flips(rows: Rows, ours: Outcome, theirs: Outcome) -> ClassFlips | None:
+def class_flips(rows: ParityRows, ours: Outcome, theirs: Outcome) -> ClassFlips | None:
     """Classes of ``ours`` that differ on test and attack rows; None without classifiers."""
     if ours.classes is None or theirs.classes is None:
         return None

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision, Signature
+from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision, PacketProfile
 from edge_agent.contract.scaling import Array, Scaler, ScalingError
 
 FORMAT = 1
@@ -44,7 +44,7 @@ class ModelFile:
     normal: dict[str, tuple[float, ...]]
     seed: int
     provenance: dict[str, str]
-    signatures: dict[str, Signature] = field(default_factory=dict)
+    signatures: dict[str, PacketProfile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -67,7 +67,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Run:
+class CheckedRun:
     """A checked run folder."""
 
     path: Path
@@ -131,7 +131,7 @@ def _floats(frame: pl.DataFrame, columns: Sequence[str]) -> Array:
     return np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32)
 
 
-def load(path: str | Path) -> Run:
+def load(path: str | Path) -> CheckedRun:
     """Read and check a run folder; RunError when a file is missing or not as the trainer writes it."""
     path = Path(path)
     if not path.is_dir():
@@ -154,7 +154,7 @@ def load(path: str | Path) -> Run:
         raise RunError(f"{path / MODEL}: scaler has {len(scaler.mean)} columns, model {len(model.columns)}")
     if model.classes and not (path / CLASSIFIER_KERAS).is_file():
         raise RunError(f"{path}: {MODEL} names classes, but {CLASSIFIER_KERAS} (for {CLASSIFIER}) is missing")
-    return Run(path, model, scaler, _created(path), _check_rows(path / ROWS, model))
+    return CheckedRun(path, model, scaler, _created(path), _check_rows(path / ROWS, model))
 
 
 def _created(path: Path) -> datetime.datetime:

@@ -500,23 +500,23 @@ def _trial(args: argparse.Namespace) -> int:
     from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
     from edge_agent.contract.broker import BrokerError
-    from edge_agent.contract.messages import Model
-    from edge_agent.control import Refused
+    from edge_agent.contract.messages import ModelInfo
+    from edge_agent.control import CommandRefused
     from edge_agent.state import StateError
 
     try:
         config = _config(args)
-        model = Model("none")
+        model = ModelInfo("none")
         if config.bundle:
             manifest = (bundle := bundles.load(config.bundle)).manifest
-            model = Model(manifest.version, bundle.sha256, manifest.generated)
+            model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
         for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
             print(f"{number}. {step}", flush=True)
     except _Refused as refused:
         return _say(refused, refused.status)
     except (bundles.BundleError, BrokerError) as error:
         return _say(error)
-    except (testalert.NotDelivered, Refused, StateError) as error:
+    except (testalert.NotDelivered, CommandRefused, StateError) as error:
         return _say(error, 1)
     return 0
 
@@ -540,7 +540,7 @@ def _order(args: argparse.Namespace) -> int:
         return _say(refused, refused.status)
     except MessageError as error:
         return _say(error)
-    except (control.Refused, StateError) as error:
+    except (control.CommandRefused, StateError) as error:
         return _say(error, 1)
     if reply.error:
         return _say(reply.error, 1)

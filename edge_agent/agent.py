@@ -22,12 +22,12 @@ from edge_agent.config import LIVE, AgentConfig, EvidenceConfig, changed
 from edge_agent.contract import messages
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
-from edge_agent.control import Control, Origin, Refused
+from edge_agent.control import CommandRefused, Control, Origin
 from edge_agent.delivery.alerts import Alerter, cut_short
 from edge_agent.delivery.evidence import EvidenceError, EvidenceStore, chunks
 from edge_agent.delivery.link import Link
 from edge_agent.delivery.outbox import Outbox
-from edge_agent.detection.checkins import CheckIns, Rule
+from edge_agent.detection.checkins import CheckInRule, CheckIns
 from edge_agent.detection.detector import LATE_S, Detector
 from edge_agent.detection.devices import Devices
 from edge_agent.state import State, StateError
@@ -114,11 +114,11 @@ class Agent:
             self.devices.carry_over(self.detector.vote)
         self._step = self.detector.step
         slow = config.checkins
-        self.checkins = CheckIns(config.networks, Rule(slow.learn_s)) if slow.enabled else None
+        self.checkins = CheckIns(config.networks, CheckInRule(slow.learn_s)) if slow.enabled else None
         self.alerter = Alerter(
             config.gateway,
             config.site,
-            messages.Model(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
+            messages.ModelInfo(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
             version("botwatch"),
             names=config.names,
             update_s=config.alerts.update_s,
@@ -224,9 +224,9 @@ def run(
 
     The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
     """
-    watched = _Watched()
-    health = _Health(agent, interfaces, publisher)
-    memory = _Memory(agent, publisher, save_s)
+    watched = ServiceNotifier()
+    health = HealthMonitor(agent, interfaces, publisher)
+    memory = LearningStore(agent, publisher, save_s)
     control = publisher.control if publisher else None
     if publisher and control:
         agent.alerter.silence = control.allowed
@@ -293,13 +293,13 @@ def _trial(agent: Agent, give: Callable[..., None], command: messages.Command, o
 def _send_evidence(agent: Agent, control: Control, command: messages.Command, origin: Origin) -> dict[str, Any]:
     """Done for the command `evidence`: the parts go after the reply, straight to the broker and not over the disk."""
     if origin == "local":
-        raise Refused("on the gateway `botwatch agent evidence` reads it")
+        raise CommandRefused("on the gateway `botwatch agent evidence` reads it")
     if agent.evidence is None:
-        raise Refused("no evidence is kept here (evidence.path)")
+        raise CommandRefused("no evidence is kept here (evidence.path)")
     try:
         told, parts = chunks(agent.evidence.folder, command.arguments["alert"])
     except EvidenceError as error:
-        raise Refused(str(error)) from error
+        raise CommandRefused(str(error)) from error
     control.follow([(f"chunk/{c.id}", messages.encode(c.document(), messages.MAX_CHUNK)) for c in parts])
     return told
 
@@ -309,9 +309,9 @@ def _relearn(devices: Devices, device: str) -> dict[str, Any]:
     try:
         known = devices.relearn(parse_mac(device))
     except ValueError:
-        raise Refused(f"{device}: a device is learnt under its MAC") from None
+        raise CommandRefused(f"{device}: a device is learnt under its MAC") from None
     if not known:
-        raise Refused(f"{device} has not been seen")
+        raise CommandRefused(f"{device} has not been seen")
     return {"device": device, "state": "learning"}
 
 
@@ -347,7 +347,7 @@ class Reload:
         return why
 
 
-class _Watched:
+class ServiceNotifier:
     """Word to systemd, if it runs us (sd_notify(3)): ready, alive, stopping."""
 
     def __init__(self) -> None:
@@ -378,7 +378,7 @@ class _Watched:
             logger.warning("cannot tell systemd %s: %s", text, error)
 
 
-class _Health:
+class HealthMonitor:
     """What the agent says of itself each minute, and warnings that are worth a line in the log once."""
 
     def __init__(self, agent: Agent, interfaces: Interfaces, publisher: "Publisher | None") -> None:
@@ -469,7 +469,7 @@ def _recall(extractor: Extractor, path: Path) -> bool:
     return True
 
 
-class _Memory:
+class LearningStore:
     """What was learnt of devices: into the log and, with a ``publisher``, to the broker and into its state.
 
     The disk is written by a thread of its own, so that a slow card does not hold up packets; what a write could not do,

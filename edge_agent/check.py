@@ -20,7 +20,7 @@ from edge_agent.capture.sources import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
-from edge_agent.control import Refused, agent_runs, order, state_path
+from edge_agent.control import CommandRefused, agent_runs, order, state_path
 from edge_agent.delivery.link import probe
 from edge_agent.state import StateError
 
@@ -112,7 +112,7 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
         spoken = probe(broker, config.gateway)
         told = ", TLS" if broker.tls else ", without TLS"
         yield Finding(what, False, f"takes us as {broker.username or config.gateway}, MQTT {spoken}{told}")
-    except (Refused, StateError) as error:
+    except (CommandRefused, StateError) as error:
         yield Finding(what, True, f"the agent that runs cannot be asked: {error}")
     except (BrokerError, OSError) as error:
         why = explain(error)

@@ -13,9 +13,9 @@ from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
-from edge_agent.detection.calibrate import OWN_S
-from edge_agent.detection.checkins import LEARN_S, Rule
+from edge_agent.detection.checkins import LEARN_S, CheckInRule
 from edge_agent.detection.detector import LATE_S
+from edge_agent.detection.device_limits import OWN_S
 from edge_agent.detection.devices import MOST_BYTES
 
 
@@ -92,7 +92,7 @@ class CheckInsConfig:
     """Whether regular contacts with hosts that are new to a device are told, and how long a device is learnt first."""
 
     enabled: bool = True
-    learn_s: float = within(Rule.learn_s, *LEARN_S)
+    learn_s: float = within(CheckInRule.learn_s, *LEARN_S)
 
     def __post_init__(self) -> None:
         check(self)

@@ -37,7 +37,7 @@ from edge_agent.contract.messages import (
     parse_topic,
     topic,
 )
-from edge_agent.delivery.allow import AllowError, AllowList, Entry
+from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.link import Incoming, Link
 from edge_agent.delivery.outbox import KEEP_S, Outbox
 from edge_agent.state import State, StateError
@@ -68,7 +68,7 @@ MAX_EPISODES = 2_000
 logger = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """An order that is not carried out; the message says why, to whoever gave it."""
 
 
@@ -117,7 +117,7 @@ class Control:
     def follow(self, parts: Sequence[tuple[str, bytes]]) -> None:
         """For a handler: let ``(leaf, payload)`` messages go after its reply, all or, when too much waits, Refused."""
         if self._link is None or self._link.room() <= len(parts):
-            raise Refused("too much waits to be sent; later there may be room")
+            raise CommandRefused("too much waits to be sent; later there may be room")
         self._following = [(topic(self._config.gateway, leaf, self._config.broker.base), p) for leaf, p in parts]
 
     def describe(self, section: str, tell: Callable[[], Any]) -> None:
@@ -128,7 +128,7 @@ class Control:
         """The MAC (as in alerts) or address that ``text`` means: either of them, or a name of the configuration's."""
         named = sorted(mac for mac, name in self._config.names.items() if name == text)
         if len(named) > 1:
-            raise Refused(f"{text!r} is the name of {' and '.join(named)}: say which")
+            raise CommandRefused(f"{text!r} is the name of {' and '.join(named)}: say which")
         if named:
             return named[0]
         try:
@@ -138,7 +138,7 @@ class Control:
         try:
             return str(ipaddress.ip_address(text))
         except ValueError:
-            raise Refused(f"{text!r} is no MAC, no IP address and no name in the configuration") from None
+            raise CommandRefused(f"{text!r} is no MAC, no IP address and no name in the configuration") from None
 
     def poll(self, now: float) -> bool:
         """Do what was ordered; ``now`` is the steady clock. Whether what is held back has changed.
@@ -174,9 +174,9 @@ class Control:
             handler = self._handlers.get(command.verb)
             if handler is None:
                 why = "this agent does not do that" if self._outbox else "no agent runs that could"
-                raise Refused(f"{command.verb}: {why}")
+                raise CommandRefused(f"{command.verb}: {why}")
             result, error = handler(command, origin), ""
-        except (Refused, AllowError, StateError) as refusal:
+        except (CommandRefused, AllowError, StateError) as refusal:
             result, error = None, str(refusal)
         self.counts["commands_refused" if error else "commands_done"] += 1
         if command.verb != "status":
@@ -226,20 +226,20 @@ class Control:
             id_ = document["id"][:64] if isinstance(document.get("id"), str) else ""
             command = Command.read(verb, document)
             if verb not in self._config.commands:
-                raise Refused(f"{verb}: not taken from the broker by this agent; it takes {self._takes()}")
+                raise CommandRefused(f"{verb}: not taken from the broker by this agent; it takes {self._takes()}")
             before = self._state.command_reply("broker", id_)
             if before and before[0] != verb:
-                raise Refused(f"id {id_} was that of another command ({before[0]})")
+                raise CommandRefused(f"id {id_} was that of another command ({before[0]})")
             if before and before[1] is not None:
                 self.counts["commands_repeated"] += 1
                 return before[1]
             age_s = (time.time_ns() - (command.t_ns or time.time_ns())) / 1e9
             if age_s > STALE_S:
-                raise Refused(f"sent {age_s:.0f} s ago by this gateway's clock: too late")
+                raise CommandRefused(f"sent {age_s:.0f} s ago by this gateway's clock: too late")
             payload = _encode(self.execute(command, "broker"))
             self._state.command_done("broker", id_, verb, payload, KEEP_REPLIES)
             return payload
-        except (MessageError, Refused, StateError) as error:
+        except (MessageError, CommandRefused, StateError) as error:
             self.counts["commands_refused"] += 1
             return _encode(Reply(id_, verb[:40], time.time_ns(), error=str(error)))
 
@@ -287,9 +287,9 @@ class Control:
         if "classes" in said:
             classes = said["classes"]
         elif not classes:
-            raise Refused("allow: say which classes (a mute holds back all of a device)")
+            raise CommandRefused("allow: say which classes (a mute holds back all of a device)")
         if device == ALL_DEVICES:
-            raise Refused("allow: names one device; mute can hold back all")
+            raise CommandRefused("allow: names one device; mute can hold back all")
         default_s = ALLOW_S if origin == "local" else self._config.control.remote_hours * 3600
         return self._add(
             command,
@@ -313,17 +313,17 @@ class Control:
             return (ALL_DEVICES if said["device"] == ALL_DEVICES else self.device(said["device"])), ()
         about = self._state.episode(said["alert"])
         if about is None:
-            raise Refused(f"alert {said['alert']} is not known here (any more): name the device and the classes")
+            raise CommandRefused(f"alert {said['alert']} is not known here (any more): name the device and the classes")
         known = json.loads(about)
         if not known["device"]:
-            raise Refused(f"alert {said['alert']} names no device")
+            raise CommandRefused(f"alert {said['alert']} names no device")
         return known["device"], tuple(known["classes"])
 
     def _add(self, command: Command, origin: Origin, device: str, for_s: float, **about: Any) -> Mapping[str, Any]:
         if origin == "broker":
             self._check_bounds(device, for_s)
         now = time.time()
-        entry = Entry(
+        entry = Suppression(
             device=device,
             created_s=now,
             expires_s=now + for_s,
@@ -335,10 +335,10 @@ class Control:
         if origin == "broker":
             active = self.allowed.active().values()
             if any(old.same_as(entry) and old.origin == "local" for old in active):
-                raise Refused("an entry about the same was made on the gateway: the broker cannot replace it")
+                raise CommandRefused("an entry about the same was made on the gateway: the broker cannot replace it")
             others = sum(old.origin == "broker" and not old.same_as(entry) for old in active)
             if others >= (most := self._config.control.remote_entries):
-                raise Refused(f"{most} entries made through the broker are the bound (control.remote_entries)")
+                raise CommandRefused(f"{most} entries made through the broker are the bound (control.remote_entries)")
         n = self.allowed.add(entry, now, time.monotonic())
         self._changed = True
         return {
@@ -352,13 +352,13 @@ class Control:
         """What the broker may order, lest whoever has it silences the gateway."""
         most_s = self._config.control.remote_hours * 3600
         if device == ALL_DEVICES:
-            raise Refused("through the broker only one device can be named")
+            raise CommandRefused("through the broker only one device can be named")
         if for_s > most_s:
-            raise Refused(f"through the broker at most {most_s:.0f} s (control.remote_hours), not {for_s:.0f}")
+            raise CommandRefused(f"through the broker at most {most_s:.0f} s (control.remote_hours), not {for_s:.0f}")
         if device in own_addresses():
-            raise Refused(f"{device} is the gateway itself: only a command on the gateway can hold that back")
+            raise CommandRefused(f"{device} is the gateway itself: only a command on the gateway can hold that back")
         if ":" in device and len(device) == 17 and int(device[:2], 16) & 1:
-            raise Refused(f"{device} is a group address and no device")
+            raise CommandRefused(f"{device} is a group address and no device")
 
     def _unallow(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         return self._drop("allow", [command.arguments["entry"]])
@@ -370,14 +370,14 @@ class Control:
         device = ALL_DEVICES if said["device"] == ALL_DEVICES else self.device(said["device"])
         found = [n for n, entry in self.allowed.active().items() if entry.kind == "mute" and entry.device == device]
         if not found:
-            raise Refused(f"{device} is not muted")
+            raise CommandRefused(f"{device} is not muted")
         return self._drop("mute", found)
 
     def _drop(self, kind: str, numbers: list[int]) -> Mapping[str, Any]:
         active = self.allowed.active()
         for n in numbers:
             if n not in active or active[n].kind != kind:
-                raise Refused(f"{n} is the number of no {kind} that is active")
+                raise CommandRefused(f"{n} is the number of no {kind} that is active")
         for n in numbers:
             self.allowed.drop(n)
         self._changed = True
@@ -388,7 +388,7 @@ class Control:
         now = time.time()
         since_s = max(command.arguments["since"] / 1e9, now - KEEP_S)
         if since_s > now:
-            raise Refused("since: lies in the future by this gateway's clock")
+            raise CommandRefused("since: lies in the future by this gateway's clock")
         count = self._state.outbox_again(now, now - since_s)
         if self._link:
             self._link.resend()
@@ -447,7 +447,9 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
     try:
         state = State(path, guest=True)
     except StateError as error:
-        raise Refused(f"{error} (no agent has run with it, or it is another user's; --outbox names another)") from error
+        raise CommandRefused(
+            f"{error} (no agent has run with it, or it is another user's; --outbox names another)"
+        ) from error
     try:
         if state.claim():
             control = Control(config, state)
@@ -456,14 +458,14 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
             return control.execute(command, "local"), False
         document = json.dumps(command.document()).encode()
         if not state.command_put("local", id_, verb, document, MAX_WAITING):
-            raise Refused(f"{MAX_WAITING} commands wait already: the agent does not come round to them")
+            raise CommandRefused(f"{MAX_WAITING} commands wait already: the agent does not come round to them")
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             time.sleep(0.1)
             answered = state.command_reply("local", id_)
             if answered and answered[1] is not None:
                 return Reply.read(json.loads(answered[1])), True
-        raise Refused(f"the agent runs and did not answer within {wait_s:.0f} s; the command waits for it")
+        raise CommandRefused(f"the agent runs and did not answer within {wait_s:.0f} s; the command waits for it")
     finally:
         state.close()
 

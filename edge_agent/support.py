@@ -126,7 +126,7 @@ def _status(config: AgentConfig) -> str:
         return json.dumps({"error": "no agent has run with this configuration"})
     try:
         reply, running = control.order(config, "status", {})
-    except (control.Refused, StateError, BrokerError) as error:
+    except (control.CommandRefused, StateError, BrokerError) as error:
         return json.dumps({"error": str(error)})
     return json.dumps({"running": running, "error": reply.error, **(reply.result or {})}, indent=1, ensure_ascii=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 from edge_agent import control
 from edge_agent.agent import Publisher
 from edge_agent.config import AgentConfig
-from edge_agent.contract.messages import Model
+from edge_agent.contract.messages import ModelInfo
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.state import State
 
@@ -26,17 +26,17 @@ class NotDelivered(Exception):
     """The broker does not have it; the message says why, and where it is."""
 
 
-def steps(config: AgentConfig, model: Model, wait_s: float) -> Iterator[str]:
+def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]:
     """Send it and say what happened, step by step; NotDelivered when the broker has not taken it within ``wait_s``.
 
-    ``model`` is named in it when no agent runs. Raises control.Refused when an agent runs and does not answer, and
-    BrokerError and StateError.
+    ``model`` is named in it when no agent runs. Raises control.CommandRefused when an agent runs and does not answer,
+    and BrokerError and StateError.
     """
     path = control.state_path(config)
     if control.agent_runs(config):
         reply, _ = control.order(config, "test-alert", {})
         if reply.error:
-            raise control.Refused(reply.error)
+            raise control.CommandRefused(reply.error)
         yield "an agent runs and has taken the order"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return

@@ -19,7 +19,7 @@ from trainer.data.protocol import Split
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """One source of rows. Relative paths are relative to the config file."""
 
     kind: Literal["captures", "rows", "nbaiot"]
@@ -178,7 +178,7 @@ class StudySettings:
 class Config:
     """Everything a fit depends on beside the data itself."""
 
-    data: tuple[Entry, ...] = within(MISSING, 1, 100_000)
+    data: tuple[DatasetEntry, ...] = within(MISSING, 1, 100_000)
     seed: int = within(1, 0, 2**32 - 1)
     schemas: tuple[str, ...] = within((cols.CLEAN, cols.DEVICE), 1, len(cols.SCHEMAS))
     columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # empty: all of the schemas

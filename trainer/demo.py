@@ -31,7 +31,7 @@ from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import CaptureError, open_file
 from edge_agent.contract import captures, settings
 from edge_agent.contract.bundle import BENIGN
-from edge_agent.contract.captures import Capture, Manifest
+from edge_agent.contract.captures import Capture, CaptureManifest
 
 PROG = "botwatch demo"
 
@@ -277,7 +277,7 @@ def _collector(out: Path, address: str) -> Iterator[Path]:
             yield database
 
 
-def _gateways(manifest: Manifest) -> list[str]:
+def _gateways(manifest: CaptureManifest) -> list[str]:
     """An id for each capture's gateway, after its device and file; numbered where two would be the same."""
     names: list[str] = []
     for capture in manifest.captures:
@@ -291,7 +291,7 @@ def _gateways(manifest: Manifest) -> list[str]:
     return names
 
 
-def _replay(manifest: Manifest, root: Path, out: Path, address: str) -> list[tuple[Capture, str]]:
+def _replay(manifest: CaptureManifest, root: Path, out: Path, address: str) -> list[tuple[Capture, str]]:
     """Every capture through an agent of its own, two at a time; returns each with its gateway's id."""
     names = list(zip(manifest.captures, _gateways(manifest), strict=True))
     for folder in ("outbox", "agent"):

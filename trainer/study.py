@@ -27,7 +27,7 @@ from trainer.report.findings import Cell, Figure, Findings, Series, Table
 if TYPE_CHECKING:
     from edge_agent.detection.detector import Scorer
     from trainer.data import dataset
-    from trainer.fit.fit import Parts, Run
+    from trainer.fit.fit import FittedModel, Parts
 
 PROG = "botwatch trainer study"
 
@@ -106,7 +106,7 @@ def _refuse(reason: object) -> int:
 
 
 @dataclass(frozen=True)
-class Sample:
+class StudySample:
     """Row numbers that the study looks at: benign parts, and attack rows of the same number for two of them."""
 
     optimise: Index
@@ -119,8 +119,8 @@ class Sample:
 class Arm:
     """One autoencoder and its errors on the rows of a sample."""
 
-    run: "Run"
-    sample: Sample
+    run: "FittedModel"
+    sample: StudySample
     optimise: Errors
     test: Errors
     attack_optimise: Errors
@@ -217,7 +217,7 @@ def _take_stock(config: Config, partial: bool) -> tuple[dict[tuple[str, str], in
     return counts, tuple(label for label in labels if label not in config.study.leave_out)
 
 
-def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dataset.Table", main: Arm) -> Part:
+def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dataset.RowTable", main: Arm) -> Part:
     """Rows of each family in the files, in memory, and as published; the learning curve."""
     from trainer.data import catalogue
 
@@ -257,7 +257,7 @@ def _family(label: str) -> str:
 
 def _arm(
     config: Config,
-    table: "dataset.Table",
+    table: "dataset.RowTable",
     say: Callable[[str], None] = lambda line: None,
     watch: Callable[[Any, int, float, float], None] | None = None,
 ) -> Arm:
@@ -269,15 +269,17 @@ def _arm(
     return Arm(fitted, sample, *_errors(fitted, table, dataclasses.astuple(sample)))
 
 
-def _sample(parts: "Parts") -> Sample:
+def _sample(parts: "Parts") -> StudySample:
     """Attack rows at random, as many as benign optimise and test rows; half of them each where they are too few."""
     attack = np.random.default_rng(17).permutation(parts.attack)
     share = min(1.0, len(attack) / max(1, len(parts.optimise) + len(parts.test)))
     first, second = int(share * len(parts.optimise)), int(share * len(parts.test))
-    return Sample(parts.optimise, parts.test, attack[:first], attack[first : first + second])
+    return StudySample(parts.optimise, parts.test, attack[:first], attack[first : first + second])
 
 
-def _errors(fitted: "Run", table: "dataset.Table", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
+def _errors(
+    fitted: "FittedModel", table: "dataset.RowTable", of: Sequence[Index], network: Any = None
+) -> tuple[Errors, ...]:
     """Mean squared error of each row of several sets, by the fitted network or another of its shape."""
     from edge_agent.detection.detector import Scorer
     from trainer.fit import autoencoder
@@ -286,7 +288,7 @@ def _errors(fitted: "Run", table: "dataset.Table", of: Sequence[Index], network:
     return tuple(_scored(scorer, table, fitted.columns, rows) for rows in of)
 
 
-def _scored(scorer: "Scorer", table: "dataset.Table", columns: tuple[str, ...], rows: Index) -> Errors:
+def _scored(scorer: "Scorer", table: "dataset.RowTable", columns: tuple[str, ...], rows: Index) -> Errors:
     """Errors of some rows, in pieces of bounded memory."""
     at = np.array([table.columns.index(c) for c in columns], dtype=np.intp)
     pieces = [scorer.full(table.values[np.ix_(rows[i : i + 65536], at)]) for i in range(0, len(rows), 65536)]
@@ -397,7 +399,7 @@ def _curve(title: str, history: dict[str, Any]) -> Figure:
 # ---- the quantised model -----------------------------------------------------------------------------------------
 
 
-def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, command: str) -> Part:
+def _quantised(config: Config, table: "dataset.RowTable", main: Arm, out: Path, command: str) -> Part:
     """The run converted to int8 and measured on the same rows, its τ from its own scores.
 
     Raw z spans so wide a range that eight bits may not hold it. Where the converter refuses the run, the same protocol
@@ -438,7 +440,7 @@ def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, com
     return Part((sentence,), (Table("The quantised model on the same test rows", columns, cells),), warnings=warnings)
 
 
-def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
+def _converted(what: str, folder: Path, table: "dataset.RowTable", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
     """A run folder through the converter and its bundle's figures on the arm's sample; FitError when it is refused."""
     from edge_agent.contract import bundle as bundles
     from edge_agent.detection import detector, runtime
@@ -471,7 +473,7 @@ def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: flo
 # ---- Fisher scores -----------------------------------------------------------------------------------------------
 
 
-def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
+def _groups(config: Config, table: "dataset.RowTable") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
     """Rows, class numbers and class names of the study's three questions; those without two classes are left out.
 
     Detection: as many attack rows as benign ones. Families: as many rows of each as benign ones. Mirai types:
@@ -504,7 +506,7 @@ def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, ND
     return found
 
 
-def _ten_best(config: Config, table: "dataset.Table", question: str) -> list[tuple[str, float]]:
+def _ten_best(config: Config, table: "dataset.RowTable", question: str) -> list[tuple[str, float]]:
     """Columns and Fisher scores, best first, copies in."""
     from trainer.data import ranking
 
@@ -516,7 +518,7 @@ def _ten_best(config: Config, table: "dataset.Table", question: str) -> list[tup
     return [(columns[i], float(scores[i])) for i in order]
 
 
-def _fisher(config: Config, table: "dataset.Table") -> Part:
+def _fisher(config: Config, table: "dataset.RowTable") -> Part:
     """Top ten columns for each question, copies in as in the study's Table 1, and how many of them are distinct."""
     tops = {name: _ten_best(config, table, name) for name in _groups(config, table)}
     distinct = {name: len({COPIES.get(c, c) for c, _ in top}) for name, top in tops.items()}
@@ -562,7 +564,7 @@ class Classified:
 HOW = ("random, epoch by test rows", "random, epoch by other rows", "in time order")
 
 
-def _classifiers(config: Config, table: "dataset.Table") -> dict[str, tuple[Classified, ...]]:
+def _classifiers(config: Config, table: "dataset.RowTable") -> dict[str, tuple[Classified, ...]]:
     """Families and Mirai types, each split and selected in the three ways of `HOW`."""
     found = {}
     for name, (rows, numbers, classes) in _groups(config, table).items():
@@ -572,7 +574,12 @@ def _classifiers(config: Config, table: "dataset.Table") -> dict[str, tuple[Clas
 
 
 def _classified(
-    config: Config, table: "dataset.Table", rows: Index, numbers: NDArray[np.int64], classes: tuple[str, ...], how: str
+    config: Config,
+    table: "dataset.RowTable",
+    rows: Index,
+    numbers: NDArray[np.int64],
+    classes: tuple[str, ...],
+    how: str,
 ) -> Classified:
     """Train on 80 % and test on 20 %; a tenth of the former selects the epoch, unless the test rows do."""
     from trainer.data import protocol
@@ -607,7 +614,7 @@ def _classified(
     return Classified(how, classes, matrix, int(network.count_params()), history)
 
 
-def _classification(config: Config, table: "dataset.Table", classified: dict[str, tuple[Classified, ...]]) -> Part:
+def _classification(config: Config, table: "dataset.RowTable", classified: dict[str, tuple[Classified, ...]]) -> Part:
     """Recall, confusion and learning curve of each classifier, and the slides' output layer beside the softmax."""
     lead, tables, figures = [], [], []
     for name, results in classified.items():
@@ -650,7 +657,7 @@ def _matrix(title: str, result: Classified) -> Figure:
     )
 
 
-def _heads(config: Config, table: "dataset.Table", softmax: Classified) -> Table:
+def _heads(config: Config, table: "dataset.RowTable", softmax: Classified) -> Table:
     """The slides' output min(1, max(0, w·h + b)) beside the softmax, for families, split at random."""
     other = dataclasses.replace(config, classifier=dataclasses.replace(config.classifier, head="clipped"))
     rows, numbers, classes = _groups(config, table)["families"]
@@ -691,7 +698,7 @@ def smallest_window(flags: NDArray[np.bool_]) -> int | None:
     return next((w for w in range(1, min(len(flags), MAX_WINDOW) + 1) if not alarms(flags, w).any()), None)
 
 
-def _per_device(config: Config, table: "dataset.Table", main: Arm) -> Part:
+def _per_device(config: Config, table: "dataset.RowTable", main: Arm) -> Part:
     """The paper's experiment: each device's own autoencoder, τ and window, and the shared model on the same rows."""
     from trainer.data import protocol
     from trainer.fit import fit
@@ -794,7 +801,7 @@ def _per_device(config: Config, table: "dataset.Table", main: Arm) -> Part:
 
 
 def _own_autoencoder(
-    config: Config, table: "dataset.Table", train: Index, optimise: Index, training: Any
+    config: Config, table: "dataset.RowTable", train: Index, optimise: Index, training: Any
 ) -> Callable[[Index], Errors]:
     """A device's own network and scaler, as a function from row numbers to errors."""
     from edge_agent.contract.scaling import row_error
@@ -827,7 +834,7 @@ Row = tuple[str, str, Cell, Cell, str]
 
 def _defects(
     config: Config,
-    table: "dataset.Table",
+    table: "dataset.RowTable",
     main: Arm,
     last_weights: Any,
     classified: dict[str, tuple[Classified, ...]],
@@ -899,7 +906,7 @@ def _defects(
     )
 
 
-def _of_order(config: Config, table: "dataset.Table", main: Arm) -> list[Row]:
+def _of_order(config: Config, table: "dataset.RowTable", main: Arm) -> list[Row]:
     """Thirds at random against thirds in time order: row errors, and test rows that also train."""
     from trainer.fit import fit
 
@@ -931,7 +938,7 @@ def _of_order(config: Config, table: "dataset.Table", main: Arm) -> list[Row]:
     ]
 
 
-def _copied(table: "dataset.Table", parts: "Parts") -> float | None:
+def _copied(table: "dataset.RowTable", parts: "Parts") -> float | None:
     """Share of benign test rows that equal a train row in every column."""
 
     def keys(rows: Index) -> NDArray[Any]:
@@ -941,7 +948,7 @@ def _copied(table: "dataset.Table", parts: "Parts") -> float | None:
     return _ratio(int(np.isin(keys(parts.test), keys(parts.train)).sum()), len(parts.test))
 
 
-def _of_left_out(config: Config, table: "dataset.Table", main: Arm, labels: tuple[str, ...]) -> Row:
+def _of_left_out(config: Config, table: "dataset.RowTable", main: Arm, labels: tuple[str, ...]) -> Row:
     """Recall on the attack rows that the study dropped, read apart and thinned: they took no part in anything."""
     from trainer.fit import fit
 
@@ -974,7 +981,7 @@ def _of_labelled_n(config: Config, main: Arm) -> Row:
     )
 
 
-def _of_scaler(config: Config, table: "dataset.Table", main: Arm) -> Row:
+def _of_scaler(config: Config, table: "dataset.RowTable", main: Arm) -> Row:
     """The scaler that has seen optimise rows against the one that has not; whichever the preset has not is trained."""
     n, leaks = config.decision.n, config.scaling.fit_on == "train+optimise"
     swapped = dataclasses.replace(config.scaling, fit_on="train" if leaks else "train+optimise")
@@ -984,7 +991,7 @@ def _of_scaler(config: Config, table: "dataset.Table", main: Arm) -> Row:
     return "5 script fits the scaler on the rows τ comes from too", "FPR", rates[0], rates[1], "train rows only"
 
 
-def _of_last_epoch(config: Config, table: "dataset.Table", main: Arm, last_weights: Any) -> Row:
+def _of_last_epoch(config: Config, table: "dataset.RowTable", main: Arm, last_weights: Any) -> Row:
     """τ by the last epoch's weights, tests by the best epoch's."""
     import keras
 
@@ -1012,7 +1019,7 @@ def _parameters(config: Config) -> tuple[int, int]:
     return tuple(int(autoencoder.build(columns, shape).count_params()) for shape in (Network(), script))  # type: ignore[return-value]
 
 
-def _limits(config: Config, table: "dataset.Table") -> Part:
+def _limits(config: Config, table: "dataset.RowTable") -> Part:
     limits = [
         "One row is one packet: these are shares of packets, not of alarms a person would get.",
         "One seed: small differences are chance.",

@@ -50,7 +50,7 @@ __all__ = [
     "Routes",
     "RowScaling",
     "Rows",
-    "Subjects",
+    "SenderTable",
     "give_back_memory",
     "highest_ratios",
 ]
@@ -295,7 +295,7 @@ class Routes:
     versions: npt.NDArray[np.uint8]
 
 
-class Subjects:
+class SenderTable:
     """Who rows are of, and which of them may be scored: ``kernel/senders.c``.
 
     At most ``most`` senders and subjects are remembered. ``max_rows_per_s`` is the budget in rows a second of capture

@@ -127,17 +127,18 @@ class Decision(Rules):
     warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
-SIGNATURE = (
+PROFILE_FIELDS = (
     *("udp", "tcp", "syn", "ack", "fin_rst", "length", "length_2", "new_peer", "new_socket"),
     *("same_src", "same_dst", "same_sport", "same_dport", "same_length"),
 )
-"""What `Signature` is of, all means over an episode's packets: shares of them; length, logarithmic between 60 and 1,514
-bytes, and its square; how often a packet repeats what the one before it had: fixed by the attacker, or ever another."""
+"""The fields of a packet profile, all means over an episode's packets: shares of them; length, logarithmic between 60
+and 1,514 bytes, and its square; how often a packet repeats what the one before it had: constant, or different every
+packet."""
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What episodes of a class look like: mean of each figure of `SIGNATURE`, and how far it may be off.
+class PacketProfile:
+    """What episodes of a class look like: mean of each figure of `PROFILE_FIELDS`, and how far it may be off.
 
     ``spread`` is the tolerance of an endless episode; the mean of n packets may be off by √(spread² + noise / n).
     """
@@ -148,8 +149,8 @@ class Signature:
 
     def __post_init__(self) -> None:
         for key in ("mean", "spread", "noise"):
-            if len(getattr(self, key)) != len(SIGNATURE):
-                raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(SIGNATURE)}")
+            if len(getattr(self, key)) != len(PROFILE_FIELDS):
+                raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(PROFILE_FIELDS)}")
         if not all(value > 0 for value in self.spread) or not all(value >= 0 for value in self.noise):
             raise ValueError("spread must be above 0, noise at least 0")
 
@@ -163,7 +164,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BundleManifest:
     """What a bundle says of itself; see `Decision` for the rules and `Scaler` for ``scaler``.
 
     ``normal`` is, per column, (median, 99.9 % quantile) of benign train rows in the column's own unit: what an
@@ -185,7 +186,7 @@ class Manifest:
     versions: dict[str, str]
     provenance: dict[str, str]
     files: dict[str, FileEntry]
-    signatures: dict[str, Signature] = field(default_factory=dict)  # of classes learnt from packets
+    signatures: dict[str, PacketProfile] = field(default_factory=dict)  # of classes learnt from packets
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -214,7 +215,7 @@ class Bundle:
     """A verified bundle on disk."""
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
     scaler: Scaler
     sha256: str  # of manifest.json, which names the hash of every other file: the bundle's identity
 
@@ -258,7 +259,7 @@ class Bundle:
         return found
 
 
-def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
     """Write ``files`` and the manifest, whose ``files`` is filled in here; returns the bundle as `load` sees it."""
     path.mkdir(parents=True, exist_ok=True)
     entries = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())}
@@ -281,7 +282,7 @@ def load(path: str | Path) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST}: not JSON: {error}") from error
     try:
-        manifest = settings.build(Manifest, data, str(path / MANIFEST))
+        manifest = settings.build(BundleManifest, data, str(path / MANIFEST))
         scaler = Scaler.from_json(manifest.scaler)
     except settings.SettingsError as error:
         raise BundleError(str(error)) from error

@@ -69,7 +69,7 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CaptureManifest:
     """A folder of captures: which device each is of, and what happened in it."""
 
     captures: tuple[Capture, ...]
@@ -77,13 +77,13 @@ class Manifest:
     seed: int | None = None
 
 
-def load(path: Path, root: Path | None = None) -> tuple[Manifest, Path, Path]:
+def load(path: Path, root: Path | None = None) -> tuple[CaptureManifest, Path, Path]:
     """The manifest at ``path`` (a file, or a folder that holds one), its own path, and where its files start from.
 
     SettingsError when it is not one, or names a file that is not there.
     """
     path = path / MANIFEST if path.is_dir() else path
-    manifest = settings.load(Manifest, path)
+    manifest = settings.load(CaptureManifest, path)
     root = root if root is not None else path.parent
     for capture in manifest.captures:
         if not (root / capture.file).is_file():

@@ -271,7 +271,7 @@ _TEST = AttackClass("TEST", 9001000, 3, "", "", ())
 
 
 @dataclass(frozen=True)
-class Device:
+class AlertDevice:
     """Whom an alert is about; "" for what is not known. A victim seen behind a router has an address and no MAC."""
 
     mac: str = ""
@@ -284,7 +284,7 @@ MAX_VERSION = 40
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelInfo:
     """The bundle that decided; ``generated`` when it was trained on generated captures, so that nobody is fooled."""
 
     version: str
@@ -320,7 +320,7 @@ class Alert:
     bytes: int
     gateway: str
     site: str
-    device: Device
+    device: AlertDevice
     role: Literal["source", "victim"]
     class_name: str  # a key of CLASSES
     confidence: float
@@ -329,7 +329,7 @@ class Alert:
     window_s: float
     top_features: tuple[tuple[str, float], ...]
     explanation: str
-    model: Model
+    model: ModelInfo
     agent: str
     clock: Clock
     src_ip: str
@@ -470,7 +470,7 @@ class Alert:
             bytes=_counted(flow, "bytes_toserver"),
             gateway=ours["gateway"],
             site=ours.get("site", ""),
-            device=Device(**ours.get("device", {})),
+            device=AlertDevice(**ours.get("device", {})),
             role=ours.get("role", "source"),
             class_name=ours["class"],
             confidence=float(ours["confidence"]),
@@ -479,7 +479,7 @@ class Alert:
             window_s=float(ours.get("window_s", 0.0)),
             top_features=tuple((str(name), float(value)) for name, value in ours.get("top_features", ())),
             explanation=ours.get("explanation", ""),
-            model=Model(**ours["model"]),
+            model=ModelInfo(**ours["model"]),
             agent=ours["agent"],
             clock=ours["clock"],
             src_ip=document["src_ip"] if document["src_ip"] != _NOBODY else "",

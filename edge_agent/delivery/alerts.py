@@ -18,11 +18,11 @@ from edge_agent.contract.messages import (
     CLASSES,
     MAX_VERSION,
     Alert,
+    AlertDevice,
     Clock,
-    Device,
     EpisodeState,
     Evidence,
-    Model,
+    ModelInfo,
     check_id,
     clean,
     uuid7,
@@ -121,7 +121,7 @@ class Alerter:
         self,
         gateway: str,
         site: str,
-        model: Model,
+        model: ModelInfo,
         agent_version: str,
         *,
         names: Mapping[str, str] | None = None,
@@ -227,7 +227,7 @@ class Alerter:
                 bytes=0,
                 gateway=self.gateway,
                 site=self.site,
-                device=Device(),
+                device=AlertDevice(),
                 role="source",
                 class_name="anomaly",
                 confidence=0.0,
@@ -367,11 +367,11 @@ class Alerter:
             return self._evidence.begin(id, latest)
         return self._evidence.of(id) if state == "update" else self._evidence.forget(id)
 
-    def _device(self, detection: Detection) -> Device:
+    def _device(self, detection: Detection) -> AlertDevice:
         if detection.role == "victim":  # the MAC is that of the router which brought the attack
-            return Device(ip=detection.device_ip)
+            return AlertDevice(ip=detection.device_ip)
         mac = mac_text(detection.device_mac)
-        return Device(mac=mac, ip=detection.device_ip, name=self._names.get(mac, ""))
+        return AlertDevice(mac=mac, ip=detection.device_ip, name=self._names.get(mac, ""))
 
 
 CUT_SHORT = "the agent was restarted"

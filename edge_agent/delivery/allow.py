@@ -28,7 +28,7 @@ class AllowError(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Suppression:
     """What is held back: times are Unix seconds of the wall clock."""
 
     kind: Literal["allow", "mute"]
@@ -51,7 +51,7 @@ class Entry:
             and self.port in (0, detection.dest_port)
         )
 
-    def same_as(self, other: "Entry") -> bool:
+    def same_as(self, other: "Suppression") -> bool:
         """Whether both are about the same, so that the newer takes the place of the older."""
         about = [(e.kind, e.device, frozenset(e.classes), e.host, e.port) for e in (self, other)]
         return about[0] == about[1]
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass
 class _Kept:
-    entry: Entry
+    entry: Suppression
     ends: float  # steady clock: by then it is over, whatever the wall clock is set to
     hits: int = 0
     last_s: float | None = None
@@ -85,7 +85,7 @@ class AllowList:
         with suppress(StateUnwritableError):  # which the outbox says, and counts
             for n, text, hits, last_s in self._state.allow_list():
                 said = json.loads(text)
-                entry = Entry(**said | {"classes": tuple(said["classes"])})
+                entry = Suppression(**said | {"classes": tuple(said["classes"])})
                 self._kept[n] = _Kept(entry, steady_s + entry.expires_s - entry.created_s, hits, last_s)
             self._read = True
 
@@ -108,7 +108,7 @@ class AllowList:
             if kept.entry.covers(detection):
                 kept.hits, kept.last_s, kept.dirty = kept.hits + 1, detection.t_ns / 1e9, True
 
-    def add(self, entry: Entry, now_s: float, steady_s: float) -> int:
+    def add(self, entry: Suppression, now_s: float, steady_s: float) -> int:
         """Make an entry, in the place of one about the same; its number. AllowError when the list is full."""
         old = [n for n, kept in self._kept.items() if kept.entry.same_as(entry)]
         if len(self._kept) - len(old) >= self._max:
@@ -129,7 +129,7 @@ class AllowList:
         self._kept.pop(n, None)
         self._active.pop(n, None)
 
-    def active(self) -> Mapping[int, Entry]:
+    def active(self) -> Mapping[int, Suppression]:
         """What is held back now, by number."""
         return {n: kept.entry for n, kept in self._active.items()}
 

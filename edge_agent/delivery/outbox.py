@@ -29,7 +29,7 @@ UNSAVED_BYTES = 4 * 1024 * 1024  # of their payloads
 _PAGE = 256  # rows read from the disk at a time
 
 
-class _Message(NamedTuple):
+class _Queued(NamedTuple):
     """One that is in memory only."""
 
     put_s: float  # wall clock, Unix seconds
@@ -62,7 +62,7 @@ class Outbox:
         self._given = 0  # the last row handed to ``send``
         self._wake: Callable[[], None] = lambda: None
         self._lock = threading.Lock()  # over what follows; taken before that of the state, never after
-        self._unsaved: dict[int, _Message] = {}  # by a number below 0, where rows are above
+        self._unsaved: dict[int, _Queued] = {}  # by a number below 0, where rows are above
         self._unsaved_bytes, self._last_unsaved = 0, 0
         self._unsaved_given = 0  # the last of them handed to ``send``
         self._stories: dict[str, tuple[str, bytes] | None] = {}  # what the disk does not know of stories; None: over
@@ -85,7 +85,7 @@ class Outbox:
         end: see `unfinished`. StateError when the state file is closed.
         """
         now = time.time()
-        kept = [_Message(now, *message) for message in messages]
+        kept = [_Queued(now, *message) for message in messages]
         for message in kept:
             if len(message.payload) > MAX_PAYLOAD:
                 raise ValueError(f"{message.topic}: {len(message.payload)} bytes, the bound is {MAX_PAYLOAD}")

@@ -3,7 +3,7 @@
 Knows what a bot's keep-alive to its command server looks like when it is too slow for any damped statistic: a remote
 peer that is new to the device after the device's own were learnt, contacted again and again for a long time, at regular
 intervals with little said, or with attempts that nobody answers. Takes the rows that the detector takes; all times are
-packet times. Nothing here is learnt from attacks; `Rule` says where its figures come from.
+packet times. Nothing here is learnt from attacks; `CheckInRule` says where its figures come from.
 
 Regularity alone tells nothing: healthy devices are the most regular of all. What they hardly ever do is to begin with a
 host they never used and stay with it, unless that host stands in for one they leave: a cloud behind changing addresses.
@@ -62,7 +62,7 @@ HEIR_S, DAY_S = 300.0, 86_400.0
 
 
 @dataclass(frozen=True)
-class Rule:
+class CheckInRule:
     """When contacts with a newcomer are check-ins.
 
     ``contacts`` within at least ``span_s`` seconds and without a pause of `PAUSE_S`. ``spread`` is the quartile
@@ -139,7 +139,7 @@ class _Peer:
 
 
 @dataclass(slots=True)
-class _Device:
+class _Visitor:
     first_ns: int
     peers: dict[bytes, _Peer] = field(default_factory=dict)
 
@@ -162,10 +162,10 @@ class _Pair:
 class CheckIns:
     """Rows in, detections out. ``networks`` is the monitored side, as the detector has it."""
 
-    def __init__(self, networks: Sequence[str] = PRIVATE_NETWORKS, rule: Rule | None = None):
+    def __init__(self, networks: Sequence[str] = PRIVATE_NETWORKS, rule: CheckInRule | None = None):
         self._networks = Networks.parse(networks)
-        self._rule = rule or Rule()
-        self._devices: OrderedDict[int, _Device] = OrderedDict()
+        self._rule = rule or CheckInRule()
+        self._devices: OrderedDict[int, _Visitor] = OrderedDict()
         self._carriers: OrderedDict[int, int] = OrderedDict()  # MAC -> 1: carries packets out, 2: in, 3: a router
         self._clock = SteadyClock()
         self._row_second, self._rows = 0, 0  # rows looked at in this second of packet time; the same of pairs
@@ -302,7 +302,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         peer.add(pair.second, pair.sums)
         return found
 
-    def _judge(self, device: _Device, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void) -> Detection | None:
+    def _judge(self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void) -> Detection | None:
         """What the contacts up to now, without the one that just begins, are."""
         rule = self._rule
         if peer.contacts < rule.contacts or t_ns - peer.began_ns < rule.span_s * _S:
@@ -360,7 +360,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
             hold_s=HOLD_S,
         )
 
-    def _succeeds(self, device: _Device, peer: _Peer) -> bool:
+    def _succeeds(self, device: _Visitor, peer: _Peer) -> bool:
         """Whether the peer stands in for a regular one of its protocol and port; each has one heir."""
         for old in device.peers.values():
             alike = old.regular and (old.proto, old.port) == (peer.proto, peer.port)
@@ -372,17 +372,17 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
 
     # -- tables --
 
-    def _device(self, mac: int, t_ns: int) -> _Device:
+    def _device(self, mac: int, t_ns: int) -> _Visitor:
         device = self._devices.get(mac)
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
                 self._devices.popitem(last=False)
                 self.counters["checkins_devices_evicted"] += 1
-            device = self._devices[mac] = _Device(t_ns)
+            device = self._devices[mac] = _Visitor(t_ns)
         self._devices.move_to_end(mac)
         return device
 
-    def _admit(self, device: _Device, address: bytes, peer: _Peer) -> None:
+    def _admit(self, device: _Visitor, address: bytes, peer: _Peer) -> None:
         """Into the table, where the least of all gives way: seen once or twice, then not regular, then the oldest."""
         peers = device.peers
         if len(peers) >= MAX_PEERS:

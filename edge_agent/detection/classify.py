@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
-from edge_agent.contract.bundle import BENIGN, SIGNATURE, Signature
+from edge_agent.contract.bundle import BENIGN, PROFILE_FIELDS, PacketProfile
 
 UNKNOWN = "unknown"
 
@@ -41,7 +41,7 @@ BLOCK = 15
 """Rows whose mean says how noisy means of few rows are; about a first vote."""
 
 
-def looks(meta: NDArray[Any], before: NDArray[Any] | None = None) -> NDArray[np.float64]:
+def packet_profile(meta: NDArray[Any], before: NDArray[Any] | None = None) -> NDArray[np.float64]:
     """What packets look like, (n, figures of `contract.bundle.SIGNATURE`), each 0 to 1.
 
     ``before`` is the packet (1,) before the first one, None when there was none. Means over rows are shares and mean
@@ -68,8 +68,8 @@ def looks(meta: NDArray[Any], before: NDArray[Any] | None = None) -> NDArray[np.
     return np.stack(found, axis=1).astype(np.float64)
 
 
-def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str, Signature]:
-    """What classes look like, from (class, device, `looks` (n, figures) in time order) of each attack learnt from.
+def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str, PacketProfile]:
+    """What classes look like, from (class, device, `packet_profile` (n, figures) in time order) of each attack.
 
     A figure's tolerance has three parts: how the class's episodes differ (moderated by how those of all classes do),
     how means of few rows scatter, and a floor. How many σ it is wide is fitted so that `KNOWN` of the windows of
@@ -82,8 +82,8 @@ def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str,
     noise = {name: np.mean([_noise(seen) for _, seen in own], axis=0) for name, own in groups.items()}
     squares = {name: ((own - own.mean(axis=0)) ** 2).sum(axis=0) for name, own in means.items()}
     free = sum(len(own) - 1 for own in means.values())
-    pooled = np.sum(list(squares.values()), axis=0) / free if free else np.full(len(SIGNATURE), UNSEEN**2)
-    floor = np.array([FLOOR_REPEATS if name.startswith("same_") else FLOOR for name in SIGNATURE])
+    pooled = np.sum(list(squares.values()), axis=0) / free if free else np.full(len(PROFILE_FIELDS), UNSEEN**2)
+    floor = np.array([FLOOR_REPEATS if name.startswith("same_") else FLOOR for name in PROFILE_FIELDS])
     between = {
         name: (PRIOR * pooled + squares[name]) / (PRIOR + len(own) - 1) * (1 + 1 / len(own)) + floor**2
         for name, own in means.items()
@@ -100,7 +100,7 @@ def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str,
                     ]
     wide = max(float(np.quantile(off, KNOWN)), LEAST) if off else 2 * LEAST
     return {
-        name: Signature(
+        name: PacketProfile(
             tuple(map(float, own.mean(axis=0))),
             tuple(map(float, wide * np.sqrt(between[name]))),
             tuple(map(float, wide**2 * noise[name])),
@@ -126,7 +126,7 @@ def _windows(seen: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float6
     yield len(seen), sums[-1] / len(seen)
 
 
-def fits(seen: NDArray[np.float64], rows: float, signature: Signature) -> bool:
+def fits(seen: NDArray[np.float64], rows: float, signature: PacketProfile) -> bool:
     """Whether the mean looks (figures,) of an episode's ``rows`` are within a class's tolerance in every figure."""
     tolerance = np.array(signature.spread) ** 2 + np.array(signature.noise) / max(rows, 1.0)
     return bool(((seen - np.array(signature.mean)) ** 2 <= tolerance).all())
@@ -143,14 +143,15 @@ def name(
     probabilities: NDArray[np.float64],
     seen: NDArray[np.float64],
     rows: float,
-    signatures: Mapping[str, Signature],
+    signatures: Mapping[str, PacketProfile],
     reject: float,
 ) -> tuple[str, float | None]:
     """Class of an episode and its probability, None for `unknown`.
 
-    ``probabilities`` (classes,) are the mean over flagged ``rows``, ``seen`` that of their `looks`. The most probable
-    type, if it reaches ``reject`` and looks right; else its family, if the family reaches it and one of its types looks
-    right; else `unknown`. A class without a signature looks right always: it was learnt from rows without packets.
+    ``probabilities`` (classes,) are the mean over flagged ``rows``, ``seen`` that of their `packet_profile`. The most
+    probable type, if it reaches ``reject`` and looks right; else its family, if the family reaches it and one of its
+    types looks right; else `unknown`. A class without a packet profile always looks right: it was learnt from rows
+    without packets.
     """
     best = int(np.argmax(probabilities))
     if classes[best] == BENIGN:

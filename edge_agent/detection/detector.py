@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
-from edge_agent.capture.features import Routes, Rows, RowScaling, Subjects
+from edge_agent.capture.features import Routes, Rows, RowScaling, SenderTable
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import SIGNATURE, Bundle, BundleError
+from edge_agent.contract.bundle import PROFILE_FIELDS, Bundle, BundleError
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks, address_text, protocol_name
 from edge_agent.contract.scaling import Array, Scaler
-from edge_agent.detection import calibrate, classify, explain
+from edge_agent.detection import calibrate, classify, device_limits, explain
 from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.runtime import Model
@@ -158,7 +158,10 @@ class _Window:
         """Flagged under the full rule; under the rule that was in force; by the counts rule of that."""
         self.ratio = np.zeros(0, dtype=np.float32)  # to the limit of the rule in force; 0 where nothing was near it
         self.t_ns = self.packets = self.bytes = np.zeros(0, dtype=np.int64)  # what the row stands for: shed ones, too
-        self.classes, self.looks = np.zeros((0, class_count)), np.zeros((0, len(SIGNATURE)))  # of flagged rows, else 0
+        self.classes, self.looks = (
+            np.zeros((0, class_count)),
+            np.zeros((0, len(PROFILE_FIELDS))),
+        )  # of flagged rows, else 0
 
     def quiet(self, t_ns: NDArray[np.int64], packets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         """The newest rows, at most ``w``, of some that nothing flagged."""
@@ -211,7 +214,7 @@ class _Subject:
     last_vote_ns: int = 0
     newest: tuple[int, NDArray[np.float64]] = field(init=False)  # time and COUNT_COLUMNS of the last row
     second: int = 0  # of packet time, in an aftermath
-    own: "calibrate.Own | None" = None  # with ``learn``
+    own: "device_limits.DeviceLimits | None" = None  # with ``learn``
     minute: int = 0  # of packet time, with ``learn``
     tally: NDArray[np.float64] = field(init=False)  # its own COUNT_COLUMNS, as of ``tally_ns``
     tally_ns: int = 0
@@ -225,7 +228,7 @@ class _Subject:
     def __post_init__(self) -> None:
         self.opened = np.zeros((0, 2), dtype=np.int64)
         self.class_sum = np.zeros(self.class_count)
-        self.looks_sum = np.zeros(len(SIGNATURE))
+        self.looks_sum = np.zeros(len(PROFILE_FIELDS))
         self.newest = self.first_ns, np.zeros(len(COUNT_COLUMNS))
         self.tally = np.zeros(len(COUNT_COLUMNS))
 
@@ -308,7 +311,7 @@ class Detector:
     """Rows in, detections out, for one bundle.
 
     With ``learn`` every device gets limits of its own from its traffic here: True keeps what is learnt in the detector;
-    a function gives a device's `calibrate.Own` for its MAC and the steady time it began at, and keeps it.
+    a function gives a device's `device_limits.DeviceLimits` for its MAC and the steady time it began at, and keeps it.
 
     ``max_rows_per_s`` bounds how many rows a second of packet time are scored; which, is `kernel/senders.c`'s business.
     Rows beyond it are judged by the counts rule alone, and take part in a vote only where that flags them.
@@ -321,7 +324,7 @@ class Detector:
         bundle: Bundle,
         networks: Sequence[str] = PRIVATE_NETWORKS,
         *,
-        learn: bool | Callable[[int, int], calibrate.Own] = False,
+        learn: bool | Callable[[int, int], device_limits.DeviceLimits] = False,
         max_rows_per_s: float | None = None,
     ):
         manifest = bundle.manifest
@@ -350,7 +353,7 @@ class Detector:
         self._signatures = manifest.signatures
         self._normal = manifest.normal
         monitored = Networks.parse(networks)
-        self._who = Subjects(MAX_SUBJECTS, max_rows_per_s, monitored.v4, monitored.v6)
+        self._who = SenderTable(MAX_SUBJECTS, max_rows_per_s, monitored.v4, monitored.v6)
         self._score = self._scorer.of_rows()
         self._counts_at = np.array(cols.indices(COUNT_COLUMNS), dtype=np.uint32)
         self._bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
@@ -489,8 +492,8 @@ class Detector:
         late = np.maximum.accumulate(np.maximum(t_ns, subject.tallied_ns))
         looked = flags & (features.NEW_PEER | features.NEW_SOCKET) != 0
         looked[0] = True
-        if late[0] // calibrate.MINUTE_NS != late[-1] // calibrate.MINUTE_NS:
-            looked[1:] |= np.diff(late // calibrate.MINUTE_NS) != 0
+        if late[0] // device_limits.MINUTE_NS != late[-1] // device_limits.MINUTE_NS:
+            looked[1:] |= np.diff(late // device_limits.MINUTE_NS) != 0
         looked |= every
         before = subject.tally.copy(), subject.tally_ns, subject.tallied_ns
         highest = np.zeros(len(t_ns))
@@ -538,7 +541,7 @@ class Detector:
 
     # -- what --
 
-    def own(self, mac: int) -> calibrate.Own | None:
+    def own(self, mac: int) -> device_limits.DeviceLimits | None:
         """What was learnt of a device here; None without ``learn`` or of a device not seen."""
         subject = self._subjects.get(mac)
         return subject.own if subject else None
@@ -551,9 +554,11 @@ class Detector:
         scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
         return float(calibrate.vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
 
-    def _new_own(self, _mac: int, t_ns: int) -> calibrate.Own:
+    def _new_own(self, _mac: int, t_ns: int) -> device_limits.DeviceLimits:
         rule = self._decision
-        return calibrate.Own(t_ns, rule.vote_margin, rule.vote_k, rule.vote_w, start=rule.warmup_score_factor)
+        return device_limits.DeviceLimits(
+            t_ns, rule.vote_margin, rule.vote_k, rule.vote_w, start=rule.warmup_score_factor
+        )
 
     def _by_minute(
         self, key: int | bytes, subject: _Subject, t_ns: NDArray[np.int64], index: NDArray[np.intp]
@@ -569,35 +574,38 @@ class Detector:
             subject.window.settle()
             subject.window.full = subject.window.hits = subject.window.counted = np.zeros_like(subject.window.full)
             subject.end_aftermath()
-        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // calibrate.MINUTE_NS, subject.minute))
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // device_limits.MINUTE_NS, subject.minute))
         if minutes[-1] == subject.minute:
             yield index
             return
         for piece in np.split(index, np.flatnonzero(np.diff(minutes)) + 1):
-            minute = max(int(t_ns[piece].max()) // calibrate.MINUTE_NS, subject.minute)
+            minute = max(int(t_ns[piece].max()) // device_limits.MINUTE_NS, subject.minute)
             if minute > subject.minute:
                 if subject.minute:
-                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * calibrate.MINUTE_NS
+                    alarm = subject.alarm or subject.last_vote_ns >= subject.minute * device_limits.MINUTE_NS
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
                     self._name_odd(subject.own)
-                    subject.own.end_minute((subject.minute + 1) * calibrate.MINUTE_NS, during)
+                    subject.own.end_minute((subject.minute + 1) * device_limits.MINUTE_NS, during)
                 subject.minute = minute
             yield piece
 
-    def _look_at_odd(self, own: calibrate.Own, odd: NDArray[np.intp], rows: Rows) -> None:
+    def _look_at_odd(self, own: device_limits.DeviceLimits, odd: NDArray[np.intp], rows: Rows) -> None:
         """Classify what a device that still learns does above the shared limit, the first rows of each minute."""
         if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not len(odd):
             return
         odd = odd[: ODD_ROWS - own.odd]
         own.odd += len(odd)
         z = self._scaler.z(rows.values[odd][:, self._at])
-        found, seen = self._classify(self._scaler.network_input(z)).astype(np.float64), classify.looks(rows.meta[odd])
+        found, seen = (
+            self._classify(self._scaler.network_input(z)).astype(np.float64),
+            classify.packet_profile(rows.meta[odd]),
+        )
         if not len(own.class_sum):
             own.class_sum, own.looks_sum = np.zeros(found.shape[1]), np.zeros(seen.shape[1])
         own.class_sum = np.concatenate([own.class_sum[None], found]).sum(axis=0)
         own.looks_sum = np.concatenate([own.looks_sum[None], seen]).sum(axis=0)
 
-    def _name_odd(self, own: calibrate.Own) -> None:
+    def _name_odd(self, own: device_limits.DeviceLimits) -> None:
         """Tell the device's learning what those rows look like."""
         rows = float(own.class_sum.sum())  # the probabilities of a row sum to 1
         if own.learnt or rows < self._decision.vote_k:
@@ -809,12 +817,12 @@ class Detector:
         subject.newest = int(batch.t_ns[end - 1]), batch.counts[end - 1].copy()
         subject.note_opened(batch.t_ns[at:end], batch.flags[at:end])
         probabilities = np.zeros((end - at, len(self._classes)))
-        looks = np.zeros((end - at, len(SIGNATURE)))
+        looks = np.zeros((end - at, len(PROFILE_FIELDS)))
         told = hits & batch.chosen[at:end]
         if self._classify is not None and told.any():
             z, meta = self._scaler.z(self._values(batch, at, told)), batch.scored.rows.meta[batch.index[at:end][told]]
             probabilities[told] = self._classify(self._scaler.network_input(z))
-            looks[told] = classify.looks(meta, subject.flagged)
+            looks[told] = classify.packet_profile(meta, subject.flagged)
             subject.flagged = meta[-1:].copy()
         packets, total = batch.packets[at:end], batch.bytes[at:end]
         subject.window.add(

@@ -25,8 +25,9 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
 from edge_agent.contract.messages import clean, format_time
-from edge_agent.detection.calibrate import COUNT_COLUMNS, MINUTE, OWN_MINUTES, OWN_S, Own
-from edge_agent.detection.reservoir import Run, Sample
+from edge_agent.detection.calibrate import COUNT_COLUMNS
+from edge_agent.detection.device_limits import MINUTE, OWN_MINUTES, OWN_S, DeviceLimits
+from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Records:
     """What is to be kept of devices: the records of some, and all runs of fewer."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
-    runs: dict[int, list[Run]] = field(default_factory=dict)
+    runs: dict[int, list[RowBurst]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -87,8 +88,8 @@ class Devices:
         self._most_bytes, self._rng = most_bytes, random.Random()
         self._decision, self._model, self._version = bundle.manifest.decision, bundle.sha256, bundle.manifest.version
         self._names, self._min_s, self._state = dict(names or {}), min_s, state
-        self._owns: OrderedDict[int, Own] = OrderedDict()
-        self._waiting: dict[int, Own] = {}  # known from before, not seen since the start
+        self._owns: OrderedDict[int, DeviceLimits] = OrderedDict()
+        self._waiting: dict[int, DeviceLimits] = {}  # known from before, not seen since the start
         self._told: dict[int, tuple[str, str]] = {}  # state and reason, as in the log
         self._saved: dict[int, tuple[float, str]] = {}  # when, and in which state
         self._runs_saved_s: dict[int, float] = {}
@@ -100,7 +101,7 @@ class Devices:
         """Call devices (MACs as in alerts) so from now on."""
         self._names = dict(names)
 
-    def own(self, mac: int, t_ns: int) -> Own:
+    def own(self, mac: int, t_ns: int) -> DeviceLimits:
         """What is known of a device whose first packet since the start, or since it was forgotten, is of ``t_ns``."""
         own = self._owns.get(mac) or self._waiting.pop(mac, None)
         if own is None:
@@ -123,7 +124,7 @@ class Devices:
         logger.info("%s learns anew", self._who(mac))
         return True
 
-    def known(self) -> dict[int, Own]:
+    def known(self) -> dict[int, DeviceLimits]:
         """Every device by its MAC, also those not seen since the start."""
         return {**self._waiting, **self._owns}
 
@@ -167,7 +168,7 @@ class Devices:
             "devices": [self._entry(mac, known[mac]) for mac in ranked[:MAX_LISTED]],
         }
 
-    def _entry(self, mac: int, own: Own) -> dict[str, Any]:
+    def _entry(self, mac: int, own: DeviceLimits) -> dict[str, Any]:
         score, counts = own.factors()
         since = own.stale_ns or own.learnt_ns or own.first_ns
         entry: dict[str, Any] = {"mac": mac_text(mac)}
@@ -292,12 +293,12 @@ class Devices:
         self.counts["devices_unreadable"] += 1
         logger.warning("what was learnt of %s cannot be read and is forgotten: %s", self._who(mac), error)
 
-    def _read_runs(self, mac: int) -> list[Run]:
+    def _read_runs(self, mac: int) -> list[RowBurst]:
         """The runs that the state has of a device; those that are none are left out and counted."""
         assert self._state is not None
         runs = []
         for kind, minute, packed in self._state.runs(mac):
-            run = Run("loud" if kind == "loud" else "even", minute, packed, saved=True)
+            run = RowBurst("loud" if kind == "loud" else "even", minute, packed, saved=True)
             try:
                 run.rows()
             except ValueError:
@@ -306,7 +307,7 @@ class Devices:
             runs.append(run)
         return runs
 
-    def _take_up_runs(self, own: Own, runs: list[Run], kept: Mapping[str, Any]) -> None:
+    def _take_up_runs(self, own: DeviceLimits, runs: list[RowBurst], kept: Mapping[str, Any]) -> None:
         if own.sample:
             votes = own.votes()
             for run in runs:
@@ -326,13 +327,13 @@ class Devices:
             over -= before - sizes[most]
             self.counts["runs_dropped"] += 1
 
-    def _new(self, t_ns: int) -> Own:
+    def _new(self, t_ns: int) -> DeviceLimits:
         decision = self._decision
-        sample = Sample(self._rng) if self._most_bytes else None
+        sample = RowSample(self._rng) if self._most_bytes else None
         votes = decision.vote_margin, decision.vote_k, decision.vote_w
-        return Own(t_ns, *votes, self._min_s, sample, decision.warmup_score_factor)
+        return DeviceLimits(t_ns, *votes, self._min_s, sample, decision.warmup_score_factor)
 
-    def _pack(self, own: Own) -> bytes:
+    def _pack(self, own: DeviceLimits) -> bytes:
         """One device's record: length of the JSON part, that part, the minutes; compressed."""
         kept, minutes = own.record()
         kept["bounds"] = [self._decision.counts.get(column) for column in COUNT_COLUMNS]
@@ -369,7 +370,7 @@ def export(state: State, names: Mapping[str, str], gateway: str) -> tuple[bytes,
         name = names.get(mac_text(mac)) or f"{gateway}-{number}"
         for kind, minute, packed in state.runs(mac):
             try:
-                rows, times = Run("even", minute, packed).rows()
+                rows, times = RowBurst("even", minute, packed).rows()
             except ValueError:
                 unreadable += 1
                 continue
@@ -392,7 +393,7 @@ _HEAD = struct.Struct("<I")
 _UNREADABLE = (ValueError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 
 
-def _unpack(own: Own, record: bytes) -> dict[str, Any]:
+def _unpack(own: DeviceLimits, record: bytes) -> dict[str, Any]:
     """Fill ``own`` from what `Devices` packed, and return the plain values in it; `_UNREADABLE` for what is none."""
     kept, minutes = _parts(record)
     own.restore(kept, minutes)

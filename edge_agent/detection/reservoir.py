@@ -39,7 +39,7 @@ _MAX_PACKED = _HEAD.size + RUN * (4 + 2 * len(ALL_COLUMNS))
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class RowBurst:
     """Neighbouring rows of one minute, packed."""
 
     kind: Kind
@@ -72,13 +72,13 @@ _Cut = tuple[NDArray[np.float16], NDArray[np.int64]]
 _NOTHING: _Cut = np.zeros((0, len(ALL_COLUMNS)), dtype=np.float16), np.zeros(0, dtype=np.int64)
 
 
-class Sample:
+class RowSample:
     """The runs of one device. Rows come with `see`, minutes end with `end_minute`; no clock."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._runs: list[Run] = []
-        self._pending: list[Run] = []  # of the minute before: kept when the next one is calm, too
+        self._runs: list[RowBurst] = []
+        self._pending: list[RowBurst] = []  # of the minute before: kept when the next one is calm, too
         self._tail = _NOTHING  # the last rows
         self._loud: _Cut | None = None
         self._even: _Cut | None = None
@@ -87,7 +87,7 @@ class Sample:
         self._begin_minute()
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RowBurst]:
         """What is kept."""
         return list(self._runs)
 
@@ -127,16 +127,16 @@ class Sample:
                 self._commit(run)
             self._pending = []
             if self._loud and vote > self._least:
-                self._pending.append(Run("loud", minute, _pack(self._loud), vote))
+                self._pending.append(RowBurst("loud", minute, _pack(self._loud), vote))
             if self._even:
-                self._pending.append(Run("even", minute, _pack(self._even)))
+                self._pending.append(RowBurst("even", minute, _pack(self._even)))
             self.minutes += 1
         else:
             self._pending, self._tail = [], _NOTHING
         self._begin_minute()
 
-    def take_up(self, runs: Iterable[Run], minutes: int) -> None:
-        """Continue with what was kept by another `Sample`."""
+    def take_up(self, runs: Iterable[RowBurst], minutes: int) -> None:
+        """Continue with what was kept by another `RowSample`."""
         self._runs = []
         for kind, most in (("loud", LOUD), ("even", EVEN)):
             self._runs += [run for run in runs if run.kind == kind][:most]
@@ -160,7 +160,7 @@ class Sample:
         self._draws = self._rng.randrange(self.minutes + 1) < EVEN
         self._passed, self._loud, self._even = 0, None, None
 
-    def _commit(self, run: Run) -> None:
+    def _commit(self, run: RowBurst) -> None:
         alike = [kept for kept in self._runs if kept.kind == run.kind]
         if run.kind == "loud" and len(alike) >= LOUD:
             self._runs.remove(min(alike, key=lambda kept: kept.vote))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.capture.features import Extractor
-from edge_agent.detection.checkins import CheckIns, Rule
+from edge_agent.detection.checkins import CheckInRule, CheckIns
 from trainer.judge import inject
 
 ROOT = Path(os.environ.get("BOTWATCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -79,7 +79,7 @@ def _run(frames: list[inject.Frame], accounts: dict[float, Account]) -> None:
     """One agent from the first of ``frames`` on, with each time of learning."""
     extractor = Extractor(seed=1)
     span_s = (max(frame[0] for frame in frames) - frames[0][0]) / 1e9
-    judges = {s: (CheckIns(rule=Rule(s, **EVERYTHING)), CheckIns(rule=Rule(s))) for s in accounts}
+    judges = {s: (CheckIns(rule=CheckInRule(s, **EVERYTHING)), CheckIns(rule=CheckInRule(s))) for s in accounts}
     for at in range(0, len(frames), 4096):
         rows = extractor.push_frames(frames[at : at + 4096])
         for learn_s, (every, rule) in judges.items():

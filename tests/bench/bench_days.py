@@ -47,7 +47,7 @@ def main() -> int:
     limits = dataset.Limits(base.max_rows, base.max_streams, False)
     table = dataset.load(entries, base.model_columns(), CLEAN, limits)
 
-    def take(rows: NDArray[np.bool_]) -> dataset.Table:
+    def take(rows: NDArray[np.bool_]) -> dataset.RowTable:
         per_row = ("values", "device", "label", "capture", "t_ns", "mac")
         return replace(table, **{name: getattr(table, name)[rows] for name in per_row})
 

@@ -30,7 +30,7 @@ def resident_mb() -> float:
 
 def main(argv: list[str]) -> int:
     """Print the tables."""
-    from trainer.config import Config, Entry, Training
+    from trainer.config import Config, DatasetEntry, Training
     from trainer.fit import autoencoder, fit_online
 
     train, validation = rows(ROWS), rows(20_000)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     table = np.abs(rows(400_000)).repeat(2, axis=1)[:, :140]  # what a batch training holds
     held = resident_mb() - before
     del table
-    learner = fit_online.Learner(Config((Entry("captures", __file__),)))  # type: ignore[arg-type]
+    learner = fit_online.Learner(Config((DatasetEntry("captures", __file__),)))  # type: ignore[arg-type]
     meta = np.zeros(8192, dtype=[("t_ns", "<i8"), ("src_mac", "<u8")])
     piece = np.abs(np.random.default_rng(2).normal(50, 20, (8192, 140))).astype(np.float32)
     began, before = time.perf_counter(), resident_mb()

@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main
 from collector.ingest import CollectorConfig
-from collector.store import Arrival, Store
+from collector.store import AlertStore, Arrival
 from edge_agent.contract import settings
 from edge_agent.contract.messages import Alert, Chunk, Reply
 from edge_agent.delivery.link import BrokerConfig, Link
@@ -126,7 +126,7 @@ def test_what_is_no_alert_of_that_gateway_is_kept_aside_and_counted_and_the_next
         wait_until(lambda: len(collector.stored()) == 1)
         assert collector.end(signal.SIGTERM) == 0
         assert "6 received, 1 stored, 1 repeated, 4 rejected" in collector.said()
-        reasons = [r.reason.partition(":")[0] for r in Store(str(collector.db)).rejections()]
+        reasons = [r.reason.partition(":")[0] for r in AlertStore(str(collector.db)).rejections()]
         assert reasons == ["not JSON", "too large", reasons[2], "schema"]
         assert "on the topic of gw-002" in reasons[2]
 
@@ -186,7 +186,7 @@ def test_the_end_of_a_gateway_reaches_the_collector(tmp_path):
         Mosquitto(tmp_path / "broker") as broker,
         Collector(broker, tmp_path / "c.sqlite") as collector,
     ):
-        store = Store(str(collector.db))
+        store = AlertStore(str(collector.db))
         with gateway(broker, tmp_path):
             wait_until(lambda: store.gateways() == {"gw-001": "online"})
         wait_until(lambda: store.gateways() == {"gw-001": "stopped"})
@@ -219,7 +219,7 @@ def test_follow_shows_alerts_as_they_come_while_serve_runs(tmp_path):
 @pytest.fixture
 def listed(tmp_path):
     db = str(tmp_path / "c.sqlite")
-    store = Store(db)
+    store = AlertStore(db)
     model = {"version": "1", "generated": True}
     texts = [
         alert(1, device={"ip": "192.168.1.9", "name": "\x1b[2Jcam [red]x"}, model=model),

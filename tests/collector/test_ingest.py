@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import collector.__main__ as command
-from collector.ingest import CollectorConfig, Ingest, Judge, _Message
-from collector.store import Store
+from collector.ingest import CollectorConfig, Ingest, MessageJudge, _Received
+from collector.store import AlertStore
 from edge_agent.contract import messages
 from edge_agent.contract.messages import MAX_PAYLOAD, Alert, MessageError, Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 TOPIC = "botwatch/v1/gw/gw-001/alert"
-JUDGE = Judge()
+JUDGE = MessageJudge()
 
 
 def changed(path, value):
@@ -106,13 +106,13 @@ def test_any_value_in_any_place_is_accepted_and_storable_or_refused(place, value
     except MessageError:
         return
     assert isinstance(said, Alert)
-    ingest = Ingest(CollectorConfig(), Store("sqlite://"))
+    ingest = Ingest(CollectorConfig(), AlertStore("sqlite://"))
     assert ingest.save([message(TOPIC, payload)], threading.Event())
     assert (ingest.counts.stored, ingest.counts.rejected) == (1, 0)
 
 
 def message(topic, payload, mid=1):
-    return _Message(topic, payload, mid, 1, time.time_ns())
+    return _Received(topic, payload, mid, 1, time.time_ns())
 
 
 def numbered(n, **changes):
@@ -122,7 +122,7 @@ def numbered(n, **changes):
 
 
 def test_rejected_messages_are_kept_cut_counted_and_capped(tmp_path):
-    store = Store(str(tmp_path / "c.sqlite"), max_rejected=5)
+    store = AlertStore(str(tmp_path / "c.sqlite"), max_rejected=5)
     ingest = Ingest(CollectorConfig(), store)
     junk = [message(TOPIC, b"%d" % i + b"x" * 100_000) for i in range(20)]
     ingest.save([*junk, message("a\0\ud800/b" + "c" * 70_000, b""), message(TOPIC, numbered(1))], threading.Event())
@@ -133,7 +133,7 @@ def test_rejected_messages_are_kept_cut_counted_and_capped(tmp_path):
     assert kept[0].reason == "too large: 100002 bytes, the bound is 16384"
 
 
-class Breaking(Judge):
+class Breaking(MessageJudge):
     """As one with a mistake in it, which none is known to have."""
 
     def judge(self, topic, payload):
@@ -143,7 +143,7 @@ class Breaking(Judge):
 
 
 def test_a_message_that_breaks_the_judge_is_kept_aside_like_any_other_that_is_refused(caplog):
-    store = Store("sqlite://")
+    store = AlertStore("sqlite://")
     ingest = Ingest(CollectorConfig(), store)
     ingest._judge = Breaking()
     batch = [message(TOPIC, b"puzzle"), message(TOPIC, numbered(1)), message(TOPIC, b"puzzle")]
@@ -156,7 +156,7 @@ def test_a_message_that_breaks_the_judge_is_kept_aside_like_any_other_that_is_re
 def test_a_row_the_database_refuses_is_set_aside_and_the_others_are_stored(tmp_path):
     """As a stricter database than SQLite might; here a trigger plays it."""
     path = tmp_path / "c.sqlite"
-    store = Store(str(path))
+    store = AlertStore(str(path))
     with sqlite3.connect(path) as db:
         db.execute(
             "CREATE TRIGGER t BEFORE INSERT ON alert WHEN new.seq = 7 BEGIN SELECT RAISE(ABORT, 'not this one'); END"
@@ -170,7 +170,7 @@ def test_a_row_the_database_refuses_is_set_aside_and_the_others_are_stored(tmp_p
 
 def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing(tmp_path):
     path = tmp_path / "c.sqlite"
-    store = Store(f"sqlite:///{path}?timeout=0.01")
+    store = AlertStore(f"sqlite:///{path}?timeout=0.01")
     ingest, stop = Ingest(CollectorConfig(), store), threading.Event()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
@@ -231,7 +231,7 @@ def any_payloads(draw):
 @given(st.lists(st.tuples(any_topics, any_payloads()), min_size=1, max_size=8))
 def test_whatever_comes_on_any_topic_is_stored_or_kept_aside_and_counted_and_can_be_shown(given_messages):
     """And the alert that comes behind it is stored: no message stops the others."""
-    store = Store("sqlite://")
+    store = AlertStore("sqlite://")
     ingest = Ingest(CollectorConfig(), store)
     batch = [message(where, payload, mid) for mid, (where, payload) in enumerate(given_messages)]
     assert ingest.save([*batch, message(TOPIC, numbered(2**40))], threading.Event())

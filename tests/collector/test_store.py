@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.store import Arrival, Rejection, Store, StoreError
+from collector.store import AlertStore, Arrival, Rejection, StoreError
 from edge_agent.contract.messages import Alert, Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
@@ -23,7 +23,7 @@ def arrival(seq, episode=0, state="update", received_ns=1, **changes):
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(str(tmp_path / "c.sqlite"))
+    store = AlertStore(str(tmp_path / "c.sqlite"))
     yield store
     store.close()
 
@@ -82,7 +82,7 @@ def test_beyond_its_size_the_oldest_alerts_go(store):
 
 
 def test_rejections_are_capped_to_the_newest(tmp_path):
-    store = Store(str(tmp_path / "c.sqlite"), max_rejected=3)
+    store = AlertStore(str(tmp_path / "c.sqlite"), max_rejected=3)
     for i in range(5):
         store.save([], [Rejection("t", b"%d" % i, "because", i)])
     assert [r.payload for r in store.rejections()] == [b"2", b"3", b"4"]
@@ -100,20 +100,20 @@ def test_rejections_are_capped_to_the_newest(tmp_path):
 )
 def test_a_database_that_cannot_be_used_is_one_readable_error(url, words):
     with pytest.raises(StoreError, match=words) as error:
-        Store(url)
+        AlertStore(url)
     assert "\n" not in str(error.value)
 
 
 def test_a_password_in_the_url_is_not_repeated():
     with pytest.raises(StoreError) as error:
-        Store("mysql://user:secret@db/x")
+        AlertStore("mysql://user:secret@db/x")
     assert "secret" not in str(error.value)
 
 
 def test_reading_makes_no_database(tmp_path):
     path = tmp_path / "none.sqlite"
     with pytest.raises(StoreError, match="no such file"):
-        Store(str(path), create=False)
+        AlertStore(str(path), create=False)
     assert not path.exists()
 
 
@@ -122,16 +122,16 @@ def test_a_file_that_is_no_database_is_an_error(tmp_path):
     path.write_text("not a database, but long enough to look at " * 10)
     for create in (True, False):
         with pytest.raises(StoreError, match="not a database"):
-            Store(str(path), create=create)
+            AlertStore(str(path), create=create)
 
 
 def test_a_database_of_an_older_version_takes_a_test_which_is_listed_and_no_episode(tmp_path):
     """It lacks the column."""
     file = tmp_path / "older.sqlite"
-    Store(str(file)).save([arrival(1)])
+    AlertStore(str(file)).save([arrival(1)])
     with closing(sqlite3.connect(file)) as db:
         db.execute("ALTER TABLE alert DROP COLUMN test")
-    store = Store(str(file))
+    store = AlertStore(str(file))
     assert store.save([arrival(1), arrival(1, episode=1, test=True), arrival(1, episode=1, test=True)]) == (0, 1)
     assert len(store.alerts()) == 2
     assert len(store.episodes()) == 1

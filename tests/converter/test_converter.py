@@ -14,7 +14,7 @@ import pytest
 
 from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
-from converter.run import Run, load
+from converter.run import CheckedRun, load
 from edge_agent.contract import bundle
 from edge_agent.detection import runtime
 from edge_agent.detection.calibrate import COUNT_COLUMNS, recalibrate
@@ -112,7 +112,7 @@ def test_parity_report_is_left_in_the_run_folder(few: Path, few_bundle: Path) ->
 
 
 @pytest.fixture(scope="module")
-def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Converted]]:
+def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[CheckedRun, dict[str, Converted]]:
     """A run on raw, unclipped z with one class of enormous values: 256 int8 steps cannot resolve the others."""
 
     def attack(number: int, rows: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Conve
 
 
 def test_int8_that_changes_classes_is_refused_and_leaves_no_bundle(
-    wild: tuple[Run, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wild: tuple[CheckedRun, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deliver(*wild, "int8", "9", tmp_path / "bundle") == 1
     (error,) = capsys.readouterr().err.splitlines()
@@ -135,7 +135,7 @@ def test_int8_that_changes_classes_is_refused_and_leaves_no_bundle(
 
 
 def test_other_variant_is_written_where_int8_fails_and_the_report_says_so(
-    wild: tuple[Run, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wild: tuple[CheckedRun, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deliver(*wild, "float32", "9", tmp_path / "bundle") == 0
     assert "int8 could not be deployed: flips" in capsys.readouterr().out
@@ -292,7 +292,7 @@ def assert_one_line(captured: pytest.CaptureFixture[str], said: str) -> None:
 
 
 def test_run_reads_rows_in_blocks_that_join_to_the_file(few: Path) -> None:
-    run: Run = load(few)
+    run: CheckedRun = load(few)
     rows = pl.read_parquet(few / "rows.parquet")
     assert np.array_equal(np.concatenate([b.values for b in run.blocks()]), rows.select(FEW).to_numpy())
     assert np.array_equal(run.take(np.array([0, 17, 4000])), rows.select(FEW).to_numpy()[[0, 17, 4000]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from converter import parity
-from converter.parity import Outcome, Parity, Rows, Side
+from converter.parity import Outcome, Parity, ParityRows, Side
 from edge_agent.contract.bundle import Decision, Tail, Threshold
 
 BENIGN, ATTACK = 4000, 1000
@@ -22,7 +22,7 @@ def side(limit: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_f
     return Side(Outcome(full, fast, classes), Decision(threshold, threshold, {}))
 
 
-ROWS = Rows(
+ROWS = ParityRows(
     optimise=np.zeros(BENIGN + ATTACK, dtype=bool),
     test=np.arange(BENIGN + ATTACK) < BENIGN,
     attack=np.arange(BENIGN + ATTACK) >= BENIGN,

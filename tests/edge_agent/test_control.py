@@ -17,10 +17,10 @@ from edge_agent import control as controls
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import Command, MessageError, Model, Reply
-from edge_agent.control import Control, Refused
+from edge_agent.contract.messages import Command, MessageError, ModelInfo, Reply
+from edge_agent.control import CommandRefused, Control
 from edge_agent.delivery.alerts import Alerter
-from edge_agent.delivery.allow import AllowError, AllowList, Entry
+from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.link import Incoming, Link
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
@@ -58,7 +58,7 @@ class Gateway:
         self.line = Line()
         self.outbox = Outbox(self.state)
         self.control = Control(self.config, self.state, self.outbox, self.line)
-        self.alerter = Alerter("gw-001", "", Model("1"), "0.1.0", rng=random.Random(1))
+        self.alerter = Alerter("gw-001", "", ModelInfo("1"), "0.1.0", rng=random.Random(1))
         self.alerter.silence = self.control.allowed
 
     def see(self, *detections):
@@ -75,7 +75,7 @@ class Gateway:
         """The result of an order; Refused when there is none."""
         reply = self.control.execute(Command.read(verb, {"id": "x", **arguments}), origin)
         if reply.error:
-            raise Refused(reply.error)
+            raise CommandRefused(reply.error)
         return reply.result
 
     def settle(self):
@@ -146,20 +146,20 @@ def test_an_entry_is_about_classes_and_destination(gateway, about, silent):
 def test_a_mute_holds_back_everything_of_a_device_until_it_is_ended(gateway):
     entry = gateway.order("mute", device=MAC)["entry"]
     assert gateway.see(CAMERA, at(1, class_name="mirai.syn")) == []
-    with pytest.raises(Refused, match="no allow that is active"):
+    with pytest.raises(CommandRefused, match="no allow that is active"):
         gateway.order("unallow", entry=entry)
     assert gateway.order("unmute", device=MAC) == {"ended": [entry]}
     assert [told[0] for told in gateway.see(at(2))] == ["new"]
-    with pytest.raises(Refused, match="is not muted"):
+    with pytest.raises(CommandRefused, match="is not muted"):
         gateway.order("unmute", device=MAC)
 
 
 def test_all_devices_can_be_muted_on_the_gateway_only(gateway):
     gateway.order("mute", device="*", for_s=60)
     assert gateway.see(CAMERA, OTHER) == []
-    with pytest.raises(Refused, match="only one device"):
+    with pytest.raises(CommandRefused, match="only one device"):
         gateway.order("mute", origin="broker", device="*", for_s=60)
-    with pytest.raises(Refused, match="one device"):
+    with pytest.raises(CommandRefused, match="one device"):
         gateway.order("allow", device="*", classes=["unknown"], reason="r")
 
 
@@ -183,9 +183,9 @@ def test_held_back_episodes_are_given_up_first_when_too_many_are_open(tmp_path):
 def test_a_name_of_the_configuration_stands_for_its_device(tmp_path):
     gateway = Gateway(tmp_path, names={MAC.upper(): "cam", "02:00:00:00:00:01": "twin", "02:00:00:00:00:02": "twin"})
     assert gateway.order("mute", device="cam")["device"] == MAC
-    with pytest.raises(Refused, match="say which"):
+    with pytest.raises(CommandRefused, match="say which"):
         gateway.order("mute", device="twin")
-    with pytest.raises(Refused, match="no MAC, no IP address and no name"):
+    with pytest.raises(CommandRefused, match="no MAC, no IP address and no name"):
         gateway.order("mute", device="camera")
 
 
@@ -207,7 +207,7 @@ def test_entries_and_hits_survive_a_restart_and_their_time_does_not_begin_again(
 
 def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
     allowed = AllowList(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
-    allowed.add(Entry("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
+    allowed.add(Suppression("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
     year = 365 * 86_400.0
     for now_s, steady_s, covered in (
         (1099.0, 99.0, True),
@@ -223,7 +223,7 @@ def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
 
 def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
     allowed = AllowList(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
-    entries = [Entry("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
+    entries = [Suppression("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
     first = allowed.add(entries[0], 0.0, 0.0)
     allowed.add(entries[1], 0.0, 0.0)
     with pytest.raises(AllowError, match=r"full \(2 entries\)"):
@@ -240,7 +240,7 @@ def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
 
 def test_the_broker_may_allow_one_device_for_a_day(gateway):
     day = 86_400
-    with pytest.raises(Refused, match=r"at most 86400 s .*remote_hours.*, not 86401"):
+    with pytest.raises(CommandRefused, match=r"at most 86400 s .*remote_hours.*, not 86401"):
         gateway.order("mute", origin="broker", device=MAC, for_s=day + 1)
     gateway.order("mute", origin="broker", device=MAC, for_s=day)
     gateway.order("allow", origin="broker", device=MAC, classes=["unknown"], reason="r")  # as long as it may
@@ -253,9 +253,9 @@ def test_the_broker_never_covers_the_gateway_itself_or_a_group_address(gateway):
     own = controls.own_addresses()
     assert "127.0.0.1" in own
     for device in own:
-        with pytest.raises(Refused, match="the gateway itself"):
+        with pytest.raises(CommandRefused, match="the gateway itself"):
             gateway.order("mute", origin="broker", device=device, for_s=60)
-    with pytest.raises(Refused, match="group address"):
+    with pytest.raises(CommandRefused, match="group address"):
         gateway.order("mute", origin="broker", device="01:00:5e:00:00:01", for_s=60)
     gateway.order("mute", device="127.0.0.1", for_s=60)  # on the gateway one may
 
@@ -264,11 +264,11 @@ def test_the_broker_can_make_so_many_entries_and_replaces_none_of_the_gateways(t
     gateway = Gateway(tmp_path, control=ControlConfig(remote_entries=2))
     for i in (1, 2):
         gateway.order("mute", origin="broker", device=f"02:00:00:00:00:0{i}", for_s=60)
-    with pytest.raises(Refused, match=r"2 entries .* are the bound"):
+    with pytest.raises(CommandRefused, match=r"2 entries .* are the bound"):
         gateway.order("mute", origin="broker", device="02:00:00:00:00:03", for_s=60)
     gateway.order("mute", origin="broker", device="02:00:00:00:00:01", for_s=90)  # the same again is no other
     gateway.order("mute", device=MAC, for_s=7 * 86_400)
-    with pytest.raises(Refused, match="made on the gateway"):
+    with pytest.raises(CommandRefused, match="made on the gateway"):
         gateway.order("mute", origin="broker", device=MAC, for_s=60)
 
 
@@ -446,7 +446,7 @@ def test_without_an_agent_the_list_changes_for_its_next_start(gateway):
 
 def test_an_agent_that_is_stuck_gets_the_command_when_it_comes_round(gateway):
     assert gateway.state.claim()
-    with pytest.raises(Refused, match="did not answer within 0 s; the command waits"):
+    with pytest.raises(CommandRefused, match="did not answer within 0 s; the command waits"):
         controls.order(gateway.config, "mute", {"device": MAC}, wait_s=0.2)
     gateway.control.poll(time.monotonic())
     assert gateway.see(CAMERA) == []
@@ -454,7 +454,7 @@ def test_an_agent_that_is_stuck_gets_the_command_when_it_comes_round(gateway):
 
 def test_where_no_agent_has_ever_run_no_file_is_made(tmp_path):
     config = AgentConfig(outbox=OutboxConfig(path=tmp_path / "none.sqlite"))
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(CommandRefused, match="no such file"):
         controls.order(config, "status", {})
     assert list(tmp_path.iterdir()) == []
 

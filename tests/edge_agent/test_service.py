@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.store import Store
+from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.captures import mac_text
 from edge_agent.state import State
@@ -235,7 +235,7 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert alert["alert"]["context"]["botwatch"]["test"] is True
     assert [state(alert) for alert in given] == ["new", "end"] * 3
     assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
-    assert Store(str(site.collector.db)).episodes() == []
+    assert AlertStore(str(site.collector.db)).episodes() == []
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
     assert "6 tests" in site.collector.said()

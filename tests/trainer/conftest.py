@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.contract.columns import NBAIOT_COLUMNS
 from edge_agent.detection.calibrate import COUNT_COLUMNS
-from trainer.data.dataset import Table
+from trainer.data.dataset import RowTable
 
 COLUMNS = (
     "MI_dir_L5_weight",
@@ -40,10 +40,10 @@ def nbaiot_rows() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_table() -> Callable[..., Table]:
+def make_table() -> Callable[..., RowTable]:
     """A function that makes a table: ``benign`` rows for each of two devices, and ``attacks`` (label -> rows)."""
 
-    def make(benign: int = 900, attacks: dict[str, int] | None = None, columns: tuple[str, ...] = COLUMNS) -> Table:
+    def make(benign: int = 900, attacks: dict[str, int] | None = None, columns: tuple[str, ...] = COLUMNS) -> RowTable:
         rng = np.random.default_rng(5)
         attacks = {"mirai.scan": 300, "gafgyt.udp": 300} if attacks is None else attacks
         sizes = [("benign", benign, 0), ("benign", benign, 1), *((name, n, 1) for name, n in attacks.items())]
@@ -57,7 +57,7 @@ def make_table() -> Callable[..., Table]:
             code.append(np.tile([device, labels.index(label), i], (n, 1)))
         codes = np.concatenate(code).astype(np.int32)
         steps = [START + np.arange(n) * 1_000_000_000 for _, n, _ in sizes]
-        return Table(
+        return RowTable(
             np.concatenate(values).astype(np.float32),
             columns,
             codes[:, 0],

@@ -12,7 +12,7 @@ from edge_agent.contract import settings
 from edge_agent.contract.columns import ALL_COLUMNS
 from trainer import config
 from trainer.__main__ import main
-from trainer.config import Config, Entry
+from trainer.config import Config, DatasetEntry
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CAMERA = 0x02_00_00_00_00_05
@@ -51,7 +51,7 @@ def test_help_has_an_example_and_is_quick_to_come(command):
 
 def test_the_config_shipped_is_complete_and_says_the_defaults():
     loaded = settings.load(Config, CONFIGS / "trainer.yaml")
-    assert loaded == Config(data=(Entry("captures", Path("../captures")),))
+    assert loaded == Config(data=(DatasetEntry("captures", Path("../captures")),))
     shipped = (CONFIGS / "trainer.yaml").read_text()
     plain = config.plain(loaded)
 

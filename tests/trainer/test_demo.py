@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from edge_agent.contract import captures
-from edge_agent.contract.captures import Attack, Capture, Manifest
+from edge_agent.contract.captures import Attack, Capture, CaptureManifest
 from edge_agent.contract.messages import check_id, format_time
 from tests.reference.frames import pcap
 from tests.traffic import packet
@@ -23,10 +23,10 @@ BENIGN = Capture(Path("cam/day.pcap"), "cam", "benign", CAM)
 def test_every_capture_has_a_gateway_of_its_own():
     """Two captures of one name shared an outbox and each other's alerts, and other scripts' names gave no id at all."""
     files = ("mon/cap.pcap", "tue/cap.pcap", "cap-2.pcap", "ночь.pcap", f"{'x' * 90}.pcap", f"{'x' * 90}y.pcap")
-    names = _gateways(Manifest(tuple(replace(BENIGN, file=Path(f)) for f in files)))
+    names = _gateways(CaptureManifest(tuple(replace(BENIGN, file=Path(f)) for f in files)))
     assert names[:4] == ["cam-cap", "cam-cap-2", "cam-cap-2-2", "cam"]
     assert len(set(map(check_id, names))) == len(files)
-    assert check_id(_gateways(Manifest((replace(BENIGN, device="Камера", file=Path("ночь.pcap")),)))[0])
+    assert check_id(_gateways(CaptureManifest((replace(BENIGN, device="Камера", file=Path("ночь.pcap")),)))[0])
 
 
 def write(folder, *entries):

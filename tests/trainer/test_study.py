@@ -182,7 +182,7 @@ def test_thirds_at_random_are_as_large_as_the_study_printed():
 
 def test_a_scaler_fitted_on_optimise_rows_too_is_another(make_table):
     table = make_table()
-    base = config.Config((config.Entry("rows", Path("x")),), columns=table.columns[:8])
+    base = config.Config((config.DatasetEntry("rows", Path("x")),), columns=table.columns[:8])
     base = dataclasses.replace(
         base,
         split=protocol.Split(gap_rows=10, gap_s=5.0),
@@ -225,7 +225,7 @@ def test_a_whole_data_set_with_rows_missing_is_refused_by_file(whole_tree, capsy
 
 def test_a_part_of_the_data_set_is_no_damage(whole_tree):
     (whole_tree / "1.mirai.ack.csv").unlink()
-    held = catalogue.held(config.Entry("nbaiot", whole_tree))
+    held = catalogue.held(config.DatasetEntry("nbaiot", whole_tree))
     assert len(held) == 88
     assert set(held.values()) == {1}
     assert catalogue.differences(held) == []

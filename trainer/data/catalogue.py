@@ -11,7 +11,7 @@ import polars as pl
 
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.captures import load as load_manifest
-from trainer.config import Entry
+from trainer.config import DatasetEntry
 from trainer.data import dataset
 from trainer.data.dataset import NBAIOT_DEVICES
 
@@ -60,7 +60,7 @@ def by_family(counts: Counts, leave_out: Sequence[str] = ()) -> dict[str, int]:
     return dict(found)
 
 
-def held(entry: Entry) -> dict[tuple[str, str], int | None]:
+def held(entry: DatasetEntry) -> dict[tuple[str, str], int | None]:
     """(device, label) -> rows of one source, whatever of it is asked for; None where only reading all would tell."""
     if entry.kind == "nbaiot":
         return {(device, label): _csv_rows(path) for device, label, path in dataset.find_nbaiot(entry.path)}
@@ -88,7 +88,7 @@ def _csv_rows(path: Path) -> int:
         raise dataset.DatasetError(f"{path}: {str(error).partition(chr(10))[0]}") from error
 
 
-def _parquet_rows(entry: Entry) -> list[tuple[str, str, int]]:
+def _parquet_rows(entry: DatasetEntry) -> list[tuple[str, str, int]]:
     """Of a Parquet file of rows, by its device and label columns or the entry's words for them."""
     try:
         frame = pl.scan_parquet(entry.path)

@@ -1,6 +1,6 @@
 """Rows with labels, from captures, files of rows (Parquet, or an agent's .npz) or the published N-BaIoT files.
 
-What leaves here is a `Table` of finite float32 values whose columns are exactly those asked for; anything else is a
+What leaves here is a `RowTable` of finite float32 values whose columns are exactly those asked for; anything else is a
 `DatasetError` that names the file, the column and, where there is one, the row. How rows are split and scaled is not
 known here.
 
@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import BENIGN, SIGNATURE
+from edge_agent.contract.bundle import BENIGN, PROFILE_FIELDS
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
 from edge_agent.detection import calibrate
 from edge_agent.progress import Progress
-from trainer.config import Entry
+from trainer.config import DatasetEntry
 
 BATCH = 4096
 """Frames pushed through the extractor at a time."""
@@ -78,7 +78,7 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True)
-class Table:
+class RowTable:
     """Rows of all sources, in the order read: values (n, k) and, per row, codes into the names beside them.
 
     ``t_ns`` is packet time, 0 for published rows, which have none; ``mac`` the sender, 0 where unknown. ``labels`` and
@@ -115,14 +115,14 @@ class Limits:
     use_attack_lead: bool = False
 
 
-def load(entries: Sequence[Entry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> Table:
+def load(entries: Sequence[DatasetEntry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> RowTable:
     """Rows of every entry with ``columns``, followed by what columns of the counts rule all entries can give."""
     builder = Builder(with_counts(entries, columns), jitter_schema, limits)
     fill(builder, entries)
     return builder.table()
 
 
-def with_counts(entries: Sequence[Entry], columns: tuple[str, ...]) -> tuple[str, ...]:
+def with_counts(entries: Sequence[DatasetEntry], columns: tuple[str, ...]) -> tuple[str, ...]:
     """``columns`` and what columns of the counts rule all entries can give; DatasetError when one lacks a column."""
     available = [_available(entry) for entry in entries]
     for entry, known in zip(entries, available, strict=True):
@@ -135,7 +135,7 @@ def with_counts(entries: Sequence[Entry], columns: tuple[str, ...]) -> tuple[str
     )
 
 
-def fill(builder: "Builder", entries: Sequence[Entry]) -> None:
+def fill(builder: "Builder", entries: Sequence[DatasetEntry]) -> None:
     """Hand ``builder`` every row that is asked for, in the order read."""
     for entry in entries:
         before = builder.seen
@@ -151,7 +151,7 @@ def fill(builder: "Builder", entries: Sequence[Entry]) -> None:
             raise DatasetError(f"{entry.path}: holds no row that is asked for")
 
 
-def _available(entry: Entry) -> frozenset[str]:
+def _available(entry: DatasetEntry) -> frozenset[str]:
     if entry.kind == "captures":
         return frozenset(cols.ALL_COLUMNS)
     if entry.kind == "nbaiot":
@@ -224,7 +224,7 @@ class Builder:
         if len(values):
             self.expect(capture, label)
             if looks is None:
-                looks = np.full((len(values), len(SIGNATURE)), np.nan, dtype=np.float32)
+                looks = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
             thinned = self._rows.setdefault((capture, device, label), _Thinned(self.limits.max_rows))
             thinned.add(values, t_ns, mac, looks)
             self.seen += len(values)
@@ -239,7 +239,7 @@ class Builder:
                 raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
         return path
 
-    def table(self) -> Table:
+    def table(self) -> RowTable:
         """What was added; may be called once."""
         n = sum(rows.kept for rows in self._rows.values())
         devices = {device: None for _, device, _ in self._rows}
@@ -247,7 +247,7 @@ class Builder:
         values = np.empty((n, len(self.columns)), dtype=np.float32)
         code = np.empty((3, n), dtype=np.int32)
         t_ns, mac = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.uint64)
-        looks = np.empty((n, len(SIGNATURE)), dtype=np.float32)
+        looks = np.empty((n, len(PROFILE_FIELDS)), dtype=np.float32)
         at = 0
         for key, rows in self._rows.items():
             for chunk in rows.pop():
@@ -256,7 +256,7 @@ class Builder:
                 code[:, to] = np.array([codes[i][key[i]] for i in range(3)])[:, None]
                 at = to.stop
         capture, device, label = code
-        return Table(
+        return RowTable(
             values,
             self.columns,
             device,
@@ -277,7 +277,7 @@ class Builder:
 # ---- captures ----------------------------------------------------------------------------------------------------
 
 
-def _load_captures(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
+def _load_captures(entry: DatasetEntry, builder: Builder) -> set[tuple[str, str]]:
     """Adds what is asked for; returns every (device, label) the source holds."""
     try:
         manifest, path, root = captures.load(entry.path, entry.root)
@@ -296,7 +296,7 @@ def _load_captures(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     return {(capture.device, capture.label) for capture in manifest.captures}
 
 
-def _wanted(entry: Entry, device: str, label: str) -> bool:
+def _wanted(entry: DatasetEntry, device: str, label: str) -> bool:
     return (not entry.devices or device in entry.devices) and (not entry.labels or label in entry.labels)
 
 
@@ -337,7 +337,7 @@ def _extract_group(group: list[Capture], root: Path, builder: Builder, progress:
                     values = np.ascontiguousarray(rows.values[:, index])
                     for device, label, mask in _labelled(capture, rows.meta, builder.limits.use_attack_lead):
                         meta = rows.meta[mask]
-                        looks = classify.looks(meta, before.get((device, label))).astype(np.float32)
+                        looks = classify.packet_profile(meta, before.get((device, label))).astype(np.float32)
                         if len(meta):
                             before[device, label] = meta[-1:].copy()
                         builder.add(name, device, label, values[mask], meta["t_ns"], meta["src_mac"], looks)
@@ -398,7 +398,7 @@ def _exported(path: Path) -> pl.DataFrame:
     return pl.DataFrame(own | {name: values[:, i] for i, name in enumerate(columns)})
 
 
-def _load_rows(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
+def _load_rows(entry: DatasetEntry, builder: Builder) -> set[tuple[str, str]]:
     path = builder.read(entry.path)
     exported = _exported(path) if path.suffix == ".npz" else None
     schema = _parquet_schema(path) if exported is None else exported.schema
@@ -434,7 +434,7 @@ def _load_rows(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
     return held
 
 
-def _device_names(frame: pl.DataFrame, mac: NDArray[np.uint64], entry: Entry) -> pl.Series:
+def _device_names(frame: pl.DataFrame, mac: NDArray[np.uint64], entry: DatasetEntry) -> pl.Series:
     """The device column, else the entry's device, else the sender's MAC, else the file."""
     if "device" in frame.columns:
         return frame["device"].cast(pl.String)
@@ -443,7 +443,7 @@ def _device_names(frame: pl.DataFrame, mac: NDArray[np.uint64], entry: Entry) ->
     return pl.Series([mac_text(m) if m else entry.path.stem for m in mac.tolist()], dtype=pl.String)
 
 
-def _label_names(frame: pl.DataFrame, entry: Entry) -> pl.Series:
+def _label_names(frame: pl.DataFrame, entry: DatasetEntry) -> pl.Series:
     if "label" in frame.columns:
         return frame["label"].cast(pl.String)
     return pl.repeat(entry.label, len(frame), dtype=pl.String, eager=True)
@@ -477,7 +477,7 @@ def _has_jitter(columns: Iterable[str]) -> bool:
 # ---- N-BaIoT -----------------------------------------------------------------------------------------------------
 
 
-def _load_nbaiot(entry: Entry, builder: Builder) -> set[tuple[str, str]]:
+def _load_nbaiot(entry: DatasetEntry, builder: Builder) -> set[tuple[str, str]]:
     if builder.jitter_schema != cols.COMPAT and _has_jitter(builder.columns):
         raise DatasetError(
             f"{entry.path}: published rows carry the date in HH_jit; "

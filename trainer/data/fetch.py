@@ -37,7 +37,7 @@ class FetchError(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class RemoteSource:
     """One file and the addresses it can be had from, tried in order."""
 
     name: str
@@ -57,7 +57,7 @@ class Source:
 class FetchSettings:
     """configs/nbaiot.yaml."""
 
-    files: tuple[Source, ...]
+    files: tuple[RemoteSource, ...]
     retries: int = 5
     timeout_s: float = 30.0
     backoff_s: float = 1.0
@@ -121,7 +121,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _any_address(source: Source, path: Path, chosen: FetchSettings, pause: Callable[[float], None]) -> str:
+def _any_address(source: RemoteSource, path: Path, chosen: FetchSettings, pause: Callable[[float], None]) -> str:
     """Bring the file to PATH.part from the first address that gives it whole; returns that address."""
     reasons = []
     for address in source.addresses:
@@ -231,7 +231,11 @@ def run(args: argparse.Namespace, command: str) -> int:
         if args.address is not None:
             name = Path(urlsplit(args.address).path).name or "nbaiot.zip"
             chosen = FetchSettings(
-                (Source(name, (args.address,)),), chosen.retries, chosen.timeout_s, chosen.backoff_s, chosen.max_bytes
+                (RemoteSource(name, (args.address,)),),
+                chosen.retries,
+                chosen.timeout_s,
+                chosen.backoff_s,
+                chosen.max_bytes,
             )
         paths = fetch(chosen, args.out)
     except (FetchError, settings.SettingsError, ValueError) as error:

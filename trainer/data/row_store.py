@@ -15,17 +15,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from edge_agent.contract.bundle import SIGNATURE, replace_file
+from edge_agent.contract.bundle import PROFILE_FIELDS, replace_file
 from edge_agent.contract.scaling import Array
 from trainer.config import Config, plain
 from trainer.data import dataset
-from trainer.data.dataset import DatasetError, Table
+from trainer.data.dataset import DatasetError, RowTable
 
 BLOCK = 1 << 14
 NAME = "store.json"
 FORMAT = 1
 CODES = ("device", "label", "capture")
-LOOKS = tuple(f"looks {i}" for i in range(len(SIGNATURE)))
+LOOKS = tuple(f"looks {i}" for i in range(len(PROFILE_FIELDS)))
 
 
 class _Writer(dataset.Builder):
@@ -56,7 +56,7 @@ class _Writer(dataset.Builder):
         names = zip((self._devices, self._labels, self._captures), (device, label, capture), strict=True)
         code = np.array([list(known).index(name) for known, name in names], dtype=np.int32)
         if looks is None:
-            looks = np.full((len(values), len(SIGNATURE)), np.nan, dtype=np.float32)
+            looks = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
         self._waiting.append((values, np.tile(code, (len(values), 1)), t_ns, mac, looks))
         self.seen += len(values)
         self._wait += len(values)
@@ -106,7 +106,7 @@ class _Writer(dataset.Builder):
 
 
 @dataclass(frozen=True)
-class Store:
+class RowStore:
     """Rows on disk; in memory it holds nothing of any row."""
 
     folder: Path
@@ -123,7 +123,7 @@ class Store:
     def __len__(self) -> int:
         return self.rows
 
-    def index(self) -> Table:
+    def index(self) -> RowTable:
         """All rows without their values, shape (n, 0): 28 bytes each. To be let go of before memory is needed."""
         code, t_ns, mac = (
             np.empty((3, len(self)), np.int32),
@@ -138,7 +138,7 @@ class Store:
             t_ns[at], mac[at] = frame["t_ns"].to_numpy(), frame["mac"].to_numpy()
         return self._table(np.empty((len(self), 0), np.float32), (), code, t_ns, mac, None)
 
-    def take(self, rows: NDArray[np.intp]) -> Table:
+    def take(self, rows: NDArray[np.intp]) -> RowTable:
         """The table of these ascending row numbers, in memory."""
         values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
         looks = np.empty((len(rows), len(LOOKS)), dtype=np.float32)
@@ -190,9 +190,9 @@ class Store:
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
         looks: Array | None,
-    ) -> Table:
+    ) -> RowTable:
         device, label, capture = code
-        return Table(
+        return RowTable(
             values,
             columns,
             device,
@@ -217,7 +217,7 @@ def _floats(frame: pl.DataFrame, columns: tuple[str, ...]) -> Array:
     return values
 
 
-def prepare(config: Config, jitter_schema: str, folder: Path) -> Store:
+def prepare(config: Config, jitter_schema: str, folder: Path) -> RowStore:
     """The store in ``folder`` of what ``config`` asks for; reads the sources when it is not there yet.
 
     DatasetError for sources that cannot be read, and for a store of other settings or of files that have changed.
@@ -243,7 +243,7 @@ def prepare(config: Config, jitter_schema: str, folder: Path) -> Store:
     return _open(folder, asked)
 
 
-def _open(folder: Path, asked: dict[str, Any]) -> Store:
+def _open(folder: Path, asked: dict[str, Any]) -> RowStore:
     path = folder / NAME
     try:
         told = json.loads(path.read_bytes())
@@ -257,7 +257,7 @@ def _open(folder: Path, asked: dict[str, Any]) -> Store:
             checked.read(Path(name))
             if checked.inputs[name] != digest:
                 raise DatasetError(f"{name}: has changed since it was read into {folder}; delete the folder")
-        return Store(
+        return RowStore(
             folder,
             tuple(told["columns"]),
             int(told["rows"]),

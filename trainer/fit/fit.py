@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import scaling
-from edge_agent.contract.bundle import BENIGN, Decision, Rules, Signature, Threshold, replace_file
+from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
 from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
 from edge_agent.detection.detector import Scorer
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
-from trainer.data.dataset import Table
+from trainer.data.dataset import RowTable
 from trainer.data.protocol import OPTIMISE, TEST, TRAIN
 from trainer.fit import autoencoder, classifier
 
@@ -80,7 +80,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Run:
+class FittedModel:
     """A fitted model and everything measured on it; `save` writes it."""
 
     config: Config
@@ -90,7 +90,7 @@ class Run:
     network: Any
     classes: tuple[str, ...]
     classifier: Any  # None when there was nothing to tell apart
-    signatures: dict[str, Signature]  # of classes learnt from packets
+    signatures: dict[str, PacketProfile]  # of classes learnt from packets
     decision: Decision
     normal: dict[str, tuple[float, float]]
     generated: bool
@@ -102,12 +102,12 @@ class Run:
 
 def fit(
     config: Config,
-    table: Table,
+    table: RowTable,
     say: Callable[[str], None] = print,
     watch: autoencoder.Watch | None = None,
     trained: "Trained | None" = None,
     workers: "Workers | None" = None,
-) -> Run:
+) -> FittedModel:
     """Train and measure; FitError or TrainingError says why not. ``say`` gets one line per fact worth reading.
 
     ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample.
@@ -173,7 +173,7 @@ def fit(
     classes, told_apart, clf_metrics, clf_history = _classify(config, table, parts, scaler, at, say, watch)
     metrics["classifier"] = clf_metrics
     signatures = _signatures(table, parts, clf_metrics["class_of"], classes) if clf_metrics else {}
-    return Run(
+    return FittedModel(
         config,
         schemas,
         columns,
@@ -192,7 +192,7 @@ def fit(
     )
 
 
-def split(config: Config, table: Table) -> Parts:
+def split(config: Config, table: RowTable) -> Parts:
     """Benign rows in parts per device, attack rows per capture and label; FitError when a benign part stays empty."""
     benign = _is_benign(table)
     if not benign.any():
@@ -223,7 +223,7 @@ def split(config: Config, table: Table) -> Parts:
     return Parts(train, optimise, test, attack, part, tuple(short))
 
 
-def rank(config: Config, table: Table, parts: Parts) -> dict[str, float] | None:
+def rank(config: Config, table: RowTable, parts: Parts) -> dict[str, float] | None:
     """Fisher score of every candidate column over train rows of all labels, squashed as the model sees them."""
     rows = np.flatnonzero(parts.part == TRAIN)
     names = {
@@ -250,7 +250,7 @@ def family(label: str) -> str:
 
 
 def _choose(
-    config: Config, table: Table, ranked: dict[str, float] | None, say: Callable[[str], None]
+    config: Config, table: RowTable, ranked: dict[str, float] | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], Index]:
     """The model's columns, in their published order, and where they stand in the table."""
     columns = config.model_columns()
@@ -268,7 +268,7 @@ def _choose(
     return columns, _positions(table, columns)
 
 
-def _positions(table: Table, columns: tuple[str, ...]) -> Index:
+def _positions(table: RowTable, columns: tuple[str, ...]) -> Index:
     return np.array([table.columns.index(c) for c in columns], dtype=np.intp)
 
 
@@ -280,7 +280,7 @@ def _schemas(config: Config, columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(used)
 
 
-def _is_benign(table: Table) -> NDArray[np.bool_]:
+def _is_benign(table: RowTable) -> NDArray[np.bool_]:
     return np.array([label == BENIGN for label in table.labels])[table.label]
 
 
@@ -304,13 +304,13 @@ def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, flo
     return found
 
 
-def _scored(score: Callable[[Array], Array], table: Table, rows: Index, at: Index) -> Array:
+def _scored(score: Callable[[Array], Array], table: RowTable, rows: Index, at: Index) -> Array:
     """Scores of some rows of a table, in pieces of bounded memory."""
     pieces = [score(table.values[np.ix_(rows[i : i + 65536], at)]) for i in range(0, len(rows), 65536)]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
 
-def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[Array, Array]]) -> Decision:
+def _decide(config: Config, table: RowTable, parts: Parts, scores: dict[str, tuple[Array, Array]]) -> Decision:
     """The decision for the float model, from benign train and optimise rows alone."""
     chosen = config.decision
     benign = {part: rows for part, rows in parts.kept().items() if part != "test"}
@@ -337,7 +337,7 @@ def _decide(config: Config, table: Table, parts: Parts, scores: dict[str, tuple[
 
 
 def _measure(
-    table: Table,
+    table: RowTable,
     parts: Parts,
     decision: Decision,
     scores: dict[str, tuple[Array, Array]],
@@ -415,7 +415,7 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
 
 def _classify(
     config: Config,
-    table: Table,
+    table: RowTable,
     parts: Parts,
     scaler: Scaler,
     at: Index,
@@ -487,7 +487,9 @@ def _classify(
     return classes, network, metrics, history
 
 
-def _signatures(table: Table, parts: Parts, class_of: dict[str, str], classes: Sequence[str]) -> dict[str, Signature]:
+def _signatures(
+    table: RowTable, parts: Parts, class_of: dict[str, str], classes: Sequence[str]
+) -> dict[str, PacketProfile]:
     """What episodes of each class look like, from the packets of each attack capture, its test part too: an episode
     spans all parts. Classes learnt from rows without packets have none."""
     if table.looks is None:
@@ -517,7 +519,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
     return float(part) / float(whole) if whole else None
 
 
-def _rows(table: Table, parts: Parts, columns: tuple[str, ...], at: Index) -> pl.DataFrame:
+def _rows(table: RowTable, parts: Parts, columns: tuple[str, ...], at: Index) -> pl.DataFrame:
     """The bounded sample of rows that a run folder keeps."""
     attacks = []
     for code in np.unique(table.label[parts.attack]):
@@ -541,7 +543,7 @@ def _rows(table: Table, parts: Parts, columns: tuple[str, ...], at: Index) -> pl
     )
 
 
-def save(run: Run, out: Path, command: str, took_s: float) -> None:
+def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
     """Write the run folder; model.json comes last, so a folder that has one is whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.json").unlink(missing_ok=True)
@@ -601,7 +603,7 @@ def _write_json(path: Path, data: Any) -> None:
     replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
-def load(config: Config) -> Table:
+def load(config: Config) -> RowTable:
     """The rows the config asks for; prints how many, and the warnings."""
     limits = dataset.Limits(config.max_rows, config.max_streams, config.use_attack_lead)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN

@@ -21,8 +21,8 @@ from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.progress import Progress
 from trainer.config import Config, plain
 from trainer.data import protocol, ranking, row_store
-from trainer.data.dataset import Table
-from trainer.data.row_store import BLOCK, Store
+from trainer.data.dataset import RowTable
+from trainer.data.row_store import BLOCK, RowStore
 from trainer.fit import autoencoder, fit
 from trainer.fit.fit_online import Running
 
@@ -61,8 +61,8 @@ def run(
 
 
 def train(
-    config: Config, rows: Store, watch: autoencoder.Watch | None = None, workers: "Workers | None" = None
-) -> fit.Run:
+    config: Config, rows: RowStore, watch: autoencoder.Watch | None = None, workers: "Workers | None" = None
+) -> fit.FittedModel:
     """Fit on all train rows and measure on a sample; FitError or TrainingError says why not."""
     index = rows.index()
     parts = fit.split(config, index)
@@ -102,7 +102,7 @@ def train(
     return dataclasses.replace(fitted, metrics={**fitted.metrics, "whole": counts})
 
 
-def _sample(config: Config, rows: Store, parts: fit.Parts, label: NDArray[np.int32]) -> tuple[Table, fit.Parts]:
+def _sample(config: Config, rows: RowStore, parts: fit.Parts, label: NDArray[np.int32]) -> tuple[RowTable, fit.Parts]:
     """What is measured on: of every benign part and every attack at most so many rows, and their parts."""
     kept = parts.kept()
     most = round(config.classifier.rows_per_class / config.attack_split.train)  # so that enough of them train
@@ -124,7 +124,7 @@ def _sample(config: Config, rows: Store, parts: fit.Parts, label: NDArray[np.int
     return rows.take(numbers), of_sample
 
 
-def _scaler(config: Config, rows: Store, columns: tuple[str, ...], numbers: NDArray[np.intp]) -> Scaler:
+def _scaler(config: Config, rows: RowStore, columns: tuple[str, ...], numbers: NDArray[np.intp]) -> Scaler:
     options, k = config.scaling, len(columns)
     running = Running(options.squash, options.floor, options.clip, np.zeros(k), np.zeros(k))
     with Progress("scaler", len(numbers)) as progress:
@@ -135,7 +135,7 @@ def _scaler(config: Config, rows: Store, columns: tuple[str, ...], numbers: NDAr
 
 
 def _batches(
-    rows: Store,
+    rows: RowStore,
     columns: tuple[str, ...],
     numbers: NDArray[np.intp],
     scaler: Scaler,

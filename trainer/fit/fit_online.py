@@ -29,7 +29,7 @@ from edge_agent.contract.settings import SettingsError
 from edge_agent.progress import Progress
 from trainer.config import Config
 from trainer.data import dataset
-from trainer.data.dataset import Table
+from trainer.data.dataset import RowTable
 from trainer.data.protocol import OPTIMISE, TEST, TRAIN, UNUSED
 from trainer.fit import autoencoder, fit
 
@@ -207,7 +207,7 @@ class Learner:
         except (OSError, ValueError, KeyError, EOFError, FeatureStateError) as error:
             raise StreamError(f"{path}: no checkpoint of this version: {error}") from error
 
-    def finish(self, generated: bool, inputs: dict[str, str]) -> fit.Run:
+    def finish(self, generated: bool, inputs: dict[str, str]) -> fit.FittedModel:
         """What was learnt as a run, τ and limits from rows that were held out; FitError with too few."""
         arrays: dict[int, tuple[NDArray[Any], ...]] = {
             code: chunks[0] for code, chunks in self._kept.items() if chunks and len(chunks[0][0])
@@ -218,7 +218,7 @@ class Learner:
         part = np.concatenate([np.full(len(a[0]), code, np.int8) for code, a in arrays.items()])
         macs, device = np.unique(mac, return_inverse=True)
         n = len(values)
-        table = Table(
+        table = RowTable(
             values,
             self._kept_columns,
             device.astype(np.int32),
@@ -308,9 +308,9 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _entry(path: Path) -> Any:
-    from trainer.config import Entry
+    from trainer.config import DatasetEntry
 
-    return Entry("captures", path)
+    return DatasetEntry("captures", path)
 
 
 def _digest(path: Path) -> str:

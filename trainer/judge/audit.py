@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.scaling import Array
 from trainer.judge import runs
-from trainer.judge.runs import Index, Run
+from trainer.judge.runs import Index, RunFolder
 from trainer.report.findings import Figure, Findings, Series, Table
 
 PROG = "botwatch trainer audit"
@@ -30,7 +30,7 @@ REFIT_ROWS, REFIT_EPOCHS = 20_000, 25
 
 
 @dataclass(frozen=True)
-class Rule:
+class AuditRule:
     """The best single comparison on one column: rows on one side of ``limit`` are called attacks."""
 
     column: str
@@ -97,7 +97,7 @@ def _spearman(values: NDArray[np.float64]) -> float:
     return float(spearmanr(values, np.arange(len(values))).statistic)
 
 
-def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) -> list[Rule]:
+def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) -> list[AuditRule]:
     """The best comparison on each column, the column that tells attacks apart best first."""
     from sklearn.metrics import auc as area
     from sklearn.metrics import roc_curve
@@ -112,7 +112,7 @@ def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) ->
         above = auc >= 0.5
         accuracy = (true + 1 - false) / 2 if above else (false + 1 - true) / 2
         best = int(np.argmax(accuracy))
-        found.append(Rule(column, max(auc, 1 - auc), float(limits[best]), above, float(accuracy[best])))
+        found.append(AuditRule(column, max(auc, 1 - auc), float(limits[best]), above, float(accuracy[best])))
     return sorted(found, key=lambda rule: (-rule.auc, rule.column))
 
 
@@ -122,7 +122,7 @@ def analyse(path: Path) -> Findings:
     return audit(run, f"{PROG} {path}")
 
 
-def audit(run: Run, command: str) -> Findings:
+def audit(run: RunFolder, command: str) -> Findings:
     """Everything suspicious in a run's rows, and what the model makes of them without it."""
     same, still = duplicates(run.values, run.columns), constant(run.values, run.columns)
     everything = np.arange(len(run.values))
@@ -211,7 +211,7 @@ def audit(run: Run, command: str) -> Findings:
     )
 
 
-def _without(run: Run, kept: tuple[str, ...]) -> Table:
+def _without(run: RunFolder, kept: tuple[str, ...]) -> Table:
     """Two short fits on the same rows, with and without the flagged columns."""
     rows: list[tuple[str, int, float | None, float | None, float | None]] = []
     for name, columns in (("all columns", run.columns), ("without the flagged", kept)):
@@ -227,7 +227,7 @@ def _without(run: Run, kept: tuple[str, ...]) -> Table:
     )
 
 
-def _short_fit(run: Run, at: Index) -> tuple[float | None, float | None, float | None]:
+def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, float | None]:
     """Row false-positive rate, row recall and AUC of an autoencoder on the columns ``at``."""
     from sklearn.metrics import roc_auc_score
 
@@ -271,7 +271,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         found = analyse(args.run)
         found.save(args.run)
-    except (runs.RunError, OSError) as error:
+    except (runs.RunFolderError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -25,7 +25,7 @@ from edge_agent.detection.runtime import Model
 from edge_agent.progress import Progress
 from trainer.judge import runs
 from trainer.judge.audit import rules
-from trainer.judge.runs import Run
+from trainer.judge.runs import RunFolder
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 PROG = "botwatch trainer baselines"
@@ -59,7 +59,7 @@ class Result:
     found: frozenset[tuple[str, str]]
 
 
-def methods(run: Run, seed: int) -> dict[str, tuple[str, Score]]:
+def methods(run: RunFolder, seed: int) -> dict[str, tuple[str, Score]]:
     """Each method fitted on benign train rows: name -> (what it is, its score)."""
     from sklearn.decomposition import PCA
     from sklearn.ensemble import IsolationForest
@@ -158,7 +158,7 @@ def _ensemble(z: Array, seed: int) -> Score:
     return score
 
 
-def compare(run: Run, bundle: bundles.Bundle | None = None) -> list[Result]:
+def compare(run: RunFolder, bundle: bundles.Bundle | None = None) -> list[Result]:
     """Every method and the autoencoder (the bundle's, or Keras') on the run's benign test rows and attacks."""
     predict = Model(bundle.autoencoder) if bundle else run.autoencoder()
     scorer = Scorer(predict, run.scaler, run.columns)
@@ -191,7 +191,7 @@ def compare(run: Run, bundle: bundles.Bundle | None = None) -> list[Result]:
 
 
 def _result(
-    run: Run,
+    run: RunFolder,
     name: str,
     note: str,
     score: Score,
@@ -241,7 +241,7 @@ def analyse(path: Path, bundle: bundles.Bundle | None = None) -> Findings:
     return report(compare(run, bundle), run, f"{PROG} {path}")
 
 
-def report(results: list[Result], run: Run, command: str) -> Findings:
+def report(results: list[Result], run: RunFolder, command: str) -> Findings:
     """The comparison in words; says first when a simpler method is the better one."""
     own = results[0]
     warnings, lead = [], []
@@ -312,7 +312,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         bundle = bundles.load(args.bundle) if args.bundle else None
         found = analyse(args.run, bundle)
         found.save(args.run)
-    except (runs.RunError, BundleError, OSError) as error:
+    except (runs.RunFolderError, BundleError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -23,11 +23,11 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import BENIGN, BundleError, replace_file
-from edge_agent.contract.captures import Manifest
+from edge_agent.contract.captures import CaptureManifest
 from trainer import config as configs
-from trainer.config import Config, Entry
+from trainer.config import Config, DatasetEntry
 from trainer.judge import evaluate
-from trainer.judge.evaluate import Day, Evaluation, Trial, bound
+from trainer.judge.evaluate import AttackTrial, Day, Evaluation, bound
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 PROG = "botwatch trainer compare"
@@ -54,11 +54,11 @@ class Arm:
 
     name: str
     config: Config
-    tried: tuple[tuple[Manifest, Path], ...]
+    tried: tuple[tuple[CaptureManifest, Path], ...]
     left_out: str = ""  # the device, label or family that the fit did not see
 
 
-def arms(kind: str, config: Config, tried: Sequence[tuple[Manifest, Path]]) -> list[Arm]:
+def arms(kind: str, config: Config, tried: Sequence[tuple[CaptureManifest, Path]]) -> list[Arm]:
     """The fits of one kind of comparison; CompareError when the data do not allow it."""
     everything = tuple(tried)
     if kind == "chrono":
@@ -132,19 +132,19 @@ def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     yield "counts rule alone", replace(config, schemas=both, columns=(), decision=alone)
 
 
-def _manifest(entry: Entry) -> tuple[Manifest, Path]:
+def _manifest(entry: DatasetEntry) -> tuple[CaptureManifest, Path]:
     if entry.kind != "captures":
         raise CompareError(f"{entry.path}: only captures can be left out by device or attack, not {entry.kind}")
     manifest, _, root = captures.load(entry.path, entry.root)
     return manifest, root
 
 
-def _devices(entry: Entry) -> tuple[str, ...]:
+def _devices(entry: DatasetEntry) -> tuple[str, ...]:
     manifest, _ = _manifest(entry)
     return entry.devices or tuple(dict.fromkeys(c.device for c in manifest.captures))
 
 
-def _only(entry: Entry, devices: tuple[str, ...] = (), labels: tuple[str, ...] = ()) -> Entry:
+def _only(entry: DatasetEntry, devices: tuple[str, ...] = (), labels: tuple[str, ...] = ()) -> DatasetEntry:
     """The entry with some devices or labels of it; labels it does not have are not asked for."""
     manifest, _ = _manifest(entry)
     held = {c.label for c in manifest.captures}
@@ -155,12 +155,12 @@ def _only(entry: Entry, devices: tuple[str, ...] = (), labels: tuple[str, ...] =
     )
 
 
-def _of(manifest: Manifest, device: str) -> Manifest:
+def _of(manifest: CaptureManifest, device: str) -> CaptureManifest:
     """What concerns one device: its benign captures, and every attack, to be put into its day."""
     return replace(manifest, captures=tuple(c for c in manifest.captures if c.label != BENIGN or c.device == device))
 
 
-def _source(entry: Entry) -> str:
+def _source(entry: DatasetEntry) -> str:
     return entry.path.parent.name if entry.path.name == captures.MANIFEST else entry.path.stem
 
 
@@ -261,7 +261,7 @@ def report(kind: str, results: Sequence[tuple[Arm, list[Evaluation]]], command: 
     )
 
 
-def _recall(trials: Sequence[Trial]) -> str | None:
+def _recall(trials: Sequence[AttackTrial]) -> str | None:
     return f"{sum(t.found for t in trials)}/{len(trials)}" if trials else None
 
 

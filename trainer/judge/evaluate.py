@@ -29,12 +29,12 @@ from edge_agent.detection.checkins import CheckIns
 from edge_agent.detection.detector import Detector
 from edge_agent.progress import Progress
 from trainer.judge import inject, runs
-from trainer.judge.inject import Attack, Frame, Host, InjectError, S
+from trainer.judge.inject import AttackCapture, Frame, InjectError, InsideHost, S
 from trainer.report.findings import Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from trainer.data.dataset import Table as RowTable
-    from trainer.judge.runs import Run
+    from trainer.data.dataset import RowTable
+    from trainer.judge.runs import RunFolder
 
 PROG = "botwatch trainer evaluate"
 
@@ -78,7 +78,7 @@ class Day:
 
 
 @dataclass(frozen=True)
-class Trial:
+class AttackTrial:
     """An attack capture, alone (``device`` empty) or in a device's day: what was told of it."""
 
     capture: str
@@ -106,12 +106,12 @@ class Evaluation:
 
     bundle: str  # SHA-256 of its manifest
     days: tuple[Day, ...]
-    alone: tuple[Trial, ...]
-    injected: tuple[Trial, ...]
+    alone: tuple[AttackTrial, ...]
+    injected: tuple[AttackTrial, ...]
     skipped: tuple[str, ...] = ()
     floor: dict[str, dict[float, bool]] = field(default_factory=dict)  # attack -> rate -> alerted within a minute
     device_days: float = 0.0
-    learning: tuple[Trial, ...] = ()  # attacks alone, met by an agent that has just begun to learn
+    learning: tuple[AttackTrial, ...] = ()  # attacks alone, met by an agent that has just begun to learn
 
     @property
     def false_alerts(self) -> int:
@@ -147,7 +147,7 @@ class Judge:
         """The messages of each episode, first episode first, and the detector that judged."""
         extractor = Extractor(self._max_streams, seed=1)
         detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
-        model = messages.Model(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
+        model = messages.ModelInfo(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
         told: list[dict[str, Any]] = []
         batch: list[Frame] = []
@@ -177,7 +177,7 @@ class Judge:
 
 def evaluate(
     bundle: Bundle,
-    manifests: Sequence[tuple[captures.Manifest, Path]],
+    manifests: Sequence[tuple[captures.CaptureManifest, Path]],
     *,
     learn: bool = False,
     floor: bool = False,
@@ -199,7 +199,7 @@ def evaluate(
             except InjectError as error:
                 skipped.append(str(error))
     benign = [item for item in loaded if item.capture.label == BENIGN]
-    attacks: list[tuple[_Loaded, Attack]] = []
+    attacks: list[tuple[_Loaded, AttackCapture]] = []
     for item in loaded:
         if item.capture.label != BENIGN:
             try:
@@ -269,13 +269,15 @@ def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
     )
 
 
-def _alone(judge: Judge, item: _Loaded, source: Attack, step: Any, *, learn: bool = False) -> Trial:
+def _alone(judge: Judge, item: _Loaded, source: AttackCapture, step: Any, *, learn: bool = False) -> AttackTrial:
     episodes, _ = judge.episodes(item.frames, learn)
     step(f"{item.capture.file} alone{' while learning' if learn else ''}")
     return _trial(item, source, "", episodes, source.host, [source.frames[i][0] for i in source.sent()])
 
 
-def _injected(judge: Judge, item: _Loaded, source: Attack, place: _Loaded, own: Host, step: Any) -> Trial:
+def _injected(
+    judge: Judge, item: _Loaded, source: AttackCapture, place: _Loaded, own: InsideHost, step: Any
+) -> AttackTrial:
     start = _start(place)
     moved = inject.carried(source, own, start)
     episodes, _ = judge.episodes(_around(place, start, moved))
@@ -283,7 +285,7 @@ def _injected(judge: Judge, item: _Loaded, source: Attack, place: _Loaded, own: 
     return _trial(item, source, place.capture.device, episodes, own, [moved[i][0] for i in source.sent()])
 
 
-def _at_rate(judge: Judge, source: Attack, place: _Loaded, own: Host, rate: float, step: Any) -> bool:
+def _at_rate(judge: Judge, source: AttackCapture, place: _Loaded, own: InsideHost, rate: float, step: Any) -> bool:
     """Whether an attack at ``rate`` is told within a minute."""
     start = _start(place)
     moved = inject.carried(source, own, start, rate, min(FLOOR_FRAMES, max(1, int(rate * FLOOR_S))))
@@ -306,7 +308,7 @@ def _around(place: _Loaded, start: int, moved: Sequence[Frame]) -> Iterable[Fram
     return inject.merged([*before, *(frame for frame in place.frames if start <= frame[0] <= end)], moved)
 
 
-def _blames(alert: Alert, own: Host, source: Attack) -> bool:
+def _blames(alert: Alert, own: InsideHost, source: AttackCapture) -> bool:
     """Whether an alert is about ``own`` and, of check-ins, about their server: its other new hosts are no success."""
     if source.victim:
         return alert.role == "victim" and alert.device.ip == ".".join(map(str, own.ip))
@@ -316,8 +318,8 @@ def _blames(alert: Alert, own: Host, source: Attack) -> bool:
 
 
 def _trial(
-    item: _Loaded, source: Attack, device: str, episodes: list[list[Alert]], own: Host, sent: list[int]
-) -> Trial:
+    item: _Loaded, source: AttackCapture, device: str, episodes: list[list[Alert]], own: InsideHost, sent: list[int]
+) -> AttackTrial:
     first, last = sent[0], max(sent)
     hits = [e for e in episodes if _blames(e[0], own, source) and e[-1].last_ns >= first]
     hits = [e for e in hits if e[0].t_ns >= first]
@@ -325,10 +327,10 @@ def _trial(
     length = (last - first) / S
     false = len(episodes) - len(hits)
     if not hits:
-        return Trial(*about, None, None, "", None, None, length, false)
+        return AttackTrial(*about, None, None, "", None, None, length, false)
     told = hits[0]
     packets = int(np.searchsorted(np.sort(np.array(sent)), told[0].t_ns, side="right"))
-    return Trial(
+    return AttackTrial(
         *about,
         max(packets, 1),
         (told[0].t_ns - first) / 1e6,
@@ -416,7 +418,7 @@ def report(evaluation: Evaluation, command: str, base_rate: float = BASE_RATE) -
 
 def generator() -> str:
     """SHA-256 of the traffic generator: figures on generated traffic are of one version of it."""
-    return hashlib.sha256((Path(__file__).parent / "generate.py").read_bytes()).hexdigest()
+    return hashlib.sha256((Path(__file__).parents[1] / "generate.py").read_bytes()).hexdigest()
 
 
 def _benign_tables(days: Sequence[Day]) -> list[Table]:
@@ -479,7 +481,7 @@ def _benign_tables(days: Sequence[Day]) -> list[Table]:
     return tables
 
 
-def _recall_sentence(what: str, trials: Sequence[Trial]) -> str:
+def _recall_sentence(what: str, trials: Sequence[AttackTrial]) -> str:
     hits = [trial for trial in trials if trial.found]
     text = f"{what}: {len(hits)} of {len(trials)} alerted"
     if hits:
@@ -492,7 +494,7 @@ def _recall_sentence(what: str, trials: Sequence[Trial]) -> str:
     return f"{text}."
 
 
-def _worst_device(trials: Sequence[Trial]) -> str:
+def _worst_device(trials: Sequence[AttackTrial]) -> str:
     share = {
         device: float(np.mean([trial.found for trial in trials if trial.device == device]))
         for device in sorted({trial.device for trial in trials})
@@ -503,7 +505,7 @@ def _worst_device(trials: Sequence[Trial]) -> str:
     return f"{text}; missed: {', '.join(missed)}." if missed else f"{text}."
 
 
-def _attack_table(title: str, trials: Sequence[Trial]) -> Table:
+def _attack_table(title: str, trials: Sequence[AttackTrial]) -> Table:
     rows = []
     for capture in dict.fromkeys(trial.capture for trial in trials):
         own = [trial for trial in trials if trial.capture == capture]
@@ -528,7 +530,7 @@ def _attack_table(title: str, trials: Sequence[Trial]) -> Table:
     return Table(title, (*columns, "class told", "other alerts"), tuple(rows))
 
 
-def _times_table(trials: Sequence[Trial]) -> Table:
+def _times_table(trials: Sequence[AttackTrial]) -> Table:
     """Whether episodes tell when an attack was."""
     rows = []
     for name, low, high in (
@@ -556,7 +558,7 @@ def _times_table(trials: Sequence[Trial]) -> Table:
     return Table("Start and end of attacks, as told and as they were", columns, tuple(rows))
 
 
-def _confusion(trials: Sequence[Trial]) -> Figure:
+def _confusion(trials: Sequence[AttackTrial]) -> Figure:
     said = sorted({trial.said for trial in trials})
     series = []
     for label in sorted({trial.label for trial in trials}):
@@ -700,7 +702,7 @@ ERROR_QUANTILE = 0.99
 """Of what quantisation does to the scores of benign optimise rows: closer to its limit a score is borderline."""
 
 
-def parity(bundle: Bundle, run: "Run", command: str) -> Findings:
+def parity(bundle: Bundle, run: "RunFolder", command: str) -> Findings:
     """What quantisation changes in what a device's votes say: the bundle against the run's Keras network.
 
     Each side scores the run's benign test rows and attack rows with its own limit; a window is a row with those before
@@ -839,7 +841,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         found += [rows(bundle, table, command) for table in tables]
         if args.run is not None:
             found.append(parity(bundle, runs.load(args.run), command))
-    except (BundleError, EvaluateError, runs.RunError, settings.SettingsError, CaptureError, ValueError) as error:
+    except (BundleError, EvaluateError, runs.RunFolderError, settings.SettingsError, CaptureError, ValueError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for item in found:
@@ -853,7 +855,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def _sources(
     paths: Sequence[Path], root: Path | None, bundle: Bundle
-) -> tuple[list[tuple[captures.Manifest, Path]], list["RowTable"]]:
+) -> tuple[list[tuple[captures.CaptureManifest, Path]], list["RowTable"]]:
     """Manifests with their roots, and tables of rows; EvaluateError for what is neither."""
     manifests, tables = [], []
     for path in paths:
@@ -864,7 +866,7 @@ def _sources(
         if not path.exists():
             raise EvaluateError(f"{path}: no such file or folder")
         from edge_agent.contract import columns as cols
-        from trainer.config import Entry
+        from trainer.config import DatasetEntry
         from trainer.data import dataset
 
         kind: Literal["rows", "nbaiot"] = "rows" if path.is_file() else "nbaiot"
@@ -872,7 +874,9 @@ def _sources(
         jitter = cols.COMPAT if kind == "nbaiot" or cols.COMPAT in bundle.manifest.schemas else cols.CLEAN
         try:
             tables.append(
-                dataset.load([Entry(kind, path)], bundle.manifest.columns, jitter, dataset.Limits(max_rows=1_000_000))
+                dataset.load(
+                    [DatasetEntry(kind, path)], bundle.manifest.columns, jitter, dataset.Limits(max_rows=1_000_000)
+                )
             )
         except dataset.DatasetError as error:
             raise EvaluateError(str(error)) from error

@@ -24,7 +24,7 @@ from edge_agent.contract.scaling import Array, row_error
 from edge_agent.detection import explain
 from edge_agent.progress import Progress
 from trainer.judge import runs
-from trainer.judge.runs import Run
+from trainer.judge.runs import RunFolder
 from trainer.report.findings import Figure, Findings, Series, Table
 
 PROG = "botwatch trainer explain"
@@ -61,7 +61,7 @@ class Reason:
 class Explainer:
     """LIME over a run's distinct columns; a copy of a column moves with its original."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: RunFolder):
         self.run = run
         self._originals = [i for i, column in enumerate(run.columns) if cols.COPIES.get(column) not in run.columns]
         source = {column: n for n, column in enumerate(run.columns[i] for i in self._originals)}
@@ -117,7 +117,7 @@ def analyse(path: Path) -> Findings:
     return explained(runs.load(path), f"{PROG} {path}")
 
 
-def explained(run: Run, command: str, seeds: int = SEEDS) -> Findings:
+def explained(run: RunFolder, command: str, seeds: int = SEEDS) -> Findings:
     """Some detections and classifications explained, with fidelity and stability, and the deletion test of more."""
     explainer, predict = Explainer(run), run.autoencoder()
     limit = run.decision.full.limit
@@ -160,7 +160,7 @@ def explained(run: Run, command: str, seeds: int = SEEDS) -> Findings:
     return _findings(run, detections, classes, curves, len(z), command, seeds)
 
 
-def _detections(run: Run, score: Callable[[Array], Array], limit: float, most: int) -> list[int]:
+def _detections(run: RunFolder, score: Callable[[Array], Array], limit: float, most: int) -> list[int]:
     """Rows to explain: of each attack those above the limit, evenly spread, up to ``most`` in all; where there are no
     attacks, the highest benign test rows."""
     above = []
@@ -178,7 +178,7 @@ def _detections(run: Run, score: Callable[[Array], Array], limit: float, most: i
 
 
 def _detection(
-    run: Run,
+    run: RunFolder,
     explainer: Explainer,
     score: Callable[[Array], Array],
     margin: Callable[[Array], NDArray[Any]],
@@ -244,7 +244,7 @@ def _aligned(explainer: Explainer, weights: Sequence[tuple[str, float]]) -> NDAr
 
 
 def _findings(
-    run: Run,
+    run: RunFolder,
     detections: list[Reason],
     classes: list[Reason],
     curves: tuple[Curve, Curve],
@@ -358,7 +358,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         found = analyse(args.run)
         found.save(args.run)
-    except (runs.RunError, OSError) as error:
+    except (runs.RunFolderError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -28,7 +28,7 @@ class InjectError(Exception):
 
 
 @dataclass(frozen=True)
-class Host:
+class InsideHost:
     """A device in its own network: MAC, IPv4 address (4 bytes) and the MAC of its router."""
 
     mac: bytes
@@ -37,11 +37,11 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackCapture:
     """The frames of an attack, from its first on: the attacker's and, with the same other end, those to it."""
 
     frames: tuple[Frame, ...]
-    host: Host
+    host: InsideHost
     victim: bool  # seen from the other side: ``host`` is who is attacked
     server: str = ""  # the only other end, where the manifest names it
 
@@ -78,7 +78,7 @@ def read(path: Path) -> list[Frame]:
     return frames
 
 
-def host(frames: Sequence[Frame], mac: str, name: object) -> Host:
+def host(frames: Sequence[Frame], mac: str, name: object) -> InsideHost:
     """Whose MAC that is: its most used IPv4 address, and the MAC it sends most of its unicast frames to."""
     own, addresses, routers = parse_mac(mac).to_bytes(6, "big"), Counter[bytes](), Counter[bytes]()
     for _, _, data in frames:
@@ -91,10 +91,10 @@ def host(frames: Sequence[Frame], mac: str, name: object) -> Host:
     if not addresses or not routers:
         raise InjectError(f"{name}: {mac} sends no IPv4 packet to anybody in it")
     private = [a for a, _ in addresses.most_common() if _local(a)]
-    return Host(own, private[0] if private else addresses.most_common(1)[0][0], routers.most_common(1)[0][0])
+    return InsideHost(own, private[0] if private else addresses.most_common(1)[0][0], routers.most_common(1)[0][0])
 
 
-def attack(frames: Sequence[Frame], capture: Capture) -> Attack:
+def attack(frames: Sequence[Frame], capture: Capture) -> AttackCapture:
     """The attack of a capture whose manifest names the attacker's MAC; without a span, all of it is the attack.
 
     Frames from remote addresses to one local one through that MAC show the victim's side: it is a router then.
@@ -118,11 +118,13 @@ def attack(frames: Sequence[Frame], capture: Capture) -> Attack:
     sources = {data[at + 12 : at + 16] for _, _, data in sent if (at := _ipv4(data)) is not None}
     remote = sum(not _local(a) for a in sources)
     if not server and count > len(sent) / 2 and _local(target) and remote > len(sources) / 2:
-        return Attack(tuple(inside), Host(target_mac, target, own), victim=True)
-    return Attack(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), False, server)
+        return AttackCapture(tuple(inside), InsideHost(target_mac, target, own), victim=True)
+    return AttackCapture(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), False, server)
 
 
-def carried(source: Attack, to: Host, start_ns: int, rate: float | None = None, most: int | None = None) -> list[Frame]:
+def carried(
+    source: AttackCapture, to: InsideHost, start_ns: int, rate: float | None = None, most: int | None = None
+) -> list[Frame]:
     """``source`` as done by (or to) ``to`` from ``start_ns`` on, at its own pace or evenly at ``rate`` frames/s.
 
     With a rate only what attacks is sent, at most the first ``most`` of it; whoever is neither of the two hosts keeps

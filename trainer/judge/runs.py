@@ -17,12 +17,12 @@ from edge_agent.contract.scaling import Array, Scaler, ScalingError
 Index = NDArray[np.intp]
 
 
-class RunError(Exception):
+class RunFolderError(Exception):
     """A run folder that cannot be read back; the message names the file and why."""
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """Rows of a run folder: raw values (n, k) of the model's columns and, per row, what is known of it."""
 
     path: Path
@@ -77,10 +77,10 @@ class Run:
         try:
             return autoencoder.predictor(autoencoder.load(self.path / f"{name}.keras"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name}.keras: cannot be read: {error}") from error
+            raise RunFolderError(f"{self.path / name}.keras: cannot be read: {error}") from error
 
 
-def load(path: Path, most: int | None = None) -> Run:
+def load(path: Path, most: int | None = None) -> RunFolder:
     """Read a run folder; RunError names the file that is missing or not as `botwatch trainer fit` writes it.
 
     ``most`` bounds the rows of each part and attack: their first ones, which are in sequence.
@@ -94,15 +94,15 @@ def load(path: Path, most: int | None = None) -> Run:
         columns: Sequence[str] = model["columns"]
         frame = frame.select([*columns, "part", "label", "device", "t_ns"])
     except OSError as error:
-        raise RunError(f"{path}: not a run folder: {error.filename or ''} {error.strerror or error}") from error
+        raise RunFolderError(f"{path}: not a run folder: {error.filename or ''} {error.strerror or error}") from error
     except (settings.SettingsError, ScalingError) as error:
-        raise RunError(str(error)) from error
+        raise RunFolderError(str(error)) from error
     except (ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{path}: not as `botwatch trainer fit` writes it: {error!r}") from error
+        raise RunFolderError(f"{path}: not as `botwatch trainer fit` writes it: {error!r}") from error
     if most is not None:
         frame = frame.filter(pl.int_range(pl.len()).over("part", "label", "device") < most)
     part, label, device = (frame[name].to_numpy().astype(np.str_) for name in ("part", "label", "device"))
-    return Run(
+    return RunFolder(
         path,
         tuple(columns),
         np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32),

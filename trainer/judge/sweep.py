@@ -107,7 +107,7 @@ def _names(text: str | None, what: str, known: tuple[str, ...]) -> tuple[Any, ..
     return names
 
 
-def over_columns(config: Config, table: "dataset.Table", steps: tuple[int, ...], command: str) -> Findings:
+def over_columns(config: Config, table: "dataset.RowTable", steps: tuple[int, ...], command: str) -> Findings:
     """One autoencoder for each number of best columns, and one for all distinct ones."""
     from trainer.fit import fit
 
@@ -171,7 +171,7 @@ def over_columns(config: Config, table: "dataset.Table", steps: tuple[int, ...],
 
 def over_activation(
     config: Config,
-    table: "dataset.Table",
+    table: "dataset.RowTable",
     activations: tuple[Activation, ...],
     optimisers: tuple[Optimiser, ...],
     command: str,
@@ -224,7 +224,7 @@ def over_activation(
     )
 
 
-def measure(config: Config, table: "dataset.Table") -> dict[str, Any]:
+def measure(config: Config, table: "dataset.RowTable") -> dict[str, Any]:
     """Fit and test one autoencoder: `COLUMNS` by name. Recall is the mean over attack types, so that a long flood does
     not stand for all; accuracy weighs it and benign rows alike."""
     from trainer.fit import fit

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.contract import bundle
-from edge_agent.contract.bundle import Bundle, BundleError, Decision, Manifest, Tail, Threshold
+from edge_agent.contract.bundle import Bundle, BundleError, BundleManifest, Decision, Tail, Threshold
 from edge_agent.contract.columns import CLEAN, DEVICE
 
 COLUMNS = ("H_L1_weight", "H_L1_mean", "device_L1_new_peers")
@@ -21,7 +21,7 @@ TAU = Threshold(
 )
 
 
-def manifest(**changes: object) -> Manifest:
+def manifest(**changes: object) -> BundleManifest:
     plain: dict = {
         "format": 1,
         "version": "2026.11.23+1",
@@ -39,7 +39,7 @@ def manifest(**changes: object) -> Manifest:
         "provenance": {"run": "home"},
         "files": {},
     }
-    return Manifest(**(plain | changes))
+    return BundleManifest(**(plain | changes))
 
 
 def selftest(**changes: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ from edge_agent.contract import messages
 from edge_agent.contract.messages import CLASSES, MAX_PAYLOAD, Alert, MessageError, Status
 
 SCHEMA = json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
-EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
+EXAMPLE = json.loads((Path(__file__).parents[2] / "data" / "alert.example.json").read_text())
 
 
 def test_example_validates_and_reads_back():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.contract import messages
-from edge_agent.contract.messages import CLASSES, Alert, Model
+from edge_agent.contract.messages import CLASSES, Alert, ModelInfo
 from edge_agent.delivery.alerts import Alerter, cut_short
 from edge_agent.detection.detection import Detection
 
@@ -47,7 +47,7 @@ CAMERA = Detection(
 
 
 def alerter(**options):
-    model = Model("2026.11.23+1", "ab" * 32, generated=True)
+    model = ModelInfo("2026.11.23+1", "ab" * 32, generated=True)
     return Alerter("gw-001", "plant-a", model, "0.1.0", rng=random.Random(1), **options)
 
 
@@ -245,7 +245,7 @@ def test_the_same_packets_and_seed_give_the_same_alerts():
 )
 def test_names_that_would_make_every_alert_invalid_stop_the_start(gateway, site, version, agent):
     with pytest.raises(ValueError, match=r"gateway|site|version"):
-        Alerter(gateway, site, Model(version), agent)
+        Alerter(gateway, site, ModelInfo(version), agent)
 
 
 @pytest.mark.parametrize(("restart_s", "ended_s"), [(10.0, 10.0), (3600.0, 65.0), (-3600.0, 5.0)])

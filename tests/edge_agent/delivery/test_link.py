@@ -20,7 +20,7 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.ingest import CollectorConfig, Ingest
-from collector.store import Store
+from collector.store import AlertStore
 from edge_agent.agent import Publisher
 from edge_agent.check import findings
 from edge_agent.config import AgentConfig, OutboxConfig
@@ -432,7 +432,7 @@ def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(s
 @contextmanager
 def collecting(config):
     """A collector's end of the line in its thread."""
-    ingest = Ingest(CollectorConfig(broker=config), Store("sqlite://"))
+    ingest = Ingest(CollectorConfig(broker=config), AlertStore("sqlite://"))
     with in_thread(ingest.run):
         yield ingest
 

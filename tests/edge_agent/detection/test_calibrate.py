@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edge_agent.contract.bundle import Decision, Tail
-from edge_agent.detection import calibrate
+from edge_agent.detection import calibrate, device_limits
 from edge_agent.detection.calibrate import (
     COUNT_COLUMNS,
     Benign,
-    Own,
     correlation_rows,
     count_bounds,
     decide,
@@ -24,6 +23,7 @@ from edge_agent.detection.calibrate import (
     vote_statistic,
     vote_window,
 )
+from edge_agent.detection.device_limits import DeviceLimits
 
 SCORES = st.integers(1, 60).flatmap(lambda n: arrays(np.float64, n, elements=st.floats(0, 1e6, width=32)))
 
@@ -152,9 +152,11 @@ def test_the_highest_vote_is_taken_within_each_device(scores, devices, k):
 HOUR = 3600 * 1_000_000_000
 
 
-def lived(scores: np.ndarray, per_minute: int = 50, counts: float = 0.1, alarms: frozenset[int] = frozenset()) -> Own:
+def lived(
+    scores: np.ndarray, per_minute: int = 50, counts: float = 0.1, alarms: frozenset[int] = frozenset()
+) -> DeviceLimits:
     """A device's minutes, one after the other; the vote is 2 of 3."""
-    own = Own(0, 2.0, 2, 3)
+    own = DeviceLimits(0, 2.0, 2, 3)
     for minute, rows in enumerate(scores.reshape(-1, per_minute)):
         own.see(rows, np.full(len(rows), counts), np.zeros(len(rows), dtype=bool))
         own.end_minute((minute + 1) * 60 * 1_000_000_000, "alarm" if minute in alarms else "")
@@ -202,12 +204,12 @@ def test_nothing_is_learnt_of_minutes_in_an_alarm():
 
 def test_an_own_limit_has_a_cap_and_says_so():
     own = lived(np.full(50 * 200, 1e6), counts=1e6)
-    assert own.factors() == (calibrate.OWN_CAP, calibrate.OWN_COUNTS_CAP)
+    assert own.factors() == (device_limits.OWN_CAP, device_limits.OWN_COUNTS_CAP)
     assert own.capped
 
 
 def test_a_device_takes_part_after_two_thousand_packets_and_a_quarter_of_an_hour_or_a_day():
-    busy, quiet = Own(0, 2.0, 2, 3), Own(0, 2.0, 2, 3)
+    busy, quiet = DeviceLimits(0, 2.0, 2, 3), DeviceLimits(0, 2.0, 2, 3)
     for minute in range(1, 15):
         busy.see(np.ones(1000), np.ones(1000), np.zeros(1000, dtype=bool))
         busy.end_minute(minute * HOUR // 60)
@@ -223,7 +225,7 @@ def test_a_device_takes_part_after_two_thousand_packets_and_a_quarter_of_an_hour
 
 
 def test_votes_across_minutes_count():
-    own = Own(0, 2.0, 2, 3)
+    own = DeviceLimits(0, 2.0, 2, 3)
     for minute in range(2000):  # one flagged row at the end of a minute, one at the start of the next
         rows = np.array([5.0, 0.0, 0.0, 5.0])
         own.see(rows, np.zeros(4), np.zeros(4, dtype=bool))

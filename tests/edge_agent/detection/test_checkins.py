@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.features import Extractor, Rows
-from edge_agent.contract.messages import Model
+from edge_agent.contract.messages import ModelInfo
 from edge_agent.delivery.alerts import Alerter
-from edge_agent.detection.checkins import MAX_PEERS, MAX_ROWS, CheckIns, Rule
+from edge_agent.detection.checkins import MAX_PEERS, MAX_ROWS, CheckInRule, CheckIns
 from edge_agent.detection.detection import Detection
 from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, Frame, S, merged, packet, scan, steady
 
@@ -191,7 +191,7 @@ def test_of_a_flood_only_so_many_rows_are_looked_at():
 
 def test_one_episode_however_long_it_goes_on_beside_those_of_attacks():
     """It is told again every half hour, and ends half an hour after the last contact."""
-    alerter = Alerter("gw", "", Model("1"), "0", rng=random.Random(1))
+    alerter = Alerter("gw", "", ModelInfo("1"), "0", rng=random.Random(1))
     states = [
         (alert["alert"]["context"]["botwatch"]["state"])
         for detection in told(home(6), held(SERVER, 2 * HOUR, 5 * HOUR, 60.0, 0.3))
@@ -207,4 +207,4 @@ def test_one_episode_however_long_it_goes_on_beside_those_of_attacks():
 
 def test_too_short_a_time_of_learning_is_refused():
     with pytest.raises(ValueError, match="learn_s: 5, must be 600"):
-        Rule(learn_s=5)
+        CheckInRule(learn_s=5)

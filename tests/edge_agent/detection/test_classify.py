@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.features import Extractor
-from edge_agent.contract.bundle import SIGNATURE, Signature
+from edge_agent.contract.bundle import PROFILE_FIELDS, PacketProfile
 from edge_agent.detection import classify
 from tests.traffic import S, arp, one_socket, packet, scan, spoofed, steady
 
 CLASSES = ("benign", "gafgyt.tcp", "gafgyt.udp", "mirai.scan", "mirai.udp")
-ANY = Signature((0.5,) * len(SIGNATURE), (1.0,) * len(SIGNATURE), (0.0,) * len(SIGNATURE))
+ANY = PacketProfile((0.5,) * len(PROFILE_FIELDS), (1.0,) * len(PROFILE_FIELDS), (0.0,) * len(PROFILE_FIELDS))
 
 
 def looks(frames: list[bytes]) -> np.ndarray:
     rows = Extractor(256, seed=1).push_frames(list(steady(frames, S, 100)))
-    return classify.looks(rows.meta)
+    return classify.packet_profile(rows.meta)
 
 
 def figures(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(SIGNATURE, values, strict=True))
+    return dict(zip(PROFILE_FIELDS, values, strict=True))
 
 
 def test_looks_are_protocol_flags_sizes_and_what_is_new():
@@ -41,21 +41,25 @@ def test_looks_tell_what_repeats_from_packet_to_packet_wherever_batches_are_cut(
     assert (mean["same_src"], mean["same_sport"], mean["same_dport"], mean["same_dst"]) == (1 / 20, 1 / 20, 1, 1)
     meta = Extractor(256, seed=1).push_frames(list(steady(list(scan(20)), S, 100))).meta
     cut = np.concatenate(
-        [classify.looks(meta[:7]), classify.looks(meta[7:7], meta[6:7]), classify.looks(meta[7:], meta[6:7])]
+        [
+            classify.packet_profile(meta[:7]),
+            classify.packet_profile(meta[7:7], meta[6:7]),
+            classify.packet_profile(meta[7:], meta[6:7]),
+        ]
     )
-    assert (cut == classify.looks(meta)).all()
+    assert (cut == classify.packet_profile(meta)).all()
 
 
 def test_frames_without_ip_and_giants_have_looks_too():
     seen = figures(looks([arp(2, "192.168.1.2", "192.168.1.1")])[0])
     assert sum(seen[name] for name in ("udp", "tcp", "syn", "ack", "fin_rst", "length")) == 0
-    assert looks([packet("192.168.1.2", "1.2.3.4", size=8000)])[0][SIGNATURE.index("length")] == 1.0
+    assert looks([packet("192.168.1.2", "1.2.3.4", size=8000)])[0][PROFILE_FIELDS.index("length")] == 1.0
 
 
 OWN = packet("192.168.1.2", "1.2.3.4", proto=6, flags=0x10, size=200)
 
 
-def learnt() -> dict[str, Signature]:
+def learnt() -> dict[str, PacketProfile]:
     """Three classes, each from two devices that send a few packets of their own in between."""
 
     def with_own(frames: list[bytes], every: int) -> np.ndarray:
@@ -86,18 +90,18 @@ def test_a_scan_that_differs_in_what_repeats_alone_is_another():
 
 
 def test_few_packets_fit_more_loosely_than_many():
-    signature = Signature((0.5,) * len(SIGNATURE), (0.1,) * len(SIGNATURE), (1.0,) * len(SIGNATURE))
-    seen = np.full(len(SIGNATURE), 0.7)
+    signature = PacketProfile((0.5,) * len(PROFILE_FIELDS), (0.1,) * len(PROFILE_FIELDS), (1.0,) * len(PROFILE_FIELDS))
+    seen = np.full(len(PROFILE_FIELDS), 0.7)
     assert classify.fits(seen, 15, signature)
     assert not classify.fits(seen, 200, signature)
 
 
-def named(probabilities: list[float], signatures: dict[str, Signature], seen: np.ndarray | None = None):
-    seen = np.full(len(SIGNATURE), 0.5) if seen is None else seen
+def named(probabilities: list[float], signatures: dict[str, PacketProfile], seen: np.ndarray | None = None):
+    seen = np.full(len(PROFILE_FIELDS), 0.5) if seen is None else seen
     return classify.name(CLASSES, np.array(probabilities), seen, 100, signatures, 0.5)
 
 
-FAR = Signature((50.0,) * len(SIGNATURE), (1.0,) * len(SIGNATURE), (0.0,) * len(SIGNATURE))
+FAR = PacketProfile((50.0,) * len(PROFILE_FIELDS), (1.0,) * len(PROFILE_FIELDS), (0.0,) * len(PROFILE_FIELDS))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,11 @@ def test_names_go_from_type_over_family_to_unknown(probabilities, signatures, ex
 
 def test_a_family_that_is_a_class_itself_is_told_as_that():
     classes = ("benign", "mirai", "mirai.scan")
-    told = classify.name(classes, np.array([0.0, 0.8, 0.2]), np.full(len(SIGNATURE), 0.5), 100, {"mirai": ANY}, 0.5)
+    told = classify.name(
+        classes, np.array([0.0, 0.8, 0.2]), np.full(len(PROFILE_FIELDS), 0.5), 100, {"mirai": ANY}, 0.5
+    )
     assert told == ("mirai", 0.8)
-    rejected = classify.name(classes, np.array([0.0, 0.8, 0.2]), np.full(len(SIGNATURE), 0.5), 100, {"mirai": FAR}, 0.5)
+    rejected = classify.name(
+        classes, np.array([0.0, 0.8, 0.2]), np.full(len(PROFILE_FIELDS), 0.5), 100, {"mirai": FAR}, 0.5
+    )
     assert rejected == ("unknown", None)

@@ -536,7 +536,7 @@ def test_it_is_the_same_under_ipv6(judge, plug, own):
 def test_an_address_that_arp_named_stays_the_devices_own():
     """And one it uses in earnest later takes its place only where no ARP packet said otherwise."""
     monitored = Networks.parse(PRIVATE_NETWORKS)
-    who = features.Subjects(16, None, monitored.v4, monitored.v6)
+    who = features.SenderTable(16, None, monitored.v4, monitored.v6)
     frames = [
         packet("192.168.1.5", CLOUD),
         packet("192.168.1.6", CLOUD),
@@ -609,7 +609,7 @@ def test_networks_hold_their_addresses_and_no_others(tmp_path):
     }
     frames = [packet(address, "::1" if ":" in address else 1, mac=PLUG_MAC + i) for i, address in enumerate(cases)]
     rows = Extractor(64).push_frames([(i, len(f), f) for i, f in enumerate(frames)])
-    routes = features.Subjects(16, None, networks.v4, networks.v6).route(rows.meta, rows.meta["t_ns"])
+    routes = features.SenderTable(16, None, networks.v4, networks.v6).route(rows.meta, rows.meta["t_ns"])
     assert [version > 0 for version in routes.versions] == list(cases.values())  # only a monitored address is its own
 
 

@@ -81,7 +81,7 @@ def test_what_is_shed_does_not_depend_on_where_batches_are_cut(bundle, flood):
 
 def test_a_quiet_devices_rows_are_scored_while_another_floods():
     monitored = Networks.parse(PRIVATE_NETWORKS)
-    who = features.Subjects(64, 500, monitored.v4, monitored.v6)
+    who = features.SenderTable(64, 500, monitored.v4, monitored.v6)
     frames = merged(
         steady(one_socket(50_000), BEGIN, 10_000),
         steady((packet("192.168.38.21", "203.0.113.9", mac=OTHER) for _ in range(100)), BEGIN, 20),
@@ -95,7 +95,7 @@ def test_a_quiet_devices_rows_are_scored_while_another_floods():
 
 def test_rows_that_open_a_stream_are_scored_before_those_that_do_not():
     monitored = Networks.parse(PRIVATE_NETWORKS)
-    who = features.Subjects(64, 500, monitored.v4, monitored.v6)
+    who = features.SenderTable(64, 500, monitored.v4, monitored.v6)
     frames = merged(steady(one_socket(50_000), BEGIN, 10_000), steady(scan(100), BEGIN, 20))
     rows = Extractor(4096, seed=1).push_frames(frames)
     chosen = who.route(rows.meta, rows.meta["t_ns"]).chosen
@@ -106,7 +106,7 @@ def test_rows_that_open_a_stream_are_scored_before_those_that_do_not():
 
 def test_scoring_recovers_ten_seconds_after_the_last_row_was_shed():
     monitored = Networks.parse(PRIVATE_NETWORKS)
-    who = features.Subjects(64, 500, monitored.v4, monitored.v6)
+    who = features.SenderTable(64, 500, monitored.v4, monitored.v6)
     steps = []
     frames = merged(steady(one_socket(30_000), BEGIN, 10_000), steady(one_socket(30), BEGIN + 3 * S, 1))
     rows = Extractor(256, seed=1).push_frames(frames)

@@ -14,15 +14,15 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
-from edge_agent.detection.calibrate import OWN_MINUTES, Own
 from edge_agent.detection.detector import Detector
+from edge_agent.detection.device_limits import OWN_MINUTES, DeviceLimits
 from edge_agent.detection.devices import Devices
-from edge_agent.detection.reservoir import EVEN, LOUD, RUN, Run, Sample
+from edge_agent.detection.reservoir import EVEN, LOUD, RUN, RowBurst, RowSample
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.detection.test_devices import BEGIN, MINUTE, entry, flood, life, lived
 from tests.traffic import PLUG_MAC, merged, scan, steady
-from trainer.config import Entry
+from trainer.config import DatasetEntry
 from trainer.data import dataset
 
 
@@ -39,12 +39,12 @@ def of_model(bundle: Bundle, name: str, times: float) -> Bundle:
     return dataclasses.replace(bundle, manifest=manifest, sha256=name.ljust(64, "0"))
 
 
-def kept(sample: Sample | None, kind: str) -> list[Run]:
+def kept(sample: RowSample | None, kind: str) -> list[RowBurst]:
     assert sample is not None
     return [run for run in sample.runs if run.kind == kind]
 
 
-def fed(sample: Sample, minutes: range, height=lambda minute: 0.1, rows: int = 50) -> None:
+def fed(sample: RowSample, minutes: range, height=lambda minute: 0.1, rows: int = 50) -> None:
     """Minutes of rows that hold their minute's number in the first column and a score of ``height``."""
     for minute in minutes:
         values = np.full((rows, len(ALL_COLUMNS)), minute, dtype=np.float32)
@@ -58,7 +58,7 @@ def fed(sample: Sample, minutes: range, height=lambda minute: 0.1, rows: int = 5
 
 def test_rows_come_back_within_a_percent_with_their_times(bundle):
     rows = Extractor(4096, seed=1).push_frames(merged(life(2)))
-    sample = Sample(random.Random(1))
+    sample = RowSample(random.Random(1))
     own = np.flatnonzero(rows.meta["src_mac"] == PLUG_MAC)
     sample.see(rows.values, rows.meta["t_ns"], own, np.linspace(0, 1, len(own)), len(own) - 1)
     for minute in range(3):
@@ -72,7 +72,7 @@ def test_rows_come_back_within_a_percent_with_their_times(bundle):
 def test_of_each_kind_there_are_so_many_the_loudest_and_some_from_all_of_the_time():
     hits = np.zeros(10)
     for seed in range(20):
-        sample = Sample(random.Random(seed))
+        sample = RowSample(random.Random(seed))
         fed(sample, range(1001), lambda minute: 1.0 + (minute * 7 % 1000) / 1000)
         loud, even = kept(sample, "loud"), kept(sample, "even")
         assert sorted(run.vote for run in loud) == [pytest.approx(2 - (i + 1) / 1000) for i in reversed(range(LOUD))]
@@ -87,7 +87,7 @@ def test_of_each_kind_there_are_so_many_the_loudest_and_some_from_all_of_the_tim
 
 def test_one_run_spans_rows_that_came_in_one_by_one():
     """A quiet device's rows come in one at a time."""
-    sample = Sample(random.Random(1))
+    sample = RowSample(random.Random(1))
     values = np.arange(60, dtype=np.float32)[:, None].repeat(len(ALL_COLUMNS), axis=1)
     for i in range(60):
         sample.see(values, np.full(60, i, np.int64), np.array([i]), np.array([0.5]), 0 if i == 40 else -1)
@@ -142,7 +142,7 @@ def test_learning_anew_forgets_what_was_kept(bundle):
 
 def test_loud_runs_are_of_minutes_that_limits_still_come_from():
     """A device that was loud in its first days: what it is now known for is what another model has to be told."""
-    own = Own(BEGIN, 2.0, 2, 3, sample=Sample(random.Random(1)))
+    own = DeviceLimits(BEGIN, 2.0, 2, 3, sample=RowSample(random.Random(1)))
     rows, values = np.arange(50), np.ones((50, len(ALL_COLUMNS)), dtype=np.float32)
     for minute in range(2 * OWN_MINUTES):
         scores = np.full(50, 0.9 if minute < 500 else 0.1 + minute % 7 / 100)
@@ -162,7 +162,7 @@ def test_all_devices_together_have_a_bound_and_those_with_most_give_up_first(bun
         fed(devices.own(mac, BEGIN).sample, range(minutes), lambda minute: random.Random(minute).random())
     few = devices.own(2, BEGIN).sample.size
     packed = np.random.default_rng(1).bytes(3000)
-    devices.own(1, BEGIN).sample.take_up([Run("even", i, packed) for i in range(16)], 16)
+    devices.own(1, BEGIN).sample.take_up([RowBurst("even", i, packed) for i in range(16)], 16)
     devices.look()
     assert devices.own(1, BEGIN).sample.size + few <= 20_000
     assert devices.own(2, BEGIN).sample.size == few
@@ -264,7 +264,7 @@ def test_rows_leave_the_gateway_where_the_configuration_allows_it_and_the_traine
     with np.load(out) as file:
         assert set(file) == {"schema", "columns", "values", "t_ns", "device"}
         assert not any(":" in str(name) for name in file["device"])
-    entry = Entry("rows", out, label="benign")
+    entry = DatasetEntry("rows", out, label="benign")
     table = dataset.load([entry], ALL_COLUMNS, CLEAN, dataset.Limits())
     assert set(table.devices) == {"plug"}  # what its router carries is not of a device
     assert len(table) > 200

@@ -146,7 +146,7 @@ def run_with(packages: dict[str, str], tmp_path: Path, model: Path) -> str:
     script = (
         "import sys; from edge_agent.detection.runtime import Model; m = Model(sys.argv[1]); print(m.runtime, m.inputs)"
     )
-    path = os.pathsep.join([str(tmp_path / "fake"), str(Path(runtime.__file__).parent.parent)])
+    path = os.pathsep.join([str(tmp_path / "fake"), str(Path(runtime.__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", script, str(model)],
         capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import open_file
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COMPAT, NBAIOT_COLUMNS
-from trainer.config import Entry
+from trainer.config import DatasetEntry
 from trainer.data import dataset, extract
 from trainer.data.dataset import DatasetError, Limits, load
 
@@ -21,8 +21,8 @@ DAY = 86_400_000_000_000
 START = 20_000 * DAY  # 2024-10-04T00:00:00Z
 
 
-def published(path: Path, limits: Limits = LIMITS, **filters: tuple[str, ...]) -> dataset.Table:
-    return load([Entry("nbaiot", path, **filters)], NBAIOT_COLUMNS, COMPAT, limits)
+def published(path: Path, limits: Limits = LIMITS, **filters: tuple[str, ...]) -> dataset.RowTable:
+    return load([DatasetEntry("nbaiot", path, **filters)], NBAIOT_COLUMNS, COMPAT, limits)
 
 
 def refused(path: Path) -> str:
@@ -130,7 +130,7 @@ def test_the_same_rows_packed_and_unpacked_are_not_counted_twice(tmp_path, write
 
 def test_rows_that_leak_the_date_do_not_pass_as_clean(tmp_path, write_rows):
     write_rows("1.benign.csv")
-    entry = Entry("nbaiot", tmp_path)
+    entry = DatasetEntry("nbaiot", tmp_path)
     with pytest.raises(DatasetError, match="carry the date in HH_jit"):
         load([entry], NBAIOT_COLUMNS, CLEAN, Limits())
     without = tuple(c for c in NBAIOT_COLUMNS if not c.startswith("HH_jit"))
@@ -173,18 +173,18 @@ def test_real_published_rows_load(tmp_path, nbaiot_rows):
 # ---- captures
 
 
-def manifest(folder: Path, *captures: str, generated: bool = True) -> Entry:
+def manifest(folder: Path, *captures: str, generated: bool = True) -> DatasetEntry:
     folder.mkdir(exist_ok=True)
     lines = "".join(f"  - {{{capture}}}\n" for capture in captures)
     (folder / "manifest.yaml").write_text(f"generated: {str(generated).lower()}\nseed: 7\ncaptures:\n{lines}")
-    return Entry("captures", folder)
+    return DatasetEntry("captures", folder)
 
 
-def captured(entry: Entry, limits: Limits = LIMITS) -> dataset.Table:
+def captured(entry: DatasetEntry, limits: Limits = LIMITS) -> dataset.RowTable:
     return load([entry], ALL_COLUMNS, CLEAN, limits)
 
 
-def groups(table: dataset.Table) -> dict[tuple[str, str], int]:
+def groups(table: dataset.RowTable) -> dict[tuple[str, str], int]:
     found = zip(table.device.tolist(), table.label.tolist(), strict=True)
     names = [(table.devices[d], table.labels[c]) for d, c in found]
     return {name: names.count(name) for name in dict.fromkeys(names)}
@@ -309,7 +309,7 @@ def rows_file(tmp_path, write_pcap, traffic):
 
 
 def test_extracted_rows_are_the_rows_of_the_capture(tmp_path, rows_file):
-    table = load([Entry("rows", rows_file, label="benign")], ALL_COLUMNS, CLEAN, Limits())
+    table = load([DatasetEntry("rows", rows_file, label="benign")], ALL_COLUMNS, CLEAN, Limits())
     entry = manifest(tmp_path, "file: day.pcap, device: c, label: benign")
     direct = captured(entry)
     order, same = (np.lexsort((t.mac, t.t_ns)) for t in (table, direct))
@@ -333,7 +333,7 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
     camera = pl.col("mac") == mac(CAMERA)
     label = pl.when(camera).then(pl.lit("mirai.scan")).otherwise(pl.lit("benign")).alias("label")
     frame.with_columns(label, pl.lit("home").alias("device")).write_parquet(rows_file)
-    table = load([Entry("rows", rows_file)], ALL_COLUMNS, CLEAN, Limits())
+    table = load([DatasetEntry("rows", rows_file)], ALL_COLUMNS, CLEAN, Limits())
     assert groups(table) == {("home", "benign"): 20, ("home", "mirai.scan"): 30}
 
 
@@ -351,27 +351,27 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
 def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, said):
     change(pl.read_parquet(rows_file)).write_parquet(rows_file)
     with pytest.raises(DatasetError) as caught:
-        load([Entry("rows", rows_file, label="benign")], ALL_COLUMNS, CLEAN, Limits())
+        load([DatasetEntry("rows", rows_file, label="benign")], ALL_COLUMNS, CLEAN, Limits())
     assert said in str(caught.value)
     assert str(rows_file) in str(caught.value)
 
 
 def test_rows_without_labels_or_of_another_jitter_are_refused(rows_file, tmp_path):
     with pytest.raises(DatasetError, match="has no column 'label'"):
-        load([Entry("rows", rows_file)], ALL_COLUMNS, CLEAN, Limits())
+        load([DatasetEntry("rows", rows_file)], ALL_COLUMNS, CLEAN, Limits())
     with pytest.raises(DatasetError, match=f"rows are of schema {CLEAN}, asked for is {COMPAT}"):
-        load([Entry("rows", rows_file, label="benign")], ALL_COLUMNS, COMPAT, Limits())
+        load([DatasetEntry("rows", rows_file, label="benign")], ALL_COLUMNS, COMPAT, Limits())
     (tmp_path / "text.parquet").write_text("no rows")
     with pytest.raises(DatasetError, match="not a Parquet file of rows"):
-        load([Entry("rows", tmp_path / "text.parquet", label="benign")], ALL_COLUMNS, CLEAN, Limits())
+        load([DatasetEntry("rows", tmp_path / "text.parquet", label="benign")], ALL_COLUMNS, CLEAN, Limits())
 
 
 def test_columns_of_the_counts_rule_come_along_where_every_source_has_them(tmp_path, rows_file, write_rows):
     without = tuple(c for c in NBAIOT_COLUMNS if not c.startswith("HH_jit"))
-    mine = Entry("rows", rows_file, label="benign")
+    mine = DatasetEntry("rows", rows_file, label="benign")
     assert len(load([mine], without, CLEAN, Limits()).columns) == 110
     write_rows("published/1.benign.csv")
-    both = load([mine, Entry("nbaiot", tmp_path / "published")], without, CLEAN, Limits())
+    both = load([mine, DatasetEntry("nbaiot", tmp_path / "published")], without, CLEAN, Limits())
     assert both.columns == without
     assert len(both) == 70
 

@@ -13,7 +13,7 @@ import pytest
 from edge_agent.contract import settings
 from trainer.__main__ import main
 from trainer.data import fetch
-from trainer.data.fetch import FetchError, FetchSettings, Source
+from trainer.data.fetch import FetchError, FetchSettings, RemoteSource
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -73,7 +73,7 @@ def server() -> Iterator[Server]:
 
 
 def chosen(server: Server, **changes: object) -> FetchSettings:
-    return FetchSettings((Source("nbaiot.bin", (server.address,)),), **{"retries": 4, "timeout_s": 5.0} | changes)
+    return FetchSettings((RemoteSource("nbaiot.bin", (server.address,)),), **{"retries": 4, "timeout_s": 5.0} | changes)
 
 
 def get(server: Server, out: Path, **changes: object) -> list[float]:
@@ -159,7 +159,7 @@ def test_only_what_may_change_is_asked_for_again(server, tmp_path, status, asked
 
 
 def test_the_next_address_is_tried(server, tmp_path):
-    made = FetchSettings((Source("a.bin", ("http://127.0.0.1:1/a", server.address)),), retries=0)
+    made = FetchSettings((RemoteSource("a.bin", ("http://127.0.0.1:1/a", server.address)),), retries=0)
     fetch.fetch(made, tmp_path, lambda _: None)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 

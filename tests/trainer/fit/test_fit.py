@@ -16,8 +16,8 @@ from edge_agent.contract.columns import CLEAN, COMPAT, DEVICE, NBAIOT_COLUMNS
 from edge_agent.contract.scaling import Scaler
 from edge_agent.detection import calibrate
 from edge_agent.detection.detector import Scorer
-from trainer.config import ClassifierSettings, Config, DecisionSettings, Entry, Scaling, Training
-from trainer.data.dataset import Table
+from trainer.config import ClassifierSettings, Config, DatasetEntry, DecisionSettings, Scaling, Training
+from trainer.data.dataset import RowTable
 from trainer.data.protocol import TEST, Split
 from trainer.fit import autoencoder, classifier, fit
 from trainer.fit.fit import FitError
@@ -27,10 +27,10 @@ OFF = ClassifierSettings(enabled=False)
 SPLIT = Split(gap_rows=20, gap_s=10, min_rows=20)
 
 
-def config(table: Table, **changes: Any) -> Config:
+def config(table: RowTable, **changes: Any) -> Config:
     """A configuration for ``table``, quick enough for tests."""
     given: dict[str, Any] = {
-        "data": (Entry("captures", Path("/nowhere")),),
+        "data": (DatasetEntry("captures", Path("/nowhere")),),
         "columns": table.columns,
         "split": SPLIT,
         "attack_split": SPLIT,
@@ -49,8 +49,8 @@ def silent(line: str) -> None:
 class Saved:
     """A run, its folder, and what it said."""
 
-    table: Table
-    run: fit.Run
+    table: RowTable
+    run: fit.FittedModel
     path: Path
     said: list[str]
 

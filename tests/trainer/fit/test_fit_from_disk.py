@@ -33,7 +33,7 @@ classifier: {training: {epochs: 3, batch: 128, patience: 3}}
 
 
 @pytest.fixture
-def made(tmp_path: Path, make_table: Callable[..., dataset.Table], monkeypatch: pytest.MonkeyPatch) -> Path:
+def made(tmp_path: Path, make_table: Callable[..., dataset.RowTable], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config and its two files; blocks are so small that rows fill many, also in parts."""
     monkeypatch.setattr(row_store, "BLOCK", 256)
     monkeypatch.setattr("trainer.fit.fit_from_disk.BLOCK", 256)
@@ -58,7 +58,7 @@ def _data(text: str) -> dict[str, object]:
     return dict(yaml.safe_load(text))
 
 
-def prepared(made: Path) -> row_store.Store:
+def prepared(made: Path) -> row_store.RowStore:
     return row_store.prepare(configs.load(made), CLEAN, made.parent / "store")
 
 
@@ -91,7 +91,7 @@ def test_those_who_come_while_it_is_read_wait_for_it(made, monkeypatch):
         fill(builder, entries)
 
     monkeypatch.setattr(dataset, "fill", slow)
-    found: list[row_store.Store] = []
+    found: list[row_store.RowStore] = []
     first, second = (threading.Thread(target=lambda: found.append(prepared(made))) for _ in range(2))
     first.start()
     assert begun.wait(10)

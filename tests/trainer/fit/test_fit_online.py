@@ -16,12 +16,12 @@ from edge_agent.contract import scaling
 from edge_agent.detection.detector import Detector
 from tests.conftest import Home
 from trainer.__main__ import main
-from trainer.config import Config, Entry
+from trainer.config import Config, DatasetEntry
 from trainer.fit import fit_online
 from trainer.fit.fit_online import Learner, Running, StreamError
 from trainer.judge import runs
 
-CONFIG = Config((Entry("captures", Path("x")),))
+CONFIG = Config((DatasetEntry("captures", Path("x")),))
 
 
 @pytest.fixture(scope="module")

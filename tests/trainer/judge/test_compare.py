@@ -8,20 +8,20 @@ from edge_agent.contract import captures
 from edge_agent.contract.columns import CLEAN, DEVICE_COLUMNS
 from tests.conftest import Home
 from trainer.__main__ import main
-from trainer.config import Config, Entry
+from trainer.config import Config, DatasetEntry
 from trainer.judge import compare
 from trainer.judge.compare import Arm, CompareError, arms
-from trainer.judge.evaluate import Day, Evaluation, Trial
+from trainer.judge.evaluate import AttackTrial, Day, Evaluation
 from trainer.report import findings
 
 
 @pytest.fixture(scope="module")
 def config(home: Home) -> Config:
-    return Config((Entry("captures", home.captures),))
+    return Config((DatasetEntry("captures", home.captures),))
 
 
 @pytest.fixture(scope="module")
-def tried(home: Home) -> list[tuple[captures.Manifest, Path]]:
+def tried(home: Home) -> list[tuple[captures.CaptureManifest, Path]]:
     manifest, _, root = captures.load(home.captures)
     return [(manifest, root)]
 
@@ -45,7 +45,7 @@ def test_each_attack_and_each_family_is_left_out_of_a_classifier(config, tried):
 
 
 def test_each_source_is_tried_on_the_others(home, config, tried):
-    two = Config((Entry("captures", home.captures), Entry("captures", home.later)))
+    two = Config((DatasetEntry("captures", home.captures), DatasetEntry("captures", home.later)))
     first, second = arms("cross", two, tried)
     assert (first.config.data, second.config.data) == (two.data[:1], two.data[1:])
     assert first.tried[0][1] == home.later
@@ -71,20 +71,20 @@ def test_a_model_for_each_device_is_compared_with_the_shared_one(config, tried):
 
 @pytest.mark.parametrize("kind", ["lodo", "lofo", "models"])
 def test_rows_without_captures_cannot_be_left_out_by_device(home, tried, kind):
-    rows = Config((Entry("rows", home.run / "rows.parquet"),))
+    rows = Config((DatasetEntry("rows", home.run / "rows.parquet"),))
     with pytest.raises(CompareError, match="only captures can be left out"):
         arms(kind, rows, tried)
 
 
-def made(arm: str, left_out: str, *trials: Trial, alerts: int = 0, learnt: int | None = None) -> tuple:
+def made(arm: str, left_out: str, *trials: AttackTrial, alerts: int = 0, learnt: int | None = None) -> tuple:
     day = Day("d.pcap", "x", True, 1.0, 100, 5, alerts, 0, learnt, 0.01)
-    return Arm(arm, Config((Entry("rows", Path("x")),)), (), left_out), [
+    return Arm(arm, Config((DatasetEntry("rows", Path("x")),)), (), left_out), [
         Evaluation("0", (day,), (), trials, device_days=1.0)
     ] * 2
 
 
-def trial(label: str, said: str) -> Trial:
-    return Trial("a.pcap", label, True, True, "x", 20, 5.0, said, 0.0, 0.0, 1.0, 0)
+def trial(label: str, said: str) -> AttackTrial:
+    return AttackTrial("a.pcap", label, True, True, "x", 20, 5.0, said, 0.0, 0.0, 1.0, 0)
 
 
 def test_rejection_is_counted_over_what_was_left_out():

@@ -14,7 +14,7 @@ from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.generate import Plan, generate
 from trainer.judge import evaluate, runs
-from trainer.judge.evaluate import Day, Evaluation, Trial, bound
+from trainer.judge.evaluate import AttackTrial, Day, Evaluation, bound
 from trainer.report import findings
 
 
@@ -78,12 +78,12 @@ def test_a_rate_of_no_exposure_has_no_bound():
     assert bound(0, 0.0) == float("inf")
 
 
-def trial(device: str, packets: int | None, said: str = "mirai.scan", expected: bool = True) -> Trial:
+def trial(device: str, packets: int | None, said: str = "mirai.scan", expected: bool = True) -> AttackTrial:
     ms = None if packets is None else float(packets)
-    return Trial("a.pcap", "mirai.scan", False, expected, device, packets, ms, said, 0.5, -1.0, 10.0, 0)
+    return AttackTrial("a.pcap", "mirai.scan", False, expected, device, packets, ms, said, 0.5, -1.0, 10.0, 0)
 
 
-def made(*trials: Trial, alerts: int = 0) -> Evaluation:
+def made(*trials: AttackTrial, alerts: int = 0) -> Evaluation:
     day = Day("b.pcap", "camera", False, 2.0, 1000, 10, alerts, 0)
     return Evaluation("0", (day,), (), trials, device_days=2.0)
 

@@ -9,7 +9,7 @@ from trainer.judge.explain import Explainer
 
 
 @pytest.fixture(scope="module")
-def run(home: Home) -> runs.Run:
+def run(home: Home) -> runs.RunFolder:
     return runs.load(home.run, most=500)
 
 
@@ -88,7 +88,7 @@ def test_a_score_that_one_column_made_falls_without_it(run):
     values = run.values.copy()
     at = run.columns.index("device_L1_new_peers")
     values[quiet, at] = 1e6
-    loud = runs.Run(
+    loud = runs.RunFolder(
         **{**run.__dict__, "values": values, "label": np.where(np.arange(len(values)) == quiet, "x", "benign")}
     )
     found = explain.explained(loud, "command", seeds=2)

@@ -11,9 +11,9 @@ from edge_agent.contract.captures import Capture, mac_text
 from tests.reference.frames import pcap
 from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, S, packet, scan, spoofed, steady
 from trainer.judge import inject
-from trainer.judge.inject import Host, InjectError
+from trainer.judge.inject import InjectError, InsideHost
 
-DEVICE = Host(bytes.fromhex("0a0000000001"), bytes([10, 9, 8, 7]), bytes.fromhex("0a00000000fe"))
+DEVICE = InsideHost(bytes.fromhex("0a0000000001"), bytes([10, 9, 8, 7]), bytes.fromhex("0a00000000fe"))
 
 
 def capture(mac: int = PLUG_MAC, span: Span | None = None) -> Capture:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("keras")
 
-from trainer.config import ClassifierSettings, Config, Entry, Training
+from trainer.config import ClassifierSettings, Config, DatasetEntry, Training
 from trainer.data.protocol import Split
 from trainer.fit import fit
 from trainer.judge import sweep
@@ -15,7 +15,7 @@ from trainer.judge import sweep
 @pytest.fixture
 def config(make_table) -> Config:
     return Config(
-        (Entry("rows", Path("x")),),
+        (DatasetEntry("rows", Path("x")),),
         columns=make_table().columns[:8],
         split=Split(gap_rows=10, gap_s=5.0),
         autoencoder=Training(epochs=3, batch=256),
