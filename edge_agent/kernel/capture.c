@@ -111,7 +111,7 @@ bool capture_filter(struct pcap *pcap, const char *bpf, char *error)
 void capture_say_unsupported(int linktype, char *error)
 {
     const char *name = pcap_datalink_val_to_name(linktype);
-    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype,
+    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of " LINK_NAMES, linktype,
              name != NULL ? name : "unknown");
 }
 
@@ -161,7 +161,7 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
         c->plain_fraction = 0; /* older ones may have the lengths the other way round */
     c->plain_captured = pcap_snapshot(c->pcap) > 0 ? (uint32_t)pcap_snapshot(c->pcap) : 0;
     char reason[CAPTURE_ERROR];
-    bool good = decode_supports(c->linktype);
+    bool good = link_supported(c->linktype);
     if (!good)
         capture_say_unsupported(c->linktype, reason);
     else

@@ -174,7 +174,8 @@ enum malformed {
     MALFORMED_KINDS
 };
 
-/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
+/* Link types that are read: numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by
+ * platform. Only link_read() knows what their headers look like: to read another one, add it there and here. */
 enum {
     LINK_ETHERNET = 1,
     LINK_DLT_RAW = 12,
@@ -185,11 +186,37 @@ enum {
     LINK_IPV6 = 229,
     LINK_SLL2 = 276,
 };
+#define LINK_NAMES "Ethernet, Linux cooked v1 and v2, raw IP" /* the same for people */
 
-bool decode_supports(int linktype);
+enum ethertype {
+    TYPE_802_3 = 0x0600, /* below: a length */
+    TYPE_IPV4 = 0x0800,
+    TYPE_ARP = 0x0806,
+    TYPE_VLAN = 0x8100,
+    TYPE_IPV6 = 0x86dd,
+    TYPE_PPPOE = 0x8864,
+    TYPE_QINQ = 0x88a8,
+    TYPE_QINQ_OLD = 0x9100,
+};
+
+enum direction { DIRECTION_UNKNOWN, RECEIVED, SENT };
+
+/* What the link header of a frame says. */
+struct link_header {
+    uint64_t src_mac, dst_mac; /* 48-bit values, first byte highest; 0 where the link layer has none */
+    uint16_t type;             /* enum ethertype of what follows */
+    uint8_t length;            /* bytes before that */
+    enum direction direction;  /* seen from this machine, where the header has it */
+};
+
+enum link_result { LINK_WHOLE, LINK_SHORT, LINK_UNSUPPORTED };
+
+/* Read a link header; *header is defined for LINK_WHOLE only. An unsupported link type is never read as another one. */
+enum link_result link_read(int linktype, const uint8_t *frame, uint32_t captured, struct link_header *header);
+bool link_supported(int linktype);
 
 /* Read one frame into *row and *ports; `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are
- * undefined. row->flags has no NEW_* yet. linktype must be supported. */
+ * undefined; the same for an unsupported linktype, which whoever opens a source has refused. row->flags has no NEW_* yet. */
 enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
                             struct row_meta *row, enum port_class *ports);
 

@@ -141,7 +141,7 @@ bool live_open(struct live *l, size_t i, char *error)
         return refuse(l, i, error, text);
     }
     p->linktype = pcap_datalink(p->pcap);
-    if (!decode_supports(p->linktype)) {
+    if (!link_supported(p->linktype)) {
         capture_say_unsupported(p->linktype, text);
         return refuse(l, i, error, text);
     }

@@ -546,12 +546,15 @@ static PyObject *kernel_py_push_frames(PyObject *object, PyObject *args)
     struct rows rows;
     int linktype;
     enum capture_result result;
+    char reason[CAPTURE_ERROR];
     size_t made;
 
     if (!PyArg_ParseTuple(args, "O!iOO", &PyTuple_Type, &frames, &linktype, &values, &meta))
         return NULL;
-    if (!decode_supports(linktype))
-        return PyErr_Format(PyExc_ValueError, "link type %d is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype);
+    if (!link_supported(linktype)) {
+        capture_say_unsupported(linktype, reason);
+        return PyErr_Format(PyExc_ValueError, "%s", reason);
+    }
     if (!take(self))
         return NULL;
     Py_ssize_t count = PyTuple_Size(frames);
