@@ -191,7 +191,8 @@ class CheckIns:
         for pair in self._in_pairs(rows.meta):
             if self._carriers.get(pair.mac) == 3:
                 continue
-            if (detection := self._see(pair, rows.meta[pair.row], rows.interface)) is not None:
+            meta = rows.meta[pair.row]
+            if (detection := self._see(pair, meta, rows.interface_of(meta))) is not None:
                 found.append(detection)
         return found
 

@@ -127,6 +127,7 @@ void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const u
     frame->captured = header->caplen;
     frame->wire_length = header->len;
     frame->bytes = bytes;
+    frame->interface = 0;
     frame->linktype = linktype;
 }
 
@@ -190,6 +191,7 @@ static bool next_plain(struct capture *c, struct frame *frame)
     frame->wire_length = record.wire_length;
     frame->bytes = c->window + c->at + sizeof record;
     frame->bad_time = false;
+    frame->interface = 0;
     frame->linktype = c->linktype;
     c->at += (uint32_t)sizeof record + record.captured;
     return true;

@@ -148,7 +148,8 @@ struct row_meta {
     uint16_t sport, dport;
     uint32_t length;     /* on the wire */
     uint16_t ethertype;  /* after VLAN tags and PPPoE; below 0x600 an 802.3 length */
-    uint16_t flags;      /* enum packet_flag */
+    uint8_t flags;       /* enum packet_flag */
+    uint8_t interface;   /* number of the live interface by which it came; 0 for a file */
     uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
@@ -229,6 +230,7 @@ struct frame {
     uint32_t captured, wire_length;
     const uint8_t *bytes;  /* valid until the next frame */
     bool bad_time;
+    uint8_t interface; /* of a live source: its number; else 0 */
     int linktype;
 };
 
@@ -306,8 +308,8 @@ struct once;
 struct once *once_new(uint64_t seed, bool several); /* several interfaces; NULL when memory is short */
 void once_free(struct once *o);
 void once_own(struct once *o, const uint64_t *macs, size_t count);
-/* Whether this frame of interface `port` was seen before: on another one, or received and now sent on. In order of time. */
-bool once_again(struct once *o, uint8_t port, const struct frame *frame);
+/* Whether this frame was seen before: on another interface, or received and now sent on. Frames come in order of time. */
+bool once_again(struct once *o, const struct frame *frame);
 uint64_t once_forgotten(const struct once *o);
 
 /* ---- the ring ---- */

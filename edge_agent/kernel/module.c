@@ -534,6 +534,7 @@ static bool read_frame(PyObject *item, int linktype, struct frame *frame)
     frame->wire_length = (uint32_t)wire_length;
     frame->captured = (uint32_t)size;
     frame->bytes = (const uint8_t *)bytes;
+    frame->interface = 0;
     frame->linktype = linktype;
     return true;
 }
@@ -1071,9 +1072,9 @@ static PyMethodDef module_methods[] = {
 static PyObject *layout(void)
 {
 #define FIELD(name) #name, (int)offsetof(struct row_meta, name), (int)sizeof(((struct row_meta *)0)->name)
-    return Py_BuildValue("((sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii))", FIELD(t_ns), FIELD(src_mac),
-                         FIELD(dst_mac), FIELD(src), FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype),
-                         FIELD(flags), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags));
+    return Py_BuildValue("((sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii))", FIELD(t_ns),
+                         FIELD(src_mac), FIELD(dst_mac), FIELD(src), FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length),
+                         FIELD(ethertype), FIELD(flags), FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags));
 #undef FIELD
 }
 

@@ -21,7 +21,7 @@ struct sight {
     uint64_t key;
     uint32_t t;       /* 2^20 ns */
     uint16_t credit;  /* of a packet: how often it was received and not yet sent on */
-    uint8_t port;     /* of a frame: the only interface where it counts */
+    uint8_t interface; /* of a frame: the only one where it counts */
     uint8_t used;
 };
 
@@ -212,7 +212,7 @@ static struct sight *find(struct table *table, uint64_t key, uint32_t t)
     return NULL;
 }
 
-/* The entry of `key`, which is of now; a new one has neither credit nor port and takes the place of the oldest. */
+/* The entry of `key`, which is of now; a new one has neither credit nor interface and takes the place of the oldest. */
 static struct sight *keep(struct once *o, struct table *table, uint64_t key, uint32_t t)
 {
     struct sight *found = find(table, key, t);
@@ -229,7 +229,7 @@ static struct sight *keep(struct once *o, struct table *table, uint64_t key, uin
     return found;
 }
 
-bool once_again(struct once *o, uint8_t port, const struct frame *frame)
+bool once_again(struct once *o, const struct frame *frame)
 {
     struct content c;
     struct sight *s;
@@ -238,9 +238,9 @@ bool once_again(struct once *o, uint8_t port, const struct frame *frame)
         return false;
     if (o->frames != NULL && frame->linktype == LINK_ETHERNET) {
         s = find(o->frames, c.frame, t);
-        if (s != NULL && s->port != port)
+        if (s != NULL && s->interface != frame->interface)
             return true;
-        keep(o, o->frames, c.frame, t)->port = port;
+        keep(o, o->frames, c.frame, t)->interface = frame->interface;
     }
     if (!c.ip)
         return false;

@@ -146,7 +146,8 @@ static enum capture_result next_mutated(void *context, struct frame *frame)
     frame->bytes = burst->block;
     frame->bad_time = false;
     frame->linktype = burst->linktype;
-    if (once_again(f->once, (uint8_t)draw(f, 2), frame) && !link_supported(frame->linktype))
+    frame->interface = (uint8_t)draw(f, 2);
+    if (once_again(f->once, frame) && !link_supported(frame->linktype))
         finding("a frame of an unknown link type that was seen before");
     f->handed++;
     f->pushed++;
