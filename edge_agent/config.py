@@ -15,7 +15,7 @@ from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
 from edge_agent.detection.checkins import LEARN_S, CheckInRule
 from edge_agent.detection.detector import LATE_S
-from edge_agent.detection.device_limits import OWN_S
+from edge_agent.detection.device_limits import LEARN_MIN_S
 from edge_agent.detection.devices import MOST_BYTES
 
 
@@ -103,7 +103,7 @@ class LearningConfig:
     """Whether devices get limits of their own here, how soon, and how many rows of them are kept for another model."""
 
     enabled: bool = True
-    minutes: int = within(int(OWN_S) // 60, 5, 10_080)
+    minutes: int = within(int(LEARN_MIN_S) // 60, 5, 10_080)
     save_minutes: int = within(10, 1, 1440)
     kept_mb: float = within(MOST_BYTES / (1 << 20), 0.0, 256.0)
     export: bool = False

@@ -63,9 +63,6 @@ SILENCE_S = 60.0
 TALLY_S = 64
 """Seconds between the moments a subject's own counts are referred to; 2^(5·64) is far within a float64."""
 
-ODD_ROWS = 32
-"""Rows a minute above the shared limit that are classified of a device which still learns."""
-
 MAX_OPENED = 256
 """Of its last packets that opened something, of how many a subject's times are kept: where a count began to grow."""
 
@@ -478,7 +475,7 @@ class Detector:
             at_most = own.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
             if own.sample and not scored.routes.carries[piece].any():  # of a router's rows some columns are not its own
                 own.sample.see(scored.rows.values, scored.t_ns, judged, in_units, at_most)
-            own.judged += len(piece) if own.learnt else 0
+            own.note_judged(len(piece), 0)
 
     def _calm_counts(
         self, subject: _Subject, t_ns: NDArray[np.int64], flags: NDArray[Any], every: bool
@@ -584,36 +581,32 @@ class Detector:
                 if subject.minute:
                     alarm = subject.alarm or subject.last_vote_ns >= subject.minute * device_limits.MINUTE_NS
                     during: Any = "alarm" if alarm else "aftermath" if subject.aftermath else ""
-                    self._name_odd(subject.own)
+                    self._name_suspects(subject.own)
                     subject.own.end_minute((subject.minute + 1) * device_limits.MINUTE_NS, during)
                 subject.minute = minute
             yield piece
 
-    def _look_at_odd(self, own: device_limits.DeviceLimits, odd: NDArray[np.intp], rows: Rows) -> None:
+    def _classify_suspects(self, own: device_limits.DeviceLimits, above: NDArray[np.intp], rows: Rows) -> None:
         """Classify what a device that still learns does above the shared limit, the first rows of each minute."""
-        if own.learnt or self._classify is None or own.odd >= ODD_ROWS or not len(odd):
+        suspects = own.suspects
+        if own.learnt or self._classify is None or not suspects.room or not len(above):
             return
-        odd = odd[: ODD_ROWS - own.odd]
-        own.odd += len(odd)
-        z = self._scaler.z(rows.values[odd][:, self._at])
-        found, seen = (
-            self._classify(self._scaler.network_input(z)).astype(np.float64),
-            classify.packet_profile(rows.meta[odd]),
-        )
-        if not len(own.class_sum):
-            own.class_sum, own.looks_sum = np.zeros(found.shape[1]), np.zeros(seen.shape[1])
-        own.class_sum = np.concatenate([own.class_sum[None], found]).sum(axis=0)
-        own.looks_sum = np.concatenate([own.looks_sum[None], seen]).sum(axis=0)
+        above = above[: suspects.room]
+        z = self._scaler.z(rows.values[above][:, self._at])
+        probabilities = self._classify(self._scaler.network_input(z)).astype(np.float64)
+        suspects.add(probabilities, classify.packet_profile(rows.meta[above]))
 
-    def _name_odd(self, own: device_limits.DeviceLimits) -> None:
-        """Tell the device's learning what those rows look like."""
-        rows = float(own.class_sum.sum())  # the probabilities of a row sum to 1
+    def _name_suspects(self, own: device_limits.DeviceLimits) -> None:
+        """Note in the device's limits which attack those rows look like."""
+        suspects = own.suspects
+        rows = float(suspects.class_sum.sum())  # the probabilities of a row sum to 1
         if own.learnt or rows < self._decision.vote_k:
             return
         name, probability = classify.name(
-            self._classes, own.class_sum / rows, own.looks_sum / rows, rows, self._signatures, self._decision.reject
+            self._classes,
+            *(suspects.class_sum / rows, suspects.profile_sum / rows, rows, self._signatures, self._decision.reject),
         )
-        own.looks_like = "" if probability is None else name
+        own.suspect("" if probability is None else name)
 
     def _weigh(
         self,
@@ -650,10 +643,8 @@ class Detector:
             if subject.own.sample and not shared.any():  # of a router's rows some columns are not its own
                 calm = chosen & ~full
                 subject.own.sample.see(rows.values, scored.t_ns, index[calm], in_units[calm], at_most)
-            self._look_at_odd(subject.own, index[chosen & (in_units > 1.0) & ~full], rows)
-            if subject.own.learnt:
-                subject.own.judged += len(full)
-                subject.own.flagged += int(full.sum())
+            self._classify_suspects(subject.own, index[chosen & (in_units > 1.0) & ~full], rows)
+            subject.own.note_judged(len(full), int(full.sum()))
         kept, packets, total = subject.judged(chosen | full, scored.sizes[index])
         at = index[kept]
         return _Batch(
