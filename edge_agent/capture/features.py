@@ -91,6 +91,8 @@ class Rows:
     """(n, 140) float32 or float64, columns as in ALL_COLUMNS."""
     meta: npt.NDArray[Any]
     """(n,) of ROW_META."""
+    interface: str = ""
+    """Name of the interface that the packets came by; "" for files, and where they came by several interfaces."""
 
     def __len__(self) -> int:
         return len(self.meta)
@@ -158,7 +160,7 @@ class Extractor:
         """
         values, meta = self._room(limit)
         n = self._kernel.push(source.capture, values, meta)
-        return Rows(values[:n], meta[:n])
+        return Rows(values[:n], meta[:n], source.interface)
 
     def push_frames(self, frames: Sequence[tuple[int, int, bytes]], linktype: int = 1) -> Rows:
         """Rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes)."""

@@ -40,10 +40,13 @@ _NO_RIGHT = "permission", "not permitted"
 
 
 class Source:
-    """What frames are taken from, closed by `close` or by leaving its ``with`` block."""
+    """What frames are taken from, closed by `close` or by leaving its ``with`` block.
 
-    def __init__(self, capture: Capture | Live) -> None:
-        self.capture = capture
+    ``interface`` is the name of the interface that every frame comes by; "" for a file and for several interfaces.
+    """
+
+    def __init__(self, capture: Capture | Live, interface: str = "") -> None:
+        self.capture, self.interface = capture, interface
 
     def close(self) -> None:
         """Let go of files and interfaces; doing so twice is fine."""
@@ -163,7 +166,7 @@ class Interfaces(Source):
         self._live = Live(
             tuple(names), s.bpf, s.snaplen, s.buffer_bytes, s.promiscuous, s.inbound, s.once and not s.inbound
         )
-        super().__init__(self._live)
+        super().__init__(self._live, names[0] if len(names) == 1 else "")
         self._settings, self._recorder = settings, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
