@@ -213,7 +213,7 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def _selftest(run: "CheckedRun", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
 
     part, label = run.parts()
     attacks = np.unique(label[label != BENIGN])

@@ -621,9 +621,9 @@ def rows(bundle: Bundle, table: "RowTable", command: str) -> Findings:
 
     Votes are over each capture's rows in their order; ValueError when the table lacks a column of the model.
     """
-    from edge_agent.detection.calibrate import vote_statistic
-    from edge_agent.detection.detector import Scorer
     from edge_agent.detection.runtime import Model
+    from edge_agent.detection.scorer import Scorer
+    from edge_agent.detection.vote import vote_statistic
 
     manifest = bundle.manifest
     missing = [column for column in manifest.columns if column not in table.columns]
@@ -710,9 +710,9 @@ def parity(bundle: Bundle, run: "RunFolder", command: str) -> Findings:
     k-th largest score, is no further from the limit than quantisation shifts scores; by how much it does is measured
     on benign optimise rows, which are not judged here. ValueError when run and bundle have other columns.
     """
-    from edge_agent.detection.calibrate import vote_statistic
-    from edge_agent.detection.detector import Scorer
     from edge_agent.detection.runtime import Model
+    from edge_agent.detection.scorer import Scorer
+    from edge_agent.detection.vote import vote_statistic
 
     if run.columns != bundle.manifest.columns:
         raise ValueError(f"{run.path}: has other columns than {bundle.path}: they are not of one fit")
