@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Alert, Publisher
+    from edge_agent.agent import Alert
     from edge_agent.config import AgentConfig
     from edge_agent.contract.bundle import Bundle
+    from edge_agent.publisher import Publisher
 
 PROG = "botwatch agent"
 
@@ -179,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _duration(text: str) -> float:
-    from edge_agent.contract.messages import MessageError, parse_duration
+    from edge_agent.contract.commands import parse_duration
+    from edge_agent.contract.messages import MessageError
 
     try:
         return parse_duration(text)
@@ -262,8 +264,8 @@ def _bundle(config: "AgentConfig") -> "Bundle":
 
 
 def _publisher(config: "AgentConfig", *, controlled: bool = False) -> "Publisher":
-    from edge_agent.agent import Publisher
     from edge_agent.contract.broker import BrokerError
+    from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
 
     try:
@@ -499,8 +501,8 @@ def _support(args: argparse.Namespace) -> int:
 def _trial(args: argparse.Namespace) -> int:
     from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
+    from edge_agent.contract.alert import ModelInfo
     from edge_agent.contract.broker import BrokerError
-    from edge_agent.contract.messages import ModelInfo
     from edge_agent.control import CommandRefused
     from edge_agent.state import StateError
 
@@ -526,7 +528,8 @@ _ORDERS = ("alert", "device", "classes", "host", "port", "for_s", "reason", "ent
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import control
-    from edge_agent.contract.messages import ALL_DEVICES, MessageError
+    from edge_agent.contract.commands import ALL_DEVICES
+    from edge_agent.contract.messages import MessageError
     from edge_agent.state import StateError
 
     said = {key: value for key in _ORDERS if (value := getattr(args, key, None)) is not None}
