@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Alert, Publisher
+    from edge_agent.agent import Alert
     from edge_agent.config import AgentConfig
     from edge_agent.contract.bundle import Bundle
+    from edge_agent.publisher import Publisher
 
 PROG = "botwatch agent"
 
@@ -262,8 +263,8 @@ def _bundle(config: "AgentConfig") -> "Bundle":
 
 
 def _publisher(config: "AgentConfig", *, controlled: bool = False) -> "Publisher":
-    from edge_agent.agent import Publisher
     from edge_agent.contract.broker import BrokerError
+    from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
 
     try:
@@ -280,6 +281,7 @@ def _print(alert: "Alert") -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
+    from edge_agent import service
     from edge_agent.capture.sources import CaptureError, Interfaces, Recorder
     from edge_agent.contract.bundle import BundleError
     from edge_agent.delivery.evidence import EvidenceError
@@ -326,13 +328,13 @@ def _run(args: argparse.Namespace) -> int:
             except _Refused as refused:
                 return str(refused)
 
-        reload = agents.Reload(config, again)
+        reload = service.Reload(config, again)
         signal.signal(signal.SIGHUP, lambda *_: reload.wanted.set())
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
-            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
+            seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
         counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)
