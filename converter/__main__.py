@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract.alert import MAX_VERSION
 from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
 

@@ -180,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _duration(text: str) -> float:
-    from edge_agent.contract.messages import MessageError, parse_duration
+    from edge_agent.contract.commands import parse_duration
+    from edge_agent.contract.messages import MessageError
 
     try:
         return parse_duration(text)
@@ -501,8 +502,8 @@ def _support(args: argparse.Namespace) -> int:
 def _trial(args: argparse.Namespace) -> int:
     from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
+    from edge_agent.contract.alert import ModelInfo
     from edge_agent.contract.broker import BrokerError
-    from edge_agent.contract.messages import ModelInfo
     from edge_agent.control import CommandRefused
     from edge_agent.state import StateError
 
@@ -528,7 +529,8 @@ _ORDERS = ("alert", "device", "classes", "host", "port", "for_s", "reason", "ent
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import control
-    from edge_agent.contract.messages import ALL_DEVICES, MessageError
+    from edge_agent.contract.commands import ALL_DEVICES
+    from edge_agent.contract.messages import MessageError
     from edge_agent.state import StateError
 
     said = {key: value for key in _ORDERS if (value := getattr(args, key, None)) is not None}

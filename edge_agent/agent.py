@@ -10,7 +10,7 @@ from typing import Any
 from edge_agent.capture.features import Extractor, Rows
 from edge_agent.capture.sources import Source, open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
-from edge_agent.contract import messages
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.bundle import Bundle
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.evidence import EvidenceStore
@@ -80,7 +80,7 @@ class Agent:
         self.alerter = Alerter(
             config.gateway,
             config.site,
-            messages.ModelInfo(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
+            ModelInfo(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
             version("botwatch"),
             names=config.names,
             update_s=config.alerts.update_s,

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from edge_agent.capture.sources import SNAPLENS, LiveSettings
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
-from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
+from edge_agent.contract.commands import VERBS
+from edge_agent.contract.messages import MAX_PAYLOAD, check_id
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS

@@ -1,6 +1,6 @@
 """What may be ordered of a running agent, by whom, and what comes of it.
 
-An order is a `contract.messages.Command`, from the broker (through `link`) or from this machine (left in the state file
+An order is a `contract.commands.Command`, from the broker (through `link`) or from this machine (left in the state file
 by `order`); both are checked and done here alike, one after the other, in the thread of the packet loop. What the
 broker orders is bounded: an allow or a mute names one device, never the gateway itself, and ends within hours. Other
 modules register how their verbs are done (`register`) and what `status` says of them (`describe`).
@@ -24,19 +24,8 @@ from typing import Any, Literal
 
 from edge_agent.config import AgentConfig
 from edge_agent.contract.captures import mac_text, parse_mac
-from edge_agent.contract.messages import (
-    ALL_DEVICES,
-    MAX_COMMAND,
-    MAX_PAYLOAD,
-    VERBS,
-    Command,
-    MessageError,
-    Reply,
-    decode,
-    format_time,
-    parse_topic,
-    topic,
-)
+from edge_agent.contract.commands import ALL_DEVICES, MAX_COMMAND, VERBS, Command, Reply
+from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, decode, format_time, parse_topic, topic
 from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.link import Incoming, Link
 from edge_agent.delivery.outbox import KEEP_S, Outbox

@@ -1,4 +1,4 @@
-"""Alerts into the outbox, and from there to the broker by one thread."""
+"""Alerts on their way out: into the outbox, and from there to the broker by one thread."""
 
 import logging
 import threading

@@ -14,7 +14,7 @@ from typing import Any
 
 from edge_agent import control
 from edge_agent.config import AgentConfig
-from edge_agent.contract.messages import ModelInfo
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.publisher import Publisher
 from edge_agent.state import State

@@ -18,7 +18,8 @@ import collector.__main__ as command
 from collector.ingest import CollectorConfig, Ingest, MessageJudge, _Received
 from collector.store import AlertStore
 from edge_agent.contract import messages
-from edge_agent.contract.messages import MAX_PAYLOAD, Alert, MessageError, Status
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 TOPIC = "botwatch/v1/gw/gw-001/alert"

@@ -16,8 +16,10 @@ from collector.__main__ import main as collector_main
 from edge_agent import control as controls
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import Command, MessageError, ModelInfo, Reply
+from edge_agent.contract.commands import Command, Reply, parse_duration
+from edge_agent.contract.messages import MessageError
 from edge_agent.control import CommandRefused, Control
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.allow import AllowError, AllowList, Suppression
@@ -396,7 +398,7 @@ def test_a_command_reads_back_as_it_was_written():
     since = Command("replay", "i", {"since": 1_795_450_930_123_456_000})
     assert Command.read("replay", since.document()) == since
     with pytest.raises(MessageError, match="is no time"):
-        messages.parse_duration("a week")
+        parse_duration("a week")
 
 
 # --- the local side ---

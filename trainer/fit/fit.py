@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import scaling
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
-from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
 from edge_agent.detection.detector import Scorer

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import CaptureError
 from edge_agent.contract import bundle as bundles
-from edge_agent.contract import captures, messages, settings
+from edge_agent.contract import captures, settings
+from edge_agent.contract.alert import Alert, ModelInfo
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
 from edge_agent.contract.captures import Capture, mac_text
-from edge_agent.contract.messages import Alert
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.detection.checkins import CheckIns
 from edge_agent.detection.detector import Detector
@@ -147,7 +147,7 @@ class Judge:
         """The messages of each episode, first episode first, and the detector that judged."""
         extractor = Extractor(self._max_streams, seed=1)
         detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
-        model = messages.ModelInfo(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
+        model = ModelInfo(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
         told: list[dict[str, Any]] = []
         batch: list[Frame] = []

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.contract import messages
-from edge_agent.contract.messages import CLASSES, MAX_PAYLOAD, Alert, MessageError, Status
+from edge_agent.contract.alert import CLASSES, Alert
+from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
 
 SCHEMA = json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
 EXAMPLE = json.loads((Path(__file__).parents[2] / "data" / "alert.example.json").read_text())
