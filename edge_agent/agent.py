@@ -11,11 +11,12 @@ from edge_agent.capture.features import Extractor, Rows
 from edge_agent.capture.sources import Source, open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract.alert import ModelInfo
+from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import Bundle
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.evidence import EvidenceStore
 from edge_agent.detection.checkins import CheckInRule, CheckIns
-from edge_agent.detection.detector import LATE_S, Detector
+from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import Devices
 from edge_agent.learning_store import recall, seen_path
 from edge_agent.state import State
@@ -54,7 +55,7 @@ class Agent:
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.evidence: EvidenceStore | None = None
         if evidence and evidence.path:
-            self.extractor.keep(evidence.ring_kb << 10, evidence.seconds + LATE_S, evidence.payload)
+            self.extractor.keep(evidence.ring_kb << 10, evidence.seconds + VOTE_LATE_S, evidence.payload)
             cut, most = self.extractor.cut, evidence.max_mb << 20
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:

@@ -1,10 +1,7 @@
 """How the agent says that it is well: a health message each minute, and warnings that are worth a line in the log."""
 
 import logging
-import os
-import resource
 import time
-from pathlib import Path
 
 from edge_agent.agent import Agent
 from edge_agent.capture.attach import Surroundings
@@ -12,6 +9,7 @@ from edge_agent.capture.features import Rows
 from edge_agent.capture.sources import Interfaces
 from edge_agent.contract import messages
 from edge_agent.publisher import Publisher
+from edge_agent.system import cpu_s, resident_mb
 
 HEALTH_ENTRIES = 8
 """Entries of the allow list in a health message, first those of the broker; `status` tells all."""
@@ -58,7 +56,7 @@ class HealthMonitor:
         if self._publisher:
             health = messages.encode(self.document().document())
             self._publisher.link.retain("health", health, qos=0, expires_s=int(HEALTH_LASTS * self._every_s))
-        self._frames, self._cpu_s, self._past, self._drops = frames, _cpu_s(), now, lost
+        self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s(), now, lost
 
     def document(self) -> messages.Health:
         """How things are now; rates are of the time since the last beat."""
@@ -71,8 +69,8 @@ class HealthMonitor:
             t_ns=time.time_ns(),
             pps=taken / passed,
             drop_pct=100.0 * lost / max(taken + lost, 1),
-            cpu=(_cpu_s() - self._cpu_s) / passed,
-            rss_mb=_resident_mb(),
+            cpu=(cpu_s() - self._cpu_s) / passed,
+            rss_mb=resident_mb(),
             episodes_open=self._agent.alerter.open_episodes,
             interfaces_down=tuple(self._interfaces.down),
             scoring=self._agent.detector.step,
@@ -83,15 +81,3 @@ class HealthMonitor:
             allowed_entries=len(allowed),
             config_refused=self.refused,
         )
-
-
-def _cpu_s() -> float:
-    """Processor seconds of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _resident_mb() -> float:
-    """Resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
