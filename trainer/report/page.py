@@ -475,4 +475,4 @@ def _compute(run: Path) -> None:
         if path.is_file() and path.stat().st_mtime >= model.stat().st_mtime:
             continue
         print(f"computing {name}", flush=True)
-        importlib.import_module(f"trainer.{module}").analyse(run).save(run)
+        importlib.import_module(f"trainer.judge.{module}").analyse(run).save(run)
