@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edge_agent.capture import features
 from edge_agent.capture.features import Routes, Rows, SenderTable
 from edge_agent.contract import columns as cols
+from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Bundle, BundleError
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.columns import COUNT_COLUMNS
@@ -50,11 +51,8 @@ In `FRESH_S` a slow scan never grows past the bound that it took it a minute to 
 LOUD = 0.5
 """Share of an alarm's highest packet rate (λ = 1) from which a sender counts as loud as in the attack."""
 
-STALE_S = 2.0
-"""Seconds after which a vote is told even when no other follows it."""
-
-LATE_S = STALE_S + 1.0
-"""Seconds of packet time by which a vote may be told late: it waits for one a second newer, then grows stale."""
+STALE_S = VOTE_LATE_S - 1.0
+"""Seconds after which a vote is reported even when no other follows it."""
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
