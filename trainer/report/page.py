@@ -259,7 +259,7 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         **told.get("versions", {}),
     }
     if told.get("generated"):
-        from trainer.judge.evaluate import generator
+        from trainer.judge.evaluation import generator
 
         facts["generator"] = f"trainer/generate.py, SHA-256 {generator()}"
     yield "<dl>"
