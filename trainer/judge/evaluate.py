@@ -22,6 +22,7 @@ from edge_agent.contract import captures, messages, settings
 from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
 from edge_agent.contract.captures import Capture, mac_text
 from edge_agent.contract.messages import Alert
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.detection.checkins import CheckIns
 from edge_agent.detection.detector import Detector
@@ -302,7 +303,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         found += [rows.report(bundle, table, command) for table in tables]
         if args.run is not None:
             found.append(agreement.report(bundle, runs.load(args.run), command))
-    except (BundleError, EvaluateError, runs.RunFolderError, settings.SettingsError, CaptureError, ValueError) as error:
+    except (BundleError, EvaluateError, RunFolderError, settings.SettingsError, CaptureError, ValueError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for item in found:
