@@ -328,7 +328,7 @@ def test_what_cannot_be_captured_on_is_said_in_one_line(home, tmp_path, capsys):
     assert len(said) == 1
     assert "nosuch0" in said[0]
     assert main(["run", *given, "--interface", "a/b"]) == 2
-    assert "cannot be the name of one" in capsys.readouterr().err
+    assert "cannot be the name of an interface" in capsys.readouterr().err
 
 
 def test_check_names_each_remedy(wire, home, tmp_path):
