@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Alert
     from edge_agent.config import AgentConfig
+    from edge_agent.contract.alert import Alert
     from edge_agent.contract.bundle import Bundle
     from edge_agent.publisher import Publisher
 
@@ -277,7 +277,7 @@ def _publisher(config: "AgentConfig", *, controlled: bool = False) -> "Publisher
 
 
 def _print(alert: "Alert") -> None:
-    print(json.dumps(alert, ensure_ascii=False, separators=(",", ":")), flush=True)
+    print(json.dumps(alert.document(), ensure_ascii=False, separators=(",", ":")), flush=True)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -394,7 +394,7 @@ def _replay(args: argparse.Namespace) -> int:
     if bundle.manifest.generated:
         print(f"{PROG}: this model was trained on generated traffic", file=sys.stderr)
 
-    def give(alert: agents.Alert) -> None:
+    def give(alert: "Alert") -> None:
         _print(alert)
         if publisher:
             publisher.give(alert)

@@ -20,7 +20,7 @@ from edge_agent.capture.features import Extractor, FeatureStateError, Rows, give
 from edge_agent.capture.sources import Interfaces, Source, open_file
 from edge_agent.config import LIVE, AgentConfig, EvidenceConfig, changed
 from edge_agent.contract import messages
-from edge_agent.contract.alert import ModelInfo
+from edge_agent.contract.alert import Alert, ModelInfo
 from edge_agent.contract.bundle import Bundle, replace_file
 from edge_agent.contract.captures import parse_mac
 from edge_agent.contract.commands import Command
@@ -58,8 +58,6 @@ SAVED_AN_HOUR = 500_000
 
 MAX_SEEN = 32 << 20
 """Bytes of the largest file of what devices have seen that is read."""
-
-Alert = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -280,9 +278,9 @@ def run(
 
 def _trial(agent: Agent, give: Callable[..., None], command: Command, origin: Origin) -> dict[str, Any]:
     """Done for the command `test-alert`."""
-    alerts = agent.alerter.trial(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
+    alerts = agent.alerter.test_alerts(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
     give(*alerts)
-    return {"id": alerts[0]["alert"]["context"]["botwatch"]["id"], "alerts": len(alerts)}
+    return {"id": alerts[0].id, "alerts": len(alerts)}
 
 
 def _send_evidence(agent: Agent, control: Control, command: Command, origin: Origin) -> dict[str, Any]:

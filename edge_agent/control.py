@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.config import AgentConfig
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import ALL_DEVICES, MAX_COMMAND, VERBS, Command, Reply
 from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, decode, format_time, parse_topic, topic
@@ -142,20 +143,18 @@ class Control:
         changed, self._changed = self._changed, False
         return changed
 
-    def remember(self, alert: Mapping[str, Any]) -> None:
-        """Keep what an alert was about, so that it can be allowed by its id."""
-        ours = alert["alert"]["context"]["botwatch"]
-        classes = self._seen.setdefault(ours["id"], set())
-        if ours["class"] not in classes:
-            classes.add(ours["class"])
-            device = ours["device"]
-            about = {"device": device.get("mac") or device.get("ip", ""), "classes": sorted(classes)}
+    def remember(self, alert: Alert) -> None:
+        """Store which device and classes an episode is about, so that it can be allowed by its id."""
+        classes = self._seen.setdefault(alert.id, set())
+        if alert.class_name not in classes:
+            classes.add(alert.class_name)
+            about = {"device": alert.device.mac or alert.device.ip, "classes": sorted(classes)}
             try:
-                self._state.episode_put(ours["id"], json.dumps(about), time.time(), MAX_EPISODES)
+                self._state.episode_put(alert.id, json.dumps(about), time.time(), MAX_EPISODES)
             except StateError as error:
                 self._complain(error)
-        if ours["state"] == "end":
-            del self._seen[ours["id"]]
+        if alert.state == "end":
+            del self._seen[alert.id]
 
     def execute(self, command: Command, origin: Origin) -> Reply:
         """Check and do one order."""
