@@ -335,7 +335,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
 
 
 def test_an_acknowledgement_costs_the_same_however_many_rows_are_kept(path):
-    """In processor time of this thread: each one looked at all rows that are kept, and among 18,000 took five times as long."""
+    """In processor time of this thread: each looked at all rows that are kept, and 18,000 took five times as long."""
     outbox, costs = Outbox(State(path)), []
     for kept in (50, 18_000):
         outbox.put([("t", b"x", False)] * kept)
