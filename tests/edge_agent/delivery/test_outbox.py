@@ -168,7 +168,7 @@ def test_a_newer_agents_file_is_kept_aside_and_the_agent_starts(path, caplog):
         State(path, guest=True)
     running = os.open(path, os.O_RDONLY)
     fcntl.flock(running, fcntl.LOCK_EX)
-    with pytest.raises(StateError, match="another agent runs with it"):
+    with pytest.raises(StateError, match="another agent uses it"):
         State(path)
     assert not path.with_name("state.sqlite.v99").exists()
     os.close(running)
