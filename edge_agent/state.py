@@ -170,12 +170,15 @@ class State:
     to ``<name>.v7`` (an earlier one there is overwritten), and a new file is begun: a gateway that lost its memory is
     better than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
     StateUnwritableError; ``trouble`` has the error with which the file was opened, "" when all is well. A ``guest``,
-    which only leaves commands for the agent, neither makes a file nor moves one. Raises StateError when no file can
-    ever be used here.
+    which only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of
+    SQLite's connection: one that counts shows what calls cost. Raises StateError when no file can ever be used here.
     """
 
-    def __init__(self, path: Path, *, guest: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, guest: bool = False, connection: type[sqlite3.Connection] = sqlite3.Connection
+    ) -> None:
         self.path, self.damaged, self.trouble = Path(path), 0, ""
+        self._connection = connection
         self._lock = threading.Lock()
         self._claim: int | None = None
         self._db: sqlite3.Connection | None = None
@@ -210,7 +213,9 @@ class State:
         self._checked = self._checked or self._db is not None
 
     def _open(self, *, check: bool, alone: bool = False) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(
+            self.path, timeout=10.0, isolation_level=None, check_same_thread=False, factory=self._connection
+        )
         try:
             if alone:
                 db.execute("PRAGMA locking_mode=EXCLUSIVE")  # no index in shared memory, which is a file that may grow
