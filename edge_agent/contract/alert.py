@@ -1,28 +1,33 @@
-"""The alert: a Suricata EVE `alert` record with our fields in ``alert.context.botwatch``, writer and reader.
+"""The alert: a Suricata EVE `alert` record with our fields in ``alert.context.botwatch``; writer, reader, grammar.
 
-`alert.schema.json` beside this file is its grammar and the collector's judge. Here is what the grammar cannot say:
-which signature, ATT&CK technique and name belong to a class. Standard library only; no clock.
+A field stands once, in `Alert`, with its type, its bounds and its place in the record. `alert.schema.json` beside this
+file is the grammar that is published and by which the collector judges; it is made from here by
+`python -m edge_agent.contract.alert`. Here, too, is what no grammar can say: which signature, ATT&CK technique and name
+belong to a class. Standard library only; no clock.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from edge_agent.contract import networks
 from edge_agent.contract.messages import (
-    MessageError,
-    check_uuid7,
+    MAX_EVIDENCE,
     community_id,
     flow_id,
-    format_time,
     has_ports,
-    parse_time,
 )
+from edge_agent.contract.record import TIME, UUID7, Form, grammar, one_of, read, six_digits, spelt, write
 
 EpisodeState = Literal["new", "update", "end"]
 Clock = Literal["synced", "unsynced"]
 
-# --- classes ------------------------------------------------------------------------------------------------
+MAX_VERSION = 40
+"""Characters of a bundle's version, in the bundle and in every alert."""
+
+MAX_FEATURES = 5
+"""The largest number of columns that an alert names."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +70,48 @@ _TEST = AttackClass("TEST", 9001000, 3, "", "", ())
 """Instead of its class's for an alert that was sent by hand, so that a rule can tell it by its number, too."""
 
 
-# --- the alert ----------------------------------------------------------------------------------------------
+_NOBODY = "0.0.0.0"  # noqa: S104 - EVE wants a source address; this one says that none was seen
+
+_ADDRESS: Mapping[str, Any] = {"maxLength": 45}
+_PORT: Mapping[str, Any] = {"minimum": 0, "maximum": 65_535}
+_HEX64: Mapping[str, Any] = {"pattern": "^[0-9a-f]{64}$"}
+_HOST: Mapping[str, Any] = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
+
+_SOURCE = Form({"type": "string"}, lambda ip: ip or _NOBODY, lambda text: "" if text == _NOBODY else str(text))
+"""The address of a source, "" where none was seen."""
+
+_FEATURES = Form(
+    {
+        "type": "array",
+        "maxItems": MAX_FEATURES,
+        "items": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
+            "prefixItems": [{"type": "string"}, {"type": "number"}],
+        },
+    },
+    lambda features: [[name, six_digits(value)] for name, value in features],
+    lambda items: tuple((str(name), float(value)) for name, value in items),
+)
+"""Columns and their values."""
 
 
 @dataclass(frozen=True)
 class AlertDevice:
     """Whom an alert is about; "" for what is not known. A victim seen behind a router has an address and no MAC."""
 
-    mac: str = ""
-    ip: str = ""
-    name: str = ""
-
-
-MAX_VERSION = 40
-"""Characters of a bundle's version, in the bundle and in every alert."""
+    mac: Annotated[str, spelt(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")] = ""
+    ip: Annotated[str, spelt(**_ADDRESS)] = ""
+    name: Annotated[str, spelt(maxLength=64)] = ""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """The bundle that decided; ``generated`` when it was trained on generated captures, so that nobody is fooled."""
 
-    version: str
-    sha256: str = ""
+    version: Annotated[str, spelt(maxLength=MAX_VERSION)]
+    sha256: Annotated[str, spelt(**_HEX64)] = ""
     generated: bool = False
 
 
@@ -94,50 +119,60 @@ class ModelInfo:
 class Evidence:
     """The pcap of an episode on its gateway: the sha256 of its first ``bytes`` bytes. It may have grown since."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, spelt(**_HEX64)]
+    bytes: Annotated[int, spelt(minimum=0, maximum=MAX_EVIDENCE)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alert:
     """One message of one episode: (``id``, ``seq``) names it everywhere, ``id`` the episode.
 
     Times are packet times in Unix ns; ``count`` rows were flagged and ``packets`` and ``bytes`` sent by the device over
-    the whole episode so far.
+    the whole episode so far. Fields without a part are keys of ``alert.context.botwatch``, in this order.
     """
 
-    id: str
-    seq: int  # 1, 2, ... within the episode
+    id: Annotated[str, spelt(form=UUID7)]
+    seq: Annotated[int, spelt(minimum=1)]  # 1, 2, ... within the episode
     state: EpisodeState
-    t_ns: int
-    first_ns: int
-    last_ns: int
-    duration_s: float
-    count: int
-    packets: int
-    bytes: int
-    gateway: str
-    site: str
-    device: AlertDevice
-    role: Literal["source", "victim"]
-    class_name: str  # a key of CLASSES
-    confidence: float
-    score: float
-    threshold: float
-    window_s: float
-    top_features: tuple[tuple[str, float], ...]
-    explanation: str
+    first_ns: Annotated[int, spelt("first_seen", form=TIME, optional=True)]  # absent: as the alert itself
+    last_ns: Annotated[int, spelt("last_seen", form=TIME, optional=True)]
+    duration_s: Annotated[float, spelt(minimum=0)] = 0.0
+    count: Annotated[int, spelt(minimum=1)] = 1
+    gateway: Annotated[str, spelt(maxLength=63)]
+    site: Annotated[str, spelt(maxLength=63)] = ""
+    device: AlertDevice = AlertDevice()
+    role: Literal["source", "victim"] = "source"
+    class_name: Annotated[str, spelt("class", form=one_of(CLASSES))]
+    confidence: Annotated[float, spelt(minimum=0, maximum=1)]
+    score: Annotated[float, spelt(minimum=0)]
+    threshold: Annotated[float, spelt(exclusiveMinimum=0)]
+    window_s: Annotated[float, spelt(exclusiveMinimum=0)] = 0.0
+    top_features: Annotated[tuple[tuple[str, float], ...], spelt(form=_FEATURES)] = ()
+    explanation: Annotated[str, spelt(maxLength=200)] = ""
     model: ModelInfo
-    agent: str
+    agent: Annotated[str, spelt(maxLength=20)]
     clock: Clock
-    src_ip: str
-    src_port: int
-    dest_ip: str
-    dest_port: int
-    proto: str
-    interface: str = ""
-    evidence: Evidence | None = None
-    test: bool = False  # sent to try the way; not to be counted
+    evidence: Annotated[
+        Evidence | None,
+        spelt(
+            description="the pcap on the gateway, named by the alert's id: sha256 of its first `bytes` bytes. The one "
+            "in `new` holds what led to the alert; the file grows once, some seconds later, and the next `update` or "
+            "`end` describes the whole"
+        ),
+    ] = None
+    test: Annotated[
+        bool, spelt(description="sent by hand to try the way from gateway to reader; never to be counted")
+    ] = False
+
+    t_ns: Annotated[int, spelt("timestamp", part="eve", form=TIME)]
+    interface: Annotated[str, spelt("in_iface", part="eve", maxLength=15)] = ""
+    src_ip: Annotated[str, spelt(part="eve", form=_SOURCE, **_ADDRESS)]
+    src_port: Annotated[int, spelt(part="eve", **_PORT)] = 0
+    dest_ip: Annotated[str, spelt(part="eve", **_ADDRESS)] = ""
+    dest_port: Annotated[int, spelt(part="eve", **_PORT)] = 0
+    proto: Annotated[str, spelt(part="eve", maxLength=16)]
+    packets: Annotated[int, spelt("pkts_toserver", part="flow", minimum=0)] = 0
+    bytes: Annotated[int, spelt("bytes_toserver", part="flow", minimum=0)] = 0
 
     @property
     def signature(self) -> str:
@@ -148,80 +183,34 @@ class Alert:
         return f"botwatch {CLASSES[self.class_name].title} {'against' if self.role == 'victim' else 'from'} {who}"
 
     def document(self) -> dict[str, Any]:
-        """The EVE record, as `alert.schema.json` wants it; numbers have six significant digits."""
+        """Return the EVE record, as `alert.schema.json` wants it; numbers have six significant digits."""
         info = _TEST if self.test else CLASSES[self.class_name]
-        ported = has_ports(self.proto)
-        flow = community_id(
-            "" if self.src_ip == _NOBODY else self.src_ip, self.src_port, self.dest_ip, self.dest_port, self.proto
-        )
-        device = {"mac": self.device.mac, "ip": self.device.ip, "name": self.device.name}
+        source = "" if self.src_ip == _NOBODY else self.src_ip
+        flow = community_id(source, self.src_port, self.dest_ip, self.dest_port, self.proto)
+        ours, eve, counted = write(self), write(self, "eve"), write(self, "flow")
+        if not has_ports(self.proto):
+            del eve["src_port"], eve["dest_port"]
         document = {
-            "timestamp": format_time(self.t_ns),
+            **eve,
             "event_type": "alert",
             "flow_id": flow_id(flow) if flow else None,
-            "in_iface": self.interface or None,
-            "src_ip": self.src_ip or _NOBODY,
-            "src_port": self.src_port if ported else None,
-            "dest_ip": self.dest_ip or None,
-            "dest_port": self.dest_port if ported else None,
-            "proto": self.proto,
             "host": self.gateway,
             "community_id": flow,
             "ether": {"src_mac": self.device.mac} if self.device.mac else None,
             "alert": {
                 "action": "allowed",
-                "gid": 9001,
+                "gid": _GID,
                 "signature_id": info.signature_id,
                 "rev": 1,
                 "signature": self.signature,
                 "category": self._category(info),
                 "severity": info.severity,
                 "metadata": self._metadata(info),
-                "context": {
-                    "botwatch": _known(
-                        {
-                            "schema": 1,
-                            "id": self.id,
-                            "seq": self.seq,
-                            "state": self.state,
-                            "first_seen": format_time(self.first_ns),
-                            "last_seen": format_time(self.last_ns),
-                            "duration_s": _number(self.duration_s),
-                            "count": self.count,
-                            "gateway": self.gateway,
-                            "site": self.site or None,
-                            "device": {key: text for key, text in device.items() if text},
-                            "role": self.role,
-                            "class": self.class_name,
-                            "confidence": _number(self.confidence),
-                            "score": _number(self.score),
-                            "threshold": _number(self.threshold),
-                            "window_s": _number(self.window_s),
-                            "top_features": [[name, _number(value)] for name, value in self.top_features] or None,
-                            "explanation": self.explanation or None,
-                            "model": _known(
-                                {
-                                    "version": self.model.version,
-                                    "sha256": self.model.sha256 or None,
-                                    "generated": self.model.generated or None,
-                                }
-                            ),
-                            "agent": self.agent,
-                            "clock": self.clock,
-                            "evidence": vars(self.evidence) if self.evidence else None,
-                            "test": self.test or None,
-                        }
-                    )
-                },
+                "context": {"botwatch": {"schema": _SCHEMA, **ours}},
             },
-            "flow": {
-                "start": format_time(self.first_ns),
-                "end": format_time(self.last_ns),
-                "pkts_toserver": self.packets,
-                "bytes_toserver": self.bytes,
-            },
+            "flow": {"start": ours["first_seen"], "end": ours["last_seen"], **counted},
         }
-        return _known(document)
+        return {key: document[key] for key in _EVE_KEYS if document.get(key) is not None}
 
     def _category(self, info: AttackClass) -> str:
         """One of Suricata's own classification texts."""
@@ -249,64 +238,56 @@ class Alert:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Alert":
-        """An alert from a document that `alert.schema.json` accepts; a MessageError for what no schema can check."""
-        ours = document["alert"]["context"]["botwatch"]
-        t_ns = parse_time(document["timestamp"])
-        flow = document.get("flow", {})
-        return cls(
-            id=check_uuid7(ours["id"]),
-            seq=int(ours["seq"]),
-            state=ours["state"],
-            t_ns=t_ns,
-            first_ns=parse_time(ours["first_seen"]) if "first_seen" in ours else t_ns,
-            last_ns=parse_time(ours["last_seen"]) if "last_seen" in ours else t_ns,
-            duration_s=float(ours.get("duration_s", 0.0)),
-            count=int(ours.get("count", 1)),
-            packets=_counted(flow, "pkts_toserver"),
-            bytes=_counted(flow, "bytes_toserver"),
-            gateway=ours["gateway"],
-            site=ours.get("site", ""),
-            device=AlertDevice(**ours.get("device", {})),
-            role=ours.get("role", "source"),
-            class_name=ours["class"],
-            confidence=float(ours["confidence"]),
-            score=float(ours["score"]),
-            threshold=float(ours["threshold"]),
-            window_s=float(ours.get("window_s", 0.0)),
-            top_features=tuple((str(name), float(value)) for name, value in ours.get("top_features", ())),
-            explanation=ours.get("explanation", ""),
-            model=ModelInfo(**ours["model"]),
-            agent=ours["agent"],
-            clock=ours["clock"],
-            src_ip=document["src_ip"] if document["src_ip"] != _NOBODY else "",
-            src_port=int(document.get("src_port", 0)),
-            dest_ip=document.get("dest_ip", ""),
-            dest_port=int(document.get("dest_port", 0)),
-            proto=document["proto"],
-            interface=document.get("in_iface", ""),
-            evidence=Evidence(ours["evidence"]["sha256"], int(ours["evidence"]["bytes"]))
-            if "evidence" in ours
-            else None,
-            test=ours.get("test", False),
-        )
+        """Return the alert of a document that `alert.schema.json` accepts; a MessageError for one that is no alert."""
+        ours: Any = document
+        for key in ("alert", "context", "botwatch"):
+            ours = ours.get(key) if isinstance(ours, Mapping) else None
+        values = read(cls, ours) | read(cls, document, "eve") | read(cls, document.get("flow", {}), "flow")
+        at_once = {"first_ns": values["t_ns"], "last_ns": values["t_ns"]}
+        return cls(**at_once | values)
 
 
-_NOBODY = "0.0.0.0"  # noqa: S104 - EVE wants a source address; this one says that none was seen
+_GID = 9001
+_SCHEMA = 1
+_EVE_KEYS = (
+    *("timestamp", "event_type", "flow_id", "in_iface", "src_ip", "src_port", "dest_ip", "dest_port", "proto", "host"),
+    *("community_id", "ether", "alert", "flow"),
+)
+"""Top-level keys of the record, in their order."""
 
 
-def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not known: absent says so better than null."""
-    return {key: value for key, value in fields.items() if value is not None}
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of an alert's document: the content of `alert.schema.json`."""
+    ours, eve, flow = (grammar(Alert, part) for part in ("", "eve", "flow"))
+    ours["required"].insert(0, "schema")
+    context = {"type": "object", "required": ["botwatch"], "properties": {"botwatch": ours}}
+    ours["properties"] = {"schema": {"const": _SCHEMA}, **ours["properties"]}
+    ours["additionalProperties"] = False
+    alert = {
+        "action": {"const": "allowed"},
+        "gid": {"const": _GID},
+        "signature_id": {"type": "integer", "minimum": 9001000, "maximum": 9001999},
+        "rev": {"type": "integer", "minimum": 1},
+        "signature": {"type": "string", "maxLength": 200},
+        "category": {"type": "string"},
+        "severity": {"enum": [1, 2, 3]},
+        "context": context,
+    }
+    properties = eve["properties"] | {
+        "event_type": {"const": "alert"},
+        "host": _HOST,
+        "alert": {"type": "object", "required": list(alert), "properties": alert},
+        "flow": flow,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:botwatch:alert:1",
+        "title": "botwatch alert = Suricata EVE alert + alert.context.botwatch",
+        "type": "object",
+        "required": [*eve["required"], "event_type", "host", "alert"],
+        "properties": {key: properties[key] for key in _EVE_KEYS if key in properties},
+    }
 
 
-def _number(value: float) -> float:
-    """Six significant digits: what a reader can use, in a third of the bytes."""
-    return float(f"{value:.6g}")
-
-
-def _counted(flow: object, key: str) -> int:
-    """A counter of EVE's flow object, which the schema leaves open; absent is 0."""
-    value = flow.get(key, 0) if isinstance(flow, Mapping) else None
-    if not isinstance(value, int) or value < 0:
-        raise MessageError(f"flow.{key} is not a count")
-    return value
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1))

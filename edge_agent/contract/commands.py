@@ -64,10 +64,6 @@ def _for_s(value: object) -> float:
     return float(value)
 
 
-def _alert_id(value: object) -> str:
-    return check_uuid7(value if isinstance(value, str) else "", "expected the id of an alert;")
-
-
 def _host(value: object) -> str:
     try:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
@@ -110,7 +106,7 @@ VERBS: Mapping[str, Verb] = {
     "allow": Verb(
         "let a device do what an alert said, for a time",
         {
-            "alert": _alert_id,
+            "alert": check_uuid7,
             "device": _DEVICE,
             "classes": _classes,
             "host": _host,
@@ -124,13 +120,13 @@ VERBS: Mapping[str, Verb] = {
     "unallow": Verb("end an entry of the allow list", {"entry": _natural(1, 2**53)}, required=("entry",)),
     "mute": Verb(
         "hold back all alerts of a device, for a time",
-        {"alert": _alert_id, "device": _DEVICE, "for_s": _for_s, "reason": _REASON},
+        {"alert": check_uuid7, "device": _DEVICE, "for_s": _for_s, "reason": _REASON},
         one_of=("alert", "device"),
     ),
     "unmute": Verb("end a mute", {"entry": _natural(1, 2**53), "device": _DEVICE}, one_of=("entry", "device")),
     "learn": Verb("learn a device anew", {"device": _DEVICE}, required=("device",)),
     "replay": Verb("send alerts again that the broker took since", {"since": _since}, required=("since",)),
-    "evidence": Verb("send the packets around an alert", {"alert": _alert_id}, required=("alert",), parts="alert"),
+    "evidence": Verb("send the packets around an alert", {"alert": check_uuid7}, required=("alert",), parts="alert"),
     "test-alert": Verb("send an alert that says it is a test", {}),
 }
 """Every verb of ``.../cmd/<verb>``: the grammar of its document. What may be ordered is `edge_agent.control`'s rule."""

@@ -192,14 +192,14 @@ def uuid7(t_ns: int, rng: random.Random) -> str:
     return str(uuid.UUID(int=bits))
 
 
-def check_uuid7(text: str, what: str = "id") -> str:
-    """``text`` if it is a UUID of version 7 in lower case, as episodes are named; else a MessageError.
+def check_uuid7(text: object) -> str:
+    """Return ``text`` if it is a UUID of version 7 in lower case, as episodes are named; else a MessageError.
 
     >>> check_uuid7("01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44")
     '01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44'
     """
-    if not _UUID7.fullmatch(text):
-        raise MessageError(f"{what} {text[:50]!r} is not a UUID of version 7")
+    if not isinstance(text, str) or not _UUID7.fullmatch(text):
+        raise MessageError(f"{str(text)[:50]!r} is not a UUID of version 7")
     return text
 
 
@@ -255,14 +255,13 @@ class Chunk:
     def read(cls, document: Mapping[str, Any]) -> "Chunk":
         """A part from a decoded payload, or a MessageError."""
         id, part, count, data = (document.get(key) for key in ("id", "part", "count", "data"))
-        check_uuid7(str(id), "chunk: id")
         if not isinstance(part, int) or not isinstance(count, int) or not 0 <= part < count <= 1_000_000:
             raise MessageError(f"chunk: part {str(part)[:20]} of {str(count)[:20]}")
         try:
             content = base64.b64decode(str(data), validate=True)
         except ValueError as error:
             raise MessageError("chunk: data is not base64") from error
-        return cls(str(id), part, count, content)
+        return cls(check_uuid7(id), part, count, content)
 
 
 # --- the status ---------------------------------------------------------------------------------------------
