@@ -38,10 +38,13 @@ _NO_RIGHT = "permission", "not permitted"
 
 
 class Source:
-    """What frames are taken from, closed by `close` or by leaving its ``with`` block."""
+    """What frames are taken from, closed by `close` or by leaving its ``with`` block.
 
-    def __init__(self, capture: Capture | Live) -> None:
-        self.capture = capture
+    ``names`` are those of its live interfaces, in the order of their numbers; one, "", for a file.
+    """
+
+    def __init__(self, capture: Capture | Live, names: Sequence[str] = ("",)) -> None:
+        self.capture, self.names = capture, tuple(names)
 
     def close(self) -> None:
         """Let go of files and interfaces; doing so twice is fine."""
@@ -149,7 +152,7 @@ class Interfaces(Source):
         self._live = Live(
             tuple(names), s.bpf, s.snaplen, s.buffer_bytes, s.promiscuous, s.inbound, s.once and not s.inbound
         )
-        super().__init__(self._live)
+        super().__init__(self._live, names)
         self._settings, self._recorder = s, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
@@ -161,11 +164,6 @@ class Interfaces(Source):
         except CaptureError:
             self.close()
             raise
-
-    @property
-    def names(self) -> list[str]:
-        """Of all interfaces."""
-        return [interface.name for interface in self._all]
 
     @property
     def down(self) -> list[str]:

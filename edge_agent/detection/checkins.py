@@ -188,7 +188,10 @@ class CheckIns:
         if not len(rows):
             return found
         for pair in self._in_pairs(rows.meta):
-            if self._carriers.get(pair.mac) != 3 and (detection := self._see(pair, rows.meta[pair.row])) is not None:
+            if self._carriers.get(pair.mac) == 3:
+                continue
+            meta = rows.meta[pair.row]
+            if (detection := self._see(pair, meta, rows.interface_of(meta))) is not None:
                 found.append(detection)
         return found
 
@@ -270,7 +273,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
 
     # -- contacts --
 
-    def _see(self, pair: _Pair, meta: np.void) -> Detection | None:
+    def _see(self, pair: _Pair, meta: np.void, interface: str) -> Detection | None:
         """One second of a device and a peer, or a part of it; nothing depends on where a batch ends."""
         t_ns, found = self._clock.at(pair.t_ns), None
         sends = pair.sums[1] > 0
@@ -294,14 +297,16 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
                 peer.begin(t_ns)
             else:
                 peer.add_interval((t_ns - peer.contact_ns) / _S)
-                found = self._judge(device, peer, t_ns, pair, meta)
+                found = self._judge(device, peer, t_ns, pair, meta, interface)
             peer.contact_ns, peer.contacts = t_ns, peer.contacts + 1
         if pair.contact:
             peer.last_ns = max(peer.last_ns, pair.last_ns + self._clock.offset_ns)
         peer.add(pair.second, pair.sums)
         return found
 
-    def _judge(self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void) -> Detection | None:
+    def _judge(
+        self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void, interface: str
+    ) -> Detection | None:
         """What the contacts up to now, without the one that just begins, are."""
         rule = self._rule
         if peer.contacts < rule.contacts or t_ns - peer.began_ns < rule.span_s * _S:
@@ -357,6 +362,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
             top_features=top,
             explanation=f"{does}; it had never used that host before"[:200],
             hold_s=HOLD_S,
+            interface=interface,
         )
 
     def _succeeds(self, device: _Visitor, peer: _Peer) -> bool:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from edge_agent.contract.bounds import KEPT_ROWS_BYTES
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
+from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
 from edge_agent.contract.messages import clean, format_time
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.device_limits import MINUTE, OWN_MINUTES, OWN_S, DeviceLimits
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError

@@ -62,6 +62,13 @@ def told(*parts: Iterable[Frame], checkins: CheckIns | None = None, batch: int =
     return found
 
 
+def test_a_detection_names_the_interface_that_the_packets_came_by():
+    rows = Extractor(16_384, seed=1).push_frames(merged(home(3), held(SERVER, 2 * HOUR, 3 * HOUR, 10.0, 0.3)))
+    assert {d.interface for d in CheckIns().observe(rows)} == {""}
+    rows.meta["interface"] = 1
+    assert {d.interface for d in CheckIns().observe(Rows(rows.values, rows.meta, ("lan0", "lan1")))} == {"lan1"}
+
+
 SERIES = {
     "every 5 s": held(SERVER, 2 * HOUR, 3 * HOUR, 5.0, 0.3),
     "every 10 s": held(SERVER, 2 * HOUR, 3 * HOUR, 10.0, 0.3),

@@ -20,10 +20,9 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.columns import indices
+from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_DOCUMENT, encode
 from edge_agent.delivery.allow import AllowList
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import MAX_DEVICES, MAX_LISTED, Devices
 from edge_agent.learning_store import seen_path
