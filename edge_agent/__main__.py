@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from edge_agent.contract.cli import FAILED, INTERRUPTED, OK, refuse
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Alert
     from edge_agent.config import AgentConfig
+    from edge_agent.contract.alert import Alert
     from edge_agent.contract.bundle import Bundle
 
 PROG = "botwatch agent"
@@ -293,7 +293,7 @@ class _AlertLines:
         """Print alerts; BrokenPipeError when nobody reads them any more."""
         try:
             for alert in alerts:
-                print(json.dumps(alert, ensure_ascii=False, separators=(",", ":")), flush=True)
+                print(json.dumps(alert.document(), ensure_ascii=False, separators=(",", ":")), flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:

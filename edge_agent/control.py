@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_agent.config import AgentConfig
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import ALL_DEVICES, MAX_COMMAND, VERBS, Command, Reply
 from edge_agent.contract.messages import (
@@ -148,20 +149,18 @@ class Control:
         changed, self._changed = self._changed, False
         return changed
 
-    def remember(self, alert: Mapping[str, Any]) -> None:
+    def remember(self, alert: Alert) -> None:
         """Store the device and class of an alert, so that its episode can be allowed by its id."""
-        ours = alert["alert"]["context"]["botwatch"]
-        classes = self._classes.setdefault(ours["id"], set())
-        if ours["class"] not in classes:
-            classes.add(ours["class"])
-            device = ours["device"]
-            about = {"device": device.get("mac") or device.get("ip", ""), "classes": sorted(classes)}
+        classes = self._classes.setdefault(alert.id, set())
+        if alert.class_name not in classes:
+            classes.add(alert.class_name)
+            about = {"device": alert.device.mac or alert.device.ip, "classes": sorted(classes)}
             try:
-                self._state.episode_put(ours["id"], json.dumps(about), time.time(), MAX_EPISODES)
+                self._state.episode_put(alert.id, json.dumps(about), time.time(), MAX_EPISODES)
             except StateError as error:
                 self._complain(error)
-        if ours["state"] == "end":
-            del self._classes[ours["id"]]
+        if alert.state == "end":
+            del self._classes[alert.id]
 
     def execute(self, command: Command, origin: Origin) -> Reply:
         """Check and carry out one command."""

@@ -331,19 +331,19 @@ class State:
         rows: Iterable[tuple[float, str, bytes, bool]],
         max_rows: int,
         max_bytes: int,
-        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+        episodes: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
     ) -> list[int]:
         """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
 
-        ``stories`` has the last message of each story, or None where it is finished. Returns how many rows were dropped
-        of each kind: kept after acknowledgement, waiting updates, other waiting rows.
+        ``episodes`` has the last ``(topic, payload)`` of each episode, or None where it has ended. Returns how many
+        rows of each kind were dropped: acknowledged ones, waiting updates, other waiting rows.
         """
         with self._transaction() as db:
             db.executemany("INSERT INTO outbox (put_s, topic, payload, droppable) VALUES (?, ?, ?, ?)", rows)
-            over = [(story,) for story, last in stories.items() if last is None]
-            db.executemany("DELETE FROM unfinished WHERE story = ?", over)
-            on = [(story, *last) for story, last in stories.items() if last is not None]
-            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", on)
+            ended = [(episode,) for episode, last in episodes.items() if last is None]
+            db.executemany("DELETE FROM unfinished WHERE story = ?", ended)
+            still_open = [(episode, *last) for episode, last in episodes.items() if last is not None]
+            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", still_open)
             dropped = [0, 0, 0]
             size = self._size(db)
             rows_over = size.waiting + size.acked - max_rows
@@ -393,8 +393,8 @@ class State:
                 return 0
             return db.execute("UPDATE outbox SET acked_s = NULL WHERE acked_s > ?", (since_s - window_s,)).rowcount
 
-    def outbox_unfinished(self) -> list[tuple[str, str, bytes]]:
-        """``(story, topic, payload)`` of the last message of each story that is not finished."""
+    def outbox_open_episodes(self) -> list[tuple[str, str, bytes]]:
+        """Return ``(episode, topic, payload)`` of the last message of each episode that has not ended."""
         with self._transaction() as db:
             return db.execute("SELECT story, topic, payload FROM unfinished ORDER BY story").fetchall()
 

@@ -255,13 +255,17 @@ class Chunk:
     def read(cls, document: Mapping[str, Any]) -> "Chunk":
         """A part from a decoded payload, or a MessageError."""
         id, part, count, data = (document.get(key) for key in ("id", "part", "count", "data"))
+        try:
+            id = check_uuid7(id)
+        except MessageError as error:
+            raise MessageError(f"chunk: id: {error}") from error
         if not isinstance(part, int) or not isinstance(count, int) or not 0 <= part < count <= 1_000_000:
             raise MessageError(f"chunk: part {str(part)[:20]} of {str(count)[:20]}")
         try:
             content = base64.b64decode(str(data), validate=True)
         except ValueError as error:
             raise MessageError("chunk: data is not base64") from error
-        return cls(check_uuid7(id), part, count, content)
+        return cls(id, part, count, content)
 
 
 # --- the status ---------------------------------------------------------------------------------------------

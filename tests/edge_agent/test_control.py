@@ -71,8 +71,7 @@ class Gateway:
 
     def _note(self, alert):
         self.control.remember(alert)
-        ours = alert["alert"]["context"]["botwatch"]
-        return ours["state"], ours["class"], ours["id"]
+        return alert.state, alert.class_name, alert.id
 
     def order(self, verb, origin="local", **arguments):
         """The result of a local command; CommandRefused when it is refused."""
@@ -372,7 +371,7 @@ def test_a_reply_that_is_too_long_says_what_it_left_out(gateway):
 
 
 def test_alerts_the_broker_took_are_handed_over_again(gateway):
-    gateway.outbox.put_all([("t", b"%d" % i, False) for i in range(5)])
+    gateway.outbox.put([("t", b"%d" % i, False) for i in range(5)])
     gateway.outbox.drain(lambda *_: True)
     gateway.outbox.done(range(1, 6))
     since = messages.format_time(time.time_ns() - 60 * S)

@@ -29,7 +29,7 @@ def agent(home: Home) -> Agent:
 
 
 def clock_of(alerts: list) -> list[str]:
-    return [alert["alert"]["context"]["botwatch"]["clock"] for alert in alerts]
+    return [alert.clock for alert in alerts]
 
 
 def test_alerts_say_whether_the_clock_is_synchronised_from_the_first_one_on(agent, caplog):
