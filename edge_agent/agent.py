@@ -28,8 +28,9 @@ from edge_agent.delivery.evidence import EvidenceError, EvidenceStore, chunks
 from edge_agent.delivery.link import Link
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.detection.checkins import CheckInRule, CheckIns
-from edge_agent.detection.detector import LATE_S, Detector
+from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import Devices
+from edge_agent.detection.vote import LATE_S
 from edge_agent.state import State, StateError
 
 BATCH = 4096

@@ -14,9 +14,9 @@ from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
 from edge_agent.detection.checkins import LEARN_S, CheckInRule
-from edge_agent.detection.detector import LATE_S
 from edge_agent.detection.device_limits import OWN_S
 from edge_agent.detection.devices import MOST_BYTES
+from edge_agent.detection.vote import LATE_S
 
 
 @contextmanager
