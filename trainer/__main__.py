@@ -12,20 +12,20 @@ from pathlib import Path
 PROG = "botwatch trainer"
 
 MODULES = {
-    "stream": "learn from captures as they are read, storing no rows",
-    "fetch": "download the published N-BaIoT files",
-    "compare": "evaluate fits that differ in one thing (device, attack, columns ...)",
-    "explain": "explain a run's detections by LIME",
-    "baselines": "compare the autoencoder with simpler methods",
-    "audit": "look for leaks in a run's rows",
-    "report": "everything known of a run as one HTML file",
-    "evaluate": "judge a finished bundle on captures or rows",
-    "generate": "write labelled captures of generated devices and attacks",
-    "study": "the original studies' experiments by one preset, honest numbers beside theirs",
-    "sweep": "how many columns, which activation and optimiser: a table and a figure",
+    "stream": ("trainer.fit.fit_online", "learn from captures as they are read, storing no rows"),
+    "fetch": ("trainer.data.fetch", "download the published N-BaIoT files"),
+    "compare": ("trainer.judge.compare", "evaluate fits that differ in one thing (device, attack, columns ...)"),
+    "explain": ("trainer.judge.explain", "explain a run's detections by LIME"),
+    "baselines": ("trainer.judge.baselines", "compare the autoencoder with simpler methods"),
+    "audit": ("trainer.judge.audit", "look for leaks in a run's rows"),
+    "report": ("trainer.report.page", "everything known of a run as one HTML file"),
+    "evaluate": ("trainer.judge.evaluate", "judge a finished bundle on captures or rows"),
+    "generate": ("trainer.generate", "write labelled captures of generated devices and attacks"),
+    "study": ("trainer.study", "the original studies' experiments by one preset, honest numbers beside theirs"),
+    "sweep": ("trainer.judge.sweep", "how many columns, which activation and optimiser: a table and a figure"),
 }
-"""Sub-commands of modules of the same name: ``add_arguments(parser)`` (which also describes it), ``run(args, command)``
-with the command line as typed; it returns the exit status."""
+"""Sub-command -> the module that is it, and a summary. A module has ``add_arguments(parser)``, which also describes the
+command, and ``run(args, command)``, which gets the command line as typed and returns the exit status."""
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -100,10 +100,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--worker", type=int, default=0, metavar="N", help="which of them this is; 0 writes the run folder"
     )
 
-    for name, summary in MODULES.items():
+    for name, (module, summary) in MODULES.items():
         more = commands.add_parser(name, help=summary, formatter_class=raw)
         if command == name:  # each of these modules knows its own arguments
-            importlib.import_module(f"trainer.{name}").add_arguments(more)
+            importlib.import_module(module).add_arguments(more)
     return parser
 
 
@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else None).parse_args(argv)
     if args.command in MODULES:
-        return int(importlib.import_module(f"trainer.{args.command}").run(args, shlex.join([*PROG.split(), *argv])))
+        module, _ = MODULES[args.command]
+        return int(importlib.import_module(module).run(args, shlex.join([*PROG.split(), *argv])))
     if args.command == "extract":
         return _extract(args)
     return _fit(args, shlex.join([*PROG.split(), *argv]))

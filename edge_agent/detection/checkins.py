@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from edge_agent.capture import features
 from edge_agent.capture.features import Rows
+from edge_agent.contract.bounds import CHECK_IN_LEARN_S
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks, address_text, protocol_name
 from edge_agent.detection.detection import Detection
@@ -47,9 +48,6 @@ PAUSE_S = 600.0
 
 HOLD_S = 1800.0
 """Seconds that a detection stands for: an alert of check-ins ends so long after the last, and speaks no oftener."""
-
-LEARN_S = 600.0, 30 * 86_400.0
-"""Shortest and longest time for which what a device uses is taken to be its own."""
 
 TELL_S = 60.0
 """Seconds between two detections of one series at least."""
@@ -76,7 +74,7 @@ class CheckInRule:
     (``python -m tests.bench.bench_checkins``), so the figures say what check-ins are, at ten times that distance.
     """
 
-    learn_s: float = 3600.0
+    learn_s: float = CHECK_IN_LEARN_S[1]
     contacts: int = 30
     span_s: float = 1500.0
     spread: float = 0.25
@@ -84,8 +82,9 @@ class CheckInRule:
     accepted: float = 0.1
 
     def __post_init__(self) -> None:
-        if not LEARN_S[0] <= self.learn_s <= LEARN_S[1]:
-            raise ValueError(f"learn_s: {self.learn_s:g}, must be {LEARN_S[0]:.0f} to {LEARN_S[1]:.0f}")
+        shortest, _, longest = CHECK_IN_LEARN_S
+        if not shortest <= self.learn_s <= longest:
+            raise ValueError(f"learn_s: {self.learn_s:g}, must be {shortest:.0f} to {longest:.0f}")
 
 
 @dataclass(slots=True)
@@ -191,7 +190,8 @@ class CheckIns:
         for pair in self._in_pairs(rows.meta):
             if self._carriers.get(pair.mac) == 3:
                 continue
-            if (detection := self._see(pair, rows.meta[pair.row], rows.interface)) is not None:
+            meta = rows.meta[pair.row]
+            if (detection := self._see(pair, meta, rows.interface_of(meta))) is not None:
                 found.append(detection)
         return found
 

@@ -152,7 +152,7 @@ class Detector:
         """Find out whose rows they are, and score those that may be scored."""
         t_ns = self._clock.each(rows.meta["t_ns"])
         self.counters["clock_steps"] = self._clock.steps
-        rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta, rows.interface)
+        rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta, rows.interfaces)
         routes = self._senders.route(rows.meta, t_ns)
         self.counters |= self._senders.counts()
         flags = np.ascontiguousarray(rows.meta["flags"])

@@ -396,7 +396,7 @@ class Subject:
             meta=scored.rows.meta[index].copy(),
             values=scored.rows.values[index, self._rules.columns_at].copy(),
             address=address_text(scored.routes.addresses[index], scored.routes.versions[index]),
-            interface=scored.rows.interface,
+            interface=scored.rows.interface_of(scored.rows.meta[index]),
             limit=limit,
             fast=ruled.fast,
             count_at=count_at,

@@ -22,18 +22,15 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
 from edge_agent.contract.columns import COUNT_COLUMNS
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
 
-STALE_S = 2.0
-"""Seconds after which a vote is reported even when no other follows it."""
-
-LATE_S = STALE_S + 1.0
-"""Longest delay, in seconds of packet time, before a vote is reported: at most a second until it may be reported again,
-then `STALE_S` in which no newer vote takes its place."""
+STALE_S = VOTE_LATE_S - 1.0
+"""Seconds after which a vote is reported even when no other follows it; the newest may wait a second before that."""
 
 AFTERMATH_S = 1000.0
 """Seconds after its last vote for which a subject is judged by what is new; a count of λ = 0.01 falls to 1/1000."""

@@ -184,7 +184,7 @@ def classes_without_benign(model: dict) -> None:
     ("change", "said"),
     [
         (unknown_key, "unknown key 'surprise'"),
-        (other_format, "format 2, this converter reads format 1"),
+        (other_format, "format 2, this version reads format 1"),
         (no_scaler_mean, "[scaler]: KeyError('mean')"),
         (short_scaler, "scaler has 139 columns, model 140"),
         (unknown_column, "column 'MI_dir_L7_weight' is missing"),

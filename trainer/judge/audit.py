@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from trainer.judge import runs
 from trainer.judge.runs import Index, RunFolder
@@ -271,7 +272,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         found = analyse(args.run)
         found.save(args.run)
-    except (runs.RunFolderError, OSError) as error:
+    except (RunFolderError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

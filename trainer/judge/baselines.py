@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import BundleError
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from edge_agent.detection import calibrate
 from edge_agent.detection.runtime import Model
@@ -313,7 +314,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         bundle = bundles.load(args.bundle) if args.bundle else None
         found = analyse(args.run, bundle)
         found.save(args.run)
-    except (runs.RunFolderError, BundleError, OSError) as error:
+    except (RunFolderError, BundleError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -19,9 +19,9 @@ from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE
-from edge_agent.contract.messages import Alert
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
