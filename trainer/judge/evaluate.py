@@ -172,7 +172,7 @@ def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
     if learn and item.capture.mac is not None:
         mac = captures.parse_mac(item.capture.mac)
         own_episodes, own_detector = judge.episodes(frames, learn=True)
-        own, learning = own_detector.own(mac), len(own_episodes)
+        own, learning = own_detector.limits_of(mac), len(own_episodes)
         if own is not None and own.learnt_ns is not None:
             learnt = sum(messages[0].t_ns >= own.learnt_ns for messages in own_episodes)
             share = own.flagged / own.judged if own.judged else None
