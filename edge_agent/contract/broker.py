@@ -1,23 +1,18 @@
 """How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait between attempts.
 
-The MQTT library is `edge_agent.delivery.link`'s and `collector.ingest`'s; here is what both do alike. Nothing here
-connects.
+The MQTT library is `edge_agent.mqtt`'s. Nothing here connects.
 """
 
 import dataclasses
 import random
 import re
 import ssl
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from edge_agent.contract.messages import BASE, check_base
 from edge_agent.contract.settings import check, within
-
-BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
-"""What paho raises on a broken or rogue broker, beside its own: it ends a connection and never the thread."""
 
 
 class BrokerError(ValueError):
@@ -235,16 +230,14 @@ class Versions:
 
 
 class Backoff:
-    """Waits that double from ``min_s`` to ``max_s``, each cut at random by up to half, lest a fleet march."""
+    """Waits that double from ``min_s`` to ``max_s`` seconds.
+
+    Each is cut at random by up to half, so that a fleet does not reconnect in step.
+    """
 
     def __init__(self, min_s: float, max_s: float, rng: random.Random | None = None) -> None:
         self._min_s, self._max_s, self._failures = min_s, max_s, 0
         self._rng = rng or random.Random()  # spreads load, guards nothing
-
-    @property
-    def failures(self) -> int:
-        """Failures since the last success."""
-        return self._failures
 
     def next(self) -> float:
         """Seconds to wait after one more failure."""

@@ -1,6 +1,5 @@
 """What the collector accepts, and that a database which refuses or is busy costs no message."""
 
-import contextlib
 import io
 import json
 import os
@@ -13,12 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-import collector.__main__ as command
-from collector.ingest import CollectorConfig, Ingest, MessageJudge, _Received
+from collector.config import CollectorConfig
+from collector.ingest import Ingest, MessageJudge
+from collector.show import alert_line, alert_table
 from collector.store import AlertStore
 from edge_agent.contract import messages
 from edge_agent.contract.messages import MAX_PAYLOAD, Alert, MessageError, Status
+from edge_agent.mqtt import Incoming
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 TOPIC = "botwatch/v1/gw/gw-001/alert"
@@ -112,7 +114,7 @@ def test_any_value_in_any_place_is_accepted_and_storable_or_refused(place, value
 
 
 def message(topic, payload, mid=1):
-    return _Received(topic, payload, mid, 1, time.time_ns())
+    return Incoming(topic, payload, retained=False, received_ns=time.time_ns(), id=mid)
 
 
 def numbered(n, **changes):
@@ -144,8 +146,7 @@ class Breaking(MessageJudge):
 
 def test_a_message_that_breaks_the_judge_is_kept_aside_like_any_other_that_is_refused(caplog):
     store = AlertStore("sqlite://")
-    ingest = Ingest(CollectorConfig(), store)
-    ingest._judge = Breaking()
+    ingest = Ingest(CollectorConfig(), store, Breaking())
     batch = [message(TOPIC, b"puzzle"), message(TOPIC, numbered(1)), message(TOPIC, b"puzzle")]
     assert ingest.save(batch, threading.Event())
     assert (ingest.counts.rejected, ingest.counts.stored) == (2, 1)
@@ -243,10 +244,10 @@ def test_whatever_comes_on_any_topic_is_stored_or_kept_aside_and_counted_and_can
     store.episodes()
     store.gateways()
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        command._print_table(store.alerts())
-    for row in store.alerts():
-        shown.write(command._line(Alert.read(json.loads(row.document))).plain)
+    alerts = [Alert.read(json.loads(row.document)) for row in store.alerts()]
+    Console(file=shown, width=250, markup=False, emoji=False).print(alert_table(alerts))
+    for alert in alerts:
+        shown.write(alert_line(alert).plain)
     assert all(c.isprintable() or c == "\n" for c in shown.getvalue())
     assert ingest.save([message(where, payload) for where, payload in given_messages], threading.Event())  # once more
     assert ingest.counts.stored == c.stored

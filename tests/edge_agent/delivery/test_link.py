@@ -19,7 +19,8 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from collector.ingest import CollectorConfig, Ingest
+from collector.config import CollectorConfig
+from collector.ingest import Ingest
 from collector.store import AlertStore
 from edge_agent.agent import Publisher
 from edge_agent.check import findings
@@ -133,7 +134,7 @@ def test_alerts_wait_until_somebody_subscribes(tmp_path, outbox, listening):
     with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
         wait_until(lambda: link.counts.unheard >= 1)
         assert link.flush(0.1) == 250
-        assert link.trouble == "knows nobody who subscribes to alerts"
+        assert link.trouble == "has no subscriber for alerts"
         listener = listening(broker)
         assert link.flush(10) == 0
         wait_until(lambda: listener.payloads() == [b"%d" % i for i in range(250)])
