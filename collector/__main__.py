@@ -20,9 +20,11 @@ from collector.config import CollectorConfig
 from collector.ingest import Ingest
 from collector.order import OrderError, order
 from collector.store import AlertStore, StoredAlert, StoreError
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.cli import FAILED, OK, refuse
-from edge_agent.contract.messages import VERBS, Alert, Command, MessageError, format_time, parse_duration
+from edge_agent.contract.commands import VERBS, Command, parse_duration
+from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import jsonschema
 
 from collector.config import CollectorConfig
 from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
-from edge_agent.contract.messages import BASE, Alert, MessageError, Status, decode, parse_topic, topic_filter
+from edge_agent.contract.messages import BASE, MessageError, Status, decode, parse_topic, topic_filter
 from edge_agent.mqtt import Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """One command to one gateway over a connection of its own: the reply, and the content that follows it in parts.
 
-What a command may say is `edge_agent.contract.messages`' knowledge, whether it is executed the gateway's.
+What a command may say is `edge_agent.contract.commands`' knowledge, whether it is executed the gateway's.
 """
 
 import hashlib
@@ -9,14 +9,13 @@ import secrets
 import time
 
 from edge_agent.contract.broker import BrokerConfig
+from edge_agent.contract.commands import Command, Reply
 from edge_agent.contract.messages import (
     CHUNK_BYTES,
     MAX_CHUNK,
     MAX_EVIDENCE,
     Chunk,
-    Command,
     MessageError,
-    Reply,
     decode,
     encode,
     topic,
@@ -70,8 +69,7 @@ class _Exchange:
         self._command_topic = topic(gateway, f"cmd/{command.verb}", base)
         self._reply_topic = topic(gateway, "reply", base)
         self._own_reply_topic = topic(gateway, f"reply/{secrets.token_hex(8)}", base)  # MQTT 5
-        has_parts = command.verb == "evidence"
-        self._parts_topic = topic(gateway, f"chunk/{command.arguments['alert']}", base) if has_parts else ""
+        self._parts_topic = topic(gateway, command.parts_leaf, base) if command.parts_leaf else ""
         self._parts: dict[int, bytes] = {}
         self._reply: Reply | None = None
 

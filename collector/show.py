@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.cli import printable
-from edge_agent.contract.messages import CLASSES, Alert, format_time
+from edge_agent.contract.messages import format_time
 
 
 def alert_table(alerts: Iterable[Alert]) -> Table:

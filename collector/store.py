@@ -46,7 +46,8 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from edge_agent.contract.messages import CLASSES, Alert, Status
+from edge_agent.contract.alert import CLASSES, Alert
+from edge_agent.contract.messages import Status
 
 MAX_KEPT = 4096  # bytes of a rejected payload that are stored
 _PURGE_ROWS = 5_000  # rows a purge deletes in one transaction, so that it never holds up the alerts for long

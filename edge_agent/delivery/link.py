@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edge_agent.contract.broker import Backoff, BrokerConfig
-from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
+from edge_agent.contract.commands import MAX_COMMAND
+from edge_agent.contract.messages import Status, encode, topic
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.delivery.shipment import Shipment, ShipmentCounts
 from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Event, Incoming, Subscribed

@@ -20,7 +20,8 @@ from collector.ingest import Ingest, MessageJudge
 from collector.show import alert_line, alert_table
 from collector.store import AlertStore
 from edge_agent.contract import messages
-from edge_agent.contract.messages import MAX_PAYLOAD, Alert, MessageError, Status
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
 from edge_agent.mqtt import Incoming
 from tests.broker import wait_until
 from tests.collector.test_store import change
@@ -75,7 +76,7 @@ def test_the_example_and_a_status_are_accepted():
         (TOPIC, changed(f"{OURS}.extra", 1), "extra"),
         (TOPIC, changed(f"{OURS}.top_features", [[]]), "top_features"),
         (TOPIC, changed(f"{OURS}.id", "01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44\n"), "UUID"),
-        (TOPIC, changed(f"{OURS}.first_seen", "yesterday"), "time"),
+        (TOPIC, changed(f"{OURS}.first_seen", "yesterday"), "first_seen"),
         (TOPIC, changed(f"{OURS}.device.name", "\ud800"), "surrogate"),
         (TOPIC, changed(f"{OURS}.score", float("nan")), "finite"),
         (TOPIC, changed("flow.pkts_toserver", "many"), "flow"),
