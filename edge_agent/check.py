@@ -125,7 +125,7 @@ _REMEDIES = (
     ("no answer", "is it an MQTT broker? with TLS, set broker.tls"),
     ("closed the connection before it answered", "does it want TLS? see broker.tls"),
     ("timed out", "see broker.host, and the firewall in between"),
-    ("certificate not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("certificate is not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
     ("has no subscriber for alerts", "start a collector: `botwatch collector serve`"),
 )
 
