@@ -28,7 +28,7 @@ from edge_agent.state import State
 from edge_agent.system import own_addresses
 from tests.broker import Amqtt, Mosquitto, needs_mosquitto, wait_until
 from tests.edge_agent.delivery.test_alerts import CAMERA, S, at
-from tests.edge_agent.delivery.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
+from tests.line import config_of, tls_config
 
 MAC = mac_text(CAMERA.device_mac)
 OTHER = replace(CAMERA, device_mac=0xB827EB000001)
@@ -517,7 +517,7 @@ def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
 
 
 @needs_mosquitto
-def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):  # noqa: F811 - the fixture
+def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):
     def config_file(name):
         where = {"ca_file": "ca.crt", "cert_file": f"{name}.crt", "key_file": f"{name}.key"}
         lines = "".join(f"  {key}: {site.folder / file}\n" for key, file in where.items())
