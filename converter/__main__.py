@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import runfolder
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract.alert import MAX_VERSION
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
@@ -213,7 +213,7 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def _selftest(run: "CheckedRun", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
 
     part, label = run.parts()
     attacks = np.unique(label[label != BENIGN])

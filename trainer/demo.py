@@ -29,9 +29,10 @@ import yaml
 from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import CaptureError, open_file
 from edge_agent.contract import captures, cli, settings
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.captures import Capture, CaptureManifest
-from edge_agent.contract.messages import Alert, MessageError
+from edge_agent.contract.messages import MessageError
 from edge_agent.detection.classify import family
 from trainer.judge import inject
 from trainer.judge.blame import ExpectedSubject, detections, expected_subject

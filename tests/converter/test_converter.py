@@ -16,10 +16,11 @@ from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
 from converter.run import CheckedRun, load
 from edge_agent.contract import bundle
+from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.detection import runtime
-from edge_agent.detection.calibrate import COUNT_COLUMNS, recalibrate
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.calibrate import recalibrate
 from edge_agent.detection.runtime import VARIANTS, Model, ModelError
+from edge_agent.detection.scorer import Scorer
 from tests.converter.conftest import FEW
 from tests.converter.synthetic_run import benign_scores, synthetic, write_run
 

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import runfolder, scaling
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
-from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.dataset import RowTable
@@ -312,8 +312,8 @@ def _decide(config: Config, table: RowTable, parts: Parts, scores: dict[str, tup
     chosen = config.decision
     benign = {part: rows for part, rows in parts.kept().items() if part != "test"}
     bounds: dict[str, float] = {}
-    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
-        at = _positions(table, calibrate.COUNT_COLUMNS)
+    if all(c in table.columns for c in cols.COUNT_COLUMNS):  # published rows have no device columns: no such rule
+        at = _positions(table, cols.COUNT_COLUMNS)
         counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
         bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
     rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
@@ -527,7 +527,7 @@ def _rows(table: RowTable, parts: Parts, columns: tuple[str, ...], at: Index) ->
         "attack": np.concatenate(attacks) if attacks else np.zeros(0, dtype=np.intp),
     }
     rows = np.concatenate(list(chosen.values()))
-    kept = [*columns, *(c for c in calibrate.COUNT_COLUMNS if c in table.columns and c not in columns)]
+    kept = [*columns, *(c for c in cols.COUNT_COLUMNS if c in table.columns and c not in columns)]
     return pl.DataFrame(
         {
             **{c: table.values[rows, table.columns.index(c)] for c in kept},

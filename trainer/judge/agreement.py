@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import BENIGN, Bundle
-from edge_agent.detection.calibrate import vote_statistic
-from edge_agent.detection.detector import Scorer
 from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import Scorer
+from edge_agent.detection.vote import vote_statistic
 from trainer.judge.runs import RunFolder
 from trainer.report.findings import Findings, Table
 

@@ -233,7 +233,7 @@ def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, f
     from sklearn.metrics import roc_auc_score
 
     from edge_agent.contract import scaling
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
     from trainer.config import Training
     from trainer.fit import autoencoder
 

@@ -6,8 +6,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import Alert
 from trainer.judge.inject import AttackCapture, InsideHost
 
 Episode = Sequence[Alert]

@@ -11,8 +11,8 @@ from typing import Any
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.config import AgentConfig
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle
-from edge_agent.contract.messages import Alert
 from trainer.judge.inject import Frame
 
 SEED = 1

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.contract.bundle import BENIGN, Bundle
-from edge_agent.detection.calibrate import vote_statistic
-from edge_agent.detection.detector import Scorer
 from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import Scorer
+from edge_agent.detection.vote import vote_statistic
 from trainer.report.findings import Figure, Findings, Series, Table
 
 if TYPE_CHECKING:

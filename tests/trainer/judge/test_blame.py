@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.contract.alert import Alert, AlertDevice, ModelInfo
 from edge_agent.contract.captures import Capture, mac_text
-from edge_agent.contract.messages import Alert, AlertDevice, ModelInfo
 from tests.traffic import PLUG, PLUG_MAC, ROUTER_MAC, S, packet, scan, spoofed, steady
 from trainer.judge import inject
 from trainer.judge.blame import ExpectedSubject, blames, detections, expected_subject

@@ -10,7 +10,7 @@ from scipy import stats
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.generate import Plan, generate
