@@ -72,7 +72,7 @@ class Judge:
         detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
         model = ModelInfo(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
-        told: list[dict[str, Any]] = []
+        told: list[Alert] = []
         batch: list[Frame] = []
 
         def judge() -> None:
@@ -93,7 +93,7 @@ class Judge:
             told.extend(alerter.consider(detection))
         told.extend(alerter.finish())
         found: dict[str, list[Alert]] = {}
-        for alert in map(Alert.read, told):
+        for alert in told:
             found.setdefault(alert.id, []).append(alert)
         return list(found.values()), detector
 

@@ -85,10 +85,10 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
     """A function: frames -> alerts, as the agent gives them under the model's shared limits."""
 
     def run(*parts: Iterable[Frame], by: Bundle = bundle) -> list[Alert]:
-        path, documents = tmp_path / "some.pcap", []
+        path, alerts = tmp_path / "some.pcap", list[Alert]()
         path.write_bytes(pcap(merged(*parts), nanoseconds=True))
-        replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], documents.append)
-        return [Alert.read(document) for document in documents]
+        replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], alerts.append)
+        return alerts
 
     return run
 
@@ -515,10 +515,9 @@ def test_a_flood_seen_from_the_victims_side_alone_names_the_victim(judge):
 
 
 def test_the_published_flood_is_reported_by_its_victim(bundle, real_captures):
-    documents = []
+    alerts = []
     agent = Agent(AgentConfig(), bundle)
-    replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], documents.append)
-    alerts = [Alert.read(document) for document in documents]
+    replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], alerts.append)
     assert alerts
     assert {(a.role, a.device.ip, a.device.mac) for a in alerts} == {("victim", "10.10.10.10", "")}
 
