@@ -65,10 +65,13 @@ def test_an_alarm_begins_with_k_of_w_rows_and_is_over_below_half_of_them():
 def test_the_higher_ratio_decides_a_vote_and_below_k_rows_only_a_count_can():
     rule, window = VoteRule(k=3, w=4, count_k=1), VoteWindow(4, 2)
     window.add(**rows([True, True, False, False]))
-    assert [rule.decided_by_score(window, 5.0, count) for count in (0.9, 1.1, 6.0)] == [True, False, False]
+    assert [rule.decide(window, 5.0, np.array([0.1, count]))[0] for count in (0.9, 1.1, 6.0)] == [None, 1, 1]
     window.add(**rows([True, True]))
     window.add(**rows([True]))
-    assert [rule.decided_by_score(window, 5.0, count) for count in (0.9, 1.1, 6.0)] == [True, True, False]
+    assert [rule.decide(window, 5.0, np.array([0.1, count]))[0] for count in (0.9, 1.1, 6.0)] == [None, None, 1]
+    by_score, by_count = rule.decide(window, 5.0, np.array([0.1])), rule.decide(window, 5.0, np.array([6.0]))
+    assert by_score == (None, 2.0, 0.75)  # the third largest of the four ratios, and three of four flagged
+    assert by_count == (0, 3.0, 1 - 0.5 / 3.0)
 
 
 @given(st.lists(st.integers(1, 12), max_size=8), st.booleans())
