@@ -142,7 +142,7 @@ def test_a_collector_killed_mid_stream_and_restarted_has_all_of_it_once(tmp_path
     ):
         for burst in range(3):
             numbers = range(200 * burst, 200 * burst + 200)
-            outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in numbers])
+            outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in numbers])
             wait_until(lambda burst=burst: len(collector.stored()) > 200 * burst)
             if burst < 2:
                 collector.end(signal.SIGKILL)
@@ -159,10 +159,10 @@ def test_a_broker_killed_mid_stream_and_restarted_costs_no_alert(tmp_path):
         gateway(broker, tmp_path) as (outbox, link),
     ):
         wait_until(lambda: link.connected)
-        outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300)])
+        outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300)])
         wait_until(lambda: len(collector.stored()) == 300)
         broker.kill()
-        outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300, 600)])
+        outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300, 600)])
         broker.start()
         wait_until(lambda: len(collector.stored()) == 600)
         assert link.flush(5) == 0

@@ -72,7 +72,7 @@ class Judge:
         detector, checkins = Detector(self._bundle, learn=learn), CheckIns()
         model = ModelInfo(self._bundle.manifest.version, self._bundle.sha256, self._bundle.manifest.generated)
         alerter = Alerter("evaluation", "", model, "0", rng=random.Random(1))  # ids, not secrets
-        told: list[dict[str, Any]] = []
+        told: list[Alert] = []
         batch: list[Frame] = []
 
         def judge() -> None:
@@ -93,7 +93,7 @@ class Judge:
             told.extend(alerter.consider(detection))
         told.extend(alerter.finish())
         found: dict[str, list[Alert]] = {}
-        for alert in map(Alert.read, told):
+        for alert in told:
             found.setdefault(alert.id, []).append(alert)
         return list(found.values()), detector
 
@@ -172,7 +172,7 @@ def _day(judge: Judge, item: _Loaded, learn: bool, step: Any) -> Day:
     if learn and item.capture.mac is not None:
         mac = captures.parse_mac(item.capture.mac)
         own_episodes, own_detector = judge.episodes(frames, learn=True)
-        own, learning = own_detector.own(mac), len(own_episodes)
+        own, learning = own_detector.limits_of(mac), len(own_episodes)
         if own is not None and own.learnt_ns is not None:
             learnt = sum(messages[0].t_ns >= own.learnt_ns for messages in own_episodes)
             share = own.flagged / own.judged if own.judged else None

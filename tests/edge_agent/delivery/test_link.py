@@ -26,7 +26,7 @@ from tests.line import ALERT, STATUS, Listener, config_of, running
 @needs_mosquitto
 def test_alerts_wait_while_the_broker_is_away_and_come_in_order_when_it_is_there(tmp_path, outbox, listening, caplog):
     broker = Mosquitto(tmp_path / "broker")
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(500)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(500)])
     with running(config_of(broker), outbox) as link:
         wait_until(lambda: link.counts.failures >= 2)
         assert "refused" in link.trouble
@@ -35,7 +35,7 @@ def test_alerts_wait_while_the_broker_is_away_and_come_in_order_when_it_is_there
         with broker:
             listener = listening(broker)
             assert link.flush(10) == 0
-            outbox.put(ALERT, b"live")
+            outbox.put([(ALERT, b"live", False)])
             wait_until(lambda: b"live" in listener.payloads())
             assert list(dict.fromkeys(listener.payloads()))[-1] == b"live"
             assert link.protocol == "5"
@@ -45,7 +45,7 @@ def test_alerts_wait_while_the_broker_is_away_and_come_in_order_when_it_is_there
 @needs_mosquitto
 def test_alerts_wait_until_somebody_subscribes(tmp_path, outbox, listening):
     """A broker throws away what nobody subscribes to, as after a restart that cost it the collector's subscription."""
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(250)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(250)])
     with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
         wait_until(lambda: link.counts.unheard >= 1)
         assert link.flush(0.1) == 250
@@ -64,7 +64,7 @@ def test_a_new_alert_is_with_the_broker_in_well_under_a_second(tmp_path, outbox,
         waits = []
         for i in range(20):
             began = time.monotonic()
-            outbox.put(ALERT, b"%d" % i)
+            outbox.put([(ALERT, b"%d" % i, False)])
             wait_until(lambda i=i: len(listener.payloads()) > i)
             waits.append(time.monotonic() - began)
     assert sorted(waits)[-2] < 1.0
@@ -77,7 +77,7 @@ def test_a_broker_killed_mid_stream_and_restarted_costs_nothing(tmp_path, outbox
     with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
         listener = listening(broker)
         for burst in range(3):
-            outbox.put_all([(ALERT, b"%d.%d" % (burst, i), False) for i in range(300)])
+            outbox.put([(ALERT, b"%d.%d" % (burst, i), False) for i in range(300)])
             wait_until(lambda burst=burst: link.counts.acknowledged > 300 * burst)
             if burst < 2:
                 broker.kill()
@@ -122,7 +122,7 @@ outbox = Outbox(State(Path(sys.argv[1])))
 link = Link(BrokerConfig(retry_min_s=0.05).at(sys.argv[2]), outbox, gateway="gw-001", agent="0.1.0")
 threading.Thread(target=link.run, args=(threading.Event(),), daemon=True).start()
 for i in range(int(sys.argv[3]), 10**9):
-    outbox.put(topic("gw-001", "alert"), b"%d" % i)
+    outbox.put([(topic("gw-001", "alert"), b"%d" % i, False)])
     print(i, flush=True)
 """
 
@@ -177,7 +177,7 @@ def test_an_agent_killed_while_publishing_loses_nothing_and_the_broker_says_it_i
 @needs_mosquitto
 def test_a_refused_alert_stays_is_counted_logged_once_and_does_not_spin(tmp_path, outbox, listening, caplog):
     (tmp_path / "acl").write_text("topic write botwatch/v1/gw/+/status\n")
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(300)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(300)])
     with (
         Mosquitto(tmp_path / "broker", f"acl_file {tmp_path / 'acl'}") as broker,
         running(config_of(broker, inflight=10), outbox) as link,
@@ -199,7 +199,7 @@ def test_a_refused_alert_stays_is_counted_logged_once_and_does_not_spin(tmp_path
 
 @needs_mosquitto
 def test_an_alert_larger_than_the_broker_takes_does_not_hold_up_the_others(tmp_path, outbox, listening):
-    outbox.put_all([(ALERT, b"small", False), (ALERT, bytes(9000), False), (ALERT, b"last", False)])
+    outbox.put([(ALERT, b"small", False), (ALERT, bytes(9000), False), (ALERT, b"last", False)])
     with (
         Mosquitto(tmp_path / "broker", "max_packet_size 5000") as broker,
         running(config_of(broker), outbox) as link,
@@ -213,7 +213,7 @@ def test_an_alert_larger_than_the_broker_takes_does_not_hold_up_the_others(tmp_p
 def test_a_broker_that_does_not_speak_mqtt_5_gets_3_1_1(tmp_path, outbox, listening):
     with Amqtt(tmp_path / "broker") as broker:
         listener = listening(broker)
-        outbox.put(ALERT, b"old style")
+        outbox.put([(ALERT, b"old style", False)])
         with running(config_of(broker, connect_timeout_s=0.5), outbox) as link:
             assert link.flush(10) == 0
             assert link.protocol == "3.1.1"
@@ -244,7 +244,7 @@ QUOTA, DENIED, BAD_FORMAT = 0x97, 0x87, 0x99
 def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, said):
     """Whatever the code of the failure: kept, counted, said once, tried again after a while, in order after all."""
     answer = [code]
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(20)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(20)])
     with (
         Scripted(lambda where, _: answer[0] if where == ALERT else 0) as broker,
         running(config_of(broker), outbox) as link,
@@ -255,7 +255,7 @@ def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, s
         assert link.counts.refused <= 21
         assert sum("refuses alerts" in line for line in caplog.messages) == 1
         answer[0] = 0
-        outbox.put(ALERT, b"new")  # goes when the broker has had its rest, and before those it refused
+        outbox.put([(ALERT, b"new", False)])  # goes when the broker has had its rest, and before those it refused
         wait_until(lambda: link.counts.acknowledged >= 1)
         link.resend()
     with Scripted(lambda *_: 0) as broker, running(config_of(broker), outbox) as link:
@@ -264,14 +264,14 @@ def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, s
 
 
 def test_a_message_that_a_broker_finds_bad_stays_and_is_counted_and_holds_up_no_other(outbox):
-    outbox.put_all([(ALERT, b"bad" if i == 3 else b"%d" % i, False) for i in range(10)])
+    outbox.put([(ALERT, b"bad" if i == 3 else b"%d" % i, False) for i in range(10)])
     with (
         Scripted(lambda _, payload: BAD_FORMAT if payload == b"bad" else 0) as broker,
         running(config_of(broker), outbox) as link,
     ):
         wait_until(lambda: link.counts.acknowledged == 9)
         assert (outbox.depth(), link.counts.refused) == (1, 1)
-        outbox.put(ALERT, b"after")
+        outbox.put([(ALERT, b"after", False)])
         wait_until(lambda: link.counts.acknowledged == 10)
         assert broker.got.count(b"bad") == 1
         assert "Payload format invalid" in link.trouble
@@ -284,7 +284,7 @@ def test_alerts_of_a_gateways_former_name_that_are_refused_do_not_hold_up_those_
     """A hundred of them: each one tried costs a wait of up to half a minute."""
     (tmp_path / "acl").write_text("topic readwrite botwatch/v1/gw/gw-001/#\n")
     old = topic("gw-000", "alert")
-    outbox.put_all([(old, b"old", False)] * 100 + [(ALERT, b"%d" % i, False) for i in range(200)])
+    outbox.put([(old, b"old", False)] * 100 + [(ALERT, b"%d" % i, False) for i in range(200)])
     with (
         Mosquitto(tmp_path / "broker", f"acl_file {tmp_path / 'acl'}\n") as broker,
         running(config_of(broker, inflight=10), outbox) as link,
@@ -292,7 +292,7 @@ def test_alerts_of_a_gateways_former_name_that_are_refused_do_not_hold_up_those_
         listener = listening(broker, filters=(ALERT,))
         wait_until(lambda: outbox.depth() == 100 and len(set(listener.payloads())) == 200)
         assert list(dict.fromkeys(listener.payloads())) == [b"%d" % i for i in range(200)]
-        outbox.put(ALERT, b"new")
+        outbox.put([(ALERT, b"new", False)])
         wait_until(lambda: b"new" in listener.payloads(), 2)
         assert 10 <= link.counts.refused <= 15  # those under way together, and now and then one more
         (tmp_path / "acl").write_text("topic readwrite botwatch/v1/gw/#\n")  # the operator lets them pass
@@ -303,7 +303,7 @@ def test_alerts_of_a_gateways_former_name_that_are_refused_do_not_hold_up_those_
 
 
 def test_a_broker_that_acknowledges_nothing_is_sent_no_more_than_it_takes_and_nothing_is_lost(outbox):
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(100)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(100)])
     with (
         Scripted(lambda where, _: None if where == ALERT else 0, receive_maximum=7) as broker,
         running(config_of(broker), outbox) as link,
@@ -344,25 +344,25 @@ def test_whatever_a_rogue_broker_says_alerts_arrive_when_a_right_one_is_there(ou
     """Of those it acknowledged it has them, as far as the agent can know: the later ones arrive."""
     seed = random.SystemRandom().randrange(2**32)
     print("seed", seed)
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(50)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(50)])
     with (
         Rogue(random.Random(seed), 150) as broker,
         running(config_of(broker, version=5, retry_min_s=0.01, retry_max_s=0.02), outbox) as link,
     ):
         wait_until(lambda: link.counts.failures >= 150, 60)
-        outbox.put(ALERT, b"after")
+        outbox.put([(ALERT, b"after", False)])
         assert link.flush(20) == 0
         assert broker.got[-1] == b"after"
 
 
 @needs_mosquitto
 def test_after_a_long_outage_all_goes_out_in_order_and_a_new_alert_does_not_wait_long(tmp_path, outbox, listening):
-    outbox.put_all([(ALERT, b"%d" % i + bytes(1000), i % 3 > 0) for i in range(3000)])
+    outbox.put([(ALERT, b"%d" % i + bytes(1000), i % 3 > 0) for i in range(3000)])
     with Mosquitto(tmp_path / "broker", "max_inflight_messages 5") as broker:
         listener = listening(broker)
         with running(config_of(broker), outbox) as link:
             wait_until(lambda: len(listener.payloads()) > 10)
-            outbox.put(ALERT, b"new")
+            outbox.put([(ALERT, b"new", False)])
             wait_until(lambda: b"new" in listener.payloads(), 20)
             assert link.flush(5) == 0
         got = [payload.rstrip(b"\0") for payload in listener.payloads()]
@@ -389,7 +389,7 @@ def test_one_thread_speaks_to_the_broker_whoever_has_something_to_say(tmp_path, 
         reply = topic("gw-001", "reply")
         with running(config_of(broker), outbox) as link:
             says = (
-                lambda i: outbox.put(ALERT, b"%d" % i),
+                lambda i: outbox.put([(ALERT, b"%d" % i, False)]),
                 lambda i: link.retain("devices", b"%d" % i),
                 lambda i: link.retain("health", b"%d" % i, qos=0),
                 lambda i: link.reply(reply, b"%d" % i),

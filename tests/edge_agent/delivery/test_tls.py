@@ -22,13 +22,13 @@ from tests.line import ALERT, in_thread, running, tls_config
 @needs_mosquitto
 def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(site, outbox, listening):
     collector = listening(site, tls=tls_config(site, "botwatch-collector").tls_context())
-    outbox.put_all([(ALERT, b"%d" % i, False) for i in range(300)])
+    outbox.put([(ALERT, b"%d" % i, False) for i in range(300)])
     with running(tls_config(site), outbox) as link:
         assert link.flush(10) == 0
-        outbox.put(topic("gw-002", "alert"), b"not mine")
+        outbox.put([(topic("gw-002", "alert"), b"not mine", False)])
         wait_until(lambda: link.counts.refused == 1)
         assert "Not authorized" in link.trouble
-        outbox.put(ALERT, b"mine")
+        outbox.put([(ALERT, b"mine", False)])
         wait_until(lambda: link.counts.acknowledged == 301)
         assert outbox.depth() == 1
         wait_until(lambda: len(set(collector.payloads())) == 301)
@@ -83,7 +83,7 @@ def test_a_certificate_error_is_one_readable_line_at_either_end(
     if isinstance(changes, str):
         changes = {"cert_file": f"{changes}.crt", "key_file": f"{changes}.key"}
     changes = {key: value and site.folder / value for key, value in changes.items()}
-    outbox.put(ALERT, b"waits")
+    outbox.put([(ALERT, b"waits", False)])
     with Mosquitto(tmp_path / "broker", config=text) as broker:
         config = dataclasses.replace(tls_config(site, **changes), port=broker.port)
         with running(config, outbox) as link, collecting(config) as ingest:
@@ -111,7 +111,7 @@ def test_a_user_with_a_password_over_tls_is_let_in_and_a_wrong_one_is_one_line_i
     (tmp_path / "wrong").write_text("guessed\n")
     text = f"listener 8883\ncertfile {site.folder}/broker.crt\nkeyfile {site.folder}/broker.key\n"
     text += f"allow_anonymous false\npassword_file {users}\n"
-    outbox.put(ALERT, b"secret")
+    outbox.put([(ALERT, b"secret", False)])
     with Mosquitto(tmp_path / "broker", config=text) as broker:
         own = {"username": "gw-001", "password_file": tmp_path / "wrong", "cert_file": None, "key_file": None}
         config = dataclasses.replace(tls_config(site, **own), port=broker.port)

@@ -200,7 +200,7 @@ def test_one_episode_however_long_it_goes_on_beside_those_of_attacks():
     """It is told again every half hour, and ends half an hour after the last contact."""
     alerter = Alerter("gw", "", ModelInfo("1"), "0", rng=random.Random(1))
     states = [
-        (alert["alert"]["context"]["botwatch"]["state"])
+        alert.state
         for detection in told(home(6), held(SERVER, 2 * HOUR, 5 * HOUR, 60.0, 0.3))
         for alert in [*alerter.tick(detection.t_ns), *alerter.consider(detection)]
     ]
@@ -209,7 +209,7 @@ def test_one_episode_however_long_it_goes_on_beside_those_of_attacks():
     assert 3 <= states.count("update") <= 5
     assert alerter.tick(5 * HOUR + 1700 * S) == []
     (end,) = alerter.tick(5 * HOUR + 1801 * S)
-    assert end["alert"]["context"]["botwatch"]["state"] == "end"
+    assert end.state == "end"
 
 
 def test_too_short_a_time_of_learning_is_refused():

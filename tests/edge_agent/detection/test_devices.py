@@ -22,7 +22,7 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_DOCUMENT, encode
-from edge_agent.delivery.allow import AllowList
+from edge_agent.delivery.suppressions import Suppressions
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import MAX_DEVICES, MAX_LISTED, Devices
 from edge_agent.learning_store import seen_path
@@ -313,7 +313,7 @@ SAVER = """
 import sys; from pathlib import Path
 import numpy as np
 from edge_agent.learning_store import seen_path
-from edge_agent.delivery.allow import AllowList, Suppression
+from edge_agent.delivery.suppressions import Suppression, Suppressions
 from edge_agent.contract import bundle as bundles
 from edge_agent.detection.devices import Devices
 from edge_agent.capture.features import Extractor
@@ -323,7 +323,7 @@ state = State(Path(sys.argv[1])); assert not state.damaged
 devices = Devices(bundles.load(Path(sys.argv[2])), state=state)
 extractor = Extractor(4096, seed=1)
 extractor.push_frames(list(life(1)))
-allowed = AllowList(state, 1000, 1e9, 0.0)
+allowed = Suppressions(state, 1000, 1e9, 0.0)
 began = max([own.rows for own in devices.known().values()], default=0)
 values = np.random.default_rng(1).gamma(2.0, 10.0, (20, 140)).astype(np.float32)
 for i in range(began + 1, 10**9):
@@ -362,7 +362,7 @@ def test_killed_at_any_moment_the_state_is_whole_and_as_new_as_the_last_save(bun
         assert len(devices.known()) == 5
         assert all(own.sample.runs for own in devices.known().values())
         told |= {f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}" for i in map(int, lines)}
-        assert told <= {entry.device for entry in AllowList(state, 1000, 1e9, 0.0).active().values()}
+        assert told <= {entry.device for entry in Suppressions(state, 1000, 1e9, 0.0).active().values()}
         extractor = Extractor(4096, seed=1)
         extractor.load(seen_path(path).read_bytes())
         assert extractor.counts()["devices"] == 2
