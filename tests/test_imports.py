@@ -14,7 +14,7 @@ OWNERS = {
     "edge_agent._kernel": {"edge_agent.capture.features", "edge_agent.capture.sources"},
     "ai_edge_litert": {"edge_agent.detection.runtime"},
     "tflite_runtime": {"edge_agent.detection.runtime"},
-    "paho": {"edge_agent.delivery.link", "collector.ingest"},
+    "paho": {"edge_agent.mqtt"},
     "sqlite3": {"edge_agent.state"},
     "sqlalchemy": {"collector.store"},
 }

@@ -196,7 +196,7 @@ class _Trials:
         """Return the figures of a `Day` that an agent adds which learns limits on site."""
         replayed = self._replay(loaded.frames, learn=True)
         figures: dict[str, Any] = {"alerts_learning": len(replayed.episodes)}
-        limits = replayed.agent.detector.own(captures.parse_mac(loaded.capture.mac or ""))
+        limits = replayed.agent.detector.limits_of(captures.parse_mac(loaded.capture.mac or ""))
         if limits is not None and limits.learnt_ns is not None:
             since = limits.learnt_ns
             figures["alerts_learnt"] = sum(episode[0].t_ns >= since for episode in replayed.episodes)

@@ -7,7 +7,6 @@ nothing is stored or sent. The budget of rows, monitored networks, check-ins and
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.config import AgentConfig
@@ -38,14 +37,9 @@ def replay(bundle: Bundle, config: AgentConfig, frames: Iterable[Frame], *, lear
     while batch := list(islice(left, BATCH)):
         rows = agent.extractor.push_frames(batch)
         if len(rows):  # a frame without a whole link header gives none
-            alerts += map(as_alert, agent.judge(rows))
-    alerts += map(as_alert, agent.finish())
+            alerts += agent.judge(rows)
+    alerts += agent.finish()
     episodes: dict[str, list[Alert]] = {}
     for alert in alerts:
         episodes.setdefault(alert.id, []).append(alert)
     return Replayed(episodes=list(episodes.values()), agent=agent)
-
-
-def as_alert(alert: dict[str, Any]) -> Alert:
-    """Return the alert of an EVE record."""
-    return Alert.read(alert)

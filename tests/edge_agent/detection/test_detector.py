@@ -23,11 +23,12 @@ from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
-from edge_agent.detection import detector as detectors
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
-from edge_agent.detection.detector import Detector
+from edge_agent.detection.detector import MAX_SUBJECTS, Detector
 from edge_agent.detection.scorer import SLOW_DECAYS
+from edge_agent.detection.tally import Tally
+from edge_agent.detection.vote import FRESH_S
 from tests.conftest import Home
 from tests.reference.frames import pcap
 from tests.traffic import (
@@ -84,10 +85,10 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
     """A function: frames -> alerts, as the agent gives them under the model's own limits."""
 
     def run(*parts: Iterable[Frame], by: Bundle = bundle) -> list[Alert]:
-        path, told = tmp_path / "some.pcap", []
+        path, told = tmp_path / "some.pcap", list[Alert]()
         path.write_bytes(pcap(merged(*parts), nanoseconds=True))
         replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], told.append)
-        return [Alert.read(alert) for alert in told]
+        return told
 
     return run
 
@@ -262,7 +263,7 @@ def test_what_is_learnt_does_not_depend_on_the_size_of_batches(bundle, eventful,
     whole, cut = Detector(low, learn=True), Detector(low, learn=True)
     expected = sorted(found(whole, eventful, len(eventful)), key=repr)
     assert sorted(found(cut, eventful, batch), key=repr) == expected
-    mine, theirs = whole.own(plug.mac), cut.own(plug.mac)
+    mine, theirs = whole.limits_of(plug.mac), cut.limits_of(plug.mac)
     assert mine.minutes == theirs.minutes > 10
     assert mine.left_out == theirs.left_out > 0
     assert mine.factors() == theirs.factors()
@@ -329,7 +330,7 @@ def test_an_hour_of_attack_is_one_episode_and_its_memory_is_none(judge, plug, ki
     assert 0 <= new.t_ns - plug.begins < 60 * S
     over = plug.begins + 60 * MINUTE
     assert end.t_ns == end.last_ns + MINUTE
-    assert over - S <= end.last_ns <= over + detectors.FRESH_S * S
+    assert over - S <= end.last_ns <= over + FRESH_S * S
     assert new.first_ns >= plug.begins - S
     assert end.packets >= 0.95 * rate * 3600
 
@@ -383,7 +384,7 @@ def test_a_second_attack_while_the_first_is_remembered_is_a_new_episode(judge, p
     assert [s for s in states(alerts) if s != "update"] == ["new", "end", "new", "end"]
     ends = [a for a in alerts if a.state == "end"]
     assert plug.begins <= ends[0].first_ns < plug.begins + MINUTE
-    assert ends[0].last_ns <= plug.begins + MINUTE + detectors.FRESH_S * S
+    assert ends[0].last_ns <= plug.begins + MINUTE + FRESH_S * S
     assert again - S <= ends[1].first_ns < again + MINUTE
     assert len({a.id for a in alerts}) == 2
 
@@ -476,9 +477,9 @@ def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
     t_ns = np.sort(rng.integers(0, 400 * S, 300))
     t_ns[100:103] = t_ns[[102, 100, 101]]
     flags = rng.choice([0, features.NEW_SOCKET, features.NEW_SOCKET | features.NEW_PEER], 300)
-    whole, cut = (detectors._Subject(0, 0, detectors._Window(1, 0)) for _ in range(2))
-    counts = whole.own_counts(t_ns, flags)
-    pieces = np.concatenate([cut.own_counts(t_ns[i : i + 7], flags[i : i + 7]) for i in range(0, 300, 7)])
+    whole, cut = Tally(), Tally()
+    counts = whole.counts(t_ns, flags)
+    pieces = np.concatenate([cut.counts(t_ns[i : i + 7], flags[i : i + 7]) for i in range(0, 300, 7)])
     assert (counts == pieces).all()
     late = np.maximum.accumulate(t_ns)
     for i, column in enumerate(COUNT_COLUMNS):
@@ -496,10 +497,9 @@ def test_a_flood_seen_from_the_victims_side_alone_names_the_victim(judge):
 
 
 def test_the_published_flood_is_told_of_its_victim(bundle, real_captures):
-    told = []
+    alerts = []
     agent = Agent(AgentConfig(), bundle)
-    replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], told.append)
-    alerts = [Alert.read(alert) for alert in told]
+    replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], alerts.append)
     assert alerts
     assert {(a.role, a.device.ip, a.device.mac) for a in alerts} == {("victim", "10.10.10.10", "")}
 
@@ -573,7 +573,7 @@ def test_a_bundle_of_compat_rows_is_refused_with_the_reason(bundle, tmp_path):
 
 def test_more_senders_than_are_remembered_are_counted_and_cost_nothing_else(bundle, plug):
     """A flood of MACs within one batch, around a device that attacks: its own entry must not be missing."""
-    most, rng = detectors.MAX_SUBJECTS, random.Random(1)
+    most, rng = MAX_SUBJECTS, random.Random(1)
     macs = [packet("192.168.38.1", CLOUD, mac=0x020000000000 + rng.getrandbits(32)) for _ in range(most + 1000)]
     attack = steady(scan(600, plug.ip, mac=plug.mac), plug.begins, 20)
     crowd = steady(macs, plug.begins + 40 * S, 1000)
@@ -586,12 +586,12 @@ def test_more_senders_than_are_remembered_are_counted_and_cost_nothing_else(bund
 
 
 def test_more_victims_than_are_remembered_are_counted(bundle):
-    targets = range(0xC0A80000, 0xC0A80000 + detectors.MAX_SUBJECTS + 500)
+    targets = range(0xC0A80000, 0xC0A80000 + MAX_SUBJECTS + 500)
     hits = steady((packet(CLOUD, t, mac=ROUTER_MAC, to_mac=PLUG_MAC) for t in targets), 10**18, 1000)
     detector = Detector(bundle)
     assert found(detector, rows_of(hits)) == []
     assert detector.counters["subjects_evicted"] == 500
-    assert detector.counters["scored"] == detectors.MAX_SUBJECTS + 500
+    assert detector.counters["scored"] == MAX_SUBJECTS + 500
 
 
 # -- networks --
