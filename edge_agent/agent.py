@@ -67,7 +67,7 @@ class Agent:
         self.detector = Detector(
             bundle,
             config.networks,
-            learn=self.devices.own if learning.enabled else False,
+            learn=self.devices.limits_of if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
         if learning.enabled:

@@ -27,7 +27,7 @@ What is not named is a service file: it may import any of them, and none of them
 """
 
 SHARED = {
-    "trainer": ("contract", "capture", "detection", "progress", "delivery.alerts", "agent"),
+    "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
     "collector": ("contract", "mqtt"),
 }
