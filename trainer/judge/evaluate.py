@@ -133,7 +133,7 @@ def evaluate(
     floor: bool = False,
     rates: Sequence[float] = RATES,
 ) -> Evaluation:
-    """Try a bundle on manifests (each with the folder its files start from), by an agent configured so.
+    """Try a bundle on manifests (each with the folder its files start from); ``config`` is that of the agent.
 
     ``learn`` also judges each benign capture, and each attack alone, by an agent that learns limits on site from their
     first packet on; ``floor`` sends each attack from the quietest device at every one of ``rates`` (packets/s).
