@@ -295,7 +295,6 @@ MAY_END = {
     "botwatch agent check": (0, 1),  # 1: it has found something, here that the veth pair merges frames
     "botwatch agent rows": (0, 1),  # 1: no device has been learnt yet
     "botwatch trainer evaluate": (0, 1),  # 1: an attack was missed
-    "botwatch trainer compare": (0, 1),
 }
 """Exit statuses that the documents tell of, by the beginning of a command; of all others 0."""
 
