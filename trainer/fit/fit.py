@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -24,12 +23,13 @@ import yaml
 from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
-from edge_agent.contract import scaling
+from edge_agent.contract import runfolder, scaling
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
-from edge_agent.contract.messages import CLASSES
+from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.dataset import RowTable
@@ -38,9 +38,6 @@ from trainer.fit import autoencoder, classifier
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
-
-FORMAT = 1
-"""Format of model.json."""
 
 PART_ROWS, ATTACK_ROWS = 200_000, 5_000
 """Bounds of rows.parquet: of each part of the benign rows, of each attack."""
@@ -92,7 +89,7 @@ class FittedModel:
     classifier: Any  # None when there was nothing to tell apart
     signatures: dict[str, PacketProfile]  # of classes learnt from packets
     decision: Decision
-    normal: dict[str, tuple[float, float]]
+    normal: dict[str, tuple[float, ...]]
     generated: bool
     metrics: dict[str, Any]
     history: dict[str, Any]
@@ -295,9 +292,9 @@ def fit_scaler(rows: Array, config: Config) -> Scaler:
     return Scaler(options.squash, mean, scale, options.clip)
 
 
-def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     """Median and 99.9 % quantile of each column, in its own unit."""
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     for i, column in enumerate(columns):
         median, high = np.quantile(rows[:, i].astype(np.float64), (0.5, 0.999))
         found[column] = (float(median), float(high))
@@ -315,8 +312,8 @@ def _decide(config: Config, table: RowTable, parts: Parts, scores: dict[str, tup
     chosen = config.decision
     benign = {part: rows for part, rows in parts.kept().items() if part != "test"}
     bounds: dict[str, float] = {}
-    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
-        at = _positions(table, calibrate.COUNT_COLUMNS)
+    if all(c in table.columns for c in cols.COUNT_COLUMNS):  # published rows have no device columns: no such rule
+        at = _positions(table, cols.COUNT_COLUMNS)
         counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
         bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
     rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
@@ -530,7 +527,7 @@ def _rows(table: RowTable, parts: Parts, columns: tuple[str, ...], at: Index) ->
         "attack": np.concatenate(attacks) if attacks else np.zeros(0, dtype=np.intp),
     }
     rows = np.concatenate(list(chosen.values()))
-    kept = [*columns, *(c for c in calibrate.COUNT_COLUMNS if c in table.columns and c not in columns)]
+    kept = [*columns, *(c for c in cols.COUNT_COLUMNS if c in table.columns and c not in columns)]
     return pl.DataFrame(
         {
             **{c: table.values[rows, table.columns.index(c)] for c in kept},
@@ -546,61 +543,56 @@ def _rows(table: RowTable, parts: Parts, columns: tuple[str, ...], at: Index) ->
 def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
     """Write the run folder; model.json comes last, so a folder that has one is whole."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").unlink(missing_ok=True)
-    autoencoder.save(run.network, out / "autoencoder.keras")
+    (out / runfolder.MODEL).unlink(missing_ok=True)
+    autoencoder.save(run.network, out / runfolder.AUTOENCODER)
     if run.classifier is not None:
-        autoencoder.save(run.classifier, out / "classifier.keras")
+        autoencoder.save(run.classifier, out / runfolder.CLASSIFIER)
     else:
-        (out / "classifier.keras").unlink(missing_ok=True)
-    temporary = out / "rows.parquet.tmp"
+        (out / runfolder.CLASSIFIER).unlink(missing_ok=True)
+    temporary = out / f"{runfolder.ROWS}.tmp"
     run.rows.write_parquet(temporary, metadata={dataset.SCHEMA_KEY: run.schemas[0]})
-    os.replace(temporary, out / "rows.parquet")
+    os.replace(temporary, out / runfolder.ROWS)
     config = yaml.safe_dump(plain(run.config), sort_keys=False, allow_unicode=True)
-    replace_file(out / "config.yaml", config.encode())
-    _write_json(out / "history.json", run.history)
-    _write_json(out / "metrics.json", run.metrics)
+    replace_file(out / runfolder.CONFIG, config.encode())
+    runfolder.write_json(out / runfolder.HISTORY, run.history)
+    runfolder.write_json(out / runfolder.METRICS, run.metrics)
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "keras", "polars")}
     versions |= {"python": platform.python_version(), "tensorflow": autoencoder.TENSORFLOW}
-    _write_json(
-        out / "provenance.json",
-        {
-            "command": command,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "took_s": round(took_s, 1),
-            "seed": run.config.seed,
-            "generated": run.generated,
-            "versions": versions,
-            "inputs": run.inputs,
-        },
+    runfolder.write_provenance(
+        out,
+        Provenance(
+            command=command,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            took_s=round(took_s, 1),
+            seed=run.config.seed,
+            generated=run.generated,
+            versions=versions,
+            inputs=run.inputs,
+        ),
     )
     digest = hashlib.sha256()
     for value in sorted(run.inputs.values()):
         digest.update(value.encode())
-    _write_json(
-        out / "model.json",
-        {
-            "format": FORMAT,
-            "schemas": run.schemas,
-            "columns": run.columns,
-            "classes": run.classes,
-            "signatures": {name: dataclasses.asdict(found) for name, found in run.signatures.items()},
-            "scaler": run.scaler.to_json(),
-            "decision": dataclasses.asdict(run.decision),
-            "generated": run.generated,
-            "normal": run.normal,
-            "seed": run.config.seed,
-            "provenance": {
+    runfolder.write_model(
+        out,
+        ModelFile(
+            schemas=run.schemas,
+            columns=run.columns,
+            classes=run.classes,
+            signatures=run.signatures,
+            scaler=run.scaler.to_json(),
+            decision=run.decision,
+            generated=run.generated,
+            normal=run.normal,
+            seed=run.config.seed,
+            provenance={
                 "run": out.name,
                 "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
                 "inputs_sha256": digest.hexdigest(),
                 "tensorflow": versions["tensorflow"],
             },
-        },
+        ),
     )
-
-
-def _write_json(path: Path, data: Any) -> None:
-    replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(config: Config) -> RowTable:

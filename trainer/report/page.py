@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from edge_agent.contract import runfolder
 from trainer.report import findings
 from trainer.report.findings import Figure, Findings, FindingsError, Series, Table, number
 
@@ -82,7 +83,8 @@ class ReportError(Exception):
 
 def page(run: Path, found: tuple[Findings, ...]) -> str:
     """The report of a run folder and the findings in it, as one HTML document."""
-    files = {name: _json(run / f"{name}.json") for name in ("model", "metrics", "history", "provenance")}
+    names = (runfolder.MODEL, runfolder.METRICS, runfolder.HISTORY, runfolder.PROVENANCE)
+    files = {Path(name).stem: _json(run / name) for name in names}
     known = {item.name for item in found}
     ordered = sorted(found, key=lambda item: (_place(item.name), item.name))
     own = _of_the_run(files)
@@ -259,9 +261,9 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         **told.get("versions", {}),
     }
     if told.get("generated"):
-        from trainer.judge.evaluate import generator
+        from trainer.judge.evaluation import generator_sha256
 
-        facts["generator"] = f"trainer/generate.py, SHA-256 {generator()}"
+        facts["generator"] = f"trainer/generate.py, SHA-256 {generator_sha256()}"
     yield "<dl>"
     for name, value in facts.items():
         yield f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
@@ -273,7 +275,7 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         lambda name, digest: f"<li><code>{html.escape('/'.join(Path(name).parts[-2:]))}</code> {digest[:16]}…</li>",
     )
     yield "</details>"
-    config = run / "config.yaml"
+    config = run / runfolder.CONFIG
     if config.is_file():
         settings = yaml.safe_load(config.read_text())
         flat = [
@@ -289,7 +291,7 @@ def _lines(inputs: Mapping[str, str], line: Callable[[str, str], str]) -> Iterat
     for name, digest in list(inputs.items())[:MAX_ROWS]:
         yield line(name, str(digest))
     if len(inputs) > MAX_ROWS:
-        yield f"<li>and {len(inputs) - MAX_ROWS} more, in provenance.json</li>"
+        yield f"<li>and {len(inputs) - MAX_ROWS} more, in {runfolder.PROVENANCE}</li>"
     yield "</ul>"
 
 
@@ -465,9 +467,9 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def _compute(run: Path) -> None:
     """The analyses that need nothing but the run folder, where their findings are missing or older than the model."""
-    model = run / "model.json"
+    model = run / runfolder.MODEL
     if not model.is_file():
-        raise ReportError(f"{run}: not a run folder: model.json is missing")
+        raise ReportError(f"{run}: not a run folder: {runfolder.MODEL} is missing")
     import importlib
 
     for name, module in (("audit", "audit"), ("baselines", "baselines"), ("explanations", "explain")):

@@ -16,6 +16,7 @@ from edge_agent.__main__ import main
 from edge_agent.capture.features import Cut, Extractor
 from edge_agent.capture.sources import open_file
 from edge_agent.contract import messages
+from edge_agent.contract.alert import Alert
 from edge_agent.delivery import evidence
 from tests.conftest import Home
 from tests.reference import frames as craft
@@ -169,7 +170,7 @@ def test_every_episode_has_a_pcap_that_three_readers_open_and_whose_hashes_hold(
         assert len(content) <= 262_144
     for id in ids:
         path = folder / f"{id}.pcap"
-        new = messages.Alert.read(next(a for a in alerts if own(a)["id"] == id))
+        new = Alert.read(next(a for a in alerts if own(a)["id"] == id))
         with PcapReader(str(path)) as reader:
             times = [int(p.time * S) for p in reader]
         with open_file(path) as source:
@@ -232,8 +233,8 @@ def test_it_is_listed_and_fetched_by_a_command(told, tmp_path, capsys):
     assert (tmp_path / "x.pcap").read_bytes() == (folder / f"{ids[0]}.pcap").read_bytes()
     for words, status, said in (
         ([ids[0]], 2, "give --out FILE"),
-        (["../../etc/passwd", "--out", "-"], 1, "is no id of an alert"),
-        ([ids[0][:-1] + "z", "--out", "-"], 1, "is no id of an alert"),
+        (["../../etc/passwd", "--out", "-"], 1, "is not the id of an alert"),
+        ([ids[0][:-1] + "z", "--out", "-"], 1, "is not the id of an alert"),
         (["01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", "--out", "-"], 1, "no evidence of 01a20937"),
         ([ids[0], "--out", str(tmp_path / "no" / "x")], 1, "No such file"),
     ):
