@@ -26,8 +26,9 @@ from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
     from edge_agent.detection.detector import Scorer
-    from trainer.data import dataset
-    from trainer.fit.fit import FittedModel, Parts
+    from trainer.data.row_table import RowTable
+    from trainer.fit.fit import FittedModel
+    from trainer.fit.row_parts import Parts
 
 PROG = "botwatch trainer study"
 
@@ -85,13 +86,14 @@ def run(args: argparse.Namespace, command: str) -> int:
     except SettingsError as error:
         return _refuse(error)
 
-    from trainer.data import dataset
-    from trainer.fit import autoencoder, fit
+    from trainer.data.row_table import DatasetError
+    from trainer.fit import autoencoder
+    from trainer.fit.row_parts import FitError
 
     began = time.monotonic()
     try:
         found = study(chosen, args.out, command, partial=args.partial, quantised=not args.only_float)
-    except (SettingsError, dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
+    except (SettingsError, DatasetError, FitError, autoencoder.TrainingError) as error:
         return _refuse(error)
     except OSError as error:
         return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
@@ -202,22 +204,21 @@ def _name(command: str) -> str:
 
 def _take_stock(config: Config, partial: bool) -> tuple[dict[tuple[str, str], int | None], tuple[str, ...]]:
     """What the first source holds, and its labels without those left out; DatasetError on a damaged whole data set."""
-    from trainer.data import catalogue, dataset
+    from trainer.data import catalogue
+    from trainer.data.row_table import DatasetError
 
     entry = config.data[0]
-    counts = catalogue.held(entry)
+    counts = catalogue.count_rows(entry)
     known = {key: rows for key, rows in counts.items() if rows is not None}
     wrong = catalogue.differences(known)
     if wrong and not partial:
         more = f" (and {len(wrong) - 1} files more)" if len(wrong) > 1 else ""
-        raise dataset.DatasetError(
-            f"{entry.path}: {wrong[0]}{more}; a damaged download? --partial goes on all the same"
-        )
+        raise DatasetError(f"{entry.path}: {wrong[0]}{more}; a damaged download? --partial goes on all the same")
     labels = dict.fromkeys(label for _, label in counts if not entry.labels or label in entry.labels)
     return counts, tuple(label for label in labels if label not in config.study.leave_out)
 
 
-def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dataset.RowTable", main: Arm) -> Part:
+def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "RowTable", main: Arm) -> Part:
     """Rows of each family in the files, in memory, and as published; the learning curve."""
     from trainer.data import catalogue
 
@@ -257,15 +258,16 @@ def _family(label: str) -> str:
 
 def _arm(
     config: Config,
-    table: "dataset.RowTable",
+    table: "RowTable",
     say: Callable[[str], None] = lambda line: None,
     watch: Callable[[Any, int, float, float], None] | None = None,
 ) -> Arm:
     """Fit as ``config`` says and score the rows of its sample."""
     from trainer.fit import fit
+    from trainer.fit.row_parts import split
 
     fitted = fit.fit(config, table, say, watch)
-    sample = _sample(fit.split(config, table))
+    sample = _sample(split(config, table))
     return Arm(fitted, sample, *_errors(fitted, table, dataclasses.astuple(sample)))
 
 
@@ -277,9 +279,7 @@ def _sample(parts: "Parts") -> StudySample:
     return StudySample(parts.optimise, parts.test, attack[:first], attack[first : first + second])
 
 
-def _errors(
-    fitted: "FittedModel", table: "dataset.RowTable", of: Sequence[Index], network: Any = None
-) -> tuple[Errors, ...]:
+def _errors(fitted: "FittedModel", table: "RowTable", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
     """Mean squared error of each row of several sets, by the fitted network or another of its shape."""
     from edge_agent.detection.detector import Scorer
     from trainer.fit import autoencoder
@@ -288,7 +288,7 @@ def _errors(
     return tuple(_scored(scorer, table, fitted.columns, rows) for rows in of)
 
 
-def _scored(scorer: "Scorer", table: "dataset.RowTable", columns: tuple[str, ...], rows: Index) -> Errors:
+def _scored(scorer: "Scorer", table: "RowTable", columns: tuple[str, ...], rows: Index) -> Errors:
     """Errors of some rows, in pieces of bounded memory."""
     at = np.array([table.columns.index(c) for c in columns], dtype=np.intp)
     pieces = [scorer.full(table.values[np.ix_(rows[i : i + 65536], at)]) for i in range(0, len(rows), 65536)]
@@ -399,7 +399,7 @@ def _curve(title: str, history: dict[str, Any]) -> Figure:
 # ---- the quantised model -----------------------------------------------------------------------------------------
 
 
-def _quantised(config: Config, table: "dataset.RowTable", main: Arm, out: Path, command: str) -> Part:
+def _quantised(config: Config, table: "RowTable", main: Arm, out: Path, command: str) -> Part:
     """The run converted to int8 and measured on the same rows, its τ from its own scores.
 
     Raw z spans so wide a range that eight bits may not hold it. Where the converter refuses the run, the same protocol
@@ -407,13 +407,14 @@ def _quantised(config: Config, table: "dataset.RowTable", main: Arm, out: Path, 
     """
     from trainer.config import Scaling, Training
     from trainer.fit import fit
+    from trainer.fit.row_parts import FitError
 
     n = config.decision.n
     rows = [("float32, as the preset", _figures(main.test, main.attack_test, main.tau(n)))]
     try:
         rows.append(_converted("as the preset", out, table, main, n))
         warnings: tuple[str, ...] = ()
-    except fit.FitError as error:
+    except FitError as error:
         warnings = (f"The preset's own model is not fit for gateways: {error}",)
         own = dataclasses.replace(
             config,
@@ -427,7 +428,7 @@ def _quantised(config: Config, table: "dataset.RowTable", main: Arm, out: Path, 
             fit.save(arm.run, folder, command, 0.0)
             rows.append(("float32, own scaling and training", _figures(arm.test, arm.attack_test, arm.tau(n))))
             rows.append(_converted("own scaling and training", folder, table, arm, n))
-        except fit.FitError as error:
+        except FitError as error:
             return Part(warnings=(*warnings, f"Nor is it with own scaling and training: {error}"))
     how, last = rows[-1]
     sentence = (
@@ -440,11 +441,11 @@ def _quantised(config: Config, table: "dataset.RowTable", main: Arm, out: Path, 
     return Part((sentence,), (Table("The quantised model on the same test rows", columns, cells),), warnings=warnings)
 
 
-def _converted(what: str, folder: Path, table: "dataset.RowTable", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
+def _converted(what: str, folder: Path, table: "RowTable", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
     """A run folder through the converter and its bundle's figures on the arm's sample; FitError when it is refused."""
     from edge_agent.contract import bundle as bundles
     from edge_agent.detection import detector, runtime
-    from trainer.fit import fit
+    from trainer.fit.row_parts import FitError
 
     target = folder / "bundle"
     done = subprocess.run(
@@ -454,12 +455,12 @@ def _converted(what: str, folder: Path, table: "dataset.RowTable", arm: Arm, n: 
         check=False,
     )
     if done.returncode != 0:
-        raise fit.FitError((done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1])
+        raise FitError((done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1])
     try:
         bundle = bundles.load(target)
         scorer = detector.Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
     except (bundles.BundleError, runtime.ModelError, runtime.RuntimeUnavailable) as error:
-        raise fit.FitError(str(error)) from error
+        raise FitError(str(error)) from error
     optimise, test, attack = (
         _scored(scorer, table, bundle.manifest.columns, rows)
         for rows in (arm.sample.optimise, arm.sample.test, arm.sample.attack_test)
@@ -473,7 +474,7 @@ def _converted(what: str, folder: Path, table: "dataset.RowTable", arm: Arm, n: 
 # ---- Fisher scores -----------------------------------------------------------------------------------------------
 
 
-def _groups(config: Config, table: "dataset.RowTable") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
+def _groups(config: Config, table: "RowTable") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
     """Rows, class numbers and class names of the study's three questions; those without two classes are left out.
 
     Detection: as many attack rows as benign ones. Families: as many rows of each as benign ones. Mirai types:
@@ -506,7 +507,7 @@ def _groups(config: Config, table: "dataset.RowTable") -> dict[str, tuple[Index,
     return found
 
 
-def _ten_best(config: Config, table: "dataset.RowTable", question: str) -> list[tuple[str, float]]:
+def _ten_best(config: Config, table: "RowTable", question: str) -> list[tuple[str, float]]:
     """Columns and Fisher scores, best first, copies in."""
     from trainer.data import ranking
 
@@ -518,7 +519,7 @@ def _ten_best(config: Config, table: "dataset.RowTable", question: str) -> list[
     return [(columns[i], float(scores[i])) for i in order]
 
 
-def _fisher(config: Config, table: "dataset.RowTable") -> Part:
+def _fisher(config: Config, table: "RowTable") -> Part:
     """Top ten columns for each question, copies in as in the study's Table 1, and how many of them are distinct."""
     tops = {name: _ten_best(config, table, name) for name in _groups(config, table)}
     distinct = {name: len({COPIES.get(c, c) for c, _ in top}) for name, top in tops.items()}
@@ -564,7 +565,7 @@ class Classified:
 HOW = ("random, epoch by test rows", "random, epoch by other rows", "in time order")
 
 
-def _classifiers(config: Config, table: "dataset.RowTable") -> dict[str, tuple[Classified, ...]]:
+def _classifiers(config: Config, table: "RowTable") -> dict[str, tuple[Classified, ...]]:
     """Families and Mirai types, each split and selected in the three ways of `HOW`."""
     found = {}
     for name, (rows, numbers, classes) in _groups(config, table).items():
@@ -575,7 +576,7 @@ def _classifiers(config: Config, table: "dataset.RowTable") -> dict[str, tuple[C
 
 def _classified(
     config: Config,
-    table: "dataset.RowTable",
+    table: "RowTable",
     rows: Index,
     numbers: NDArray[np.int64],
     classes: tuple[str, ...],
@@ -584,6 +585,7 @@ def _classified(
     """Train on 80 % and test on 20 %; a tenth of the former selects the epoch, unless the test rows do."""
     from trainer.data import protocol
     from trainer.fit import autoencoder, classifier, fit
+    from trainer.fit.row_parts import FitError
 
     order: Literal["time", "random"] = "time" if how == HOW[2] else "random"
     split = protocol.Split(0.72, 0.08, 0.2, gap_rows=CLASS_GAP_ROWS, gap_s=0.0, min_rows=CLASS_GAP_ROWS, order=order)
@@ -595,7 +597,7 @@ def _classified(
     at = np.array([table.columns.index(c) for c in config.model_columns() if c in table.columns], dtype=np.intp)
     missing = [name for i, name in enumerate(classes) if not (numbers[train] == i).any()]
     if missing or not len(check) or not len(test):
-        raise fit.FitError(f"classifier, {how}: too few rows{' of ' + ', '.join(missing) if missing else ''}")
+        raise FitError(f"classifier, {how}: too few rows{' of ' + ', '.join(missing) if missing else ''}")
     scaler = fit.fit_scaler(table.values[np.ix_(rows[train], at)], config)
 
     def inputs(chosen: Index) -> Any:
@@ -614,7 +616,7 @@ def _classified(
     return Classified(how, classes, matrix, int(network.count_params()), history)
 
 
-def _classification(config: Config, table: "dataset.RowTable", classified: dict[str, tuple[Classified, ...]]) -> Part:
+def _classification(config: Config, table: "RowTable", classified: dict[str, tuple[Classified, ...]]) -> Part:
     """Recall, confusion and learning curve of each classifier, and the slides' output layer beside the softmax."""
     lead, tables, figures = [], [], []
     for name, results in classified.items():
@@ -657,7 +659,7 @@ def _matrix(title: str, result: Classified) -> Figure:
     )
 
 
-def _heads(config: Config, table: "dataset.RowTable", softmax: Classified) -> Table:
+def _heads(config: Config, table: "RowTable", softmax: Classified) -> Table:
     """The slides' output min(1, max(0, w·h + b)) beside the softmax, for families, split at random."""
     other = dataclasses.replace(config, classifier=dataclasses.replace(config.classifier, head="clipped"))
     rows, numbers, classes = _groups(config, table)["families"]
@@ -698,12 +700,12 @@ def smallest_window(flags: NDArray[np.bool_]) -> int | None:
     return next((w for w in range(1, min(len(flags), MAX_WINDOW) + 1) if not alarms(flags, w).any()), None)
 
 
-def _per_device(config: Config, table: "dataset.RowTable", main: Arm) -> Part:
+def _per_device(config: Config, table: "RowTable", main: Arm) -> Part:
     """The paper's experiment: each device's own autoencoder, τ and window, and the shared model on the same rows."""
     from trainer.data import protocol
-    from trainer.fit import fit
+    from trainer.fit.row_parts import split
 
-    parts = fit.split(config, table)
+    parts = split(config, table)
     benign = np.isin(table.label, [i for i, name in enumerate(table.labels) if name == BENIGN])
     shared_tau = main.tau(config.decision.n)
     cells: list[tuple[Cell, ...]] = []
@@ -801,7 +803,7 @@ def _per_device(config: Config, table: "dataset.RowTable", main: Arm) -> Part:
 
 
 def _own_autoencoder(
-    config: Config, table: "dataset.RowTable", train: Index, optimise: Index, training: Any
+    config: Config, table: "RowTable", train: Index, optimise: Index, training: Any
 ) -> Callable[[Index], Errors]:
     """A device's own network and scaler, as a function from row numbers to errors."""
     from edge_agent.contract.scaling import row_error
@@ -834,7 +836,7 @@ Row = tuple[str, str, Cell, Cell, str]
 
 def _defects(
     config: Config,
-    table: "dataset.RowTable",
+    table: "RowTable",
     main: Arm,
     last_weights: Any,
     classified: dict[str, tuple[Classified, ...]],
@@ -906,9 +908,9 @@ def _defects(
     )
 
 
-def _of_order(config: Config, table: "dataset.RowTable", main: Arm) -> list[Row]:
+def _of_order(config: Config, table: "RowTable", main: Arm) -> list[Row]:
     """Thirds at random against thirds in time order: row errors, and test rows that also train."""
-    from trainer.fit import fit
+    from trainer.fit.row_parts import FitError, split
 
     n = config.decision.n
     timed = dataclasses.replace(
@@ -921,8 +923,8 @@ def _of_order(config: Config, table: "dataset.RowTable", main: Arm) -> list[Row]
     means = f"in time order per device, {GAP_ROWS} rows and {GAP_S:g} s between"
     try:
         arm = _arm(timed, table)
-        ours, copied = _figures(arm.test, arm.attack_test, arm.tau(n)), _copied(table, fit.split(timed, table))
-    except fit.FitError as error:
+        ours, copied = _figures(arm.test, arm.attack_test, arm.tau(n)), _copied(table, split(timed, table))
+    except FitError as error:
         means = f"none in time order: {error}"
     defect = "1 rows shuffled into thirds, one burst on both sides"
     return [
@@ -931,14 +933,14 @@ def _of_order(config: Config, table: "dataset.RowTable", main: Arm) -> list[Row]
         (
             defect,
             "share of test rows that equal a train row",
-            _copied(table, fit.split(config, table)),
+            _copied(table, split(config, table)),
             copied,
             "the same",
         ),
     ]
 
 
-def _copied(table: "dataset.RowTable", parts: "Parts") -> float | None:
+def _copied(table: "RowTable", parts: "Parts") -> float | None:
     """Share of benign test rows that equal a train row in every column."""
 
     def keys(rows: Index) -> NDArray[Any]:
@@ -948,7 +950,7 @@ def _copied(table: "dataset.RowTable", parts: "Parts") -> float | None:
     return _ratio(int(np.isin(keys(parts.test), keys(parts.train)).sum()), len(parts.test))
 
 
-def _of_left_out(config: Config, table: "dataset.RowTable", main: Arm, labels: tuple[str, ...]) -> Row:
+def _of_left_out(config: Config, table: "RowTable", main: Arm, labels: tuple[str, ...]) -> Row:
     """Recall on the attack rows that the study dropped, read apart and thinned: they took no part in anything."""
     from trainer.fit import fit
 
@@ -981,7 +983,7 @@ def _of_labelled_n(config: Config, main: Arm) -> Row:
     )
 
 
-def _of_scaler(config: Config, table: "dataset.RowTable", main: Arm) -> Row:
+def _of_scaler(config: Config, table: "RowTable", main: Arm) -> Row:
     """The scaler that has seen optimise rows against the one that has not; whichever the preset has not is trained."""
     n, leaks = config.decision.n, config.scaling.fit_on == "train+optimise"
     swapped = dataclasses.replace(config.scaling, fit_on="train" if leaks else "train+optimise")
@@ -991,7 +993,7 @@ def _of_scaler(config: Config, table: "dataset.RowTable", main: Arm) -> Row:
     return "5 script fits the scaler on the rows τ comes from too", "FPR", rates[0], rates[1], "train rows only"
 
 
-def _of_last_epoch(config: Config, table: "dataset.RowTable", main: Arm, last_weights: Any) -> Row:
+def _of_last_epoch(config: Config, table: "RowTable", main: Arm, last_weights: Any) -> Row:
     """τ by the last epoch's weights, tests by the best epoch's."""
     import keras
 
@@ -1019,7 +1021,7 @@ def _parameters(config: Config) -> tuple[int, int]:
     return tuple(int(autoencoder.build(columns, shape).count_params()) for shape in (Network(), script))  # type: ignore[return-value]
 
 
-def _limits(config: Config, table: "dataset.RowTable") -> Part:
+def _limits(config: Config, table: "RowTable") -> Part:
     limits = [
         "One row is one packet: these are shares of packets, not of alarms a person would get.",
         "One seed: small differences are chance.",

@@ -33,7 +33,7 @@ from trainer.judge.inject import AttackCapture, Frame, InjectError, InsideHost, 
 from trainer.report.findings import Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from trainer.data.dataset import RowTable
+    from trainer.data.row_table import RowTable
     from trainer.judge.runs import RunFolder
 
 PROG = "botwatch trainer evaluate"
@@ -868,16 +868,15 @@ def _sources(
         from edge_agent.contract import columns as cols
         from trainer.config import DatasetEntry
         from trainer.data import dataset
+        from trainer.data.row_table import DatasetError, Limits
 
         kind: Literal["rows", "nbaiot"] = "rows" if path.is_file() else "nbaiot"
         # both jitter modes agree on every other column
         jitter = cols.COMPAT if kind == "nbaiot" or cols.COMPAT in bundle.manifest.schemas else cols.CLEAN
         try:
             tables.append(
-                dataset.load(
-                    [DatasetEntry(kind, path)], bundle.manifest.columns, jitter, dataset.Limits(max_rows=1_000_000)
-                )
+                dataset.load([DatasetEntry(kind, path)], bundle.manifest.columns, jitter, Limits(max_rows=1_000_000))
             )
-        except dataset.DatasetError as error:
+        except DatasetError as error:
             raise EvaluateError(str(error)) from error
     return manifests, tables
