@@ -251,7 +251,7 @@ def test_what_was_done_shortly_before_the_end_of_a_connection_is_given_again(pat
 FULL = """
 import logging, resource, sys
 from pathlib import Path
-from edge_agent import outbox as module
+from edge_agent.delivery import outbox as module
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
