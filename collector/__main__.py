@@ -18,16 +18,10 @@ from typing import TYPE_CHECKING
 
 from collector.ingest import CollectorConfig, Ingest, OrderError, order
 from collector.store import AlertStore, StoredAlert, StoreError
+from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.broker import BrokerError
-from edge_agent.contract.messages import (
-    CLASSES,
-    VERBS,
-    Alert,
-    Command,
-    MessageError,
-    format_time,
-    parse_duration,
-)
+from edge_agent.contract.commands import VERBS, Command, parse_duration
+from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
 
 if TYPE_CHECKING:

@@ -28,17 +28,16 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BROKEN, Backoff, BrokerConfig, Versions, explain, last_words, plain
+from edge_agent.contract.commands import Command, Reply
 from edge_agent.contract.messages import (
     BASE,
     CHUNK_BYTES,
     MAX_CHUNK,
     MAX_EVIDENCE,
-    Alert,
     Chunk,
-    Command,
     MessageError,
-    Reply,
     Status,
     decode,
     encode,
@@ -394,11 +393,6 @@ class _Session:
 _MAX_PARTS = -(-MAX_EVIDENCE // CHUNK_BYTES)
 
 
-def _follows(command: Command) -> bool:
-    """Whether parts of something larger follow the reply."""
-    return command.verb == "evidence"
-
-
 class OrderError(Exception):
     """A command that could not be sent, or that nobody answered; the message says which."""
 
@@ -432,7 +426,7 @@ class _Order:
     def __init__(self, config: BrokerConfig, gateway: str, command: Command, level: int) -> None:
         self._config, self._gateway, self._command, self._level = config, gateway, command, level
         self._mine = topic(gateway, f"reply/{secrets.token_hex(8)}", config.base)
-        self._parts_of = topic(gateway, f"chunk/{command.arguments['alert']}", config.base) if _follows(command) else ""
+        self._parts_of = topic(gateway, command.parts_leaf, config.base) if command.parts_leaf else ""
         self._parts: dict[int, bytes] = {}
         self._reply: Reply | None = None
         self._answered, self._problem = False, ""

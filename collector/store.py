@@ -39,7 +39,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
-from edge_agent.contract.messages import CLASSES, Alert, Status
+from edge_agent.contract.alert import CLASSES, Alert
+from edge_agent.contract.messages import Status
 
 MAX_KEPT = 4096  # bytes of a rejected payload that are kept
 _PURGE_ROWS = 5_000  # rows a purge deletes in one transaction, so that it never holds up the alerts for long

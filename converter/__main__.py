@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract import runfolder
+from edge_agent.contract.alert import MAX_VERSION
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
 
@@ -56,13 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
 
-    from converter.run import RunError
     from edge_agent.contract.bundle import BundleError
     from edge_agent.detection.runtime import ModelError, RuntimeUnavailable
 
     try:
         return _convert(options.run, options.out, options.variant, options.bundle_version)
-    except (RunError, BundleError, ModelError, RuntimeUnavailable, OSError) as error:
+    except (RunFolderError, BundleError, ModelError, RuntimeUnavailable, OSError) as error:
         print(f"botwatch converter: {error}", file=sys.stderr)
         return 2
 
@@ -122,7 +123,7 @@ def variants(run: "CheckedRun", folder: Path, wanted: Sequence[str] = VARIANTS) 
     keras = {"keras": {name: quantize.keras_predict(network) for name, network in originals.items()}}
     rows, (float_side,) = _observe(run, keras)
     if changed := runs.difference(float_side.decision, run.model.decision):
-        raise runs.RunError(f"{run.path}: models and rows are not of one run: {changed}")
+        raise RunFolderError(f"{run.path}: models and rows are not of one run: {changed}")
 
     files: dict[str, dict[str, bytes]] = {variant: {} for variant in wanted}
     models: dict[str, dict[str, Predict]] = {variant: {} for variant in wanted}
@@ -167,7 +168,7 @@ def _observe(run: "CheckedRun", networks: "Mapping[str, Mapping[str, Predict]]")
     try:
         rows, outcomes = observer.seen()
     except ValueError as error:
-        raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
+        raise RunFolderError(f"{run.path / runfolder.ROWS}: {error}") from error
     known = rows.benign & ~rows.test
     try:
         return rows, [
@@ -183,7 +184,7 @@ def _observe(run: "CheckedRun", networks: "Mapping[str, Mapping[str, Predict]]")
             for o in outcomes
         ]
     except ValueError as error:
-        raise runs.RunError(f"{run.path}: τ cannot be computed: {error}") from error
+        raise RunFolderError(f"{run.path}: τ cannot be computed: {error}") from error
 
 
 def _representative(run: "CheckedRun") -> dict[str, NDArray[np.float32]]:
@@ -191,13 +192,12 @@ def _representative(run: "CheckedRun") -> dict[str, NDArray[np.float32]]:
 
     Benign train rows for the autoencoder: what it has to resolve finely. Rows of every label for the classifier.
     """
-    from converter.run import ROWS, RunError
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
 
     part, label = run.parts()
     benign = np.flatnonzero((part == "train") & (label == BENIGN))
     if not len(benign):
-        raise RunError(f"{run.path / ROWS}: no benign train rows to choose int8 ranges on")
+        raise RunFolderError(f"{run.path / runfolder.ROWS}: no benign train rows to choose int8 ranges on")
     groups = [np.flatnonzero((label == name) & (part != "test")) for name in np.unique(label[label != BENIGN])]
     chosen = {AUTOENCODER: _spread(benign, REPRESENTATIVE_ROWS)}
     share = -(-REPRESENTATIVE_ROWS // (1 + len(groups)))
@@ -213,7 +213,7 @@ def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def _selftest(run: "CheckedRun", networks: "Mapping[str, Predict]") -> bytes:
     """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
 
     part, label = run.parts()
     attacks = np.unique(label[label != BENIGN])

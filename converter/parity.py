@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from converter.run import Block
 from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER, Decision
 from edge_agent.contract.scaling import Array, Scaler
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 
 MAX_BENIGN_FLIPS = 0.001
 """Share of benign test rows whose decision may change."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.run import RunError
 from edge_agent.contract.bundle import BundleError
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.runtime import ModelError
 
@@ -26,16 +26,16 @@ KERAS_BATCH = 8192
 
 
 def load_keras(path: Path, inputs: int, outputs: int) -> Any:
-    """The Keras model at ``path``; RunError when it is none, or not ``inputs`` -> ``outputs`` columns wide."""
+    """The Keras model at ``path``; RunFolderError when it is none, or not ``inputs`` -> ``outputs`` columns wide."""
     with quiet():
         import keras
 
         try:
             network = keras.models.load_model(path, compile=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path}: not a Keras model: {' '.join(str(error).split())[:200]}") from error
+            raise RunFolderError(f"{path}: not a Keras model: {' '.join(str(error).split())[:200]}") from error
     if (network.input_shape, network.output_shape) != ((None, inputs), (None, outputs)):
-        raise RunError(
+        raise RunFolderError(
             f"{path}: maps {network.input_shape} to {network.output_shape}, expected {inputs} to {outputs} columns"
         )
     return network
@@ -124,7 +124,7 @@ def quiet() -> Iterator[None]:
             with redirect_stdout(noise), redirect_stderr(noise):  # a progress bar has put its own in their place
                 yield
             failed = False
-        except (RunError, ModelError, BundleError):
+        except (RunFolderError, ModelError, BundleError):
             failed = False
             raise
         finally:

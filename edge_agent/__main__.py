@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Alert, Publisher
+    from edge_agent.agent import Alert
     from edge_agent.config import AgentConfig
     from edge_agent.contract.bundle import Bundle
+    from edge_agent.publisher import Publisher
 
 PROG = "botwatch agent"
 
@@ -179,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _duration(text: str) -> float:
-    from edge_agent.contract.messages import MessageError, parse_duration
+    from edge_agent.contract.commands import parse_duration
+    from edge_agent.contract.messages import MessageError
 
     try:
         return parse_duration(text)
@@ -262,8 +264,8 @@ def _bundle(config: "AgentConfig") -> "Bundle":
 
 
 def _publisher(config: "AgentConfig", *, controlled: bool = False) -> "Publisher":
-    from edge_agent.agent import Publisher
     from edge_agent.contract.broker import BrokerError
+    from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
 
     try:
@@ -280,6 +282,7 @@ def _print(alert: "Alert") -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from edge_agent import agent as agents
+    from edge_agent import service
     from edge_agent.capture.sources import CaptureError, Interfaces, Recorder
     from edge_agent.contract.bundle import BundleError
     from edge_agent.delivery.evidence import EvidenceError
@@ -326,13 +329,13 @@ def _run(args: argparse.Namespace) -> int:
             except _Refused as refused:
                 return str(refused)
 
-        reload = agents.Reload(config, again)
+        reload = service.Reload(config, again)
         signal.signal(signal.SIGHUP, lambda *_: reload.wanted.set())
         began = time.monotonic()
         print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
-            seen = agents.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
+            seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
         counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
         for line in agents.report(counts, time.monotonic() - began):
             print(line, file=sys.stderr)
@@ -450,7 +453,7 @@ def _evidence(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> int:
-    from edge_agent import control
+    from edge_agent import orders
     from edge_agent.contract.bundle import replace_file
     from edge_agent.detection import devices
     from edge_agent.state import State, StateError
@@ -459,7 +462,7 @@ def _rows(args: argparse.Namespace) -> int:
         config = _config(args)
         if not config.learning.export:
             return _say("no rows may leave here: `learning.export` in the configuration is false")
-        state = State(control.state_path(config), guest=True)
+        state = State(orders.state_path(config), guest=True)
         try:
             content, rows, of = devices.export(state, config.names, config.gateway)
         finally:
@@ -499,8 +502,8 @@ def _support(args: argparse.Namespace) -> int:
 def _trial(args: argparse.Namespace) -> int:
     from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
+    from edge_agent.contract.alert import ModelInfo
     from edge_agent.contract.broker import BrokerError
-    from edge_agent.contract.messages import ModelInfo
     from edge_agent.control import CommandRefused
     from edge_agent.state import StateError
 
@@ -525,8 +528,10 @@ _ORDERS = ("alert", "device", "classes", "host", "port", "for_s", "reason", "ent
 
 
 def _order(args: argparse.Namespace) -> int:
-    from edge_agent import control
-    from edge_agent.contract.messages import ALL_DEVICES, MessageError
+    from edge_agent import orders
+    from edge_agent.contract.commands import ALL_DEVICES
+    from edge_agent.contract.messages import MessageError
+    from edge_agent.control import CommandRefused
     from edge_agent.state import StateError
 
     said = {key: value for key in _ORDERS if (value := getattr(args, key, None)) is not None}
@@ -535,19 +540,19 @@ def _order(args: argparse.Namespace) -> int:
     elif args.command == "mute" and len(said["device"]) == 36 and said["device"].count("-") == 4:
         said["alert"] = said.pop("device")
     try:
-        reply, running = control.order(_config(args), args.command, said)
+        reply, running = orders.order(_config(args), args.command, said)
     except _Refused as refused:
         return _say(refused, refused.status)
     except MessageError as error:
         return _say(error)
-    except (control.CommandRefused, StateError) as error:
+    except (CommandRefused, StateError) as error:
         return _say(error, 1)
     if reply.error:
         return _say(reply.error, 1)
     if args.json:
         print(json.dumps({"running": running, **(reply.result or {})}, ensure_ascii=False, indent=1))
     else:
-        for line in control.lines(reply, running):
+        for line in orders.lines(reply, running):
             print(line)
     return 0
 

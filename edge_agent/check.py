@@ -4,7 +4,6 @@ Nothing is changed, and nothing sent but to the broker, which is told who we are
 instead, lest its connection be taken from it.
 """
 
-import ctypes
 import os
 import shutil
 import ssl
@@ -20,14 +19,14 @@ from edge_agent.capture.sources import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
-from edge_agent.control import CommandRefused, agent_runs, order, state_path
+from edge_agent.control import CommandRefused
 from edge_agent.delivery.link import probe
+from edge_agent.orders import agent_runs, order, state_path
 from edge_agent.state import StateError
+from edge_agent.system import synchronised
 
 EXPIRY_DAYS = 30
 """A certificate that expires sooner is warned of."""
-
-_TIME_ERROR = 5  # of adjtimex(2): nobody keeps the clock right
 
 
 @dataclass(frozen=True)
@@ -209,15 +208,6 @@ def _clock(bundle: Bundle | str) -> Finding:
         said = f"{text}, not synchronised: alerts may have wrong times and certificates fail; {remedy}"
         return Finding("clock", False, said, warn=True)
     return Finding("clock", False, text + (", synchronised" if synchronised() else ""))
-
-
-def synchronised() -> bool | None:
-    """Whether the kernel's clock is, as timesyncd, chrony or ntpd says by adjtimex(2); None: unknown."""
-    try:
-        answer: int = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(512))  # asks, sets nothing
-    except (OSError, AttributeError):
-        return None
-    return None if answer < 0 else answer != _TIME_ERROR
 
 
 def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:

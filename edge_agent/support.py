@@ -21,10 +21,11 @@ from typing import Any
 
 import yaml
 
-from edge_agent import check, control
+from edge_agent import check, orders
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.bundle import Bundle
+from edge_agent.control import CommandRefused
 from edge_agent.state import StateError
 
 MAX_MEMBER = 256 << 10
@@ -122,11 +123,11 @@ def _release() -> list[str]:
 
 def _status(config: AgentConfig) -> str:
     """Health, counters and devices: of the running agent, or what the last one left."""
-    if not control.state_path(config).is_file():
+    if not orders.state_path(config).is_file():
         return json.dumps({"error": "no agent has run with this configuration"})
     try:
-        reply, running = control.order(config, "status", {})
-    except (control.CommandRefused, StateError, BrokerError) as error:
+        reply, running = orders.order(config, "status", {})
+    except (CommandRefused, StateError, BrokerError) as error:
         return json.dumps({"error": str(error)})
     return json.dumps({"running": running, "error": reply.error, **(reply.result or {})}, indent=1, ensure_ascii=False)
 
@@ -139,7 +140,7 @@ def _machine(config: AgentConfig) -> str:
             parts.append(f"== {file}\n{Path(file).read_text()}")
         except OSError as error:
             parts.append(f"== {file}\n{error.strerror}\n")
-    for folder in {control.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
+    for folder in {orders.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
         if folder.is_dir():
             usage = shutil.disk_usage(folder)
             parts.append(f"== {folder}\n{usage.free >> 20} MB free of {usage.total >> 20}\n")

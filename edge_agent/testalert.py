@@ -12,11 +12,12 @@ from contextlib import closing
 from importlib.metadata import version
 from typing import Any
 
-from edge_agent import control
-from edge_agent.agent import Publisher
+from edge_agent import orders
 from edge_agent.config import AgentConfig
-from edge_agent.contract.messages import ModelInfo
+from edge_agent.contract.alert import ModelInfo
+from edge_agent.control import CommandRefused
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.publisher import Publisher
 from edge_agent.state import State
 
 _LOOK_S = 0.1
@@ -29,14 +30,14 @@ class NotDelivered(Exception):
 def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]:
     """Send it and say what happened, step by step; NotDelivered when the broker has not taken it within ``wait_s``.
 
-    ``model`` is named in it when no agent runs. Raises control.CommandRefused when an agent runs and does not answer,
+    ``model`` is named in it when no agent runs. Raises CommandRefused when an agent runs and does not answer,
     and BrokerError and StateError.
     """
-    path = control.state_path(config)
-    if control.agent_runs(config):
-        reply, _ = control.order(config, "test-alert", {})
+    path = orders.state_path(config)
+    if orders.agent_runs(config):
+        reply, _ = orders.order(config, "test-alert", {})
         if reply.error:
-            raise control.CommandRefused(reply.error)
+            raise CommandRefused(reply.error)
         yield "an agent runs and has taken the order"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
@@ -45,7 +46,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
     publisher = Publisher(config, controlled=True)
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).trial(
-        time.time_ns(), f"{control.whoever()}, no agent running"
+        time.time_ns(), f"{orders.user()}, no agent running"
     )
     id = alerts[0]["alert"]["context"]["botwatch"]["id"]
     with publisher.running():
@@ -57,7 +58,7 @@ def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterat
     """Watch what a running agent does with it."""
 
     def line() -> Mapping[str, Any]:
-        reply, _ = control.order(config, "status", {})
+        reply, _ = orders.order(config, "status", {})
         return dict((reply.result or {}).get("broker", {}))
 
     with closing(state):

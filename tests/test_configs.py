@@ -165,7 +165,11 @@ def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
 @pytest.mark.parametrize(
     ("role", "text", "line"),
     [
-        ("agent.yaml", "capture: {interfaces: [br0, br0]}", "agent.yaml [capture]: interfaces: each once"),
+        (
+            "agent.yaml",
+            "capture: {interfaces: [br0, br0]}",
+            "agent.yaml [capture]: interfaces: an interface is named twice",
+        ),
         ("agent.yaml", "capture: {interfaces: [a/b]}", "agent.yaml [capture]: interfaces: 'a/b' cannot be"),
         ("agent.yaml", "commands: [reboot]", "agent.yaml: commands: 'reboot' is none of status,"),
         ("agent.yaml", "networks: [home]", "agent.yaml: networks: 'home' does not"),

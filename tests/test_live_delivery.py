@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.contract.messages import Alert, parse_time
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import parse_time
 from edge_agent.delivery.alerts import CUT_SHORT
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import agent as agents
+from edge_agent import service
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -121,7 +121,7 @@ def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypat
         manager.settimeout(1)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "60000000")
-        watched = agents.ServiceNotifier()
+        watched = service.ServiceNotifier()
         watched.ready()
         for now in (1.0, 2.0, 15.9, 16.0, 17.0):
             watched.beat(now)
@@ -132,7 +132,7 @@ def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypat
 
 def test_a_manager_that_does_not_listen_is_no_reason_to_stop(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
-    agents.ServiceNotifier().ready()
+    service.ServiceNotifier().ready()
     assert "cannot tell systemd" in caplog.text
 
 

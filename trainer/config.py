@@ -14,7 +14,6 @@ from edge_agent.contract import settings
 from edge_agent.contract.bundle import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from trainer.data.protocol import Split
 
 
@@ -115,7 +114,7 @@ _STARTS = {
 def _floors(peers: float, sockets: float) -> dict[str, float]:
     """Return those counts, times a factor for each kind."""
     floors = {}
-    for column in COUNT_COLUMNS:
+    for column in cols.COUNT_COLUMNS:
         _, decay, kind = column.split("_", 2)
         start = _STARTS[kind][decay.removeprefix("L")]
         floors[column] = float(round(start * (peers if kind == "new_peers" else sockets)))
@@ -133,15 +132,15 @@ class DecisionSettings(Rules):
     vote: Literal["auto", "fixed"] = "auto"
     margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
-    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(COUNT_COLUMNS))
-    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(COUNT_COLUMNS))
+    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(cols.COUNT_COLUMNS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNT_COLUMNS))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("floors", "warmup_floors"):
             for column, floor in getattr(self, key).items():
-                if column not in COUNT_COLUMNS:
-                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(COUNT_COLUMNS)}")
+                if column not in cols.COUNT_COLUMNS:
+                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNT_COLUMNS)}")
                 if not floor > 0:
                     raise ValueError(f"{key}: {column} must be above 0, is {floor:g}")
 

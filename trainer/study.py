@@ -25,7 +25,7 @@ from trainer.config import Config
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
     from trainer.data.row_table import RowTable
     from trainer.fit.fit import FittedModel
     from trainer.fit.row_parts import Parts
@@ -281,7 +281,7 @@ def _sample(parts: "Parts") -> StudySample:
 
 def _errors(fitted: "FittedModel", table: "RowTable", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
     """Mean squared error of each row of several sets, by the fitted network or another of its shape."""
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
     from trainer.fit import autoencoder
 
     scorer = Scorer(autoencoder.predictor(network or fitted.network), fitted.scaler, fitted.columns)
@@ -444,7 +444,8 @@ def _quantised(config: Config, table: "RowTable", main: Arm, out: Path, command:
 def _converted(what: str, folder: Path, table: "RowTable", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
     """A run folder through the converter and its bundle's figures on the arm's sample; FitError when it is refused."""
     from edge_agent.contract import bundle as bundles
-    from edge_agent.detection import detector, runtime
+    from edge_agent.detection import runtime
+    from edge_agent.detection.scorer import Scorer
     from trainer.fit.row_parts import FitError
 
     target = folder / "bundle"
@@ -458,7 +459,7 @@ def _converted(what: str, folder: Path, table: "RowTable", arm: Arm, n: float) -
         raise FitError((done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1])
     try:
         bundle = bundles.load(target)
-        scorer = detector.Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
+        scorer = Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
     except (bundles.BundleError, runtime.ModelError, runtime.RuntimeUnavailable) as error:
         raise FitError(str(error)) from error
     optimise, test, attack = (

@@ -59,18 +59,19 @@ ROW_META = np.dtype(
     {
         "names": [
             *("t_ns", "src_mac", "dst_mac", "src", "dst", "sport", "dport", "length"),
-            *("ethertype", "flags", "ip_version", "proto", "tcp_flags"),
+            *("ethertype", "flags", "interface", "ip_version", "proto", "tcp_flags"),
         ],
-        "formats": ["i8", "u8", "u8", "(16,)u1", "(16,)u1", "u2", "u2", "u4", "u2", "u2", "u1", "u1", "u1"],
-        "offsets": [0, 8, 16, 24, 40, 56, 58, 60, 64, 66, 68, 69, 70],
+        "formats": ["i8", "u8", "u8", "(16,)u1", "(16,)u1", "u2", "u2", "u4", "u2", "u1", "u1", "u1", "u1", "u1"],
+        "offsets": [0, 8, 16, 24, 40, 56, 58, 60, 64, 66, 67, 68, 69, 70],
         "itemsize": ROW_META_SIZE,
     }
 )
-"""What a row's packet was: ``struct row_meta`` of kernel.h.
+"""The packet of a row: ``struct row_meta`` of kernel.h.
 
-t_ns since the epoch; MACs as 48-bit integers (0: none); addresses as 16 bytes, IPv4 in the first 4, the MAC in the
-first 6 where ip_version is 0; length on the wire; flags are NEW_PEER, NEW_SOCKET, FRAGMENT, TRUNCATED, ICMP_QUOTED,
-ARP and PORTS (sport and dport were read).
+``t_ns`` is since the epoch; MACs are 48-bit integers (0: none); addresses are 16 bytes, IPv4 in the first 4, the MAC in
+the first 6 where ``ip_version`` is 0; ``length`` is on the wire; ``flags`` are NEW_PEER, NEW_SOCKET, FRAGMENT,
+TRUNCATED, ICMP_QUOTED, ARP and PORTS (``sport`` and ``dport`` were read); ``interface`` is an index into
+`Rows.interfaces`.
 """
 
 _POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}
@@ -91,9 +92,15 @@ class Rows:
     """(n, 140) float32 or float64, columns as in ALL_COLUMNS."""
     meta: npt.NDArray[Any]
     """(n,) of ROW_META."""
+    interfaces: Sequence[str] = ("",)
+    """Names of the source's live interfaces; one, "", for a file."""
 
     def __len__(self) -> int:
         return len(self.meta)
+
+    def interface_of(self, packet: np.void) -> str:
+        """Return the name of the interface by which a ``packet`` of ``meta`` came; "" for a file."""
+        return self.interfaces[int(packet["interface"])]
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """The values of one column, a view of shape (n,)."""
@@ -158,7 +165,7 @@ class Extractor:
         """
         values, meta = self._room(limit)
         n = self._kernel.push(source.capture, values, meta)
-        return Rows(values[:n], meta[:n])
+        return Rows(values[:n], meta[:n], source.names)
 
     def push_frames(self, frames: Sequence[tuple[int, int, bytes]], linktype: int = 1) -> Rows:
         """Rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes)."""

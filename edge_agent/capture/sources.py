@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_agent._kernel import Capture, CaptureError, Live
+from edge_agent.capture.live_settings import LiveSettings
 from edge_agent.contract import pcapfile
 from edge_agent.contract.captures import parse_mac
 
@@ -33,17 +34,17 @@ FEW, GATHER_S = 2_048, 0.03
 RETRY_S = (1.0, 30.0)
 """The first and the longest pause before an interface that went away is tried again."""
 
-SNAPLENS = 96, 65_000
-"""Fewest and most bytes of a frame that may be captured: below, ports behind extension headers are cut off."""
-
 _NO_RIGHT = "permission", "not permitted"
 
 
 class Source:
-    """What frames are taken from, closed by `close` or by leaving its ``with`` block."""
+    """What frames are taken from, closed by `close` or by leaving its ``with`` block.
 
-    def __init__(self, capture: Capture | Live) -> None:
-        self.capture = capture
+    ``names`` are those of its live interfaces, in the order of their numbers; one, "", for a file.
+    """
+
+    def __init__(self, capture: Capture | Live, names: Sequence[str] = ("",)) -> None:
+        self.capture, self.names = capture, tuple(names)
 
     def close(self) -> None:
         """Let go of files and interfaces; doing so twice is fine."""
@@ -73,18 +74,6 @@ def open_file(path: str | os.PathLike[str], *, bpf: str | None = None) -> _File:
     CaptureError when it is absent, empty, no capture, of an unsupported link layer, or the filter does not compile.
     """
     return _File(Capture(path, bpf))
-
-
-@dataclass(frozen=True)
-class LiveSettings:
-    """How an interface is opened."""
-
-    bpf: str | None = None
-    snaplen: int = 256  # bytes of a frame that are captured: all headers, little payload
-    buffer_bytes: int = 8 << 20  # in which the kernel keeps frames until they are taken
-    promiscuous: bool = True
-    inbound: bool = False  # only what the interface receives, not what this machine sends
-    once: bool = True  # a frame that is seen again on its way through this machine is left out
 
 
 class Recorder:
@@ -157,14 +146,14 @@ class Interfaces(Source):
     """
 
     def __init__(
-        self, names: Sequence[str], settings: LiveSettings = LiveSettings(), recorder: Recorder | None = None
+        self, names: Sequence[str], settings: LiveSettings | None = None, recorder: Recorder | None = None
     ) -> None:
-        s = settings
+        s = settings or LiveSettings()
         self._live = Live(
             tuple(names), s.bpf, s.snaplen, s.buffer_bytes, s.promiscuous, s.inbound, s.once and not s.inbound
         )
-        super().__init__(self._live)
-        self._settings, self._recorder = settings, recorder
+        super().__init__(self._live, names)
+        self._settings, self._recorder = s, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
         self._latest = 0  # rows of the last time; if any, frames may wait in libpcap, where poll does not see them
@@ -175,11 +164,6 @@ class Interfaces(Source):
         except CaptureError:
             self.close()
             raise
-
-    @property
-    def names(self) -> list[str]:
-        """Of all interfaces."""
-        return [interface.name for interface in self._all]
 
     @property
     def down(self) -> list[str]:

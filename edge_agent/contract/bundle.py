@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract.alert import MAX_VERSION
 from edge_agent.contract.scaling import Scaler, ScalingError
 
 FORMAT = 1

@@ -34,6 +34,9 @@ DEVICE_COLUMNS = tuple(f"device_L{decay}_{stat}" for decay, stat in product(DECA
 (25, 'device_L5_new_peers')
 """
 
+COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
+"""The columns that the counts rule bounds: damped counts of never-seen peers and sockets, fastest decay first."""
+
 ALL_COLUMNS = NBAIOT_COLUMNS + DEVICE_COLUMNS
 """Every column the kernel writes, in the order it writes them: shape (n, 140)."""
 

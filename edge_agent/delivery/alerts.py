@@ -12,21 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from edge_agent.contract.alert import CLASSES, MAX_VERSION, Alert, AlertDevice, Clock, EpisodeState, Evidence, ModelInfo
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.clock import SteadyClock
-from edge_agent.contract.messages import (
-    CLASSES,
-    MAX_VERSION,
-    Alert,
-    AlertDevice,
-    Clock,
-    EpisodeState,
-    Evidence,
-    ModelInfo,
-    check_id,
-    clean,
-    uuid7,
-)
+from edge_agent.contract.messages import check_id, clean, uuid7
 from edge_agent.detection.detection import Detection
 
 _LARGEST = 1e300  # JSON has no infinity

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import ALL_DEVICES, format_time
+from edge_agent.contract.commands import ALL_DEVICES
+from edge_agent.contract.messages import format_time
 from edge_agent.detection.detection import Detection
 from edge_agent.state import State, StateUnwritableError
 

@@ -20,7 +20,8 @@ from typing import Protocol
 
 from edge_agent.capture.features import Cut
 from edge_agent.contract import pcapfile
-from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, Evidence
+from edge_agent.contract.alert import Evidence
+from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk
 from edge_agent.state import DISK_TROUBLE
 
 logger = logging.getLogger(__name__)

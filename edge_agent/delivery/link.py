@@ -47,7 +47,8 @@ from edge_agent.contract.broker import (
     last_words,
     plain,
 )
-from edge_agent.contract.messages import MAX_COMMAND, Status, encode, topic
+from edge_agent.contract.commands import MAX_COMMAND
+from edge_agent.contract.messages import Status, encode, topic
 from edge_agent.delivery.outbox import Outbox
 
 __all__ = ["BrokerConfig", "Incoming", "Link", "LinkCounts"]

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import Decision, Tail, Threshold
-from edge_agent.contract.columns import DEVICE_COLUMNS
-
-COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
-"""The columns of the counts rule."""
+from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.detection.vote import vote_statistic
 
 PEAK_S = 600.0
 """Seconds of traffic that give one peak: votes closer together are one burst and would be one alert."""
@@ -70,19 +68,6 @@ def highest_vote(scores: NDArray[Any], groups: NDArray[Any], k: int, w: int) -> 
     The rows of a group are in time order. 0 without rows.
     """
     return max((float(vote_statistic(scores[rows], k, w).max(initial=0.0)) for rows in _each(groups)), default=0.0)
-
-
-def vote_statistic(scores: NDArray[Any], k: int, w: int) -> NDArray[np.float64]:
-    """Per row, the k-th largest of the last w scores (fewer at the start: 0 until k are there), shape (n,).
-
-    >>> vote_statistic(np.array([5.0, 1.0, 4.0, 3.0]), 2, 3)
-    array([0., 1., 4., 3.])
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    if not len(scores):
-        return scores
-    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(w - 1), scores]), w)
-    return np.partition(windows, w - k, axis=1)[:, w - k]
 
 
 def vote_window(scores: NDArray[Any], groups: NDArray[Any]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from edge_agent.capture import features
 from edge_agent.capture.features import Rows
+from edge_agent.contract.bounds import CHECK_IN_LEARN_S
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks, address_text, protocol_name
 from edge_agent.detection.detection import Detection
@@ -47,9 +48,6 @@ PAUSE_S = 600.0
 
 HOLD_S = 1800.0
 """Seconds that a detection stands for: an alert of check-ins ends so long after the last, and speaks no oftener."""
-
-LEARN_S = 600.0, 30 * 86_400.0
-"""Shortest and longest time for which what a device uses is taken to be its own."""
 
 TELL_S = 60.0
 """Seconds between two detections of one series at least."""
@@ -76,7 +74,7 @@ class CheckInRule:
     (``python -m tests.bench.bench_checkins``), so the figures say what check-ins are, at ten times that distance.
     """
 
-    learn_s: float = 3600.0
+    learn_s: float = CHECK_IN_LEARN_S[1]
     contacts: int = 30
     span_s: float = 1500.0
     spread: float = 0.25
@@ -84,8 +82,9 @@ class CheckInRule:
     accepted: float = 0.1
 
     def __post_init__(self) -> None:
-        if not LEARN_S[0] <= self.learn_s <= LEARN_S[1]:
-            raise ValueError(f"learn_s: {self.learn_s:g}, must be {LEARN_S[0]:.0f} to {LEARN_S[1]:.0f}")
+        shortest, _, longest = CHECK_IN_LEARN_S
+        if not shortest <= self.learn_s <= longest:
+            raise ValueError(f"learn_s: {self.learn_s:g}, must be {shortest:.0f} to {longest:.0f}")
 
 
 @dataclass(slots=True)
@@ -189,7 +188,10 @@ class CheckIns:
         if not len(rows):
             return found
         for pair in self._in_pairs(rows.meta):
-            if self._carriers.get(pair.mac) != 3 and (detection := self._see(pair, rows.meta[pair.row])) is not None:
+            if self._carriers.get(pair.mac) == 3:
+                continue
+            meta = rows.meta[pair.row]
+            if (detection := self._see(pair, meta, rows.interface_of(meta))) is not None:
                 found.append(detection)
         return found
 
@@ -271,7 +273,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
 
     # -- contacts --
 
-    def _see(self, pair: _Pair, meta: np.void) -> Detection | None:
+    def _see(self, pair: _Pair, meta: np.void, interface: str) -> Detection | None:
         """One second of a device and a peer, or a part of it; nothing depends on where a batch ends."""
         t_ns, found = self._clock.at(pair.t_ns), None
         sends = pair.sums[1] > 0
@@ -295,14 +297,16 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
                 peer.begin(t_ns)
             else:
                 peer.add_interval((t_ns - peer.contact_ns) / _S)
-                found = self._judge(device, peer, t_ns, pair, meta)
+                found = self._judge(device, peer, t_ns, pair, meta, interface)
             peer.contact_ns, peer.contacts = t_ns, peer.contacts + 1
         if pair.contact:
             peer.last_ns = max(peer.last_ns, pair.last_ns + self._clock.offset_ns)
         peer.add(pair.second, pair.sums)
         return found
 
-    def _judge(self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void) -> Detection | None:
+    def _judge(
+        self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void, interface: str
+    ) -> Detection | None:
         """What the contacts up to now, without the one that just begins, are."""
         rule = self._rule
         if peer.contacts < rule.contacts or t_ns - peer.began_ns < rule.span_s * _S:
@@ -358,6 +362,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
             top_features=top,
             explanation=f"{does}; it had never used that host before"[:200],
             hold_s=HOLD_S,
+            interface=interface,
         )
 
     def _succeeds(self, device: _Visitor, peer: _Peer) -> bool:

@@ -35,3 +35,4 @@ class Detection:
     # of the error first; value in its own unit
     explanation: str  # one sentence, <= 200 characters
     hold_s: float = 0.0  # for how long it stands where that is longer than the alerter would wait for the next one
+    interface: str = ""  # by which the packet that voted came; "" for a file

@@ -23,19 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
-from edge_agent.capture.features import Routes, Rows, RowScaling, SenderTable
+from edge_agent.capture.features import Routes, Rows, SenderTable
 from edge_agent.contract import columns as cols
+from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Bundle, BundleError
 from edge_agent.contract.clock import SteadyClock
+from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks, address_text, protocol_name
-from edge_agent.contract.scaling import Array, Scaler
-from edge_agent.detection import calibrate, classify, device_limits, explain
-from edge_agent.detection.calibrate import COUNT_COLUMNS
+from edge_agent.contract.scaling import Array
+from edge_agent.detection import classify, device_limits, explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.runtime import Model
-
-SLOW_DECAYS = ("_L0.1_", "_L0.01_")
-"""Marks of the columns that still remember an attack minutes after it: λ = 0.1 needs 95 s, λ = 0.01 950 s to forget."""
+from edge_agent.detection.scorer import AT_ONCE, Scorer
+from edge_agent.detection.vote import vote_statistic
 
 AFTERMATH_S = 1000.0
 """Seconds after its last vote for which a subject is judged by what is new; a count of λ = 0.01 falls to 1/1000."""
@@ -51,11 +51,8 @@ In `FRESH_S` a slow scan never grows past the bound that it took it a minute to 
 LOUD = 0.5
 """Share of an alarm's highest packet rate (λ = 1) from which a sender counts as loud as in the attack."""
 
-STALE_S = 2.0
-"""Seconds after which a vote is told even when no other follows it."""
-
-LATE_S = STALE_S + 1.0
-"""Seconds of packet time by which a vote may be told late: it waits for one a second newer, then grows stale."""
+STALE_S = VOTE_LATE_S - 1.0
+"""Seconds after which a vote is reported even when no other follows it."""
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
@@ -73,75 +70,12 @@ MAX_SUBJECTS = 4096
 EXPLAINED = 5
 """Statistics that a detection names."""
 
-AT_ONCE = 256
-"""Rows scored at a time: the interpreter's largest batch, and what the processor's cache holds."""
-
-_FULL, _CARRIED, _FAST = 0, 1, 2  # variants of the score
 _COUNT_DECAY = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
 _SLOW = int(np.argmax(_COUNT_DECAY < 1.0))  # the first of those that are; the columns are in the order of their decays
 _LONG = _COUNT_DECAY < 1.0 / FRESH_S
 _COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
 _S = 1_000_000_000
 _NEAR = 0.999  # of a limit: below, no rounding lifts a row above it
-
-
-class Scorer:
-    """Rows of one model's columns -> anomaly scores, high = anomalous.
-
-    ``predict`` is the autoencoder (Keras or TFLite): network input (n, k) -> reconstruction (n, k), float32.
-    """
-
-    def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
-        self._predict, self._scaler, self._columns = predict, scaler, columns
-        self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
-        if self._slow.all():  # a model of slow columns alone knows no other rule
-            self._slow[:] = False
-        device = np.array([column.startswith("device_") for column in columns])
-        if device.all():
-            device[:] = False
-        self._keep = np.stack([~np.zeros_like(device), ~device, ~self._slow])
-        self._scaling = RowScaling(scaler, len(columns), range(len(columns)), self._keep)
-
-    def full(self, values: NDArray[Any]) -> Array:
-        """Mean squared error over all columns, shape (n,)."""
-        return self._error(self._scaling, values, _FULL)
-
-    def fast(self, values: NDArray[Any]) -> Array:
-        """Mean squared error over the columns of λ >= 1, the network seeing the slow ones as normal (z = 0), (n,)."""
-        return self._error(self._scaling, values, _FAST)
-
-    def carried(self, values: NDArray[Any]) -> Array:
-        """Mean squared error with the sender's device columns shown and counted as normal, (n,): the score of a router,
-        whose device columns are of all that it carries."""
-        return self._error(self._scaling, values, _CARRIED)
-
-    def of_rows(self) -> Callable[[NDArray[Any], NDArray[np.bool_]], Array]:
-        """A function: rows of all columns (n, 140), which are a router's own (n,) -> `full` or `carried` of each."""
-        scaling = RowScaling(self._scaler, len(cols.ALL_COLUMNS), cols.indices(list(self._columns)), self._keep)
-        return lambda values, carries: self._error(scaling, values, carries.view(np.uint8))
-
-    def _error(self, scaling: RowScaling, values: NDArray[Any], variant: int | NDArray[np.uint8]) -> Array:
-        if isinstance(variant, int):
-            variant = np.full(len(values), variant, dtype=np.uint8)
-        if not isinstance(self._predict, Model):
-            z, seen = scaling.inputs(values, variant)
-            return scaling.errors(z, self._predict(seen), variant)
-        errors = np.empty(len(values), dtype=np.float32)
-        for at in range(0, len(values), AT_ONCE):
-            part, of = values[at : at + AT_ONCE], variant[at : at + AT_ONCE]
-            z = scaling.inputs(part, of, self._predict.input(len(part)))[0]
-            errors[at : at + AT_ONCE] = scaling.errors(z, self._predict.run(), of)
-        return errors
-
-    def shares(self, values: NDArray[Any], fast: bool) -> Array:
-        """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
-        z = self._scaler.z(values[None, :])
-        if fast:
-            z[:, self._slow] = 0.0
-        difference = (z - self._predict(self._scaler.network_input(z)))[0]
-        if fast:
-            difference[self._slow] = 0.0
-        return np.asarray(difference**2)
 
 
 class _Window:
@@ -552,7 +486,7 @@ class Detector:
         if len(values) < w:  # as many of those that are there
             k, w = -(-k * len(values) // w), len(values)
         scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
-        return float(calibrate.vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
+        return float(vote_statistic(scores, k, w).max(initial=0.0)) / self._decision.full.limit
 
     def _new_own(self, _mac: int, t_ns: int) -> device_limits.DeviceLimits:
         rule = self._decision

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.bounds import DEVICE_LEARN_S
 from edge_agent.contract.bundle import Decision
-from edge_agent.detection.calibrate import correlation_rows, vote_statistic
+from edge_agent.detection.calibrate import correlation_rows
 from edge_agent.detection.reservoir import RowSample
+from edge_agent.detection.vote import vote_statistic
 
-OWN_ROWS, OWN_S, OWN_LATEST_S = 2000, 900.0, 86_400.0
+OWN_ROWS, OWN_S, OWN_LATEST_S = 2000, DEVICE_LEARN_S, 86_400.0
 """A device's own limit takes part after so many packets and so many seconds, at the latest after a day."""
 
 MINUTE_NS = 60_000_000_000

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.bounds import KEPT_ROWS_BYTES
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
+from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
 from edge_agent.contract.messages import clean, format_time
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.device_limits import MINUTE, OWN_MINUTES, OWN_S, DeviceLimits
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
@@ -46,9 +46,6 @@ ACTIVE_SAVE_S = 3600.0
 
 RUNS_SAVE_S = 3600.0
 """Seconds between two records of the rows that are kept of a device; the first is made when it has learnt."""
-
-MOST_BYTES = 4 << 20
-"""Bytes of rows that are kept of all devices together; beyond it the device with the most gives up some."""
 
 _MAX_RECORD = 1 << 20  # bytes unpacked; a record has up to 12 KB
 _ORDER = {"stale": 0, "learning": 1, "active": 2}
@@ -83,7 +80,7 @@ class Devices:
         names: Mapping[str, str] | None = None,
         min_s: float = OWN_S,
         state: State | None = None,
-        most_bytes: int = MOST_BYTES,
+        most_bytes: int = KEPT_ROWS_BYTES,
     ) -> None:
         self._most_bytes, self._rng = most_bytes, random.Random()
         self._decision, self._model, self._version = bundle.manifest.decision, bundle.sha256, bundle.manifest.version

@@ -111,7 +111,7 @@ bool capture_filter(struct pcap *pcap, const char *bpf, char *error)
 void capture_say_unsupported(int linktype, char *error)
 {
     const char *name = pcap_datalink_val_to_name(linktype);
-    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype,
+    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of " LINK_NAMES, linktype,
              name != NULL ? name : "unknown");
 }
 
@@ -127,6 +127,7 @@ void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const u
     frame->captured = header->caplen;
     frame->wire_length = header->len;
     frame->bytes = bytes;
+    frame->interface = 0;
     frame->linktype = linktype;
 }
 
@@ -161,7 +162,7 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
         c->plain_fraction = 0; /* older ones may have the lengths the other way round */
     c->plain_captured = pcap_snapshot(c->pcap) > 0 ? (uint32_t)pcap_snapshot(c->pcap) : 0;
     char reason[CAPTURE_ERROR];
-    bool good = decode_supports(c->linktype);
+    bool good = link_supported(c->linktype);
     if (!good)
         capture_say_unsupported(c->linktype, reason);
     else
@@ -190,6 +191,7 @@ static bool next_plain(struct capture *c, struct frame *frame)
     frame->wire_length = record.wire_length;
     frame->bytes = c->window + c->at + sizeof record;
     frame->bad_time = false;
+    frame->interface = 0;
     frame->linktype = c->linktype;
     c->at += (uint32_t)sizeof record + record.captured;
     return true;

@@ -148,7 +148,8 @@ struct row_meta {
     uint16_t sport, dport;
     uint32_t length;     /* on the wire */
     uint16_t ethertype;  /* after VLAN tags and PPPoE; below 0x600 an 802.3 length */
-    uint16_t flags;      /* enum packet_flag */
+    uint8_t flags;       /* enum packet_flag */
+    uint8_t interface;   /* number of the live interface by which it came; 0 for a file */
     uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
@@ -174,7 +175,8 @@ enum malformed {
     MALFORMED_KINDS
 };
 
-/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
+/* Link types that are read: numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by
+ * platform. Only link_read() knows what their headers look like: to read another one, add it there and here. */
 enum {
     LINK_ETHERNET = 1,
     LINK_DLT_RAW = 12,
@@ -185,11 +187,37 @@ enum {
     LINK_IPV6 = 229,
     LINK_SLL2 = 276,
 };
+#define LINK_NAMES "Ethernet, Linux cooked v1 and v2, raw IP" /* the same for people */
 
-bool decode_supports(int linktype);
+enum ethertype {
+    TYPE_802_3 = 0x0600, /* below: a length */
+    TYPE_IPV4 = 0x0800,
+    TYPE_ARP = 0x0806,
+    TYPE_VLAN = 0x8100,
+    TYPE_IPV6 = 0x86dd,
+    TYPE_PPPOE = 0x8864,
+    TYPE_QINQ = 0x88a8,
+    TYPE_QINQ_OLD = 0x9100,
+};
+
+enum direction { DIRECTION_UNKNOWN, RECEIVED, SENT };
+
+/* What the link header of a frame says. */
+struct link_header {
+    uint64_t src_mac, dst_mac; /* 48-bit values, first byte highest; 0 where the link layer has none */
+    uint16_t type;             /* enum ethertype of what follows */
+    uint8_t length;            /* bytes before that */
+    enum direction direction;  /* seen from this machine, where the header has it */
+};
+
+enum link_result { LINK_WHOLE, LINK_SHORT, LINK_UNSUPPORTED };
+
+/* Read a link header; *header is defined for LINK_WHOLE only. An unsupported link type is never read as another one. */
+enum link_result link_read(int linktype, const uint8_t *frame, uint32_t captured, struct link_header *header);
+bool link_supported(int linktype);
 
 /* Read one frame into *row and *ports; `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are
- * undefined. row->flags has no NEW_* yet. linktype must be supported. */
+ * undefined; the same for an unsupported linktype, which whoever opens a source has refused. row->flags has no NEW_* yet. */
 enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
                             struct row_meta *row, enum port_class *ports);
 
@@ -202,6 +230,7 @@ struct frame {
     uint32_t captured, wire_length;
     const uint8_t *bytes;  /* valid until the next frame */
     bool bad_time;
+    uint8_t interface; /* of a live source: its number; else 0 */
     int linktype;
 };
 
@@ -279,8 +308,8 @@ struct once;
 struct once *once_new(uint64_t seed, bool several); /* several interfaces; NULL when memory is short */
 void once_free(struct once *o);
 void once_own(struct once *o, const uint64_t *macs, size_t count);
-/* Whether this frame of interface `port` was seen before: on another one, or received and now sent on. In order of time. */
-bool once_again(struct once *o, uint8_t port, const struct frame *frame);
+/* Whether this frame was seen before: on another interface, or received and now sent on. Frames come in order of time. */
+bool once_again(struct once *o, const struct frame *frame);
 uint64_t once_forgotten(const struct once *o);
 
 /* ---- the ring ---- */

@@ -141,7 +141,7 @@ bool live_open(struct live *l, size_t i, char *error)
         return refuse(l, i, error, text);
     }
     p->linktype = pcap_datalink(p->pcap);
-    if (!decode_supports(p->linktype)) {
+    if (!link_supported(p->linktype)) {
         capture_say_unsupported(p->linktype, text);
         return refuse(l, i, error, text);
     }
@@ -251,6 +251,7 @@ static void fetch(struct live *l, size_t i)
     int got = pcap_next_ex(p->pcap, &header, &bytes);
     if (got == 1) {
         capture_fill(&p->head, header, bytes, p->linktype);
+        p->head.interface = (uint8_t)i;
         if (p->copy != NULL) {
             if (p->head.captured > (uint32_t)l->settings.snaplen)
                 p->head.captured = (uint32_t)l->settings.snaplen;
@@ -305,7 +306,7 @@ enum capture_result live_next(struct live *l, struct frame *frame)
         if (p == NULL)
             return CAPTURE_IDLE;
         p->waiting = false;
-        if (l->once != NULL && once_again(l->once, (uint8_t)(p - l->ports), &p->head)) {
+        if (l->once != NULL && once_again(l->once, &p->head)) {
             l->stats.again++;
             continue;
         }

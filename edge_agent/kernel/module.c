@@ -534,6 +534,7 @@ static bool read_frame(PyObject *item, int linktype, struct frame *frame)
     frame->wire_length = (uint32_t)wire_length;
     frame->captured = (uint32_t)size;
     frame->bytes = (const uint8_t *)bytes;
+    frame->interface = 0;
     frame->linktype = linktype;
     return true;
 }
@@ -546,12 +547,15 @@ static PyObject *kernel_py_push_frames(PyObject *object, PyObject *args)
     struct rows rows;
     int linktype;
     enum capture_result result;
+    char reason[CAPTURE_ERROR];
     size_t made;
 
     if (!PyArg_ParseTuple(args, "O!iOO", &PyTuple_Type, &frames, &linktype, &values, &meta))
         return NULL;
-    if (!decode_supports(linktype))
-        return PyErr_Format(PyExc_ValueError, "link type %d is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype);
+    if (!link_supported(linktype)) {
+        capture_say_unsupported(linktype, reason);
+        return PyErr_Format(PyExc_ValueError, "%s", reason);
+    }
     if (!take(self))
         return NULL;
     Py_ssize_t count = PyTuple_Size(frames);
@@ -1068,9 +1072,9 @@ static PyMethodDef module_methods[] = {
 static PyObject *layout(void)
 {
 #define FIELD(name) #name, (int)offsetof(struct row_meta, name), (int)sizeof(((struct row_meta *)0)->name)
-    return Py_BuildValue("((sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii))", FIELD(t_ns), FIELD(src_mac),
-                         FIELD(dst_mac), FIELD(src), FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype),
-                         FIELD(flags), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags));
+    return Py_BuildValue("((sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii))", FIELD(t_ns),
+                         FIELD(src_mac), FIELD(dst_mac), FIELD(src), FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length),
+                         FIELD(ethertype), FIELD(flags), FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags));
 #undef FIELD
 }
 

@@ -804,6 +804,7 @@ size_t kernel_push(struct kernel *k, struct source source, const struct rows *ro
             enum malformed fault = decode_frame(frame.linktype, frame.bytes, frame.captured, frame.wire_length, p->row,
                                                 &p->ports);
             p->row->t_ns = frame.t_ns;
+            p->row->interface = frame.interface;
             k->counters.malformed[fault]++;
             if (frame.bad_time)
                 k->counters.malformed[BAD_TIME]++;

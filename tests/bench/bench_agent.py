@@ -24,8 +24,9 @@ from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.columns import ALL_COLUMNS, indices
-from edge_agent.detection.detector import AT_ONCE, Detector
+from edge_agent.detection.detector import Detector
 from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import AT_ONCE
 from tests.bench.bench_kernel import looped, processor
 from tests.bench.home import home
 from tests.reference.frames import data_folder

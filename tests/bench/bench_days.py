@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import captures
 from edge_agent.contract.columns import CLEAN
-from edge_agent.detection.calibrate import vote_statistic
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
+from edge_agent.detection.vote import vote_statistic
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOT = Path(os.environ.get("BOTWATCH_DATA", CONFIGS.parents[1] / "shared" / "data")) / "pcap"

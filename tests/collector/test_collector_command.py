@@ -20,7 +20,9 @@ from collector.__main__ import main
 from collector.ingest import CollectorConfig
 from collector.store import AlertStore, Arrival
 from edge_agent.contract import settings
-from edge_agent.contract.messages import Alert, Chunk, Reply
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.commands import Reply
+from edge_agent.contract.messages import Chunk
 from edge_agent.delivery.link import BrokerConfig, Link
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State

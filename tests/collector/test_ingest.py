@@ -18,7 +18,8 @@ import collector.__main__ as command
 from collector.ingest import CollectorConfig, Ingest, MessageJudge, _Received
 from collector.store import AlertStore
 from edge_agent.contract import messages
-from edge_agent.contract.messages import MAX_PAYLOAD, Alert, MessageError, Status
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 TOPIC = "botwatch/v1/gw/gw-001/alert"
@@ -70,7 +71,7 @@ def test_the_example_and_a_status_are_accepted():
         (TOPIC, changed(f"{OURS}.extra", 1), "extra"),
         (TOPIC, changed(f"{OURS}.top_features", [[]]), "top_features"),
         (TOPIC, changed(f"{OURS}.id", "01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44\n"), "UUID"),
-        (TOPIC, changed(f"{OURS}.first_seen", "yesterday"), "time"),
+        (TOPIC, changed(f"{OURS}.first_seen", "yesterday"), "first_seen"),
         (TOPIC, changed(f"{OURS}.device.name", "\ud800"), "surrogate"),
         (TOPIC, changed(f"{OURS}.score", float("nan")), "finite"),
         (TOPIC, changed("flow.pkts_toserver", "many"), "flow"),

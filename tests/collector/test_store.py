@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from collector.store import AlertStore, Arrival, Rejection, StoreError
-from edge_agent.contract.messages import Alert, Status
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 IDS = [f"01936d2e-7b1c-7c3e-9f10-0c5a7c1e{i:04x}" for i in range(100)]

@@ -11,9 +11,9 @@ import polars as pl
 
 from converter import quantize
 from edge_agent.contract import scaling
-from edge_agent.contract.columns import CLEAN, DEVICE, DEVICE_COLUMNS
+from edge_agent.contract.columns import CLEAN, COUNT_COLUMNS, DEVICE, DEVICE_COLUMNS
 from edge_agent.detection import calibrate
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 
 CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
 FLOORS = {"device_L1_new_peers": 10.0}
@@ -89,9 +89,7 @@ def write_run(
     raw = np.concatenate([v for v, *_ in blocks])
     counted = np.concatenate([c for *_, c in blocks])
     lengths = [len(v) for v, *_ in blocks]
-    frame = {c: counted[:, i] for i, c in enumerate(calibrate.COUNT_COLUMNS)} | {
-        c: raw[:, i] for i, c in enumerate(columns)
-    }
+    frame = {c: counted[:, i] for i, c in enumerate(COUNT_COLUMNS)} | {c: raw[:, i] for i, c in enumerate(columns)}
     pl.DataFrame(
         frame
         | {
@@ -105,7 +103,7 @@ def write_run(
 
     scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
     benign = pl.read_parquet(path / "rows.parquet").filter(label="benign")
-    bounds = calibrate.count_bounds(benign.select(calibrate.COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
+    bounds = calibrate.count_bounds(benign.select(COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
     decision = calibrate.decide(benign_scores(scorer, benign, columns), 6.0, bounds, vote_k=14, vote_w=16)
     model = {
         "format": 1,

@@ -16,10 +16,11 @@ from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
 from converter.run import CheckedRun, load
 from edge_agent.contract import bundle
+from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.detection import runtime
-from edge_agent.detection.calibrate import COUNT_COLUMNS, recalibrate
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.calibrate import recalibrate
 from edge_agent.detection.runtime import VARIANTS, Model, ModelError
+from edge_agent.detection.scorer import Scorer
 from tests.converter.conftest import FEW
 from tests.converter.synthetic_run import benign_scores, synthetic, write_run
 
@@ -183,7 +184,7 @@ def classes_without_benign(model: dict) -> None:
     ("change", "said"),
     [
         (unknown_key, "unknown key 'surprise'"),
-        (other_format, "format 2, this converter reads format 1"),
+        (other_format, "format 2, this version reads format 1"),
         (no_scaler_mean, "[scaler]: KeyError('mean')"),
         (short_scaler, "scaler has 139 columns, model 140"),
         (unknown_column, "column 'MI_dir_L7_weight' is missing"),

@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from edge_agent import check
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
 from edge_agent.contract.broker import BrokerConfig
+from edge_agent.system import synchronised
 from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto
 
 
@@ -138,5 +139,5 @@ def test_the_clock_is_what_the_kernel_says_of_it(config: AgentConfig) -> None:
     clock = found(config)["clock"]
     assert not clock.wrong
     assert clock.said.startswith(time.strftime("%Y-%m-%d", time.gmtime()))
-    assert clock.warn == (check.synchronised() is False)
+    assert clock.warn == (synchronised() is False)
     assert ("not synchronised" in clock.said) == clock.warn

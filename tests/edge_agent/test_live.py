@@ -109,6 +109,20 @@ def test_a_frame_that_a_bridge_forwards_is_counted_once_on_several_interfaces(wi
     assert len(np.load(tmp_path / "rows.npz")["meta"]) == 100
 
 
+def test_each_row_knows_the_interface_by_which_its_packet_came(wire, tmp_path):
+    ip("-n", wire.gateway, "link", "add", "lan1", "type", "veth", "peer", "name", "lan1x")
+    for port in ("lan1", "lan1x"):
+        ip("-n", wire.gateway, "link", "set", port, "up")
+    first = list(steady(scan(100, "192.168.1.57", mac=MAC), 0, 1000))
+    second = list(steady(scan(50, "192.168.1.58", mac=MAC + 1), 0, 1000))
+    with taking(wire, tmp_path, 150, "in", "lan0", "lan1"):
+        wire.send(first, tmp_path)
+        wire.send(second, tmp_path, where=wire.gateway, port="lan1x")
+    meta = np.load(tmp_path / "rows.npz")["meta"]
+    came = {mac: meta["interface"][meta["src_mac"] == mac].tolist() for mac in (MAC, MAC + 1)}
+    assert came == {MAC: [0] * 100, MAC + 1: [1] * 50}
+
+
 def test_an_interface_that_goes_down_or_away_is_taken_up_again(wire, tmp_path):
     """Down and up libpcap outlives by itself; a port that is pulled out and put in again is another one to it."""
     frames = list(steady(scan(200, "192.168.1.57", mac=MAC), 0, 1000))
@@ -314,7 +328,7 @@ def test_what_cannot_be_captured_on_is_said_in_one_line(home, tmp_path, capsys):
     assert len(said) == 1
     assert "nosuch0" in said[0]
     assert main(["run", *given, "--interface", "a/b"]) == 2
-    assert "cannot be the name of one" in capsys.readouterr().err
+    assert "cannot be the name of an interface" in capsys.readouterr().err
 
 
 def test_check_names_each_remedy(wire, home, tmp_path):

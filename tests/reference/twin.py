@@ -55,11 +55,15 @@ def number_at(data: bytes, start: int, length: int = 2) -> int:
     return int.from_bytes(cut(data, start, length), "big")
 
 
+LINK_HEADERS = {1: 14, 113: 16, 276: 20, 12: 0, 14: 0, 101: 0, 228: 0, 229: 0}
+"""Link type -> bytes of its header; 0 for raw IP. Others are not read."""
+
+
 def decode(frame: Frame, linktype: int) -> Packet | None:
-    """The packet in a frame; None when not even its link header is whole."""
+    """The packet in a frame; None when not even its link header is whole. KeyError for an unknown link type."""
     t_ns, length, data = frame
     p = Packet(t_ns, length)
-    header = {1: 14, 113: 16, 276: 20}.get(linktype, 0)
+    header = LINK_HEADERS[linktype]
     if len(data) < header:
         return None
     if linktype == 1:

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from edge_agent.contract.columns import NBAIOT_COLUMNS
-from edge_agent.detection.calibrate import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, NBAIOT_COLUMNS
 from trainer.data.row_table import RowTable
 
 COLUMNS = (

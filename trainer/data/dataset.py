@@ -21,7 +21,6 @@ from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
-from edge_agent.detection import calibrate
 from edge_agent.progress import Progress
 from trainer.config import DatasetEntry
 from trainer.data import published
@@ -70,7 +69,7 @@ def with_counts(entries: Sequence[DatasetEntry], columns: tuple[str, ...]) -> tu
                 raise DatasetError(f"{entry.path}: has no column {column!r}")
     return (
         *columns,
-        *(c for c in calibrate.COUNT_COLUMNS if c not in columns and all(c in known for known in available)),
+        *(c for c in cols.COUNT_COLUMNS if c not in columns and all(c in known for known in available)),
     )
 
 

@@ -89,7 +89,8 @@ def _frame(values: NDArray[np.float32], meta: NDArray[Any]) -> pl.DataFrame:
         "dst": _addresses(meta["dst"], meta["ip_version"]),
         "sport": pl.Series(meta["sport"]).set(pl.Series(~has_ports), None),
         "dport": pl.Series(meta["dport"]).set(pl.Series(~has_ports), None),
-        **{name: meta[name] for name in ("ethertype", "ip_version", "proto", "tcp_flags", "length", "flags")},
+        **{name: meta[name] for name in ("ethertype", "ip_version", "proto", "tcp_flags", "length")},
+        "flags": meta["flags"].astype(np.uint16),
         **{name: values[:, i] for i, name in enumerate(cols.ALL_COLUMNS)},
     }
     return pl.DataFrame(columns)

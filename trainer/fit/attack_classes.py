@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.bundle import BENIGN, PacketProfile
-from edge_agent.contract.messages import CLASSES
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import classify
 from trainer.config import Config

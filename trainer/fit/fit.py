@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -24,11 +23,12 @@ import yaml
 from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
-from edge_agent.contract import scaling
+from edge_agent.contract import runfolder, scaling
 from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
+from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.protocol import TRAIN
@@ -38,9 +38,6 @@ from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, spl
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
-
-FORMAT = 1
-"""Format of model.json."""
 
 PART_ROWS, ATTACK_ROWS = 200_000, 5_000
 """Bounds of rows.parquet: rows of each benign part, and rows of each attack."""
@@ -74,7 +71,7 @@ class FittedModel:
     profiles: dict[str, PacketProfile]
     """Packet profiles of the classes that were learnt from packets."""
     decision: Decision
-    normal: dict[str, tuple[float, float]]
+    normal: dict[str, tuple[float, ...]]
     """Column -> median and 99.9 % quantile of benign train rows."""
     generated: bool
     metrics: dict[str, Any]
@@ -244,9 +241,9 @@ def fit_scaler(rows: Array, config: Config) -> Scaler:
     return Scaler(options.squash, mean, scale, options.clip)
 
 
-def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     """Return the median and the 99.9 % quantile of each column, in the column's own unit."""
-    normal = {}
+    normal: dict[str, tuple[float, ...]] = {}
     for i, column in enumerate(columns):
         median, high = np.quantile(rows[:, i].astype(np.float64), (0.5, 0.999))
         normal[column] = (float(median), float(high))
@@ -258,8 +255,8 @@ def _decide(config: Config, table: RowTable, sample: dict[str, Index], scores: S
     chosen = config.decision
     benign = {part: rows for part, rows in sample.items() if part != "test"}
     bounds: dict[str, float] = {}
-    if all(c in table.columns for c in calibrate.COUNT_COLUMNS):  # published rows have no device columns: no such rule
-        at = table.positions(calibrate.COUNT_COLUMNS)
+    if all(c in table.columns for c in cols.COUNT_COLUMNS):  # published rows have no device columns: no such rule
+        at = table.positions(cols.COUNT_COLUMNS)
         counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
         bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
     rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
@@ -376,7 +373,7 @@ def _rows(table: RowTable, parts: Parts, sample: dict[str, Index], columns: tupl
         "attack": np.concatenate(attacks) if attacks else np.zeros(0, dtype=np.intp),
     }
     rows = np.concatenate(list(chosen.values()))
-    stored = [*columns, *(c for c in calibrate.COUNT_COLUMNS if c in table.columns and c not in columns)]
+    stored = [*columns, *(c for c in cols.COUNT_COLUMNS if c in table.columns and c not in columns)]
     return pl.DataFrame(
         {
             **{c: table.values[rows, table.columns.index(c)] for c in stored},
@@ -392,61 +389,56 @@ def _rows(table: RowTable, parts: Parts, sample: dict[str, Index], columns: tupl
 def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
     """Write the run folder; model.json comes last, so a folder that has one is complete."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").unlink(missing_ok=True)
-    autoencoder.save(run.network, out / "autoencoder.keras")
+    (out / runfolder.MODEL).unlink(missing_ok=True)
+    autoencoder.save(run.network, out / runfolder.AUTOENCODER)
     if run.classifier is not None:
-        autoencoder.save(run.classifier, out / "classifier.keras")
+        autoencoder.save(run.classifier, out / runfolder.CLASSIFIER)
     else:
-        (out / "classifier.keras").unlink(missing_ok=True)
-    temporary = out / "rows.parquet.tmp"
+        (out / runfolder.CLASSIFIER).unlink(missing_ok=True)
+    temporary = out / f"{runfolder.ROWS}.tmp"
     run.rows.write_parquet(temporary, metadata={dataset.SCHEMA_KEY: run.schemas[0]})
-    os.replace(temporary, out / "rows.parquet")
+    os.replace(temporary, out / runfolder.ROWS)
     config = yaml.safe_dump(plain(run.config), sort_keys=False, allow_unicode=True)
-    replace_file(out / "config.yaml", config.encode())
-    _write_json(out / "history.json", run.history)
-    _write_json(out / "metrics.json", run.metrics)
+    replace_file(out / runfolder.CONFIG, config.encode())
+    runfolder.write_json(out / runfolder.HISTORY, run.history)
+    runfolder.write_json(out / runfolder.METRICS, run.metrics)
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "keras", "polars")}
     versions |= {"python": platform.python_version(), "tensorflow": autoencoder.TENSORFLOW}
-    _write_json(
-        out / "provenance.json",
-        {
-            "command": command,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "took_s": round(took_s, 1),
-            "seed": run.config.seed,
-            "generated": run.generated,
-            "versions": versions,
-            "inputs": run.inputs,
-        },
+    runfolder.write_provenance(
+        out,
+        Provenance(
+            command=command,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            took_s=round(took_s, 1),
+            seed=run.config.seed,
+            generated=run.generated,
+            versions=versions,
+            inputs=run.inputs,
+        ),
     )
     digest = hashlib.sha256()
     for value in sorted(run.inputs.values()):
         digest.update(value.encode())
-    _write_json(
-        out / "model.json",
-        {
-            "format": FORMAT,
-            "schemas": run.schemas,
-            "columns": run.columns,
-            "classes": run.classes,
-            "signatures": {name: dataclasses.asdict(profile) for name, profile in run.profiles.items()},
-            "scaler": run.scaler.to_json(),
-            "decision": dataclasses.asdict(run.decision),
-            "generated": run.generated,
-            "normal": run.normal,
-            "seed": run.config.seed,
-            "provenance": {
+    runfolder.write_model(
+        out,
+        ModelFile(
+            schemas=run.schemas,
+            columns=run.columns,
+            classes=run.classes,
+            signatures=run.profiles,
+            scaler=run.scaler.to_json(),
+            decision=run.decision,
+            generated=run.generated,
+            normal=run.normal,
+            seed=run.config.seed,
+            provenance={
                 "run": out.name,
                 "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
                 "inputs_sha256": digest.hexdigest(),
                 "tensorflow": versions["tensorflow"],
             },
-        },
+        ),
     )
-
-
-def _write_json(path: Path, data: Any) -> None:
-    replace_file(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(config: Config) -> RowTable:

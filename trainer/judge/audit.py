@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from trainer.judge import runs
 from trainer.judge.runs import Index, RunFolder
@@ -232,7 +233,7 @@ def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, f
     from sklearn.metrics import roc_auc_score
 
     from edge_agent.contract import scaling
-    from edge_agent.detection.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
     from trainer.config import Training
     from trainer.fit import autoencoder
 
@@ -271,7 +272,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         found = analyse(args.run)
         found.save(args.run)
-    except (runs.RunFolderError, OSError) as error:
+    except (RunFolderError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import BundleError
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from edge_agent.detection import calibrate
-from edge_agent.detection.detector import Scorer
 from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import Scorer
+from edge_agent.detection.vote import vote_statistic
 from edge_agent.progress import Progress
 from trainer.judge import runs
 from trainer.judge.audit import rules
@@ -212,13 +214,13 @@ def _result(
     shipped = lowest + run.decision.vote_margin * (shipped - lowest)
     false = 0
     for device in np.unique(run.device[parts["test"]]):
-        votes = calibrate.vote_statistic(told["test"][run.device[parts["test"]] == device] - lowest, k, w)
+        votes = vote_statistic(told["test"][run.device[parts["test"]] == device] - lowest, k, w)
         false += bool((votes > shipped - lowest).any())
     to_vote, above, hits = [], [], set()
     for key, rows in attacks.items():
         values = np.asarray(score(run.values[rows]), dtype=np.float64)
         above.append(float(np.mean(values > limit)))
-        voted = calibrate.vote_statistic(values - lowest, k, w) > limit - lowest
+        voted = vote_statistic(values - lowest, k, w) > limit - lowest
         if voted.any():
             to_vote.append(int(np.argmax(voted)) + 1)
             hits.add(key)
@@ -312,7 +314,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         bundle = bundles.load(args.bundle) if args.bundle else None
         found = analyse(args.run, bundle)
         found.save(args.run)
-    except (runs.RunFolderError, BundleError, OSError) as error:
+    except (RunFolderError, BundleError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

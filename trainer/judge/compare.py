@@ -26,8 +26,8 @@ from edge_agent.contract.bundle import BENIGN, BundleError, replace_file
 from edge_agent.contract.captures import CaptureManifest
 from trainer import config as configs
 from trainer.config import Config, DatasetEntry
-from trainer.judge import evaluate
-from trainer.judge.evaluate import AttackTrial, Day, Evaluation, bound
+from trainer.judge import evaluate, evaluation
+from trainer.judge.evaluation import AttackTrial, Day, Evaluation, bound
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 PROG = "botwatch trainer compare"
@@ -169,7 +169,7 @@ def evaluated(arm: Arm, folder: Path, seed: int) -> Evaluation:
     config = replace(arm.config, seed=seed)
     text = yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True)
     files = [str(root / c.file) for manifest, root in arm.tried for c in manifest.captures]
-    mark = hashlib.sha256("\n".join([text, *files, evaluate.generator()]).encode()).hexdigest()
+    mark = hashlib.sha256("\n".join([text, *files, evaluation.generator()]).encode()).hexdigest()
     done = folder / RESULT
     if done.is_file():
         told = json.loads(done.read_bytes())

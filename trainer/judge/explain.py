@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
+from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array, row_error
 from edge_agent.detection import explain
 from edge_agent.progress import Progress
@@ -358,7 +359,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         found = analyse(args.run)
         found.save(args.run)
-    except (runs.RunFolderError, OSError) as error:
+    except (RunFolderError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     for line in found.text():

@@ -1,34 +1,32 @@
-"""A run folder read back: its rows with their parts, and the model fitted on them. For analyses after a fit."""
+"""A run folder read back for analyses after a fit: its rows with their parts, and the model fitted on them."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from edge_agent.contract import settings
+from edge_agent.contract import runfolder
 from edge_agent.contract.bundle import BENIGN, Decision
-from edge_agent.contract.scaling import Array, Scaler, ScalingError
+from edge_agent.contract.runfolder import RunFolderError
+from edge_agent.contract.scaling import Array, Scaler
 
 Index = NDArray[np.intp]
 
 
-class RunFolderError(Exception):
-    """A run folder that cannot be read back; the message names the file and why."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Rows of a run folder: raw values (n, k) of the model's columns and, per row, what is known of it."""
+    """Rows of a run folder: raw values (n, k) of the model's columns and, per row, its part, label, device and time.
+
+    ``part`` is train, optimise or test; of attack rows attack.
+    """
 
     path: Path
     columns: tuple[str, ...]
     values: Array
-    part: NDArray[np.str_]  # train, optimise, test; attack rows: attack
+    part: NDArray[np.str_]
     label: NDArray[np.str_]
     device: NDArray[np.str_]
     t_ns: NDArray[np.int64]
@@ -41,79 +39,73 @@ class RunFolder:
 
     @property
     def benign(self) -> NDArray[np.bool_]:
-        """Which rows are of healthy devices."""
+        """Mask (n,) of the rows of healthy devices."""
         return np.asarray(self.label == BENIGN)
 
     def rows(self, part: str) -> Index:
-        """Numbers of the benign rows of a part."""
+        """Return the numbers of the benign rows of a part."""
         return np.flatnonzero((self.part == part) & self.benign)
 
     def attacks(self) -> dict[tuple[str, str], Index]:
-        """Numbers of each attack's rows, in time order, by label and device."""
-        found: dict[tuple[str, str], Index] = {}
+        """Return the numbers of each attack's rows, in time order, by label and device."""
+        attacks: dict[tuple[str, str], Index] = {}
         rows = np.flatnonzero(~self.benign)
         names = np.char.add(np.char.add(self.label[rows], "\n"), self.device[rows])
         for name in np.unique(names):
             label, device = str(name).split("\n")
-            own = rows[names == name]
-            found[label, device] = own[np.argsort(self.t_ns[own], kind="stable")]
-        return found
+            of_name = rows[names == name]
+            attacks[label, device] = of_name[np.argsort(self.t_ns[of_name], kind="stable")]
+        return attacks
 
     def groups(self, rows: Index) -> NDArray[np.str_]:
-        """Device and part of each row: within one, rows are in sequence."""
+        """Return part and device of each row as one text: within a group, rows are in sequence."""
         return np.asarray(np.char.add(np.char.add(self.part[rows], " "), self.device[rows]))
 
     def autoencoder(self) -> Callable[[Array], Array]:
-        """The Keras autoencoder: network input (n, k) -> reconstruction. Imports TensorFlow."""
-        return self._network("autoencoder")
+        """Return the Keras autoencoder: network input (n, k) -> reconstruction. Imports TensorFlow."""
+        return self._network(runfolder.AUTOENCODER)
 
     def classifier(self) -> Callable[[Array], Array] | None:
-        """The Keras classifier: network input (n, k) -> class probabilities; None without classes."""
-        return self._network("classifier") if self.classes else None
+        """Return the Keras classifier: network input (n, k) -> class probabilities; None without classes."""
+        return self._network(runfolder.CLASSIFIER) if self.classes else None
 
     def _network(self, name: str) -> Callable[[Array], Array]:
         from trainer.fit import autoencoder
 
         try:
-            return autoencoder.predictor(autoencoder.load(self.path / f"{name}.keras"))
+            return autoencoder.predictor(autoencoder.load(self.path / name))
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.path / name}.keras: cannot be read: {error}") from error
+            raise RunFolderError(f"{self.path / name}: cannot be read: {error}") from error
 
 
 def load(path: Path, most: int | None = None) -> RunFolder:
-    """Read a run folder; RunError names the file that is missing or not as `botwatch trainer fit` writes it.
+    """Read a run folder; RunFolderError names the file that is missing or not as `botwatch trainer fit` writes it.
 
     ``most`` bounds the rows of each part and attack: their first ones, which are in sequence.
     """
-    model_path, rows_path = path / "model.json", path / "rows.parquet"
+    model, scaler = runfolder.read_model(path)
+    facts = [name for name in runfolder.ROW_FACTS if name != "mac"]
     try:
-        model: dict[str, Any] = json.loads(model_path.read_bytes())
-        decision = settings.build(Decision, model["decision"], str(model_path), "decision")
-        scaler = Scaler.from_json(model["scaler"])
-        frame = pl.read_parquet(rows_path)
-        columns: Sequence[str] = model["columns"]
-        frame = frame.select([*columns, "part", "label", "device", "t_ns"])
+        frame = pl.read_parquet(path / runfolder.ROWS).select([*model.columns, *facts])
     except OSError as error:
         raise RunFolderError(f"{path}: not a run folder: {error.filename or ''} {error.strerror or error}") from error
-    except (settings.SettingsError, ScalingError) as error:
-        raise RunFolderError(str(error)) from error
-    except (ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise RunFolderError(f"{path}: not as `botwatch trainer fit` writes it: {error!r}") from error
+    except pl.exceptions.PolarsError as error:
+        raise RunFolderError(f"{path / runfolder.ROWS}: not as `botwatch trainer fit` writes it: {error!r}") from error
     if most is not None:
         frame = frame.filter(pl.int_range(pl.len()).over("part", "label", "device") < most)
     part, label, device = (frame[name].to_numpy().astype(np.str_) for name in ("part", "label", "device"))
     return RunFolder(
-        path,
-        tuple(columns),
-        np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32),
-        part,
-        label,
-        device,
-        frame["t_ns"].to_numpy().astype(np.int64),
-        scaler,
-        decision,
-        {name: tuple(value) for name, value in model["normal"].items()},
-        tuple(model["classes"]),
-        bool(model["generated"]),
-        int(model["seed"]),
+        path=path,
+        columns=model.columns,
+        values=np.ascontiguousarray(frame.select(model.columns).to_numpy(), dtype=np.float32),
+        part=part,
+        label=label,
+        device=device,
+        t_ns=frame["t_ns"].to_numpy().astype(np.int64),
+        scaler=scaler,
+        decision=model.decision,
+        normal=model.normal,
+        classes=model.classes,
+        generated=model.generated,
+        seed=model.seed,
     )

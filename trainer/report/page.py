@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
+from edge_agent.contract import runfolder
 from edge_agent.contract.cli import OK, refuse
+from edge_agent.contract.runfolder import RunFolderError
 from trainer.report import charts, findings
 from trainer.report.findings import Findings, FindingsError, Table, number
 from trainer.report.training import training
@@ -40,12 +42,11 @@ MAX_ROWS = 60
 """Rows of a table that are shown; the findings' file has all."""
 
 
-class ReportError(Exception):
-    """A run folder that cannot be reported on; the message names the file and the reason."""
-
-
 def page(run: Path, items: tuple[Findings, ...]) -> str:
-    """Return the report of a run folder and of the findings ``items`` as one HTML document."""
+    """Return the report of a run folder and of the findings ``items`` as one HTML document.
+
+    RunFolderError names a file of the folder that cannot be used.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -62,9 +63,8 @@ def page(run: Path, items: tuple[Findings, ...]) -> str:
 
 def _content(run: Path, items: tuple[Findings, ...]) -> dict[str, Any]:
     """Return the values of page.html by name."""
-    model, metrics, history, provenance = (
-        _json(run / f"{name}.json") for name in ("model", "metrics", "history", "provenance")
-    )
+    files = (runfolder.MODEL, runfolder.METRICS, runfolder.HISTORY, runfolder.PROVENANCE)
+    model, metrics, history, provenance = (runfolder.read_json(run / name) for name in files)
     names = {item.name for item in items}
     ordered = sorted(items, key=lambda item: (_place(item.name), item.name))
     of_training = training(model, metrics, history)
@@ -102,7 +102,7 @@ def _facts(model: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str,
         **provenance.get("versions", {}),
     }
     if provenance.get("generated"):
-        from trainer.judge.evaluate import generator
+        from trainer.judge.evaluation import generator
 
         facts["generator"] = f"trainer/generate.py, SHA-256 {generator()}"
     return facts
@@ -110,7 +110,7 @@ def _facts(model: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str,
 
 def _settings(run: Path) -> Table | None:
     """Return the settings of a run as a table of keys and values, without its data sources."""
-    config = run / "config.yaml"
+    config = run / runfolder.CONFIG
     if not config.is_file():
         return None
     tree = yaml.safe_load(config.read_text())
@@ -127,16 +127,6 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: is not a JSON object")
-    return content
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer report`."""
     parser.description = "Write everything known of a run folder to one self-contained HTML file."
@@ -151,7 +141,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Run `botwatch trainer report`; return the exit status."""
     from edge_agent.contract.bundle import replace_file
-    from trainer.judge.runs import RunFolderError
 
     out = args.out or args.run / OUT
     try:
@@ -159,7 +148,7 @@ def run(args: argparse.Namespace, command: str) -> int:
             compute(args.run, analyses())
         items = findings.load(args.run)
         replace_file(out, page(args.run, items).encode())
-    except (ReportError, FindingsError, RunFolderError) as error:
+    except (RunFolderError, FindingsError) as error:
         return refuse(PROG, error)
     except OSError as error:
         return refuse(PROG, error, file=out)
@@ -176,9 +165,9 @@ def analyses() -> dict[str, Callable[[Path], Findings]]:
 
 def compute(run: Path, analyses: Mapping[str, Callable[[Path], Findings]]) -> None:
     """Run those of ``analyses`` whose findings are missing or older than the model."""
-    model = run / "model.json"
+    model = run / runfolder.MODEL
     if not model.is_file():
-        raise ReportError(f"{run}: not a run folder: model.json is missing")
+        raise RunFolderError(f"{run}: not a run folder: {runfolder.MODEL} is missing")
     for name, analyse in analyses.items():
         path = run / findings.FOLDER / f"{name}.json"
         if path.is_file() and path.stat().st_mtime >= model.stat().st_mtime:

@@ -370,6 +370,15 @@ def test_padding_of_a_short_frame_is_not_read_as_ports() -> None:
     assert rows.meta[0]["sport"] == 0
 
 
+@pytest.mark.parametrize("linktype", [0, 2, 9, 105, 195, -1])
+def test_frames_of_an_unknown_link_type_are_refused_by_name(linktype: int) -> None:
+    """They used to be read as raw IP, from the wrong byte."""
+    extractor = Extractor(16)
+    with pytest.raises(ValueError, match=rf"link type {linktype} \(.*\) is not one of Ethernet"):
+        extractor.push_frames([frame(0, Spec())], linktype)
+    assert extractor.counts()["frames"] == 0
+
+
 def test_frames_without_a_whole_link_header_give_no_row_and_are_counted() -> None:
     extractor = Extractor(16)
     frames = [frame(0, Spec(cut=13)), frame(1, Spec(cut=0)), frame(2, Spec()), frame(3, Spec(cut=20))]

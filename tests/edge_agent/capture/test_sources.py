@@ -101,9 +101,10 @@ def test_a_filter_that_does_not_compile_is_refused_by_name(path: Path) -> None:
         (b"not a capture at all\n" * 10, "unknown file format"),
         (craft.pcap([])[:20], "truncated dump file"),
         (b"\x1f\x8b\x08\x00" + bytes(60), "unknown file format"),
-        (craft.pcap([], 195), "link type 195 .* is not one of Ethernet"),
+        (craft.pcap([], 195), r"link type 195 \(IEEE802_15_4\) is not one of Ethernet"),
+        (craft.pcapng(conversation(4), 105), r"link type 105 \(IEEE802_11\) is not one of Ethernet"),
     ],
-    ids=["empty", "text", "half a header", "gzip", "another link layer"],
+    ids=["empty", "text", "half a header", "gzip", "another link layer", "another link layer in pcapng"],
 )
 def test_what_is_no_capture_is_refused_at_open(path: Path, content: bytes, reason: str) -> None:
     path.write_bytes(content)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.contract import messages
-from edge_agent.contract.messages import CLASSES, Alert, ModelInfo
+from edge_agent.contract.alert import CLASSES, Alert, ModelInfo
 from edge_agent.delivery.alerts import Alerter, cut_short
 from edge_agent.detection.detection import Detection
 

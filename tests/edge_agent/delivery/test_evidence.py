@@ -16,6 +16,7 @@ from edge_agent.__main__ import main
 from edge_agent.capture.features import Cut, Extractor
 from edge_agent.capture.sources import open_file
 from edge_agent.contract import messages
+from edge_agent.contract.alert import Alert
 from edge_agent.delivery import evidence
 from tests.conftest import Home
 from tests.reference import frames as craft
@@ -169,7 +170,7 @@ def test_every_episode_has_a_pcap_that_three_readers_open_and_whose_hashes_hold(
         assert len(content) <= 262_144
     for id in ids:
         path = folder / f"{id}.pcap"
-        new = messages.Alert.read(next(a for a in alerts if own(a)["id"] == id))
+        new = Alert.read(next(a for a in alerts if own(a)["id"] == id))
         with PcapReader(str(path)) as reader:
             times = [int(p.time * S) for p in reader]
         with open_file(path) as source:

@@ -21,13 +21,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.ingest import CollectorConfig, Ingest
 from collector.store import AlertStore
-from edge_agent.agent import Publisher
 from edge_agent.check import findings
 from edge_agent.config import AgentConfig, OutboxConfig
 from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
 from edge_agent.delivery.link import BrokerConfig, Link
 from edge_agent.delivery.outbox import Outbox
+from edge_agent.publisher import Publisher
 from edge_agent.state import State, StateError
 from tests.broker import Amqtt, Mosquitto, Scripted, any_broker, free_port, needs_mosquitto, wait_until
 

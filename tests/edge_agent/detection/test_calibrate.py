@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edge_agent.contract.bundle import Decision, Tail
+from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.detection import calibrate, device_limits
 from edge_agent.detection.calibrate import (
-    COUNT_COLUMNS,
     Benign,
     correlation_rows,
     count_bounds,
@@ -20,10 +20,10 @@ from edge_agent.detection.calibrate import (
     peaks,
     tail,
     threshold,
-    vote_statistic,
     vote_window,
 )
 from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.vote import vote_statistic
 
 SCORES = st.integers(1, 60).flatmap(lambda n: arrays(np.float64, n, elements=st.floats(0, 1e6, width=32)))
 
@@ -129,16 +129,6 @@ def test_the_window_spans_twice_what_benign_scores_stay_alike_for():
 
 def test_devices_with_few_rows_do_not_set_the_window():
     assert vote_window(np.ones(40), np.repeat([0, 1], 20)) == (15, 20)
-
-
-@given(SCORES, st.integers(1, 20), st.integers(0, 10))
-def test_the_vote_statistic_exceeds_a_limit_exactly_when_k_of_the_last_w_scores_do(scores, k, more):
-    """The link between a limit and the detector's vote: both must mean the same."""
-    w = k + more
-    statistic = vote_statistic(scores, k, w)
-    for limit in (0.5, float(np.median(scores)), float(scores.max())):
-        voted = [int((scores[max(0, i - w + 1) : i + 1] > limit).sum()) >= k for i in range(len(scores))]
-        assert (statistic > limit).tolist() == voted
 
 
 @given(SCORES, st.integers(1, 5), st.integers(1, 6))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.features import Extractor, Rows
-from edge_agent.contract.messages import ModelInfo
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.detection.checkins import MAX_PEERS, MAX_ROWS, CheckInRule, CheckIns
 from edge_agent.detection.detection import Detection
@@ -60,6 +60,13 @@ def told(*parts: Iterable[Frame], checkins: CheckIns | None = None, batch: int =
     for at in range(0, len(rows), batch):
         found += checkins.observe(Rows(rows.values[at : at + batch], rows.meta[at : at + batch]))
     return found
+
+
+def test_a_detection_names_the_interface_that_the_packets_came_by():
+    rows = Extractor(16_384, seed=1).push_frames(merged(home(3), held(SERVER, 2 * HOUR, 3 * HOUR, 10.0, 0.3)))
+    assert {d.interface for d in CheckIns().observe(rows)} == {""}
+    rows.meta["interface"] = 1
+    assert {d.interface for d in CheckIns().observe(Rows(rows.values, rows.meta, ("lan0", "lan1")))} == {"lan1"}
 
 
 SERIES = {

@@ -19,15 +19,15 @@ from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
-from edge_agent.contract.columns import CLEAN, COMPAT, DEVICE
-from edge_agent.contract.messages import Alert
+from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.detection import detector as detectors
 from edge_agent.detection import explain
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import Detector
+from edge_agent.detection.scorer import SLOW_DECAYS
 from tests.conftest import Home
 from tests.reference.frames import pcap
 from tests.traffic import (
@@ -300,7 +300,7 @@ def test_reasons_are_five_statistics_and_not_one_at_five_decays(bundle, plug):
     assert len(first.explanation) <= 200
     assert later
     for detection in later:  # λ = 0.1 and 0.01 are shown as normal then: they are no reason
-        assert not any(mark in column for column, _ in detection.top_features for mark in detectors.SLOW_DECAYS)
+        assert not any(mark in column for column, _ in detection.top_features for mark in SLOW_DECAYS)
 
 
 def test_a_scan_is_told_in_connections_or_addresses_a_second(bundle, plug):

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from edge_agent import state as states
-from edge_agent.agent import Agent, seen_path
+from edge_agent.agent import Agent
 from edge_agent.capture.features import Extractor, Rows
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.columns import indices
+from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_DOCUMENT, encode
 from edge_agent.delivery.allow import AllowList
-from edge_agent.detection.calibrate import COUNT_COLUMNS
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import MAX_DEVICES, MAX_LISTED, Devices
+from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.detection.test_detector import found
@@ -312,8 +312,8 @@ def test_a_window_with_five_percent_of_scanning_is_alerted_and_protects_as_well(
 SAVER = """
 import sys; from pathlib import Path
 import numpy as np
-from edge_agent.agent import seen_path
-from edge_agent.delivery.allow import AllowList, Entry
+from edge_agent.learning_store import seen_path
+from edge_agent.delivery.allow import AllowList, Suppression
 from edge_agent.contract import bundle as bundles
 from edge_agent.detection.devices import Devices
 from edge_agent.capture.features import Extractor
@@ -334,7 +334,7 @@ for i in range(began + 1, 10**9):
         own.end_minute(BEGIN + i * 60 * 10**9)
     devices.keep(devices.records(1e9, everything=True), 1e9)
     bundles.replace_file(seen_path(state.path), extractor.save_seen())
-    allowed.add(Entry("mute", f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}", 1e9, 2e9), 1e9, 0.0)
+    allowed.add(Suppression("mute", f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}", 1e9, 2e9), 1e9, 0.0)
     print(i, flush=True)
 """
 

@@ -12,10 +12,10 @@ import pytest
 
 from edge_agent.contract import scaling, settings
 from edge_agent.contract.bundle import Decision
-from edge_agent.contract.columns import CLEAN, COMPAT, DEVICE, NBAIOT_COLUMNS
+from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE, NBAIOT_COLUMNS
 from edge_agent.contract.scaling import Scaler
 from edge_agent.detection import calibrate
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from trainer.config import ClassifierSettings, Config, DatasetEntry, DecisionSettings, Scaling, Training
 from trainer.data.protocol import TEST, Split
 from trainer.data.row_table import RowTable
@@ -308,7 +308,7 @@ def test_top_n_keeps_the_best_distinct_columns(make_table):
     assert run.schemas == (CLEAN,)
     assert any("1 columns repeat others and were not ranked: MI_dir_L5_weight" in line for line in said)
     assert run.rows.columns[:2] == ["H_L5_weight", "H_L5_mean"]
-    assert set(calibrate.COUNT_COLUMNS) <= set(run.rows.columns)  # the counts rule needs them whatever the model uses
+    assert set(COUNT_COLUMNS) <= set(run.rows.columns)  # the counts rule needs them whatever the model uses
 
 
 def test_top_n_needs_labels_and_enough_columns(make_table):

@@ -11,7 +11,7 @@ from trainer.__main__ import main
 from trainer.config import Config, DatasetEntry
 from trainer.judge import compare
 from trainer.judge.compare import Arm, CompareError, arms
-from trainer.judge.evaluate import AttackTrial, Day, Evaluation
+from trainer.judge.evaluation import AttackTrial, Day, Evaluation
 from trainer.report import findings
 
 

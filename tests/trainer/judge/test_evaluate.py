@@ -9,12 +9,13 @@ from scipy import stats
 
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
-from edge_agent.detection.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.generate import Plan, generate
-from trainer.judge import evaluate, runs
-from trainer.judge.evaluate import AttackTrial, Day, Evaluation, bound
+from trainer.judge import agreement, evaluate, runs
+from trainer.judge import evaluation as evaluations
+from trainer.judge.evaluation import AttackTrial, Day, Evaluation, bound
 from trainer.report import findings
 
 
@@ -89,7 +90,7 @@ def made(*trials: AttackTrial, alerts: int = 0) -> Evaluation:
 
 
 def test_the_report_says_what_was_missed_and_by_whom():
-    found = evaluate.report(made(trial("camera", 20), trial("plug", None, "")), "command")[0]
+    found = evaluations.report(made(trial("camera", 20), trial("plug", None, "")), "command")[0]
     text = "\n".join(found.text())
     assert "1 of 2 alerted" in text
     assert "Worst device: plug, 0% of the attacks put into its day are alerted; missed: a." in text
@@ -98,12 +99,12 @@ def test_the_report_says_what_was_missed_and_by_whom():
 
 
 def test_precision_is_that_of_bayes_at_the_base_rate():
-    found = evaluate.report(made(trial("camera", 20), alerts=1), "command", base_rate=0.5)[0]
+    found = evaluations.report(made(trial("camera", 20), alerts=1), "command", base_rate=0.5)[0]
     assert any(f"right in {0.5 / (0.5 + 0.5):.1%}" in line for line in found.lead)
 
 
 def test_attacks_without_a_goal_are_listed_but_not_counted():
-    found = evaluate.report(made(trial("camera", 20), trial("plug", None, "", expected=False)), "command")[0]
+    found = evaluations.report(made(trial("camera", 20), trial("plug", None, "", expected=False)), "command")[0]
     assert "1 of 1 alerted" in "\n".join(found.lead)
 
 
@@ -182,7 +183,7 @@ def test_windows_at_the_limit_are_told_apart_from_those_that_quantisation_should
             for rule, limit in ((of_bundle.manifest.decision, of_int8), (of_run.decision, of_float))
         )
         bundle = replace(of_bundle, manifest=replace(of_bundle.manifest, decision=bundle_rule))
-        found = evaluate.parity(bundle, replace(of_run, decision=run_rule), "command")
+        found = agreement.report(bundle, replace(of_run, decision=run_rule), "command")
         return next(row for row in found.tables[1].rows if row[0] == "mirai.udpplain")
 
     _, n, _, near, clear, *_ = told(middle, middle)

@@ -1,0 +1,82 @@
+"""From rows to anomaly scores: scale, reconstruct by the autoencoder, mean squared error; high = anomalous.
+
+What a score means, and when it is too high, is the business of `edge_agent.detection.vote` and of the bundle's limits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.capture.features import RowScaling
+from edge_agent.contract import columns as cols
+from edge_agent.contract.scaling import Array, Scaler
+from edge_agent.detection.runtime import Model
+
+SLOW_DECAYS = ("_L0.1_", "_L0.01_")
+"""Marks of the columns that still remember an attack minutes after it: λ = 0.1 needs 95 s, λ = 0.01 950 s to forget."""
+
+AT_ONCE = 256
+"""Rows scored at a time: the interpreter's largest batch, and what the processor's cache holds."""
+
+_FULL, _CARRIED, _FAST = 0, 1, 2  # variants of the score
+
+
+class Scorer:
+    """Rows of one model's columns -> anomaly scores, high = anomalous.
+
+    ``predict`` is the autoencoder (Keras or TFLite): network input (n, k) -> reconstruction (n, k), float32.
+    """
+
+    def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
+        self._predict, self._scaler, self._columns = predict, scaler, columns
+        self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
+        if self._slow.all():  # a model of slow columns alone knows no other rule
+            self._slow[:] = False
+        device = np.array([column.startswith("device_") for column in columns])
+        if device.all():
+            device[:] = False
+        self._keep = np.stack([~np.zeros_like(device), ~device, ~self._slow])
+        self._scaling = RowScaling(scaler, len(columns), range(len(columns)), self._keep)
+
+    def full(self, values: NDArray[Any]) -> Array:
+        """Mean squared error over all columns, shape (n,)."""
+        return self._error(self._scaling, values, _FULL)
+
+    def fast(self, values: NDArray[Any]) -> Array:
+        """Mean squared error over the columns of λ >= 1, the network seeing the slow ones as normal (z = 0), (n,)."""
+        return self._error(self._scaling, values, _FAST)
+
+    def carried(self, values: NDArray[Any]) -> Array:
+        """Mean squared error with the sender's device columns shown and counted as normal, (n,): the score of a router,
+        whose device columns are of all that it carries."""
+        return self._error(self._scaling, values, _CARRIED)
+
+    def of_rows(self) -> Callable[[NDArray[Any], NDArray[np.bool_]], Array]:
+        """A function: rows of all columns (n, 140), which are a router's own (n,) -> `full` or `carried` of each."""
+        scaling = RowScaling(self._scaler, len(cols.ALL_COLUMNS), cols.indices(list(self._columns)), self._keep)
+        return lambda values, carries: self._error(scaling, values, carries.view(np.uint8))
+
+    def _error(self, scaling: RowScaling, values: NDArray[Any], variant: int | NDArray[np.uint8]) -> Array:
+        if isinstance(variant, int):
+            variant = np.full(len(values), variant, dtype=np.uint8)
+        if not isinstance(self._predict, Model):
+            z, seen = scaling.inputs(values, variant)
+            return scaling.errors(z, self._predict(seen), variant)
+        errors = np.empty(len(values), dtype=np.float32)
+        for at in range(0, len(values), AT_ONCE):
+            part, of = values[at : at + AT_ONCE], variant[at : at + AT_ONCE]
+            z = scaling.inputs(part, of, self._predict.input(len(part)))[0]
+            errors[at : at + AT_ONCE] = scaling.errors(z, self._predict.run(), of)
+        return errors
+
+    def shares(self, values: NDArray[Any], fast: bool) -> Array:
+        """Each column's part in the error of one row (k,), under the full or the fast rule: (k,)."""
+        z = self._scaler.z(values[None, :])
+        if fast:
+            z[:, self._slow] = 0.0
+        difference = (z - self._predict(self._scaler.network_input(z)))[0]
+        if fast:
+            difference[self._slow] = 0.0
+        return np.asarray(difference**2)
