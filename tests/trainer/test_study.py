@@ -1,4 +1,4 @@
-"""The original studies by preset, on rows made of noise: what is counted, measured twice, left out and refused."""
+"""The original studies by preset, on rows made of noise: rows counted, figures measured twice, labels left out."""
 
 import csv
 import dataclasses
