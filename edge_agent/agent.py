@@ -5,12 +5,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from edge_agent.capture.features import Extractor, Rows
 from edge_agent.capture.sources import Source, open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
-from edge_agent.contract.alert import ModelInfo
+from edge_agent.contract.alert import Alert, ModelInfo
 from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import Bundle
 from edge_agent.delivery.alerts import Alerter
@@ -26,8 +25,6 @@ BATCH = 4096
 
 GATHERED_NS = 1_000_000_000
 """Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
-
-Alert = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +67,7 @@ class Agent:
         self.detector = Detector(
             bundle,
             config.networks,
-            learn=self.devices.own if learning.enabled else False,
+            learn=self.devices.limits_of if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
         if learning.enabled:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_agent.config import AgentConfig
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import ALL_DEVICES, MAX_COMMAND, VERBS, Command, Reply
 from edge_agent.contract.messages import (
@@ -26,8 +27,8 @@ from edge_agent.contract.messages import (
     parse_topic,
     topic,
 )
-from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.outbox import KEEP_S, Outbox
+from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions
 from edge_agent.state import State, StateError
 from edge_agent.system import own_addresses
 
@@ -75,7 +76,7 @@ class Control:
         self, config: AgentConfig, state: State, outbox: Outbox | None = None, link: "Link | None" = None
     ) -> None:
         self._config, self._state, self._outbox, self._link = config, state, outbox, link
-        self.allowed = AllowList(state, config.control.max_entries, time.time(), time.monotonic())
+        self.allowed = Suppressions(state, config.control.max_entries, time.time(), time.monotonic())
         self.counts = dict.fromkeys(
             ("commands_done", "commands_refused", "commands_repeated", "commands_retained", "commands_dropped"), 0
         )
@@ -148,20 +149,18 @@ class Control:
         changed, self._changed = self._changed, False
         return changed
 
-    def remember(self, alert: Mapping[str, Any]) -> None:
+    def remember(self, alert: Alert) -> None:
         """Store the device and class of an alert, so that its episode can be allowed by its id."""
-        ours = alert["alert"]["context"]["botwatch"]
-        classes = self._classes.setdefault(ours["id"], set())
-        if ours["class"] not in classes:
-            classes.add(ours["class"])
-            device = ours["device"]
-            about = {"device": device.get("mac") or device.get("ip", ""), "classes": sorted(classes)}
+        classes = self._classes.setdefault(alert.id, set())
+        if alert.class_name not in classes:
+            classes.add(alert.class_name)
+            about = {"device": alert.device.mac or alert.device.ip, "classes": sorted(classes)}
             try:
-                self._state.episode_put(ours["id"], json.dumps(about), time.time(), MAX_EPISODES)
+                self._state.episode_put(alert.id, json.dumps(about), time.time(), MAX_EPISODES)
             except StateError as error:
                 self._complain(error)
-        if ours["state"] == "end":
-            del self._classes[ours["id"]]
+        if alert.state == "end":
+            del self._classes[alert.id]
 
     def execute(self, command: Command, origin: Origin) -> Reply:
         """Check and carry out one command."""
@@ -171,7 +170,7 @@ class Control:
                 why = "this agent cannot do that" if self._outbox else "needs a running agent"
                 raise CommandRefused(f"{command.verb}: {why}")
             result, error = handler(command, origin), ""
-        except (CommandRefused, AllowError, StateError) as failure:
+        except (CommandRefused, SuppressionError, StateError) as failure:
             result, error = None, str(failure)
         self.counts["commands_refused" if error else "commands_done"] += 1
         if command.verb != "status":

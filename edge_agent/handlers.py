@@ -1,4 +1,7 @@
-"""Commands that the parts of a running agent do: a test alert, evidence, learning a device anew."""
+"""Commands that the parts of a running agent carry out: test alerts, evidence, learning a device anew.
+
+`control` decides whether a command may be given and sends the reply; each function here returns the reply's result.
+"""
 
 import time
 from collections.abc import Callable
@@ -14,32 +17,32 @@ from edge_agent.detection.devices import Devices
 
 
 def send_test_alert(agent: Agent, give: Callable[..., None], command: Command, origin: Origin) -> dict[str, Any]:
-    """Done for the command `test-alert`."""
-    alerts = agent.alerter.trial(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
+    """Send the alerts of a test episode (`test-alert`)."""
+    alerts = agent.alerter.test_alerts(time.time_ns(), f"{command.by or 'somebody'}, {origin} command")
     give(*alerts)
-    return {"id": alerts[0]["alert"]["context"]["botwatch"]["id"], "alerts": len(alerts)}
+    return {"id": alerts[0].id, "alerts": len(alerts)}
 
 
 def send_evidence(agent: Agent, control: Control, command: Command, origin: Origin) -> dict[str, Any]:
-    """Done for the command `evidence`: the parts go after the reply, straight to the broker and not over the disk."""
+    """Send the packets around an alert (`evidence`) in parts behind the reply, which bypass the outbox."""
     if origin == "local":
-        raise CommandRefused("on the gateway `botwatch agent evidence` reads it")
+        raise CommandRefused("on the gateway `botwatch agent evidence` writes it to a file")
     if agent.evidence is None:
-        raise CommandRefused("no evidence is kept here (evidence.path)")
+        raise CommandRefused("this agent stores no evidence (evidence.path)")
     try:
-        told, parts = chunks(agent.evidence.folder, command.arguments["alert"])
+        result, parts = chunks(agent.evidence.folder, command.arguments["alert"])
     except EvidenceError as error:
         raise CommandRefused(str(error)) from error
-    control.follow([(f"chunk/{c.id}", messages.encode(c.document(), messages.MAX_CHUNK)) for c in parts])
-    return told
+    control.follow([(command.parts_leaf, messages.encode(part.document(), messages.MAX_CHUNK)) for part in parts])
+    return result
 
 
 def relearn(devices: Devices, device: str) -> dict[str, Any]:
-    """Done for the command `learn`."""
+    """Learn a device's own limits anew (`learn`); ``device`` is its MAC."""
     try:
         known = devices.relearn(parse_mac(device))
     except ValueError:
-        raise CommandRefused(f"{device}: a device is learnt under its MAC") from None
+        raise CommandRefused(f"{device}: only a device that is named by its MAC can be learnt") from None
     if not known:
         raise CommandRefused(f"{device} has not been seen")
     return {"device": device, "state": "learning"}

@@ -1,7 +1,11 @@
-"""How the agent says that it is well: a health message each minute, and warnings that are worth a line in the log."""
+"""How the agent is doing: the health message of each minute, and the clock that alerts are stamped with.
+
+What is only worth a line in the log, such as frames that were dropped, is logged here too, once each time it changes.
+"""
 
 import logging
 import time
+from collections.abc import Callable
 
 from edge_agent.agent import Agent
 from edge_agent.capture.attach import Surroundings
@@ -9,30 +13,47 @@ from edge_agent.capture.features import Rows
 from edge_agent.capture.sources import Interfaces
 from edge_agent.contract import messages
 from edge_agent.publisher import Publisher
-from edge_agent.system import cpu_s, resident_mb
+from edge_agent.system import cpu_s, resident_mb, synchronised
 
 HEALTH_ENTRIES = 8
-"""Entries of the allow list in a health message, first those of the broker; `status` tells all."""
+"""Suppressions in a health message, those made through the broker first; `status` lists all of them."""
 
 HEALTH_LASTS = 5
-"""Health messages that may be missing before a broker forgets the last one (MQTT 5)."""
+"""Health messages that may fail to come before the broker drops the last one (MQTT 5)."""
+
+CLOCK_S = 60.0
+"""Seconds between two looks at whether the clock is synchronised."""
 
 logger = logging.getLogger(__name__)
 
 
 class HealthMonitor:
-    """What the agent says of itself each minute, and warnings that are worth a line in the log once."""
+    """The health of a running agent.
 
-    def __init__(self, agent: Agent, interfaces: Interfaces, publisher: Publisher | None) -> None:
-        self._agent, self._interfaces, self._publisher = agent, interfaces, publisher
+    ``clock`` returns True if the system's clock is synchronised and None if that is unknown. From the beginning on, and
+    then once a minute, ``agent.alerter.clock`` follows it, so that each alert says how far its times can be trusted.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        interfaces: Interfaces,
+        publisher: Publisher | None,
+        *,
+        clock: Callable[[], bool | None] = synchronised,
+    ) -> None:
+        self._agent, self._interfaces, self._publisher, self._clock = agent, interfaces, publisher, clock
         self._next, self._frames = 0.0, 0
-        self.refused = ""  # why a configuration was
+        self.refused = ""
+        """Why the configuration that was read last is not in use; "" if it is."""
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
+        self._clock_due = 0.0
+        self._look_at_clock(self._past)
 
     def look(self, rows: Rows) -> None:
-        """Notice what the frames tell of how the interfaces are attached."""
+        """Notice what rows show of how the interfaces are attached."""
         self._surroundings.look(rows)
 
     @property
@@ -40,11 +61,12 @@ class HealthMonitor:
         return self._publisher.health_s if self._publisher else 60.0
 
     def now(self) -> None:
-        """Let health be due at once."""
+        """Make health due at once."""
         self._next = 0.0
 
     def beat(self, now: float) -> None:
-        """Send health when it is due."""
+        """Do what is due at ``now``, seconds of the steady clock: look at the system's clock, publish health."""
+        self._look_at_clock(now)
         if now < self._next:
             return
         self._next = now + self._every_s
@@ -59,7 +81,7 @@ class HealthMonitor:
         self._frames, self._cpu_s, self._past, self._drops = frames, cpu_s(), now, lost
 
     def document(self) -> messages.Health:
-        """How things are now; rates are of the time since the last beat."""
+        """Return how the agent is doing now; rates are those since the last beat."""
         counts, captured, publisher = self._agent.counts(), self._interfaces.count(), self._publisher
         passed = max(time.monotonic() - self._past, 1e-3)
         lost = captured["dropped"] + captured["interface_dropped"] - self._drops
@@ -81,3 +103,17 @@ class HealthMonitor:
             allowed_entries=len(allowed),
             config_refused=self.refused,
         )
+
+    def _look_at_clock(self, now: float) -> None:
+        """Let alerts say `unsynced` exactly while the system says that its clock is not synchronised."""
+        if now < self._clock_due:
+            return
+        self._clock_due = now + CLOCK_S
+        alerter, before = self._agent.alerter, self._agent.alerter.clock
+        alerter.clock = "unsynced" if self._clock() is False else "synced"
+        if alerter.clock == before:
+            return
+        if alerter.clock == "unsynced":
+            logger.warning("the system's clock is not synchronised: alerts say so, their times may be wrong")
+        else:
+            logger.info("the system's clock is synchronised")

@@ -45,13 +45,12 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     # Commands are for the agent: to subscribe to them here would be to take them from it.
     config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
     publisher = Publisher(config, controlled=True)
-    alerts = Alerter(config.gateway, config.site, model, version("botwatch")).trial(
+    alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
         time.time_ns(), f"{orders.user()}, no agent running"
     )
-    id = alerts[0]["alert"]["context"]["botwatch"]["id"]
     with publisher.running():
         publisher.give(*alerts)
-        yield from _await(config, publisher.state, id, wait_s, publisher.line)
+        yield from _await(config, publisher.state, alerts[0].id, wait_s, publisher.line)
 
 
 def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[str]:

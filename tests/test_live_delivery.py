@@ -190,7 +190,7 @@ def test_an_agent_killed_in_the_middle_of_an_attack_loses_no_alert_and_leaves_no
             ends = [alert for alert in site.arrived("end") if alert.explanation.startswith(CUT_SHORT)]
             assert len(ends) == KILLS, site.said()  # each of which its successor wrote down; the last is of this one
             assert set(site.episodes().values()) == {"end"}
-            assert "1 episodes that were open are ended" in site.said()
+            assert "1 episodes that it left open are ended now" in site.said()
             site.scan(57, 2500)  # the attack goes on: another episode
             wait_until(lambda: len(site.lines()) >= 2, 20)
             wait_until(lambda: list(site.episodes().values()).count("end") == KILLS)

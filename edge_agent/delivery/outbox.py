@@ -1,10 +1,10 @@
-"""Messages that must reach the broker: kept on disk until it has taken them, in order, at least once, within bounds.
+"""Messages that must reach the broker: stored until it has taken them, in order, at least once, within bounds.
 
-`put` is for the packet loop, `drain` and `done` for the link; either side may stop, crash or be killed between any two
-calls. What a message says is not known here, only whether a later one says it again (`droppable`).
+`put` is for the packet loop, `drain` and `done` are for the link; either side may stop, crash or be killed between any
+two calls. The content of a message is not known here, only if a later one repeats it (``droppable``).
 
-While the disk takes nothing (full, failing), messages are kept in memory instead, fewer of them, and are handed over
-from there; they go to the disk as soon as it takes them. Only then does a power cut lose any.
+While the disk cannot be written (full, failing), messages stay in memory instead, fewer of them, and are handed over
+from there; they go to the disk as soon as it can be written again. Only in that time does a power cut lose any.
 """
 
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 20_000
 MAX_BYTES = 64 * 1024 * 1024  # of payloads
-KEEP_S = 86_400.0  # rows the broker has taken are kept so long: its word is not yet the collector's
-UNSAVED_ROWS = 2000  # kept in memory while the disk takes none
+KEEP_S = 86_400.0  # for which messages the broker has taken stay: it may not have passed them on to the collector yet
+UNSAVED_ROWS = 2000  # messages in memory while the disk cannot be written, at most
 UNSAVED_BYTES = 4 * 1024 * 1024  # of their payloads
 _PAGE = 256  # rows read from the disk at a time
 
 
 class _Queued(NamedTuple):
-    """One that is in memory only."""
+    """A message that is in memory only."""
 
     put_s: float  # wall clock, Unix seconds
     topic: str
@@ -40,17 +40,20 @@ class _Queued(NamedTuple):
 
 @dataclass
 class OutboxCounts:
-    """How often what happened, since the start of the process."""
+    """Counters since the start of the process."""
 
     put: int = 0
     done: int = 0
-    dropped_updates: int = 0  # updates dropped at the bound, which are the first to go
+    dropped_updates: int = 0  # updates dropped at the bound; they go first
     dropped: int = 0  # other messages dropped at the bound: alerts lost
-    unwritable: int = 0  # attempts to use the disk that failed; what was to be written stays in memory
+    unwritable: int = 0  # attempts to use the disk that failed; messages stay in memory then
 
 
 class Outbox:
-    """The outbox in ``state``; waiting and kept rows together are at most ``max_rows`` and ``max_bytes``."""
+    """The outbox in ``state``: at most ``max_rows`` and ``max_bytes`` of messages that wait or were taken.
+
+    Those the broker has taken stay for ``keep_s`` seconds, so that they can be sent `again`.
+    """
 
     def __init__(
         self, state: State, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S
@@ -65,73 +68,71 @@ class Outbox:
         self._unsaved: dict[int, _Queued] = {}  # by a number below 0, where rows are above
         self._unsaved_bytes, self._last_unsaved = 0, 0
         self._unsaved_given = 0  # the last of them handed to ``send``
-        self._stories: dict[str, tuple[str, bytes] | None] = {}  # what the disk does not know of stories; None: over
-        self._unmarked: set[int] = set()  # rows a broker has taken, which the disk does not know
-        self._failing = False  # the last use of the disk failed, and that was said
+        self._episodes: dict[str, tuple[str, bytes] | None] = {}  # those whose latest message the disk does not have
+        self._unmarked: set[int] = set()  # rows the broker has taken that are not yet marked on the disk
+        self._failing = False  # the last use of the disk failed, and that was logged
         self._depth = 0  # as last read
 
-    def put(self, topic: str, payload: bytes, *, droppable: bool = False) -> None:
-        """Keep one message: on the disk when this returns, or in memory while the disk takes nothing."""
-        self.put_all([(topic, payload, droppable)])
-
-    def put_all(
+    def put(
         self,
         messages: Iterable[tuple[str, bytes, bool]],
-        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+        episodes: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
     ) -> None:
-        """Keep ``(topic, payload, droppable)`` messages with a single write.
+        """Store ``(topic, payload, droppable)`` messages with a single write: they are on the disk on return.
 
-        Besides, of each of ``stories`` its latest ``(topic, payload)`` is remembered until it is None, which is its
-        end: see `unfinished`. StateError when the state file is closed.
+        While the disk cannot be written they are in memory. ``episodes`` has the latest ``(topic, payload)`` of each
+        episode the messages are about, None for one that ends with them: see `open_episodes`. StateError when the
+        state file is closed.
         """
         now = time.time()
-        kept = [_Queued(now, *message) for message in messages]
-        for message in kept:
+        queued = [_Queued(now, *message) for message in messages]
+        for message in queued:
             if len(message.payload) > MAX_PAYLOAD:
                 raise ValueError(f"{message.topic}: {len(message.payload)} bytes, the bound is {MAX_PAYLOAD}")
-        if not kept and not stories:
+        if not queued and not episodes:
             return
         with self._lock:
-            for message in kept:
+            for message in queued:
                 self._last_unsaved -= 1
                 self._unsaved[self._last_unsaved] = message
                 self._unsaved_bytes += len(message.payload)
-            for story, latest in stories.items():
-                self._stories.pop(story, None)  # lest the latest be taken for an old one, which go first
-                self._stories[story] = latest
-            self.counts.put += len(kept)
+            for episode, latest in episodes.items():
+                self._episodes.pop(episode, None)  # so that it becomes the newest entry: the oldest are dropped first
+                self._episodes[episode] = latest
+            self.counts.put += len(queued)
             self._save()
         self._wake()
 
-    def unfinished(self) -> list[tuple[str, str, bytes]]:
-        """``(story, topic, payload)`` of the last message of each story that has begun and not come to its end.
+    def open_episodes(self) -> list[tuple[str, str, bytes]]:
+        """Return ``(episode, topic, payload)`` of the last message of each episode that has not ended.
 
-        At the start of a process these were cut short by the end of the one before. None while the disk is in trouble.
+        At the start of a process, these were open when the one before it was killed. Empty while the disk cannot be
+        read.
         """
         try:
-            return self._state.outbox_unfinished()
+            return self._state.outbox_open_episodes()
         except StateUnwritableError as error:
             with self._lock:
                 self._cannot(error)
             return []
 
     def save(self) -> int:
-        """Try again to bring to the disk what is in memory only; how many messages still are."""
+        """Try again to write to the disk what is in memory only; return how many messages still are."""
         with self._lock:
-            if self._unsaved or self._unmarked or self._stories:
+            if self._unsaved or self._unmarked or self._episodes:
                 self._save()
             return len(self._unsaved)
 
     def _save(self) -> None:
-        """Write all that is in memory only, or count that it cannot be written, and keep to the bounds there."""
+        """Write all that is in memory only; if that fails, count it and drop what is beyond the bounds of memory."""
         try:
-            if self._unsaved or self._stories:
+            if self._unsaved or self._episodes:
                 rows = self._unsaved.values()
-                _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes, self._stories)
+                _, updates, others = self._state.outbox_put(rows, self._max_rows, self._max_bytes, self._episodes)
                 self.counts.dropped_updates += updates
                 self.counts.dropped += others
                 self._unsaved.clear()
-                self._stories.clear()
+                self._episodes.clear()
                 self._unsaved_bytes = self._unsaved_given = 0
             if self._unmarked:
                 self._state.outbox_acked(self._unmarked, time.time(), self._keep_s)
@@ -141,13 +142,13 @@ class Outbox:
             self._bound()
             return
         if self._failing:
-            logger.warning("%s can be written again", self._state.path)
+            logger.warning("%s can be written again, alerts are stored on the disk as before", self._state.path)
             self._failing = False
 
     def _bound(self) -> None:
-        """Drop from memory what is beyond the bounds: the oldest updates, then whatever is oldest."""
-        while len(self._stories) > UNSAVED_ROWS:
-            del self._stories[next(iter(self._stories))]
+        """Drop what is beyond the bounds of memory: the oldest updates first, then the oldest of the others."""
+        while len(self._episodes) > UNSAVED_ROWS:
+            del self._episodes[next(iter(self._episodes))]
         for updates in (True, False):
             for row, message in list(self._unsaved.items()):
                 if len(self._unsaved) <= UNSAVED_ROWS and self._unsaved_bytes <= UNSAVED_BYTES:
@@ -162,13 +163,18 @@ class Outbox:
     def _cannot(self, error: StateUnwritableError) -> None:
         self.counts.unwritable += 1
         if not self._failing:
-            logger.error("%s; alerts are kept in memory, at most %d, until it can be written", error, UNSAVED_ROWS)
+            logger.error(
+                "%s; alerts stay in memory, at most %d, until it can be used: a restart or power cut before that loses "
+                "them",
+                *(error, UNSAVED_ROWS),
+            )
             self._failing = True
 
     def drain(self, send: Callable[[int, str, bytes], bool]) -> int:
-        """Hand waiting messages to ``send(row, topic, payload)`` in order until it returns False (that one stays next).
+        """Hand waiting messages to ``send(row, topic, payload)`` in order until it returns False; return how many.
 
-        A message handed over is not handed over again until `rewind`, and waits until `done`. Returns how many.
+        The one for which it returned False is the next one again. A message that was handed over is not handed over
+        again before `rewind`, and waits until `done`.
         """
         self.save()
         given = 0
@@ -199,7 +205,7 @@ class Outbox:
             return []
 
     def done(self, rows: Iterable[int]) -> None:
-        """The broker has taken these rows."""
+        """Mark rows as taken by the broker."""
         rows = list(rows)
         with self._lock:
             for row in rows:
@@ -211,16 +217,16 @@ class Outbox:
         self.counts.done += len(rows)
 
     def rewind(self) -> None:
-        """Begin again with the oldest message that still waits: the connection that carried them is gone."""
+        """Begin again with the oldest message that still waits, as the connection that carried them has ended."""
         with self._lock:
             self._given = self._unsaved_given = 0
 
     def again(self, window_s: float, lost_s: float | None = None) -> int:
-        """Hand over again what was `done` in the last ``window_s`` seconds before ``lost_s``, and all that waits.
+        """Let messages that were `done` in the last ``window_s`` seconds before ``lost_s`` wait again; return how many.
 
-        A broker that is killed forgets what it took and had not yet written down or passed on. ``lost_s`` (Unix s) is
-        when the connection ended; None, at the start of a process, stands for the last `done`. Returns how many rows
-        wait that did not; the collector recognises repeats.
+        A broker that is killed forgets what it took and had not yet written to its disk or passed on. ``lost_s`` (Unix
+        s) is when the connection ended; None, at the start of a process, means the last `done`. The collector
+        recognises repeats.
         """
         self.rewind()
         try:
@@ -231,14 +237,14 @@ class Outbox:
             return 0
 
     def depth(self) -> int:
-        """How many messages wait for the broker."""
+        """Return how many messages wait for the broker."""
         with self._lock:
             with suppress(StateUnwritableError):  # then as last read
                 self._depth = self._state.outbox_size().waiting
             return max(self._depth - len(self._unmarked), 0) + len(self._unsaved)
 
     def unsaved(self) -> int:
-        """How many of them are in memory only, since the disk takes none; a power cut would lose them."""
+        """Return how many of them are in memory only, as the disk cannot be written; a power cut would lose them."""
         return len(self._unsaved)
 
     def wake_with(self, wake: Callable[[], None]) -> None:

@@ -284,7 +284,7 @@ def test_a_wait_that_never_ends_or_is_no_number_is_refused(capsys, wait):
     with pytest.raises(SystemExit) as stopped:
         main(["replay", "x.pcap", "--wait", wait])
     assert stopped.value.code == 2
-    assert f"--wait: {wait!r} is no number of seconds" in capsys.readouterr().err
+    assert f"--wait: {wait!r} is not a number of seconds" in capsys.readouterr().err
 
 
 def test_what_an_operator_asks_first_is_reported_even_when_it_is_zero():

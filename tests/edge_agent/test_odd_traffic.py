@@ -52,14 +52,15 @@ class Judged:
         waiting, told = list(frames), []
         for at in range(0, len(waiting), batch):
             part = waiting[at : at + batch]
-            told += self.agent.judge(self.agent.extractor.push_frames(part))
+            rows = self.agent.extractor.push_frames(part)
+            told += [alert.document() for alert in self.agent.judge(rows)]
         self.fed += len(waiting)
         self.alerts += told
         return told
 
     def finish(self) -> dict[str, int]:
         """The counters, which must have every packet in them."""
-        self.alerts += self.agent.finish()
+        self.alerts += [alert.document() for alert in self.agent.finish()]
         counts = self.agent.counts()
         assert counts["frames"] == counts["rows"] == self.fed
         assert counts["scored"] + counts["shed"] == counts["rows"]

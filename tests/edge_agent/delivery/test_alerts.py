@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.contract import messages
-from edge_agent.contract.alert import CLASSES, Alert, ModelInfo
+from edge_agent.contract.alert import CLASSES, Alert, Evidence, ModelInfo
 from edge_agent.delivery.alerts import Alerter, cut_short
 from edge_agent.detection.detection import Detection
 
@@ -60,9 +60,8 @@ def at(seconds, detection=CAMERA, first=None, **changes):
 def said(alerts):
     """(state, seconds after T0, seq) of each alert; all of them valid."""
     for alert in alerts:
-        SCHEMA.validate(alert)
-    read = [Alert.read(a) for a in alerts]
-    return [(a.state, (a.t_ns - T0) / S, a.seq) for a in read]
+        SCHEMA.validate(alert.document())
+    return [(a.state, (a.t_ns - T0) / S, a.seq) for a in alerts]
 
 
 words = st.text(max_size=250)
@@ -99,15 +98,13 @@ def test_whatever_the_detector_says_the_alerts_are_valid_and_bounded(found, tick
     it = alerter(max_open=2, names={**names, "00:00:00:00:00:00": "x" * 100})
     alerts = [a for d in found for a in it.consider(d)] + [a for t in ticks for a in it.tick(t)] + it.finish()
     for alert in alerts:
-        payload = messages.encode(alert)
+        payload = messages.encode(alert.document())
         SCHEMA.validate(json.loads(payload))
         again = Alert.read(messages.decode(payload)).document()
         assert messages.encode(again) == payload
     assert it.open_episodes == 0
     assert it.counts.new == it.counts.end
-    assert sorted({(Alert.read(a).id, Alert.read(a).seq) for a in alerts}) == sorted(
-        (Alert.read(a).id, Alert.read(a).seq) for a in alerts
-    )
+    assert len({(alert.id, alert.seq) for alert in alerts}) == len(alerts)
 
 
 def test_an_hour_of_flood_is_one_new_one_end_and_at_most_one_update_a_minute():
@@ -122,10 +119,10 @@ def test_an_hour_of_flood_is_one_new_one_end_and_at_most_one_update_a_minute():
     assert said(alerts)[-1] == ("end", 3660.0, 62)
     updates = [t for state, t, _ in said(alerts) if state == "update"]
     assert min(b - a for a, b in pairwise(updates)) >= 60
-    end = Alert.read(alerts[-1])
+    end = alerts[-1]
     assert (end.count, end.packets, end.bytes) == (3620, 3_600_100, 216_006_000)
     assert (end.duration_s, end.first_ns, end.last_ns) == (3601.0, T0 - S, T0 + 3600 * S)
-    assert len({Alert.read(a).id for a in alerts}) == 1
+    assert len({alert.id for alert in alerts}) == 1
 
 
 def test_end_comes_without_another_packet_of_that_device_and_does_not_wait_for_the_next_one():
@@ -142,7 +139,7 @@ def test_a_second_attack_after_the_end_is_a_new_episode_even_without_a_tick_betw
     first = it.consider(CAMERA)
     second = it.consider(at(61, first=60.5))
     assert said(second) == [("end", 60.0, 2), ("new", 61.0, 1)]
-    assert Alert.read(first[0]).id == Alert.read(second[0]).id != Alert.read(second[1]).id
+    assert first[0].id == second[0].id != second[1].id
 
 
 def test_totals_run_on_over_the_alarms_of_one_episode():
@@ -152,7 +149,7 @@ def test_totals_run_on_over_the_alarms_of_one_episode():
     it.consider(at(5, first=-1, packets=600, bytes=6000, count=120))
     it.consider(at(6, first=4, packets=200, bytes=2000, count=50, method="counts"))  # overlaps: nothing new
     it.consider(at(30, first=29, packets=50, bytes=500, count=10))  # the next alarm
-    end = Alert.read(it.finish()[0])
+    [end] = it.finish()
     assert (end.packets, end.bytes, end.count, end.duration_s) == (650, 6500, 130, 31.0)
 
 
@@ -165,23 +162,25 @@ def test_a_sharper_class_is_told_at_once_but_not_more_often_than_updates_may_com
     alerts += it.consider(at(62, class_name="gafgyt.udp"))
     alerts += it.finish()
     assert said(alerts) == [("new", 0.0, 1), ("update", 2.0, 2), ("update", 62.0, 3), ("end", 62.0, 4)]
-    assert [Alert.read(a).class_name for a in alerts] == ["anomaly", "gafgyt.tcp", "gafgyt.udp", "gafgyt.udp"]
+    assert [alert.class_name for alert in alerts] == ["anomaly", "gafgyt.tcp", "gafgyt.udp", "gafgyt.udp"]
 
 
 def test_the_text_names_bashlite_the_device_and_the_generated_model():
-    alert = alerter(names={"b8:27:eb:12:34:56": "cam-entrance"}).consider(CAMERA)[0]
-    ours = alert["alert"]["context"]["botwatch"]
-    assert alert["alert"]["signature"] == "botwatch BASHLITE tcp flood from 192.168.1.57"
+    [alert] = alerter(names={"b8:27:eb:12:34:56": "cam-entrance"}).consider(CAMERA)
+    document = alert.document()
+    ours = document["alert"]["context"]["botwatch"]
+    assert alert.signature == document["alert"]["signature"] == "botwatch BASHLITE tcp flood from 192.168.1.57"
     assert ours["class"] == "gafgyt.tcp"
     assert ours["device"] == {"mac": "b8:27:eb:12:34:56", "ip": "192.168.1.57", "name": "cam-entrance"}
     assert ours["model"]["generated"] is True
-    assert "mitre_technique_id" not in alerter().consider(at(0, class_name="anomaly"))[0]["alert"]["metadata"]
+    [unrecognised] = alerter().consider(at(0, class_name="anomaly"))
+    assert "mitre_technique_id" not in unrecognised.document()["alert"]["metadata"]
 
 
 def test_a_scan_inside_the_site_is_discovery_and_one_outside_is_reconnaissance():
     for target, technique in (("192.168.1.9", "T1046"), ("fe80::1", "T1046"), ("203.0.113.9", "T1595.001")):
-        alert = alerter().consider(at(0, class_name="mirai.scan", dest_ip=target))[0]
-        assert alert["alert"]["metadata"]["mitre_technique_id"] == [technique]
+        [alert] = alerter().consider(at(0, class_name="mirai.scan", dest_ip=target))
+        assert alert.document()["alert"]["metadata"]["mitre_technique_id"] == [technique]
 
 
 def test_a_victim_behind_a_router_is_named_and_the_router_is_not_called_infected():
@@ -190,13 +189,14 @@ def test_a_victim_behind_a_router_is_named_and_the_router_is_not_called_infected
     alerts = it.consider(hit)
     alerts += it.consider(replace(hit, device_mac=1, t_ns=T0 + S))  # through another router: the same victim
     alerts += it.consider(replace(hit, device_ip="192.168.1.81"))
-    assert [a["alert"]["signature"] for a in alerts] == [
+    assert [alert.signature for alert in alerts] == [
         "botwatch BASHLITE tcp flood against 192.168.1.80",
         "botwatch BASHLITE tcp flood against 192.168.1.81",
     ]
     said(alerts)
-    assert alerts[0]["alert"]["context"]["botwatch"]["device"] == {"ip": "192.168.1.80"}
-    assert "b8:27:eb:12:34:56" not in json.dumps(alerts)
+    documents = [alert.document() for alert in alerts]
+    assert documents[0]["alert"]["context"]["botwatch"]["device"] == {"ip": "192.168.1.80"}
+    assert "b8:27:eb:12:34:56" not in json.dumps(documents)
 
 
 def test_a_clock_set_back_neither_ends_nor_holds_an_episode():
@@ -207,7 +207,7 @@ def test_a_clock_set_back_neither_ends_nor_holds_an_episode():
     assert it.tick(hour_back.t_ns + 60 * S - 1) == []
     end = it.tick(hour_back.t_ns + 60 * S)
     assert said(end) == [("end", -3540.0, 2)]
-    assert Alert.read(end[0]).duration_s == 1.0
+    assert end[0].duration_s == 1.0
     assert it.counts.clock_steps == 1
 
 
@@ -216,7 +216,7 @@ def test_packets_a_little_out_of_order_change_nothing():
     it.consider(at(10))
     assert it.tick(T0 + 9 * S) == []
     assert it.consider(at(9.5)) == []
-    end = Alert.read(it.tick(T0 + 70 * S)[0])
+    [end] = it.tick(T0 + 70 * S)
     assert (end.last_ns, end.duration_s, it.counts.clock_steps) == (T0 + 10 * S, 11.0, 0)
 
 
@@ -227,7 +227,7 @@ def test_beyond_max_open_the_quietest_episode_is_closed_and_counted():
     it.consider(at(2, device_mac=1))
     alerts = it.consider(at(3, device_mac=3))
     assert said(alerts) == [("end", 3.0, 2), ("new", 3.0, 1)]
-    assert alerts[0]["alert"]["context"]["botwatch"]["device"]["mac"].endswith(":02")
+    assert alerts[0].device.mac.endswith(":02")
     assert (it.open_episodes, it.counts.evicted) == (2, 1)
 
 
@@ -253,15 +253,30 @@ def test_the_end_of_what_was_cut_short_is_stamped_as_if_it_had_ended_by_itself_a
     restart_s, ended_s
 ):
     one = alerter(update_s=1.0)
-    told = one.consider(at(0)) + one.consider(at(5))
-    assert said(told) == [("new", 0, 1), ("update", 5, 2)]
-    end = cut_short(told[-1], T0 + int(restart_s * S), 60.0)
+    new, last = one.consider(at(0)) + one.consider(at(5))
+    assert said([new, last]) == [("new", 0, 1), ("update", 5, 2)]
+    end = cut_short(last, T0 + int(restart_s * S), 60.0)
     assert said([end]) == [("end", ended_s, 3)]
-    last, read = Alert.read(told[-1]), Alert.read(end)
-    assert read.explanation == "the agent was restarted; sends to 120 hosts it never met"
-    assert replace(read, seq=2, state="update", t_ns=last.t_ns, explanation=last.explanation) == last
-    with pytest.raises((KeyError, ValueError)):
-        cut_short({"alert": {}}, T0, 60.0)
+    assert end.explanation == "the agent was restarted; sends to 120 hosts it never met"
+    assert replace(end, seq=2, state="update", t_ns=last.t_ns, explanation=last.explanation) == last
+
+
+def test_an_alert_says_if_the_clock_that_stamped_it_is_synchronised():
+    it = alerter()
+    [new] = it.consider(CAMERA)
+    it.clock = "unsynced"
+    [end] = it.finish()
+    assert [alert.document()["alert"]["context"]["botwatch"]["clock"] for alert in (new, end)] == ["synced", "unsynced"]
+    assert {alert.clock for alert in it.test_alerts(T0, "somebody")} == {"unsynced"}
+
+
+def test_an_alert_names_the_interface_by_which_the_alarming_packet_came():
+    """Of a capture file there is none, and then the key is absent."""
+    it = alerter(update_s=10.0)
+    alerts = [*it.consider(at(0, interface="eth0")), *it.consider(at(20, interface="wlan0")), *it.finish()]
+    assert [alert.document()["in_iface"] for alert in alerts] == ["eth0", "wlan0", "wlan0"]
+    assert said(alerts)
+    assert "in_iface" not in alerter().consider(CAMERA)[0].document()
 
 
 EVE = {
@@ -274,16 +289,15 @@ EVE_ALERT = {"action", "gid", "signature_id", "rev", "signature", "category", "s
 def test_a_test_alert_and_its_evidence_are_eve_records_with_nothing_of_ours_outside_of_our_context():
     """Suricata's schema lets nobody add keys but in `alert.context`."""
     one = alerter()
-    told = one.trial(T0, "somebody")
+    tests = one.test_alerts(T0, "somebody")
     assert not any(vars(one.counts).values())
     [first] = one.consider(CAMERA)
-    first["alert"]["context"]["botwatch"]["evidence"] = {"sha256": "0" * 64, "bytes": 262_144}
-    for document in (*told, first):
+    with_evidence = replace(first, evidence=Evidence("0" * 64, 262_144))
+    for document in [alert.document() for alert in (*tests, with_evidence)]:
         SCHEMA.validate(document)
         assert set(document) <= EVE
         assert set(document["alert"]) <= EVE_ALERT
         assert set(document["alert"]["context"]) == {"botwatch"}
         assert Alert.read(document).document() == document
-    ours = [document["alert"]["context"]["botwatch"] for document in told]
-    assert [(o["seq"], o["state"], o["test"]) for o in ours] == [(1, "new", True), (2, "end", True)]
-    assert len({o["id"] for o in ours}) == 1
+    assert [(alert.seq, alert.state, alert.test) for alert in tests] == [(1, "new", True), (2, "end", True)]
+    assert len({alert.id for alert in tests}) == 1

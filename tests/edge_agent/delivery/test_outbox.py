@@ -41,7 +41,7 @@ def payloads(outbox, limit=10**9):
 def test_messages_come_in_order_once_and_again_after_rewind_until_done(path):
     outbox = Outbox(State(path))
     for i in range(600):
-        outbox.put("t", b"%d" % i)
+        outbox.put([("t", b"%d" % i, False)])
     first = drained(outbox, 300)
     assert [payload for _, payload in first] == [b"%d" % i for i in range(300)]
     assert payloads(outbox) == [b"%d" % i for i in range(300, 600)]
@@ -53,7 +53,7 @@ def test_messages_come_in_order_once_and_again_after_rewind_until_done(path):
 
 
 def test_what_was_put_is_there_after_the_process_is_gone(path):
-    Outbox(State(path)).put("t", b"kept")
+    Outbox(State(path)).put([("t", b"kept", False)])
     outbox = Outbox(State(path))
     assert payloads(outbox) == [b"kept"]
     assert outbox.depth() == 1
@@ -62,11 +62,11 @@ def test_what_was_put_is_there_after_the_process_is_gone(path):
 def test_at_the_bound_updates_go_first_then_the_oldest_and_both_are_counted(path):
     outbox = Outbox(State(path), max_rows=6)
     for i in range(6):
-        outbox.put("t", b"%d" % i, droppable=i % 2 == 1)
-    outbox.put_all([("t", b"6", False), ("t", b"7", False)])
+        outbox.put([("t", b"%d" % i, i % 2 == 1)])
+    outbox.put([("t", b"6", False), ("t", b"7", False)])
     assert payloads(outbox) == [b"0", b"2", b"4", b"5", b"6", b"7"]
     assert (outbox.counts.dropped_updates, outbox.counts.dropped) == (2, 0)
-    outbox.put_all([("t", b"8", False), ("t", b"9", False)])
+    outbox.put([("t", b"8", False), ("t", b"9", False)])
     outbox.rewind()
     assert payloads(outbox) == [b"2", b"4", b"6", b"7", b"8", b"9"]
     assert (outbox.counts.dropped_updates, outbox.counts.dropped) == (3, 1)
@@ -75,9 +75,9 @@ def test_at_the_bound_updates_go_first_then_the_oldest_and_both_are_counted(path
 
 def test_rows_a_broker_took_go_before_any_that_wait(path):
     outbox = Outbox(State(path), max_rows=4)
-    outbox.put_all([("t", b"%d" % i, True) for i in range(4)])
+    outbox.put([("t", b"%d" % i, True) for i in range(4)])
     outbox.done(row for row, _ in drained(outbox, 2))
-    outbox.put_all([("t", b"4", True), ("t", b"5", True)])
+    outbox.put([("t", b"4", True), ("t", b"5", True)])
     outbox.rewind()
     assert payloads(outbox) == [b"2", b"3", b"4", b"5"]
     assert (outbox.counts.dropped_updates, outbox.counts.dropped) == (0, 0)
@@ -87,7 +87,7 @@ def test_the_bound_in_bytes_holds_too(path):
     state = State(path)
     outbox = Outbox(state, max_bytes=10 * MAX_PAYLOAD)
     for _ in range(15):
-        outbox.put("t", bytes(MAX_PAYLOAD))
+        outbox.put([("t", bytes(MAX_PAYLOAD), False)])
     assert outbox.depth() == 10
     assert outbox.counts.dropped == 5
     assert state.outbox_size().waiting_bytes == 10 * MAX_PAYLOAD
@@ -96,7 +96,7 @@ def test_the_bound_in_bytes_holds_too(path):
 def test_rows_a_broker_took_are_kept_for_their_time_only(path):
     state = State(path)
     outbox = Outbox(state, keep_s=0.0)
-    outbox.put_all([("t", b"1", False), ("t", b"2", False)])
+    outbox.put([("t", b"1", False), ("t", b"2", False)])
     (first, _), (second, _) = drained(outbox)
     outbox.done([first])
     outbox.done([second])
@@ -105,16 +105,16 @@ def test_rows_a_broker_took_are_kept_for_their_time_only(path):
 
 def test_an_acknowledgement_of_a_row_that_was_dropped_hits_no_other(path):
     outbox = Outbox(State(path), max_rows=1)
-    outbox.put("t", b"1")
+    outbox.put([("t", b"1", False)])
     (row, _) = drained(outbox)[0]
-    outbox.put("t", b"2")
+    outbox.put([("t", b"2", False)])
     outbox.done([row])
     assert payloads(outbox) == [b"2"]
 
 
 def test_a_payload_beyond_the_bound_is_refused(path):
     with pytest.raises(ValueError, match="bound"):
-        Outbox(State(path)).put("t", bytes(MAX_PAYLOAD + 1))
+        Outbox(State(path)).put([("t", bytes(MAX_PAYLOAD + 1), False)])
 
 
 def corrupt_header(path):
@@ -136,7 +136,7 @@ def corrupt_end(path):
 @pytest.mark.parametrize("damage", [corrupt_header, corrupt_middle, corrupt_end])
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path, damage, caplog):
     state = State(path)
-    Outbox(state).put_all([("t", bytes(2000), False)] * 200)
+    Outbox(state).put([("t", bytes(2000), False)] * 200)
     state.close()
     damage(path)
     damaged = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path, damage, caplog)
     assert path.with_name("state.sqlite.corrupt").read_bytes() == damaged
     assert "moved to state.sqlite.corrupt" in caplog.text
     outbox = Outbox(state)
-    outbox.put("t", b"goes on")
+    outbox.put([("t", b"goes on", False)])
     assert payloads(outbox) == [b"goes on"]
 
 
@@ -158,7 +158,7 @@ def test_an_empty_file_is_a_new_one(path):
 
 def test_a_newer_agents_file_is_kept_aside_and_the_agent_starts(path, caplog):
     state = State(path)
-    Outbox(state).put("t", b"waits")
+    Outbox(state).put([("t", b"waits", False)])
     state.close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
@@ -167,7 +167,7 @@ def test_a_newer_agents_file_is_kept_aside_and_the_agent_starts(path, caplog):
         State(path, guest=True)
     running = os.open(path, os.O_RDONLY)
     fcntl.flock(running, fcntl.LOCK_EX)
-    with pytest.raises(StateError, match="another agent runs with it"):
+    with pytest.raises(StateError, match="another agent uses it"):
         State(path)
     assert not path.with_name("state.sqlite.v99").exists()
     os.close(running)
@@ -187,14 +187,14 @@ def test_a_folder_that_is_not_there_or_a_closed_file_is_one_readable_error(tmp_p
     state = State(path)
     state.close()
     with pytest.raises(StateError):
-        Outbox(state).put("t", b"x")
+        Outbox(state).put([("t", b"x", False)])
 
 
 def test_putting_and_draining_in_two_threads_loses_nothing(path):
     outbox = Outbox(State(path))
     woken = threading.Event()
     outbox.wake_with(woken.set)
-    writer = threading.Thread(target=lambda: [outbox.put("t", b"%d" % i) for i in range(300)])
+    writer = threading.Thread(target=lambda: [outbox.put([("t", b"%d" % i, False)]) for i in range(300)])
     writer.start()
     got = []
     while len(got) < 300:
@@ -215,7 +215,7 @@ def test_killed_while_putting_everything_that_was_put_is_there(path):
         "from edge_agent.delivery.outbox import Outbox; from edge_agent.state import State\n"
         "outbox = Outbox(State(Path(sys.argv[1])))\n"
         "for i in range(10**9):\n"
-        "    outbox.put('t', b'%d' % i)\n"
+        "    outbox.put([('t', b'%d' % i, False)])\n"
         "    print(i, flush=True)\n"
     )
     for _ in range(3):
@@ -235,7 +235,7 @@ def test_killed_while_putting_everything_that_was_put_is_there(path):
 def test_what_was_done_shortly_before_the_end_of_a_connection_is_given_again(path):
     state = State(path)
     outbox = Outbox(state)
-    outbox.put_all([("t", b"%d" % i, False) for i in range(4)])
+    outbox.put([("t", b"%d" % i, False) for i in range(4)])
     rows = [row for row, _ in drained(outbox)]
     state.outbox_acked(rows[:1], now_s=100.0, keep_s=1000)
     state.outbox_acked(rows[1:3], now_s=150.0, keep_s=1000)
@@ -256,12 +256,12 @@ from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 outbox = Outbox(State(Path(sys.argv[1])))
-outbox.put("t", b"before")
+outbox.put([("t", b"before", False)])
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, most))  # as a full disk: no file grows beyond
 wanted = [b"before"] + [b"%04d" % i + bytes(1500) for i in range(300)]
 for payload in wanted[1:]:
-    outbox.put("t", payload)
+    outbox.put([("t", payload, False)])
 assert outbox.counts.unwritable > 100 and outbox.depth() == len(wanted), (outbox.counts, outbox.depth())
 given = []
 outbox.drain(lambda row, topic, payload: given.append((row, payload)) or True)
@@ -272,7 +272,7 @@ again = []
 outbox.drain(lambda row, topic, payload: again.append(payload) or True)
 assert again == wanted[1:-1], len(again)
 for i in range(module.UNSAVED_ROWS + 10):
-    outbox.put("t", b"update", droppable=True)
+    outbox.put([("t", b"update", True)])
 assert outbox.counts.dropped == 0 and outbox.counts.dropped_updates > 10, outbox.counts
 kept = outbox.depth()
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -286,27 +286,28 @@ def test_while_the_disk_is_full_messages_wait_in_memory_and_none_is_lost(path):
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
-    assert [line.rpartition(": ")[2].partition(";")[0] for line in said][1:] == [f"{path} can be written again"], said
-    assert "alerts are kept in memory, at most 2000" in said[0]
+    again = f"{path} can be written again, alerts are stored on the disk as before"
+    assert [line.rpartition(": ")[2].partition(";")[0] for line in said][1:] == [again], said
+    assert "alerts stay in memory, at most 2000" in said[0]
     outbox = Outbox(State(path))
     assert outbox.depth() == int(done.stdout)
     assert [p[:4] for p in payloads(outbox)][:299] == [b"%04d" % i for i in range(299)]
 
 
-def test_a_story_that_did_not_come_to_its_end_is_known_to_the_next_process(path):
+def test_an_episode_that_has_not_ended_is_known_to_the_next_process(path):
     """Whatever becomes of its messages meanwhile: taken by the broker, dropped at the bound."""
     state = State(path)
     outbox = Outbox(state, max_rows=2)
-    outbox.put_all([("t", b"a1", False)], {"a": ("t", b"a1")})
-    outbox.put_all([("t", b"b1", False)], {"b": ("t", b"b1")})
-    outbox.put_all([("t", b"a2", True), ("u", b"c1", False)], {"a": ("t", b"a2"), "c": ("u", b"c1")})
-    outbox.put_all([("t", b"b2", False)], {"b": None})
+    outbox.put([("t", b"a1", False)], {"a": ("t", b"a1")})
+    outbox.put([("t", b"b1", False)], {"b": ("t", b"b1")})
+    outbox.put([("t", b"a2", True), ("u", b"c1", False)], {"a": ("t", b"a2"), "c": ("u", b"c1")})
+    outbox.put([("t", b"b2", False)], {"b": None})
     outbox.done(row for row, _ in drained(outbox))
     state.close()
     outbox = Outbox(State(path))
-    assert outbox.unfinished() == [("a", "t", b"a2"), ("c", "u", b"c1")]
-    outbox.put_all([("t", b"a3", False)], {"a": None, "c": None})
-    assert Outbox(State(path)).unfinished() == []
+    assert outbox.open_episodes() == [("a", "t", b"a2"), ("c", "u", b"c1")]
+    outbox.put([("t", b"a3", False)], {"a": None, "c": None})
+    assert Outbox(State(path)).open_episodes() == []
     assert payloads(outbox)[-1] == b"a3"
 
 
@@ -315,7 +316,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
     state = State(path)
     assert state.claim()
     outbox = Outbox(state)
-    outbox.put_all([("t", bytes(2000), False)] * 200)
+    outbox.put([("t", bytes(2000), False)] * 200)
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
@@ -323,7 +324,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
     for i in range(3):
-        outbox.put("t", b"%d" % i)
+        outbox.put([("t", b"%d" % i, False)])
     assert outbox.save() == 0
     assert state.damaged == 1
     assert path.with_name("state.sqlite.corrupt").stat().st_size > 200 * 2000
@@ -334,15 +335,19 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
 
 def test_an_acknowledgement_costs_the_same_however_many_rows_are_kept(path):
     """Counted in steps of SQLite's machine, of which there were as many as rows kept."""
-    state, steps = State(path), []
-    outbox = Outbox(state)
+    steps = []
+
+    class Counting(sqlite3.Connection):
+        def __init__(self, *options, **more):
+            super().__init__(*options, **more)
+            self.set_progress_handler(lambda: steps.append(1), 10)
+
+    outbox, costs = Outbox(State(path, connection=Counting)), []
     for kept in (50, 2000):
-        outbox.put_all([("t", b"x", False)] * kept)
+        outbox.put([("t", b"x", False)] * kept)
         *rows, last = [row for row, _ in drained(outbox)]
         outbox.done(rows)
-        counted = []
-        state._db.set_progress_handler(lambda counted=counted: counted.append(1), 10)
+        steps.clear()
         outbox.done([last])
-        state._db.set_progress_handler(None, 0)
-        steps.append(len(counted))
-    assert steps[1] < 2 * steps[0], steps
+        costs.append(len(steps))
+    assert 0 < costs[1] < 2 * costs[0], costs

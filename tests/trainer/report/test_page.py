@@ -156,14 +156,26 @@ def test_missing_findings_are_computed_once_and_again_for_a_newer_model(tmp_path
     assert runs == [tmp_path, tmp_path]
 
 
-def test_every_analysis_of_a_run_folder_writes_the_findings_it_is_named_after(home, tmp_path):
+def test_each_analysis_writes_the_findings_it_is_named_after(home, tmp_path, capsys):
+    from trainer.judge import audit, baselines, explain, runs
+
+    def few_baselines(path: Path) -> Findings:
+        loaded = runs.load(path)
+        return baselines.report(baselines.compare(loaded, fit_rows=300, test_rows=200), loaded, "command")
+
     run = tmp_path / "run"
     shutil.copytree(home.run, run)
     shutil.rmtree(run / "findings", ignore_errors=True)
-    analyses = report_page.analyses()
-    assert set(analyses) == {"audit", "baselines", "explanations"}
-    report_page.compute(run, {"audit": analyses["audit"]})
-    assert {path.stem for path in (run / "findings").glob("*.json")} == {"audit"}
+    quick = {
+        "audit": audit.analyse,
+        "baselines": few_baselines,
+        "explanations": lambda path: explain.explained(runs.load(path), "command", seeds=2),
+    }
+    report_page.compute(run, quick)
+    assert {path.stem for path in (run / "findings").glob("*.json")} == set(quick) == set(report_page.analyses())
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "computing" not in capsys.readouterr().out
 
 
 def test_a_run_folder_that_cannot_be_analysed_is_named(tmp_path, capsys):
