@@ -236,29 +236,62 @@ class Devices:
         except StateUnwritableError:  # `_load` has said so
             return
         for mac, model, record in elsewhere:
-            if len(self._waiting) >= MAX_DEVICES:
-                break
-            own, runs, votes, rows = self._new(0), self._read_runs(mac), {}, 0
             try:
-                kept = _unpack(own, record)
-                for run in runs:
-                    values, _ = run.rows()
-                    rows += len(values)
-                    if run.kind == "loud":
-                        votes[run.minute] = vote(values)
-                count_factor = self._count_factor(kept["bounds"]) if "bounds" in kept else math.inf
+                kept, minutes = _parts(record)
             except _UNREADABLE as error:
                 self._cannot_read(mac, error)
                 continue
-            if not math.isfinite(count_factor) or not own.carry_over(votes, count_factor, rows):
-                logger.info("%s learns anew under model %s: too little is kept of it", self._who(mac), self._version)
+            self._carry_over_one(mac, model, kept, minutes, self._read_runs(mac), vote)
+
+    def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float]) -> None:
+        """Go on with the devices of another model that is in use until now, as `carry_over` does with stored ones.
+
+        A device that this model has known well enough before keeps what it learnt then. Counters go on. ``before`` is
+        not changed.
+        """
+        for key, count in before.counts.items():
+            self.counts[key] += count
+        for mac, own in before.known().items():
+            if mac in self._waiting and self._waiting[mac].learnt:
                 continue
-            self._take_up_runs(own, runs, kept)
-            self._waiting[mac], self._told[mac] = own, (own.state, own.refused)
-            logger.info(
-                "%s: limits under model %s calibrated from %d kept rows, %.3g times the model's; was known under %s…",
-                *(self._who(mac), self._version, rows, own.factors()[0], model[:12]),
-            )
+            kept, minutes = before._record(own)
+            bursts = own.sample.runs if own.sample else []
+            runs = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
+            self._carry_over_one(mac, before._model, kept, minutes, runs, vote)
+
+    def _carry_over_one(
+        self,
+        mac: int,
+        model: str,
+        kept: dict[str, Any],
+        minutes: NDArray[Any],
+        runs: list[RowBurst],
+        vote: Callable[[NDArray[np.float32]], float],
+    ) -> None:
+        """Calculate a device's limits from its record under another ``model`` and the rows that are stored of it."""
+        if len(self._waiting) >= MAX_DEVICES:
+            return
+        own, votes, rows = self._new(0), {}, 0
+        try:
+            own.restore(kept, minutes)
+            for run in runs:
+                values, _ = run.rows()
+                rows += len(values)
+                if run.kind == "loud":
+                    votes[run.minute] = vote(values)
+            count_factor = self._count_factor(kept["bounds"]) if "bounds" in kept else math.inf
+        except _UNREADABLE as error:
+            self._cannot_read(mac, error)
+            return
+        if not math.isfinite(count_factor) or not own.carry_over(votes, count_factor, rows):
+            logger.info("%s learns anew under model %s: too few of its rows are stored", self._who(mac), self._version)
+            return
+        self._take_up_runs(own, runs, kept)
+        self._waiting[mac], self._told[mac] = own, (own.state, own.refused)
+        logger.info(
+            "%s: limits under model %s calibrated from %d stored rows, %.3g times the model's; was known under %s…",
+            *(self._who(mac), self._version, rows, own.factors()[0], model[:12]),
+        )
 
     def _count_factor(self, before: list[float | None]) -> float:
         """How much higher counts are in units of this model's bounds than of those ``before``, at most."""
@@ -332,10 +365,15 @@ class Devices:
 
     def _pack(self, own: DeviceLimits) -> bytes:
         """One device's record: length of the JSON part, that part, the minutes; compressed."""
-        kept, minutes = own.record()
-        kept["bounds"] = [self._decision.counts.get(column) for column in COUNT_COLUMNS]
+        kept, minutes = self._record(own)
         text = json.dumps(kept, separators=(",", ":")).encode()
         return zlib.compress(_HEAD.pack(len(text)) + text + minutes.tobytes(), 6)
+
+    def _record(self, own: DeviceLimits) -> tuple[dict[str, Any], NDArray[Any]]:
+        """What must be stored of a device: plain values, with the bounds that its counts are in units of; minutes."""
+        kept, minutes = own.record()
+        kept["bounds"] = [self._decision.counts.get(column) for column in COUNT_COLUMNS]
+        return kept, minutes
 
     def _forget_one(self) -> None:
         """Forget the device that came first among those that still learn, else among all."""
