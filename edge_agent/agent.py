@@ -97,7 +97,7 @@ class Agent:
         detector = Detector(
             bundle,
             config.networks,
-            learn=devices.own if learning.enabled else False,
+            learn=devices.limits_of if learning.enabled else False,
             max_rows_per_s=config.scoring.max_rows_per_s,
         )
         return devices, detector

@@ -20,7 +20,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
 from edge_agent.control import CommandRefused
-from edge_agent.delivery.link import probe
+from edge_agent.mqtt import probe
 from edge_agent.orders import agent_runs, order, state_path
 from edge_agent.state import StateError
 from edge_agent.system import synchronised
@@ -123,10 +123,10 @@ _REMEDIES = (
     ("Not authorized", "see broker.username, broker.password_file or the certificate, and the broker's own list"),
     ("connection refused", "does it run, on that port? see broker.host and broker.port"),
     ("no answer", "is it an MQTT broker? with TLS, set broker.tls"),
-    ("hung up at the first word", "does it want TLS? see broker.tls"),
+    ("closed the connection before it answered", "does it want TLS? see broker.tls"),
     ("timed out", "see broker.host, and the firewall in between"),
-    ("certificate not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
-    ("knows nobody who subscribes", "start a collector: `botwatch collector serve`"),
+    ("certificate is not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("has no subscriber for alerts", "start a collector: `botwatch collector serve`"),
 )
 
 

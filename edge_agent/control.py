@@ -27,8 +27,8 @@ from edge_agent.contract.messages import (
     parse_topic,
     topic,
 )
-from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.outbox import KEEP_S, Outbox
+from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions
 from edge_agent.state import State, StateError
 from edge_agent.system import own_addresses
 
@@ -76,7 +76,7 @@ class Control:
         self, config: AgentConfig, state: State, outbox: Outbox | None = None, link: "Link | None" = None
     ) -> None:
         self._config, self._state, self._outbox, self._link = config, state, outbox, link
-        self.allowed = AllowList(state, config.control.max_entries, time.time(), time.monotonic())
+        self.allowed = Suppressions(state, config.control.max_entries, time.time(), time.monotonic())
         self.counts = dict.fromkeys(
             ("commands_done", "commands_refused", "commands_repeated", "commands_retained", "commands_dropped"), 0
         )
@@ -170,7 +170,7 @@ class Control:
                 why = "this agent cannot do that" if self._outbox else "needs a running agent"
                 raise CommandRefused(f"{command.verb}: {why}")
             result, error = handler(command, origin), ""
-        except (CommandRefused, AllowError, StateError) as failure:
+        except (CommandRefused, SuppressionError, StateError) as failure:
             result, error = None, str(failure)
         self.counts["commands_refused" if error else "commands_done"] += 1
         if command.verb != "status":

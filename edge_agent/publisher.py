@@ -42,7 +42,7 @@ class Publisher:
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
         if controlled and not self.state.claim(CLAIM_S):
-            raise StateError(f"{config.outbox.path}: another agent runs with it")
+            raise StateError(f"{config.outbox.path}: another agent uses it")
         self.link = Link(
             config.broker,
             self.outbox,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from collector.ingest import CollectorConfig
+from collector.config import CollectorConfig
 from edge_agent.config import AgentConfig
 from edge_agent.contract import captures, settings
 from edge_agent.contract.columns import COPIES

@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BY_NAME = {
     "tflite-runtime": ("edge_agent/detection/runtime.py", "importlib.import_module(module).Interpreter"),
     "ai-edge-litert": ("edge_agent/detection/runtime.py", "importlib.import_module(module).Interpreter"),
+    "psycopg": ("collector/store.py", "self._engine = create_engine(parsed)"),  # the driver that the URL names
     "amqtt": ("trainer/demo.py", "from amqtt.broker import Broker"),  # in the source of a child process
 }
 """Drivers and runtimes that no import statement names: where they are loaded, and the line that does it."""

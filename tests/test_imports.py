@@ -14,7 +14,7 @@ OWNERS = {
     "edge_agent._kernel": {"edge_agent.capture.features", "edge_agent.capture.sources"},
     "ai_edge_litert": {"edge_agent.detection.runtime"},
     "tflite_runtime": {"edge_agent.detection.runtime"},
-    "paho": {"edge_agent.delivery.link", "collector.ingest"},
+    "paho": {"edge_agent.mqtt"},
     "sqlite3": {"edge_agent.state"},
     "sqlalchemy": {"collector.store"},
 }
@@ -27,7 +27,7 @@ What is not named is a service file: it may import any of them, and none of them
 """
 
 SHARED = {
-    "trainer": ("contract", "capture", "detection", "progress", "delivery.alerts", "agent"),
+    "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
     "collector": ("contract", "mqtt"),
 }

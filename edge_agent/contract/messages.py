@@ -192,15 +192,20 @@ def uuid7(t_ns: int, rng: random.Random) -> str:
     return str(uuid.UUID(int=bits))
 
 
+def is_uuid7(text: object) -> bool:
+    """Return True if ``text`` is a UUID of version 7 in lower case, as episodes are named."""
+    return isinstance(text, str) and bool(_UUID7.fullmatch(text))
+
+
 def check_uuid7(text: object) -> str:
-    """Return ``text`` if it is a UUID of version 7 in lower case, as episodes are named; else a MessageError.
+    """Return ``text`` if it `is_uuid7`; else a MessageError.
 
     >>> check_uuid7("01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44")
     '01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44'
     """
-    if not isinstance(text, str) or not _UUID7.fullmatch(text):
+    if not is_uuid7(text):
         raise MessageError(f"{str(text)[:50]!r} is not a UUID of version 7")
-    return text
+    return str(text)
 
 
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}

@@ -1,68 +1,46 @@
-"""The packets around an alert, as a pcap file of headers: what was seen shortly before and after an episode began.
+"""Evidence: the packets shortly before and after an episode began, as a pcap file of headers.
 
-The file of an episode is written with its `new` and grows once, ``seconds`` later, with what came until then. A file
-only ever grows at its end, so that the sha256 an alert tells, of the file's first ``bytes`` bytes, holds for good.
-Which frames there are to take is the kernel's ring's knowledge; how an alert speaks of them is `contract.messages`'.
+The file of an episode is written with its `new` and grows once, ``seconds`` later, by the packets that came until then.
+It grows only at its end, so that the sha256 in an alert, of the file's first ``bytes`` bytes, stays valid. Which frames
+can be taken is known by the ring of the kernel; what an alert says of them is `contract.alert`'s knowledge.
 
-Without a clock of its own: time is the packets' time, so that a replay writes the same files. Files are not synced to
-the card one by one, since the packet loop would have to wait for it; after a power cut the sha256 tells a torn one.
+There is no clock here: time is the packets' time, so that a replay writes the same files. Files are not synced to the
+disk one by one, as the packet loop would have to wait for it; after a power cut the sha256 shows if one is torn.
 """
 
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent.capture.features import Cut
 from edge_agent.contract import pcapfile
 from edge_agent.contract.alert import Evidence
-from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk
+from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, is_uuid7
+from edge_agent.detection.detection import Detection
 from edge_agent.state import DISK_TROUBLE
 
 logger = logging.getLogger(__name__)
 
 _SNAPLEN = 65_535
-_BLOCK = 4096  # what a file takes on the disk is counted in these, so that many small ones are bounded, too
-_NAME = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\.pcap")
+_BLOCK = 4096  # bytes; files are counted in whole blocks of the disk, so that many small ones are bounded, too
 
 
 class EvidenceError(Exception):
-    """No evidence can be had; the message says of what and why."""
-
-
-class Subject(Protocol):
-    """Whom an episode is about, as a detection says it."""
-
-    @property
-    def t_ns(self) -> int:
-        """When."""
-
-    @property
-    def role(self) -> str:
-        """source or victim."""
-
-    @property
-    def device_mac(self) -> int:
-        """Of a victim the router's."""
-
-    @property
-    def device_ip(self) -> str:
-        """Its address, where one was seen."""
+    """Evidence that is not available; the message says of which episode and why."""
 
 
 @dataclass
 class EvidenceCounts:
-    """How often what happened, since the start."""
+    """Counters since the start."""
 
     stored: int = 0  # files begun
     finished: int = 0  # files that have their second half
-    removed: int = 0  # oldest files that went since the disk's share was full
-    failed: int = 0  # files that could not be written or went on; the alert was told all the same
+    removed: int = 0  # oldest files, removed to stay within the bound
+    failed: int = 0  # files that could not be begun or finished; their alerts were sent all the same
 
 
 @dataclass
@@ -72,10 +50,10 @@ class _Growing:
 
 
 class EvidenceStore:
-    """Files in ``folder``, which is made; together at most ``most_bytes``, the oldest going first.
+    """Evidence files in ``folder``, together at most ``most_bytes``: beyond that the oldest are removed.
 
-    ``cut`` takes frames out of the ring, which must reach back ``seconds``. EvidenceError when the folder is unusable,
-    but not for a disk that is full or fails: that may pass.
+    The folder is made when it is not there. ``cut`` takes frames out of the ring, which must reach back ``seconds``.
+    EvidenceError when the folder cannot be used, but not when the disk is full or fails, as that may pass.
     """
 
     def __init__(
@@ -84,7 +62,7 @@ class EvidenceStore:
         self.counts = EvidenceCounts()
         self.folder, self._cut, self._span_ns, self._most = folder, cut, int(seconds * 1e9), most_bytes
         self._growing: dict[str, _Growing] = {}
-        self._told: dict[str, Evidence] = {}
+        self._stored: dict[str, Evidence] = {}  # of open episodes
         self._trouble = ""
         self._sizes: dict[str, int] = {}
         try:
@@ -100,16 +78,16 @@ class EvidenceStore:
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def begin(self, id: str, subject: Subject) -> Evidence | None:
-        """Write what led to episode ``id``; None, counted, when that is not possible."""
-        t_ns = subject.t_ns
-        source = subject.role != "victim"
+    def begin(self, id: str, detection: Detection) -> Evidence | None:
+        """Write the packets that led to episode ``id``; None when that is not possible, which is counted."""
+        t_ns = detection.t_ns
+        source = detection.role != "victim"  # the MAC of a victim is its router's
         cut = Cut(
             from_ns=t_ns - self._span_ns,
             to_ns=t_ns + 1,
-            mac=subject.device_mac if source else 0,
-            address="" if source and subject.device_mac else subject.device_ip,
-            most_bytes=MAX_EVIDENCE // 2 - pcapfile.HEADER.size,  # half is for what comes after the alert
+            mac=detection.device_mac if source else 0,
+            address="" if source and detection.device_mac else detection.device_ip,
+            most_bytes=MAX_EVIDENCE // 2 - pcapfile.HEADER.size,  # half is for the packets after the alert
         )
         linktype, records = self._cut(cut)
         if linktype < 0:
@@ -131,35 +109,35 @@ class EvidenceStore:
             t_ns + self._span_ns,
             Cut(t_ns + 1, t_ns + self._span_ns + 1, cut.mac, cut.address, MAX_EVIDENCE - len(content), False, linktype),
         )
-        self._told[id] = Evidence(hashlib.sha256(content).hexdigest(), len(content))
-        return self._told[id]
+        self._stored[id] = Evidence(hashlib.sha256(content).hexdigest(), len(content))
+        return self._stored[id]
 
     def of(self, id: str) -> Evidence | None:
-        """What there is of an episode that was begun and not yet `forget`-ed."""
-        return self._told.get(id)
+        """Return the evidence of an episode after `begin` and before `forget`."""
+        return self._stored.get(id)
 
     def tick(self, t_ns: int) -> None:
-        """Write the second half of what is due at packet time ``t_ns``."""
+        """Write the second half of the files for which it is due at packet time ``t_ns``."""
         for id in [id for id, growing in self._growing.items() if growing.until_ns < t_ns]:
             self._grow(id)
 
     def forget(self, id: str) -> Evidence | None:
-        """The last word on an episode that ends: its file is finished with what there is."""
+        """Return the evidence of an episode that ends; its file is finished with the packets so far."""
         if id in self._growing:
             self._grow(id)
-        return self._told.pop(id, None)
+        return self._stored.pop(id, None)
 
     def counters(self) -> dict[str, int]:
-        """For reports and health."""
+        """Return the counters by the names they have in reports and health."""
         return {f"evidence_{key}": value for key, value in vars(self.counts).items()}
 
     def _grow(self, id: str) -> None:
         path = self.folder / f"{id}.pcap"
         _, records = self._cut(self._growing.pop(id).cut)
-        if path.name not in self._sizes:  # it was among the oldest
+        if path.name not in self._sizes:  # it was removed as one of the oldest
             return
         try:
-            before = self._told[id].bytes
+            before = self._stored[id].bytes
             self._make_room(path.name, before + len(records))
             with path.open("r+b") as file:
                 content = file.read(before)
@@ -169,7 +147,7 @@ class EvidenceStore:
             self._fail(path, error)
             return
         self._sizes[path.name] = _on_disk(before + len(records))
-        self._told[id] = Evidence(hashlib.sha256(content + records).hexdigest(), before + len(records))
+        self._stored[id] = Evidence(hashlib.sha256(content + records).hexdigest(), before + len(records))
         self.counts.finished += 1
         self._trouble = ""
 
@@ -189,7 +167,7 @@ class EvidenceStore:
             path.with_suffix(".part").unlink(missing_ok=True)
         reason = error.strerror or str(error)
         if reason != self._trouble:
-            logger.warning("evidence %s cannot be written: %s", path, reason)
+            logger.warning("evidence %s cannot be written: %s; alerts are sent without it", path, reason)
         self._trouble = reason
 
 
@@ -198,15 +176,15 @@ def _on_disk(size: int) -> int:
 
 
 def files(folder: Path) -> list[Path]:
-    """The evidence in a folder, oldest first."""
-    return sorted(path for path in folder.glob("*.pcap") if _NAME.fullmatch(path.name))
+    """Return the evidence files in a folder, the oldest first."""
+    return sorted(path for path in folder.glob("*.pcap") if is_uuid7(path.stem))
 
 
 def fetch(folder: Path, id: str) -> bytes:
-    """The pcap of episode ``id``; EvidenceError when there is none (any more)."""
+    """Return the pcap of episode ``id``; EvidenceError when there is none, or no longer."""
     name = f"{id}.pcap"
-    if not _NAME.fullmatch(name):
-        raise EvidenceError(f"{id[:60]!r} is no id of an alert")
+    if not is_uuid7(id):
+        raise EvidenceError(f"{id[:60]!r} is not the id of an alert")
     try:
         with (folder / name).open("rb") as file:
             return file.read(MAX_EVIDENCE)
@@ -218,7 +196,7 @@ def fetch(folder: Path, id: str) -> bytes:
 
 
 def chunks(folder: Path, id: str) -> tuple[dict[str, object], Iterator[Chunk]]:
-    """What to reply to an order for evidence (``id``, ``sha256``, ``bytes``, ``count``), and as many parts to publish.
+    """Return the reply to a command for evidence (``id``, ``sha256``, ``bytes``, ``count``), and ``count`` parts.
 
     EvidenceError when there is none.
     """
@@ -229,5 +207,5 @@ def chunks(folder: Path, id: str) -> tuple[dict[str, object], Iterator[Chunk]]:
 
 
 def began_ns(path: Path) -> int:
-    """When the episode of a file began: the time in its name, Unix ns to the millisecond."""
+    """Return when the episode of a file began: the time in its name, Unix ns to the millisecond."""
     return int(path.name[:8] + path.name[9:13], 16) * 1_000_000

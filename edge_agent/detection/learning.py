@@ -12,9 +12,6 @@ from edge_agent.capture.features import Rows
 from edge_agent.detection.device_limits import MINUTE_NS, DeviceLimits
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 
-MAX_SUSPECTS = 32
-"""Rows a minute above the shared limit that are classified for a device which still learns."""
-
 
 class DeviceLearning:
     """What the rows of one device teach its own limits, minute by minute of packet time."""
@@ -49,7 +46,7 @@ class DeviceLearning:
         peak = limits.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
         if limits.sample and not scored.routes.carries[index].any():  # of a router's rows some columns are not its own
             limits.sample.see(scored.rows.values, scored.t_ns, judged, in_units, peak)
-        limits.judged += len(index) if limits.learnt else 0
+        limits.note_judged(len(index), 0)
 
     def see_judged(
         self,
@@ -71,32 +68,22 @@ class DeviceLearning:
             quiet = chosen & ~full
             limits.sample.see(scored.rows.values, scored.t_ns, index[quiet], in_units[quiet], peak)
         self._classify_suspects(scored.rows, index[chosen & (in_units > 1.0) & ~full])
-        if limits.learnt:
-            limits.judged += len(full)
-            limits.flagged += int(full.sum())
+        limits.note_judged(len(full), int(full.sum()))
 
-    def _classify_suspects(self, rows: Rows, suspects: NDArray[np.intp]) -> None:
-        """Classify rows above the shared limit that were not flagged since the device still learns.
-
-        The first `MAX_SUSPECTS` rows of each minute are classified.
-        """
-        limits, classifier = self.limits, self._rules.classifier
-        if limits.learnt or classifier is None or limits.odd >= MAX_SUSPECTS or not len(suspects):
+    def _classify_suspects(self, rows: Rows, above: NDArray[np.intp]) -> None:
+        """Classify rows above the shared limit that were not flagged since the device still learns: the first few of
+        each minute."""
+        suspects, classifier = self.limits.suspects, self._rules.classifier
+        if self.limits.learnt or classifier is None or not suspects.room or not len(above):
             return
-        suspects = suspects[: MAX_SUSPECTS - limits.odd]
-        limits.odd += len(suspects)
-        probabilities, profiles = classifier.of_rows(
-            rows.values[suspects][:, self._rules.columns_at], rows.meta[suspects]
-        )
-        if not len(limits.class_sum):
-            limits.class_sum, limits.looks_sum = np.zeros(probabilities.shape[1]), np.zeros(profiles.shape[1])
-        limits.class_sum = np.concatenate([limits.class_sum[None], probabilities]).sum(axis=0)
-        limits.looks_sum = np.concatenate([limits.looks_sum[None], profiles]).sum(axis=0)
+        above = above[: suspects.room]
+        suspects.add(*classifier.of_rows(rows.values[above][:, self._rules.columns_at], rows.meta[above]))
 
     def _name_suspects(self) -> None:
         """Note in the limits which attack those rows look like, once they would be enough for a vote."""
-        limits, rules = self.limits, self._rules
-        if limits.learnt or rules.classifier is None or float(limits.class_sum.sum()) < rules.decision.vote_k:
+        suspects, rules = self.limits.suspects, self._rules
+        # the probabilities of a row sum to 1, so this counts the rows
+        if self.limits.learnt or rules.classifier is None or float(suspects.class_sum.sum()) < rules.decision.vote_k:
             return
-        name, probability = rules.classifier.name(limits.class_sum, limits.looks_sum)
-        limits.looks_like = "" if probability is None else name
+        name, probability = rules.classifier.name(suspects.class_sum, suspects.profile_sum)
+        self.limits.suspect("" if probability is None else name)

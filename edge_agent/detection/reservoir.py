@@ -1,12 +1,13 @@
-"""A bounded sample of what each device does when it is well: rows of statistics, without addresses and without payload.
+"""A bounded sample of each device's healthy traffic: rows of statistics, without addresses and without payload.
 
-What a new model is calibrated with at once, instead of learning for an hour, and what may be used for training. Kept
-are runs of neighbouring rows, since a vote is over neighbours: of the minutes with the highest votes (`LOUD`, which the
-limits come from) and of minutes drawn evenly over all the time the device was learnt (`EVEN`, Vitter's algorithm R).
-Never kept is a row that was flagged, nor any of a minute in an alarm, after one or just before one; `calibrate.Own`
-says which minutes those are. Rows are unscaled, of all columns: good for any model of the same `SCHEMAS`.
+A new model is calibrated with them at once, instead of learning for an hour, and they may be used for training. What is
+stored are bursts of neighbouring rows, since a vote is over neighbours: of the minutes with the highest votes (`LOUD`,
+which the limits come from) and of minutes drawn evenly over all the time the device was learnt (`EVEN`, Vitter's
+algorithm R). A row that was flagged is never stored, nor is any row of a minute in an alarm, after one or just before
+one; `device_limits` says which minutes these are. Rows are unscaled and have all columns, so they suit any model of the
+same `SCHEMAS`.
 
-Values are kept as sign·log1p in 16 bits: within 1 %, a tenth of the smallest deviation that a scaler knows.
+Values are stored as sign·log1p in 16 bits: within 1 %, a tenth of the smallest deviation that a scaler knows.
 """
 
 import random
@@ -21,21 +22,21 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, DEVICE
 
-RUN = 20
-"""Rows of a run at most: the longest window of a vote that calibration chooses."""
+BURST_ROWS = 20
+"""Most rows of a burst: the longest window of a vote that calibration chooses."""
 
 LOUD, EVEN = 16, 16
-"""Runs of a device: more loud ones than the quantile of a full memory of minutes leaves out (1 % of 1,440), and as
+"""Bursts of a device: more loud ones than the quantile of a full memory of minutes leaves out (1 % of 1,440), and as
 many others; about 50 KB in all."""
 
 SCHEMAS = (CLEAN, DEVICE)
-"""What the rows are; runs of others are not read."""
+"""The schemas of the rows; bursts of others are not read."""
 
 Kind = Literal["loud", "even"]
 
 _HEAD = struct.Struct("<HqI")  # rows, time of the first (ns), and which columns they have
 _MARK = zlib.crc32("\n".join((*SCHEMAS, *ALL_COLUMNS)).encode())
-_MAX_PACKED = _HEAD.size + RUN * (4 + 2 * len(ALL_COLUMNS))
+_MAX_PACKED = _HEAD.size + BURST_ROWS * (4 + 2 * len(ALL_COLUMNS))
 
 
 @dataclass(slots=True, eq=False)
@@ -46,17 +47,17 @@ class RowBurst:
     minute: int  # since the epoch
     packed: bytes
     vote: float = 0.0  # of a loud one: the highest of its minute, in units of the model's limit
-    saved: bool = False
+    saved: bool = False  # on the disk already
 
     def rows(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Values (n, 140) and packet times (n,); ValueError for what cannot be read or has other columns."""
+        """Return values (n, 140) and packet times (n,). ValueError if they cannot be read or have other columns."""
         try:
             packed = zlib.decompressobj()
             unpacked = packed.decompress(self.packed, _MAX_PACKED)
             if not packed.eof:
                 raise ValueError("cut short")
             n, first_ns, mark = _HEAD.unpack_from(unpacked)
-            if mark != _MARK or not 0 < n <= RUN:
+            if mark != _MARK or not 0 < n <= BURST_ROWS:
                 raise ValueError("rows of other columns")
             since = np.frombuffer(unpacked, dtype="<u4", count=n, offset=_HEAD.size)
             squashed = np.frombuffer(unpacked, dtype="<f2", count=n * len(ALL_COLUMNS), offset=_HEAD.size + 4 * n)
@@ -73,34 +74,37 @@ _NOTHING: _Cut = np.zeros((0, len(ALL_COLUMNS)), dtype=np.float16), np.zeros(0, 
 
 
 class RowSample:
-    """The runs of one device. Rows come with `see`, minutes end with `end_minute`; no clock."""
+    """The row bursts of one device. Rows come with `see`, minutes end with `end_minute`; there is no clock."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._runs: list[RowBurst] = []
-        self._pending: list[RowBurst] = []  # of the minute before: kept when the next one is calm, too
+        self._bursts: list[RowBurst] = []
+        self._pending: list[RowBurst] = []  # of the minute before: stored if the next one is calm, too
         self._tail = _NOTHING  # the last rows
         self._loud: _Cut | None = None
         self._even: _Cut | None = None
         self.minutes = 0
-        """Minutes that runs were drawn from so far."""
+        """Minutes that bursts were drawn from so far."""
         self._begin_minute()
 
     @property
-    def runs(self) -> list[RowBurst]:
-        """What is kept."""
-        return list(self._runs)
+    def bursts(self) -> list[RowBurst]:
+        """The bursts that are stored now."""
+        return list(self._bursts)
 
     @property
     def size(self) -> int:
-        """Bytes of that."""
-        return sum(len(run.packed) for run in self._runs)
+        """Bytes of the bursts."""
+        return sum(len(burst.packed) for burst in self._bursts)
 
     def see(
         self, values: NDArray[Any], t_ns: NDArray[np.int64], index: NDArray[np.intp], scores: NDArray[Any], at: int
     ) -> None:
-        """Rows ``index`` (n,) of ``values`` and ``t_ns``, none of them flagged, with ``scores`` (n,) in units of the
-        limit; ``at`` is the position of the one that made the minute's highest vote so far, -1: none of them did."""
+        """Take in rows ``index`` (n,) of ``values`` and ``t_ns``, none of which was flagged.
+
+        ``scores`` (n,) are in units of the limit; ``at`` is the position of the row that made the minute's highest vote
+        so far, -1 if none did.
+        """
         if not len(index):
             return
         if at >= 0 and scores[at] > self._least:  # a row that makes the vote is at least as high as it
@@ -109,22 +113,25 @@ class RowSample:
             self._passed += len(index)
             if self._rng.random() * self._passed < len(index):
                 self._even = self._cut(values, t_ns, index, self._rng.randrange(len(index)))
-        last = index[1 - RUN :]
-        if self._draws or self._least == 0.0 or float(scores[1 - RUN :].max()) > self._least:
+        last = index[1 - BURST_ROWS :]
+        if self._draws or self._least == 0.0 or float(scores[1 - BURST_ROWS :].max()) > self._least:
             squashed, times = _squash(values[last]), t_ns[last]
-            if len(last) < RUN - 1:
+            if len(last) < BURST_ROWS - 1:
                 squashed, times = np.concatenate([self._tail[0], squashed]), np.concatenate([self._tail[1], times])
-            self._tail = squashed[1 - RUN :], times[1 - RUN :]
+            self._tail = squashed[1 - BURST_ROWS :], times[1 - BURST_ROWS :]
         else:
             self._tail = _NOTHING
 
     def end_minute(self, minute: int, vote: float, calm: bool, oldest: int = 0) -> None:
-        """A minute is over whose highest vote was ``vote``. Of one that is not ``calm``, and of the one before it,
-        nothing is kept; loud runs go when their minute is older than the ``oldest`` that limits come from."""
-        self._runs = [run for run in self._runs if run.kind != "loud" or run.minute >= oldest]
+        """End a minute whose highest vote was ``vote``.
+
+        Nothing is stored of a minute that is not ``calm``, nor of the one before it. Loud bursts are dropped once their
+        minute is older than the ``oldest`` that limits come from.
+        """
+        self._bursts = [burst for burst in self._bursts if burst.kind != "loud" or burst.minute >= oldest]
         if calm:
-            for run in self._pending:
-                self._commit(run)
+            for burst in self._pending:
+                self._commit(burst)
             self._pending = []
             if self._loud and vote > self._least:
                 self._pending.append(RowBurst("loud", minute, _pack(self._loud), vote))
@@ -135,45 +142,45 @@ class RowSample:
             self._pending, self._tail = [], _NOTHING
         self._begin_minute()
 
-    def take_up(self, runs: Iterable[RowBurst], minutes: int) -> None:
-        """Continue with what was kept by another `RowSample`."""
-        self._runs = []
+    def take_over(self, bursts: Iterable[RowBurst], minutes: int) -> None:
+        """Continue with the ``bursts`` of another `RowSample` and its number of ``minutes``."""
+        self._bursts = []
         for kind, most in (("loud", LOUD), ("even", EVEN)):
-            self._runs += [run for run in runs if run.kind == kind][:most]
+            self._bursts += [burst for burst in bursts if burst.kind == kind][:most]
         self.minutes = max(minutes, 0)
         self._begin_minute()
 
     def clear(self) -> None:
-        """Forget all."""
-        self._runs, self._pending, self._tail, self.minutes = [], [], _NOTHING, 0
+        """Forget everything."""
+        self._bursts, self._pending, self._tail, self.minutes = [], [], _NOTHING, 0
         self._begin_minute()
 
     def drop_one(self) -> None:
-        """Make room: an even run goes before a loud one, the oldest first."""
-        if self._runs:
-            self._runs.remove(min(self._runs, key=lambda run: (run.kind != "even", run.minute)))
+        """Make room by dropping the oldest even burst, or the oldest loud one if there is no even one."""
+        if self._bursts:
+            self._bursts.remove(min(self._bursts, key=lambda burst: (burst.kind != "even", burst.minute)))
             self._begin_minute()
 
     def _begin_minute(self) -> None:
-        votes = [run.vote for run in self._runs if run.kind == "loud"]
-        self._least = min(votes) if len(votes) >= LOUD else 0.0  # what a loud run must be above
+        votes = [burst.vote for burst in self._bursts if burst.kind == "loud"]
+        self._least = min(votes) if len(votes) >= LOUD else 0.0  # what a loud burst must be above
         self._draws = self._rng.randrange(self.minutes + 1) < EVEN
         self._passed, self._loud, self._even = 0, None, None
 
-    def _commit(self, run: RowBurst) -> None:
-        alike = [kept for kept in self._runs if kept.kind == run.kind]
-        if run.kind == "loud" and len(alike) >= LOUD:
-            self._runs.remove(min(alike, key=lambda kept: kept.vote))
-        elif run.kind == "even" and len(alike) >= EVEN:
-            self._runs.remove(self._rng.choice(alike))
-        self._runs.append(run)
+    def _commit(self, burst: RowBurst) -> None:
+        alike = [other for other in self._bursts if other.kind == burst.kind]
+        if burst.kind == "loud" and len(alike) >= LOUD:
+            self._bursts.remove(min(alike, key=lambda other: other.vote))
+        elif burst.kind == "even" and len(alike) >= EVEN:
+            self._bursts.remove(self._rng.choice(alike))
+        self._bursts.append(burst)
 
     def _cut(self, values: NDArray[Any], t_ns: NDArray[np.int64], index: NDArray[np.intp], at: int) -> _Cut:
-        """The run that ends with row ``at`` of ``index``."""
-        own = index[max(at - RUN + 1, 0) : at + 1]
-        squashed, times = _squash(values[own]), t_ns[own]
-        if len(own) < RUN:
-            before = slice(max(len(self._tail[1]) - RUN + len(own), 0), None)
+        """Return the burst that ends with row ``at`` of ``index``."""
+        rows = index[max(at - BURST_ROWS + 1, 0) : at + 1]
+        squashed, times = _squash(values[rows]), t_ns[rows]
+        if len(rows) < BURST_ROWS:
+            before = slice(max(len(self._tail[1]) - BURST_ROWS + len(rows), 0), None)
             squashed = np.concatenate([self._tail[0][before], squashed])
             times = np.concatenate([self._tail[1][before], times])
         return squashed, times
@@ -184,7 +191,7 @@ def _squash(values: NDArray[Any]) -> NDArray[np.float16]:
 
 
 def _pack(cut: _Cut) -> bytes:
-    """Column after column: neighbours are alike in most of them."""
+    """Return rows packed column after column: neighbours are alike in most of them."""
     squashed, t_ns = cut
     since = np.clip((t_ns - t_ns[0]) // 1_000_000, 0, 0xFFFFFFFF).astype("<u4")
     head = _HEAD.pack(len(t_ns), int(t_ns[0]), _MARK)

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.agent import BATCH, Agent
-from edge_agent.capture.features import Extractor, Rows, RowScaling, highest_ratios
+from edge_agent.capture.features import Extractor, Rows, RowScaling, SenderTable, highest_ratios
 from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
-from edge_agent.contract.columns import ALL_COLUMNS, indices
-from edge_agent.detection.detector import Detector
+from edge_agent.contract.columns import ALL_COLUMNS, COUNT_COLUMNS, indices
+from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.detection.detector import MAX_SUBJECTS, Detector
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scorer import AT_ONCE
 from tests.bench.bench_kernel import looped, processor
@@ -40,8 +41,10 @@ clock = time.thread_time_ns
 
 def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]:
     """Nanoseconds a packet of each step, on one batch again and again; a batch is more than the processor's cache."""
-    detector = Detector(bundle, max_rows_per_s=budget)
-    detector.observe(batch)
+    monitored = Networks.parse(PRIVATE_NETWORKS)
+    senders = SenderTable(MAX_SUBJECTS, budget, monitored.v4, monitored.v6)
+    counts_at = np.array(indices(COUNT_COLUMNS), dtype=np.uint32)
+    bounds = np.array([bundle.manifest.decision.counts.get(column, np.inf) for column in COUNT_COLUMNS])
     columns, n, network, z = bundle.manifest.columns, len(batch), Model(bundle.autoencoder), np.empty(0, np.float32)
     keep = np.ones((1, len(columns)), dtype=bool)
     scaling = RowScaling(bundle.scaler, len(ALL_COLUMNS), indices(columns), keep)
@@ -64,8 +67,8 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
             out[block] = scaling.errors(z, rebuilt, variant)
 
     work: dict[str, Callable[[], object]] = {
-        "who sent it, what is scored": lambda: detector._who.route(batch.meta, t_ns),
-        "counts against their bounds": lambda: highest_ratios(batch.values, detector._counts_at, detector._bounds),
+        "who sent it, what is scored": lambda: senders.route(batch.meta, t_ns),
+        "counts against their bounds": lambda: highest_ratios(batch.values, counts_at, bounds),
         f"scale {len(columns)} columns": scale,
         f"autoencoder, {bundle.manifest.variant}": run,
         "error": error,

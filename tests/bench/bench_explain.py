@@ -1,6 +1,6 @@
-"""What an explanation costs on the gateway: ``python -m tests.bench.bench_explain BUNDLE``.
+"""The cost of an explanation on the gateway: ``python -m tests.bench.bench_explain BUNDLE``.
 
-Milliseconds per detection told (columns, their values, the sentence), beside scoring one row and a batch of 256 rows
+Milliseconds per reported detection (columns, their values, the sentence), beside scoring one row and 256 rows
 with the same int8 model. Medians; rows are random, which changes no cost.
 """
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from edge_agent.contract import bundle as bundles
 from edge_agent.detection import explain
-from edge_agent.detection.detector import Detector
+from edge_agent.detection.report import Reporter
+from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import Scorer
 
 GOAL_MS = 5.0
 
@@ -34,19 +36,21 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m tests.bench.bench_explain BUNDLE", file=sys.stderr)
         return 2
-    detector = Detector(bundles.load(Path(argv[0])))
-    width = len(detector._columns)
+    bundle = bundles.load(Path(argv[0]))
+    manifest = bundle.manifest
+    scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
+    reporter, width = Reporter(manifest, scorer, None), len(manifest.columns)
     rows = np.abs(np.random.default_rng(1).normal(50, 100, (256, width))).astype(np.float32)
 
-    def told(fast: bool) -> None:
-        top = detector._top(rows[0], fast)
-        explain.score(*top[0], detector._normal.get(top[0][0], ()))
+    def explained(fast: bool) -> None:
+        column, value = reporter.strongest(rows[0], fast)[0]
+        explain.score(column, value, manifest.normal.get(column, ()))
 
     figures = {
-        "explanation, full rule": median_ms(lambda: told(False)),
-        "explanation, fast rule": median_ms(lambda: told(True)),
-        "score of one row": median_ms(lambda: detector._scorer.full(rows[:1])),
-        "score of 256 rows": median_ms(lambda: detector._scorer.full(rows)),
+        "explanation, full rule": median_ms(lambda: explained(False)),
+        "explanation, fast rule": median_ms(lambda: explained(True)),
+        "score of one row": median_ms(lambda: scorer.full(rows[:1])),
+        "score of 256 rows": median_ms(lambda: scorer.full(rows)),
     }
     for name, value in figures.items():
         print(f"{name:<24} {value:8.4f} ms")

@@ -17,7 +17,7 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main
-from collector.ingest import CollectorConfig
+from collector.config import CollectorConfig
 from collector.store import AlertStore, Arrival
 from edge_agent.contract import settings
 from edge_agent.contract.alert import Alert
@@ -291,7 +291,7 @@ def test_the_configuration_we_ship_loads_and_says_the_defaults():
     assert settings.loads(CollectorConfig, text, "collector.yaml") == CollectorConfig()
 
 
-def test_it_needs_nothing_of_the_agent_but_the_contract():
+def test_it_needs_nothing_of_the_agent_but_the_contract_and_the_mqtt_client():
     program = (
         "import sys, collector.__main__\n"
         "print(*[m for m in sys.modules if m.split('.')[0] in ('trainer', 'converter', 'tensorflow', 'edge_agent')])"
@@ -299,14 +299,14 @@ def test_it_needs_nothing_of_the_agent_but_the_contract():
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = set(out.split()) - {"edge_agent"}
     assert loaded
-    assert all(name.startswith("edge_agent.contract") for name in loaded)
+    assert all(name.startswith(("edge_agent.contract", "edge_agent.mqtt")) for name in loaded)
 
 
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("sends", "words"),
     [
-        (lambda content: content[:-1] + b"?", "has not the sha256 that its reply tells"),
+        (lambda content: content[:-1] + b"?", "does not have the sha256 of its reply"),
         (lambda content: content[:48_000], "1 of 2 parts came"),
     ],
 )

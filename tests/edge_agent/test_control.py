@@ -21,14 +21,14 @@ from edge_agent.contract.commands import Command, Reply, parse_duration
 from edge_agent.contract.messages import MessageError
 from edge_agent.control import RATE, CommandRefused, Control
 from edge_agent.delivery.alerts import Alerter
-from edge_agent.delivery.allow import AllowError, AllowList, Suppression
 from edge_agent.delivery.link import Incoming, Link
 from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions
 from edge_agent.state import State
 from edge_agent.system import own_addresses
 from tests.broker import Amqtt, Mosquitto, needs_mosquitto, wait_until
 from tests.edge_agent.delivery.test_alerts import CAMERA, S, at
-from tests.edge_agent.delivery.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
+from tests.line import config_of, tls_config
 
 MAC = mac_text(CAMERA.device_mac)
 OTHER = replace(CAMERA, device_mac=0xB827EB000001)
@@ -207,7 +207,7 @@ def test_entries_and_hits_survive_a_restart_and_their_time_does_not_begin_again(
 
 
 def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
-    allowed = AllowList(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
+    allowed = Suppressions(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
     allowed.add(Suppression("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
     year = 365 * 86_400.0
     for now_s, steady_s, covered in (
@@ -223,11 +223,11 @@ def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
 
 
 def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
-    allowed = AllowList(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
+    allowed = Suppressions(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
     entries = [Suppression("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
     first = allowed.add(entries[0], 0.0, 0.0)
     allowed.add(entries[1], 0.0, 0.0)
-    with pytest.raises(AllowError, match=r"full \(2 entries\)"):
+    with pytest.raises(SuppressionError, match=r"full \(2 entries\)"):
         allowed.add(entries[2], 5.0, 5.0)
     again = allowed.add(replace(entries[0], expires_s=15.0), 5.0, 5.0)  # about the same: in its place
     assert again != first
@@ -517,7 +517,7 @@ def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
 
 
 @needs_mosquitto
-def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):  # noqa: F811 - the fixture
+def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):
     def config_file(name):
         where = {"ca_file": "ca.crt", "cert_file": f"{name}.crt", "key_file": f"{name}.key"}
         lines = "".join(f"  {key}: {site.folder / file}\n" for key, file in where.items())

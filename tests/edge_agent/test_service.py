@@ -278,7 +278,7 @@ def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, t
     try:
         done = botwatch(wire, *words)
         assert done.returncode == 1
-        assert "knows nobody who subscribes to alerts; it waits in" in done.stderr
+        assert "has no subscriber for alerts; it waits in" in done.stderr
         assert len(kept(box)) == 2
     finally:
         process.kill()

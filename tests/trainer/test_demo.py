@@ -9,10 +9,11 @@ import yaml
 
 from edge_agent.contract import captures
 from edge_agent.contract.captures import Attack, Capture, CaptureManifest
-from edge_agent.contract.messages import check_id, format_time
+from edge_agent.contract.messages import check_id
 from tests.reference.frames import pcap
 from tests.traffic import packet
-from trainer.demo import DemoError, Verdict, _close, _gateways, _judge, _own
+from tests.trainer.judge.test_blame import alert as about
+from trainer.demo import DemoError, Verdict, gateway_ids, judge, print_verdicts, split_captures
 
 CAM, PLUG = "02:00:5e:10:00:01", "02:00:5e:10:00:02"
 START = datetime(2026, 1, 5, 10, 20, tzinfo=UTC)
@@ -20,13 +21,17 @@ ATTACK = Capture(Path("cam/bad.pcap"), "cam", "mirai.scan", CAM, attack=Attack(S
 BENIGN = Capture(Path("cam/day.pcap"), "cam", "benign", CAM)
 
 
-def test_every_capture_has_a_gateway_of_its_own():
+def test_every_capture_has_a_gateway_of_itssplit_captures():
     """Two captures of one name shared an outbox and each other's alerts, and other scripts' names gave no id at all."""
     files = ("mon/cap.pcap", "tue/cap.pcap", "cap-2.pcap", "ночь.pcap", f"{'x' * 90}.pcap", f"{'x' * 90}y.pcap")
-    names = _gateways(CaptureManifest(tuple(replace(BENIGN, file=Path(f)) for f in files)))
+    names = gateway_ids(CaptureManifest(tuple(replace(BENIGN, file=Path(f)) for f in files)))
     assert names[:4] == ["cam-cap", "cam-cap-2", "cam-cap-2-2", "cam"]
     assert len(set(map(check_id, names))) == len(files)
-    assert check_id(_gateways(CaptureManifest((replace(BENIGN, device="Камера", file=Path("ночь.pcap")),)))[0])
+    assert check_id(gateway_ids(CaptureManifest((replace(BENIGN, device="Камера", file=Path("ночь.pcap")),)))[0])
+
+
+def detected(capture):
+    return Verdict(capture=capture, gateway="g", ms=5.0, packets=2, class_name="mirai.scan")
 
 
 def write(folder, *entries):
@@ -42,7 +47,7 @@ def test_the_last_benign_capture_of_each_device_is_replayed_and_one_of_several_a
     ]
     (tmp_path / "out").mkdir()
     write(tmp_path, *days, *bad)
-    fit, replay, root = _own(tmp_path, None, tmp_path / "out")
+    fit, replay, root = split_captures(tmp_path, None, tmp_path / "out")
     assert root == tmp_path
     held = [{str(c.file) for c in captures.load(path, root)[0].captures} for path in (fit, replay)]
     assert held[0] == {"cam1.pcap", "cam2.pcap", "plug1.pcap", "plug2.pcap", "mirai.scan1.pcap"}
@@ -52,67 +57,85 @@ def test_the_last_benign_capture_of_each_device_is_replayed_and_one_of_several_a
 def test_captures_that_leave_nothing_to_fit_on_are_refused(tmp_path):
     write(tmp_path, {"file": "a.pcap", "device": "cam", "label": "benign"})
     with pytest.raises(DemoError, match="no device has two benign captures"):
-        _own(tmp_path, None, tmp_path)
+        split_captures(tmp_path, None, tmp_path)
 
 
-def alert(at_s, *, sender=CAM, role="source", name="mirai.scan", seq=1, episode="e1", gateway="cam-bad"):
-    ours = {"id": episode, "seq": seq, "role": role, "class": name}
-    when = format_time(int((START + timedelta(seconds=at_s)).timestamp() * 1e9))
-    return {
-        "timestamp": when,
-        "host": gateway,
-        "ether": {"src_mac": sender},
-        "alert": {"context": {"botwatch": ours}},
-    }
+def alert(at_s, *, sender=CAM, role="source", ip="", name="mirai.scan", episode="e1", gateway="cam-bad"):
+    t_ns = int((START + timedelta(seconds=at_s)).timestamp() * 1e9)
+    made = about(sender if role == "source" else "", role=role, ip=ip, t_ns=t_ns)
+    return replace(made, id=episode, class_name=name, gateway=gateway)
 
 
-@pytest.fixture
-def judge(tmp_path):
-    """The verdict on `ATTACK`, whose device sends a packet a second from ten seconds before it on."""
-    times = [int(START.timestamp()) + i for i in range(-10, 30)]
-    frames = [(t * 10**9, 60, packet("192.168.1.5", "203.0.113.9", mac=captures.parse_mac(CAM))) for t in times]
+def written(tmp_path, frames):
     (tmp_path / "cam").mkdir()
     (tmp_path / ATTACK.file).write_bytes(pcap(frames))
 
-    def verdict(*alerts, capture=ATTACK):
-        return _judge(replace(capture, file=ATTACK.file), "cam-bad", tmp_path, list(alerts))
 
-    return verdict
+SECONDS = [int(START.timestamp()) + i for i in range(-10, 30)]
 
 
-def test_an_attack_is_found_by_the_first_alert_on_its_device_since_it_began(judge):
-    found = judge(alert(4.5), alert(9, seq=2, name="mirai.udp"), alert(2, gateway="other"), alert(20, episode="e2"))
-    assert (found.ms, found.packets, found.said, found.false_alerts) == (4500.0, 5, "mirai.udp", 0)
+@pytest.fixture
+def verdict(tmp_path):
+    """The verdict on `ATTACK`, whose device sends a packet a second from ten seconds before it on."""
+    cam = captures.parse_mac(CAM)
+    written(tmp_path, [(t * 10**9, 60, packet("192.168.1.5", "203.0.113.9", mac=cam)) for t in SECONDS])
+
+    def of(*alerts, capture=ATTACK):
+        return judge(replace(capture, file=ATTACK.file), "cam-bad", tmp_path, list(alerts))
+
+    return of
+
+
+def test_an_attack_is_found_by_the_first_alert_on_its_device_since_it_began(verdict):
+    found = verdict(alert(4.5), alert(9, name="mirai.udp"), alert(2, gateway="other"), alert(20, episode="e2"))
+    assert (found.ms, found.packets, found.class_name, found.false_alerts) == (4500.0, 5, "mirai.udp", 0)
     assert not found.missed
 
 
-@pytest.mark.parametrize("of", [{"at_s": -1}, {"at_s": 5, "sender": PLUG}])
-def test_an_alert_before_the_attack_or_on_another_device_is_false(judge, of):
-    verdict = judge(alert(**of))
-    assert verdict.missed
-    assert verdict.false_alerts == 1
+@pytest.mark.parametrize(
+    "of", [{"at_s": -1}, {"at_s": 5, "sender": PLUG}, {"at_s": 5, "role": "victim", "ip": "192.168.1.9"}]
+)
+def test_an_alert_before_the_attack_or_about_another_subject_is_false(verdict, of):
+    found = verdict(alert(**of))
+    assert found.missed
+    assert found.false_alerts == 1
 
 
-def test_a_victim_named_is_an_attack_found(judge):
-    assert judge(alert(5, sender=PLUG, role="victim")).ms == 5000.0
+def test_who_attacks_may_be_unknown(verdict):
+    found = verdict(alert(5, sender=PLUG), capture=replace(ATTACK, mac=None))
+    assert (found.ms, found.false_alerts) == (5000.0, 0)
 
 
-def test_any_alert_on_a_benign_capture_is_false(judge):
-    assert judge(alert(5), capture=BENIGN).false_alerts == 1
-    assert judge(capture=BENIGN) == Verdict(replace(BENIGN, file=ATTACK.file), "cam-bad", None, None, "", 0)
+def test_of_an_attack_seen_from_its_victims_side_the_victim_must_be_named(tmp_path):
+    """The manifest's MAC is a router's then: many hosts attack one behind it."""
+    router, plug = captures.parse_mac(CAM), captures.parse_mac(PLUG)
+    flood = [packet(f"203.0.113.{i}", "192.168.1.5", mac=router, to_mac=plug) for i in range(40)]
+    written(tmp_path, [(t * 10**9, 60, frame) for t, frame in zip(SECONDS, flood, strict=True)])
+
+    def of(**about):
+        return judge(ATTACK, "cam-bad", tmp_path, [alert(5, **about)])
+
+    assert of(role="victim", ip="192.168.1.5").ms == 5000.0
+    for wrong in ({"role": "victim", "ip": "192.168.1.6"}, {"sender": CAM}):
+        assert (of(**wrong).missed, of(**wrong).false_alerts) == (True, 1)
+
+
+def test_any_alert_on_a_benign_capture_is_false(verdict):
+    assert verdict(alert(5), capture=BENIGN).false_alerts == 1
+    assert verdict(capture=BENIGN) == Verdict(capture=replace(BENIGN, file=ATTACK.file), gateway="cam-bad")
 
 
 @pytest.mark.parametrize(
     ("verdict", "fails"),
     [
-        (Verdict(ATTACK, "g", 5.0, 2, "mirai.scan", 0), False),
-        (Verdict(ATTACK, "g", None, None, "", 0), True),
-        (Verdict(replace(ATTACK, expected=False), "g", None, None, "", 0), False),
-        (Verdict(ATTACK, "g", 5.0, 2, "mirai.scan", 1), True),
-        (Verdict(BENIGN, "g", None, None, "", 0), False),
-        (Verdict(BENIGN, "g", None, None, "", 1), True),
+        (detected(ATTACK), False),
+        (Verdict(capture=ATTACK, gateway="g"), True),
+        (Verdict(capture=replace(ATTACK, expected=False), gateway="g"), False),
+        (replace(detected(ATTACK), false_alerts=1), True),
+        (Verdict(capture=BENIGN, gateway="g"), False),
+        (Verdict(capture=BENIGN, gateway="g", false_alerts=1), True),
     ],
 )
 def test_it_fails_when_an_attack_is_missed_or_a_benign_device_alerted(verdict, fails, capsys):
-    assert _close([verdict], generated=True) is fails
+    assert print_verdicts([verdict], generated=True) is fails
     assert "generated traffic" in " ".join(capsys.readouterr().out.split())

@@ -1,17 +1,17 @@
-"""`botwatch trainer audit`: what in a run's rows may make its figures better than the world.
+"""`botwatch trainer audit`: anything in a run's rows that may make its figures better than they are in the world.
 
-Knows what leaks look like, not which columns of which data set leak: duplicates, rows on both sides of a split, columns
-that hold the time of day or of capture, single columns that tell everything. All of it is found in the values.
+It knows what leaks look like, not which columns of which data set leak: duplicates, rows on both sides of a split,
+columns that hold the time of day or of capture, single columns that separate everything. All are found in the values.
 """
 
 import argparse
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract import cli
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from trainer.judge import runs
@@ -27,7 +27,10 @@ ORDERED = 0.97
 """Rank correlation with the order of capture above which a column is a clock; damped counts that fill up reach 0.9."""
 
 SAMPLE = 20_000
+"""Rows that are compared or ranked, at most."""
+
 REFIT_ROWS, REFIT_EPOCHS = 20_000, 25
+"""Rows and epochs of the short fits with and without the flagged columns."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,33 @@ class AuditRule:
     above: bool
     accuracy: float  # balanced over benign and attack rows
 
+    @property
+    def comparison(self) -> str:
+        """The comparison with the limit as text, as in "> 12.5"."""
+        return f"{'>' if self.above else '<='} {self.limit:.4g}"
+
 
 def constant(values: Array, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Columns with one value only."""
+    """Return the columns with one value only."""
     return tuple(c for c, spread in zip(columns, np.ptp(values, axis=0), strict=True) if spread == 0)
 
 
 def duplicates(values: Array, columns: tuple[str, ...]) -> dict[str, str]:
-    """Columns that are equal in every row to an earlier one (copy -> original)."""
+    """Return the columns that are equal in every row to an earlier one (copy -> original)."""
     first: dict[bytes, str] = {}
-    found = {}
+    copies = {}
     for i, column in enumerate(columns):
         original = first.setdefault(np.ascontiguousarray(values[:, i] + 0.0).tobytes(), column)
         if original != column:
-            found[column] = original
-    return found
+            copies[column] = original
+    return copies
 
 
 def on_both_sides(values: Array, one: Index, other: Index, digits: int | None = None) -> float:
-    """Share of the rows ``other`` that are among the rows ``one``, too: exactly, or to so many significant digits."""
+    """Return the share of the rows ``other`` that are also among the rows ``one``.
+
+    Values are compared to so many significant ``digits``, or exactly.
+    """
     if not len(other) or not len(one):
         return 0.0
     rows = values[np.concatenate([one, other])].astype(np.float64)
@@ -73,23 +84,23 @@ def on_both_sides(values: Array, one: Index, other: Index, digits: int | None = 
 
 
 def clocks(values: Array, columns: tuple[str, ...], groups: NDArray[np.str_]) -> dict[str, str]:
-    """Columns that tell when a row was captured -> how that shows. ``groups`` are the rows in sequence."""
-    found = {}
+    """Return the columns that reveal when a row was captured -> how that shows. Rows of a group are in sequence."""
+    reasons = {}
     for i, column in enumerate(columns):
-        own = values[:, i].astype(np.float64)
-        dates = own[(own > EPOCH[0]) & (own < EPOCH[1])]
+        column_values = values[:, i].astype(np.float64)
+        dates = column_values[(column_values > EPOCH[0]) & (column_values < EPOCH[1])]
         # real dates lie together; a large statistic that passes through the range does not
         if len(dates) >= 3 and np.quantile(dates, 0.9) - np.quantile(dates, 0.1) < 0.02 * np.median(dates):
-            found[column] = f"{len(dates):,} rows hold a Unix time, about {dates.max():.0f} s"
+            reasons[column] = f"{len(dates):,} rows hold a Unix time, about {dates.max():.0f} s"
             continue
         strengths = []
         for name in np.unique(groups):
-            rows = own[groups == name]
+            rows = column_values[groups == name]
             if len(rows) >= 200 and np.ptp(rows) > 0:
                 strengths.append(abs(_spearman(rows[:: max(1, len(rows) // 4000)])))
         if strengths and float(np.median(strengths)) > ORDERED:
-            found[column] = f"ordered as captured: rank correlation {np.median(strengths):.3f} with the row number"
-    return found
+            reasons[column] = f"ordered as captured: rank correlation {np.median(strengths):.3f} with the row number"
+    return reasons
 
 
 def _spearman(values: NDArray[np.float64]) -> float:
@@ -99,59 +110,94 @@ def _spearman(values: NDArray[np.float64]) -> float:
 
 
 def rules(values: Array, attack: NDArray[np.bool_], columns: tuple[str, ...]) -> list[AuditRule]:
-    """The best comparison on each column, the column that tells attacks apart best first."""
+    """Return the best comparison on each column, the column that separates attacks best first."""
     from sklearn.metrics import auc as area
     from sklearn.metrics import roc_curve
 
-    found = []
+    ranked = []
     for i, column in enumerate(columns):
-        own = values[:, i].astype(np.float64)
-        if np.ptp(own) == 0:
+        of_column = values[:, i].astype(np.float64)
+        if np.ptp(of_column) == 0:
             continue
-        false, true, limits = roc_curve(attack, own, drop_intermediate=True)
+        false, true, limits = roc_curve(attack, of_column, drop_intermediate=True)
         auc = float(area(false, true))
         above = auc >= 0.5
         accuracy = (true + 1 - false) / 2 if above else (false + 1 - true) / 2
         best = int(np.argmax(accuracy))
-        found.append(AuditRule(column, max(auc, 1 - auc), float(limits[best]), above, float(accuracy[best])))
-    return sorted(found, key=lambda rule: (-rule.auc, rule.column))
+        ranked.append(AuditRule(column, max(auc, 1 - auc), float(limits[best]), above, float(accuracy[best])))
+    return sorted(ranked, key=lambda rule: (-rule.auc, rule.column))
 
 
 def analyse(path: Path) -> Findings:
-    """The audit of a run folder; RunError when it is none."""
+    """Return the audit of a run folder; RunFolderError when it cannot be read."""
     run = runs.load(path)
     return audit(run, f"{PROG} {path}")
 
 
+@dataclass
+class _Draft:
+    """Findings as the parts of an audit add to them."""
+
+    lead: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
 def audit(run: RunFolder, command: str) -> Findings:
-    """Everything suspicious in a run's rows, and what the model makes of them without it."""
-    same, still = duplicates(run.values, run.columns), constant(run.values, run.columns)
+    """Return everything suspicious in a run's rows, and how the model does without it."""
+    draft = _Draft()
+    flagged = _audit_columns(run, draft)
+    _audit_split(run, draft)
+    _audit_single_columns(run, draft)
+    columns = tuple(c for c in run.columns if c not in flagged)
+    if flagged and columns and len(run.rows("optimise")):
+        draft.tables.append(_without(run, columns))
+    return Findings(
+        "audit",
+        "Leakage audit",
+        command,
+        run.generated,
+        tuple(draft.lead),
+        tuple(draft.warnings),
+        tuple(draft.tables),
+        tuple(draft.figures),
+        ("The audit sees the rows of the run folder, a bounded sample of those fitted on.",),
+    )
+
+
+def _audit_columns(run: RunFolder, draft: _Draft) -> set[str]:
+    """Report columns that copy another, never change, or hold the time; return their names."""
+    copies, still = duplicates(run.values, run.columns), constant(run.values, run.columns)
     everything = np.arange(len(run.values))
     sequence = np.asarray(np.char.add(np.char.add(run.label, " "), run.groups(everything)))
     timed = clocks(run.values, run.columns, sequence)
-    lead, warnings, tables, figures = [], [], [], []
     flagged: list[tuple[str, str]] = [
-        *((column, f"equal to {original} in every row") for column, original in same.items()),
+        *((column, f"equal to {original} in every row") for column, original in copies.items()),
         *((column, "has one value only") for column in still),
         *timed.items(),
     ]
-    lead.append(
-        f"{len(same)} of {len(run.columns)} columns repeat another, {len(still)} are constant, "
-        f"{len(timed)} tell when a row was captured."
+    draft.lead.append(
+        f"{len(copies)} of {len(run.columns)} columns repeat another, {len(still)} are constant, "
+        f"{len(timed)} reveal when a row was captured."
     )
     if timed:
-        warnings.append(
+        draft.warnings.append(
             f"{', '.join(list(timed)[:3])}{' and others' if len(timed) > 3 else ''} hold the time of capture: figures "
-            "with these columns may tell days apart, not attacks."
+            "with these columns may distinguish days, not attacks."
         )
-    tables.append(Table("Suspicious columns", ("column", "why"), tuple(flagged)))
+    draft.tables.append(Table("Suspicious columns", ("column", "why"), tuple(flagged)))
+    return {column for column, _ in flagged}
 
+
+def _audit_split(run: RunFolder, draft: _Draft) -> None:
+    """Report how many rows of one part are also rows of another."""
     sides = []
     for one, other in (("train", "optimise"), ("train", "test"), ("optimise", "test")):
         first, second = run.rows(one)[-SAMPLE:], run.rows(other)[:SAMPLE]
         exact, near = on_both_sides(run.values, first, second), on_both_sides(run.values, first, second, 3)
         sides.append((f"{other} rows also in {one}", len(second), exact, near))
-    tables.append(
+    draft.tables.append(
         Table(
             "Rows on both sides of the split",
             ("which", "rows", "share, exactly", "share, to three digits"),
@@ -159,67 +205,53 @@ def audit(run: RunFolder, command: str) -> Findings:
             f"Benign rows; at most {SAMPLE:,} of each side, those next to the cut.",
         )
     )
-    lead.append(f"{sides[1][2]:.2%} of benign test rows are also train rows, {sides[1][3]:.2%} to three digits.")
+    draft.lead.append(f"{sides[1][2]:.2%} of benign test rows are also train rows, {sides[1][3]:.2%} to three digits.")
 
+
+def _audit_single_columns(run: RunFolder, draft: _Draft) -> None:
+    """Report the columns that alone separate attack rows from benign ones best."""
     attack = ~run.benign
-    if attack.any():
-        chosen = np.flatnonzero(attack | (run.part == "test"))
-        chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
-        ranked = rules(run.values[chosen], attack[chosen], run.columns)
-        if ranked:
-            best = ranked[0]
-            lead.append(
-                f"One comparison, {best.column} {'>' if best.above else '<='} {best.limit:.4g}, tells attack rows "
-                f"apart with an AUC of {best.auc:.4f} and balanced accuracy {best.accuracy:.4f}."
-            )
-            if best.auc > 0.999:
-                warnings.append(
-                    f"{best.column} alone tells attack rows from benign ones (AUC {best.auc:.4f}): on these rows a "
-                    "high row accuracy proves nothing."
-                )
-            tables.append(
-                Table(
-                    "Best single comparisons",
-                    ("column", "AUC", "attack when", "balanced accuracy"),
-                    tuple(
-                        (r.column, r.auc, f"{'>' if r.above else '<='} {r.limit:.4g}", r.accuracy) for r in ranked[:10]
-                    ),
-                    "Chosen with labels: an advantage that the autoencoder does not have.",
-                )
-            )
-            figures.append(
-                Figure(
-                    "bars",
-                    "How well one column alone tells attack rows apart",
-                    (Series("AUC", tuple(r.column for r in ranked[:10]), tuple(r.auc for r in ranked[:10])),),
-                    "AUC",
-                )
-            )
-    drop = {column for column, _ in flagged}
-    kept = tuple(c for c in run.columns if c not in drop)
-    if drop and kept and len(run.rows("optimise")):
-        tables.append(_without(run, kept))
-    return Findings(
-        "audit",
-        "Leakage audit",
-        command,
-        run.generated,
-        tuple(lead),
-        tuple(warnings),
-        tuple(tables),
-        tuple(figures),
-        ("The audit sees the rows of the run folder, a bounded sample of those fitted on.",),
+    chosen = np.flatnonzero(attack | (run.part == "test"))
+    chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
+    ranked = rules(run.values[chosen], attack[chosen], run.columns)[:10] if attack.any() else []
+    if not ranked:
+        return
+    best = ranked[0]
+    draft.lead.append(
+        f"One comparison, {best.column} {best.comparison}, separates attack rows from benign ones with an AUC of "
+        f"{best.auc:.4f} and balanced accuracy {best.accuracy:.4f}."
+    )
+    if best.auc > 0.999:
+        draft.warnings.append(
+            f"{best.column} alone separates attack rows from benign ones (AUC {best.auc:.4f}): on these rows a "
+            "high row accuracy proves nothing."
+        )
+    draft.tables.append(
+        Table(
+            "Best single comparisons",
+            ("column", "AUC", "attack when", "balanced accuracy"),
+            tuple((rule.column, rule.auc, rule.comparison, rule.accuracy) for rule in ranked),
+            "Chosen with labels: an advantage that the autoencoder does not have.",
+        )
+    )
+    draft.figures.append(
+        Figure(
+            "bars",
+            "How well one column alone separates attack rows from benign ones",
+            (Series("AUC", tuple(rule.column for rule in ranked), tuple(rule.auc for rule in ranked)),),
+            "AUC",
+        )
     )
 
 
-def _without(run: RunFolder, kept: tuple[str, ...]) -> Table:
-    """Two short fits on the same rows, with and without the flagged columns."""
+def _without(run: RunFolder, unflagged: tuple[str, ...]) -> Table:
+    """Compare two short fits on the same rows, on all columns and on the unflagged ones."""
     rows: list[tuple[str, int, float | None, float | None, float | None]] = []
-    for name, columns in (("all columns", run.columns), ("without the flagged", kept)):
+    for name, columns in (("all columns", run.columns), ("without the flagged", unflagged)):
         at = np.array([run.columns.index(c) for c in columns])
         rows.append((name, len(columns), *_short_fit(run, at)))
     one, two, three = (None if a is None or b is None else b - a for a, b in zip(rows[0][2:], rows[1][2:], strict=True))
-    rows.append(("difference", len(kept) - len(run.columns), one, two, three))
+    rows.append(("difference", len(unflagged) - len(run.columns), one, two, three))
     return Table(
         "What dropping the flagged columns changes",
         ("columns", "number", "benign test rows above τ", "attack rows above τ", "AUC"),
@@ -229,7 +261,7 @@ def _without(run: RunFolder, kept: tuple[str, ...]) -> Table:
 
 
 def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, float | None]:
-    """Row false-positive rate, row recall and AUC of an autoencoder on the columns ``at``."""
+    """Fit an autoencoder on the columns ``at``; return its row false-positive rate, row recall and AUC."""
     from sklearn.metrics import roc_auc_score
 
     from edge_agent.contract import scaling
@@ -259,22 +291,21 @@ def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, f
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `botwatch trainer audit`."""
+    """Add the options of `botwatch trainer audit`."""
     parser.description = (
-        "Look for leaks in a run's rows: copies, rows on both sides of the split, clocks, easy columns."
+        "Look for leaks in a run's rows: columns that copy others, hold the time or separate attacks alone, and rows "
+        "on both sides of the split. Prints the findings and writes them into the run folder."
     )
     parser.epilog = f"example:\n  {PROG} runs/home"
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """`botwatch trainer audit`: 0, or 2 with the reason."""
+    """Run `botwatch trainer audit`: 0, or 2 with the reason."""
     try:
-        found = analyse(args.run)
-        found.save(args.run)
+        findings = analyse(args.run)
+        findings.save(args.run)
     except (RunFolderError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    for line in found.text():
-        print(line)
-    return 0
+        return cli.refuse(PROG, error, file=args.run)
+    print(*findings.text(), sep="\n")
+    return cli.OK

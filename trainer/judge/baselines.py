@@ -1,22 +1,23 @@
-"""`botwatch trainer baselines`: what simpler methods find on the same rows, at the same false alarms.
+"""`botwatch trainer baselines`: simpler methods on the same rows, at equal false alarms.
 
-Every method gives rows a score, high = anomalous, learnt from benign train rows. All are then used as the detector uses
-its own: k of w rows above a limit. Compared at equal false alarms: each limit stands just above the highest vote of the
-benign test rows, so that none of them alerts there.
+Every method gives rows a score, high = anomalous, learnt from benign train rows. All scores are then used as the
+detector uses its own: k of w rows above a limit. False alarms are made equal by setting each limit just above the
+highest vote of the benign test rows, so that no method alerts there.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import bundle as bundles
+from edge_agent.contract import cli
 from edge_agent.contract.bundle import BundleError
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
@@ -32,23 +33,25 @@ from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 PROG = "botwatch trainer baselines"
 
-FIT_ROWS = 20_000
+FIT_ROWS, TEST_ROWS = 20_000, 20_000
+"""Benign rows that the methods are fitted on, and rows of each part that they are tried on, at most."""
+
 SUBSAMPLE = 4000
-"""Rows for the methods whose cost grows with the square of them."""
+"""Rows for the methods whose cost grows with their square."""
 
 NEIGHBOURS = 5
+"""Neighbours of the k-NN distance; LOF takes four times as many."""
+
 GROUP = 10
 """Most columns of one small autoencoder of the ensemble (KitNET's default)."""
-
-TEST_ROWS = 20_000
 
 Score = Callable[[NDArray[Any]], NDArray[Any]]
 """Scaled, unclipped rows (n, k) -> scores (n,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one method found; of attacks by label and device, each its rows in sequence."""
+    """The result of one method; an attack is the rows of a label and device, in sequence."""
 
     name: str
     note: str
@@ -58,18 +61,17 @@ class Result:
     above: float  # mean share of an attack's rows above the limit
     false_votes: int  # benign test devices alerted under the limit that train and optimise rows give
     us_per_row: float
-    found: frozenset[tuple[str, str]]
 
 
-def methods(run: RunFolder, seed: int) -> dict[str, tuple[str, Score]]:
-    """Each method fitted on benign train rows: name -> (what it is, its score)."""
+def methods(run: RunFolder, seed: int, fit_rows: int = FIT_ROWS) -> dict[str, tuple[str, Score]]:
+    """Fit each method on at most ``fit_rows`` benign train rows: name -> (description, score)."""
     from sklearn.decomposition import PCA
     from sklearn.ensemble import IsolationForest
     from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
     from sklearn.svm import OneClassSVM
 
     train = run.rows("train")
-    train = train[:: max(1, len(train) // FIT_ROWS)]
+    train = train[:: max(1, len(train) // fit_rows)]
     z = _bounded(run.scaler.z(run.values[train]))
     few = z[:: max(1, len(z) // SUBSAMPLE)]
     q1, q3 = np.quantile(z, 0.25, axis=0), np.quantile(z, 0.75, axis=0)
@@ -103,12 +105,12 @@ def methods(run: RunFolder, seed: int) -> dict[str, tuple[str, Score]]:
 
 
 def _bounded(z: Array) -> Array:
-    """Rows of a size that distances and sums stand."""
+    """Return rows bounded so that distances and sums of squares do not overflow."""
     return np.asarray(np.clip(z, -1e6, 1e6), dtype=np.float32)
 
 
 def _ensemble(z: Array, seed: int) -> Score:
-    """An ensemble as KitNET's (Mirsky et al. 2018): columns in groups by correlation, an autoencoder for each."""
+    """Fit an ensemble like KitNET (Mirsky et al. 2018): columns in groups by correlation, an autoencoder for each."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from sklearn.neural_network import MLPRegressor
 
@@ -119,7 +121,7 @@ def _ensemble(z: Array, seed: int) -> Score:
     tree = linkage(distance, "average")
     cuts = range(max(1, z.shape[1] // GROUP), z.shape[1] + 1)
     labels = next(
-        found for n in cuts if np.bincount(found := fcluster(tree, n, "maxclust")).max() <= GROUP or n == z.shape[1]
+        group for n in cuts if np.bincount(group := fcluster(tree, n, "maxclust")).max() <= GROUP or n == z.shape[1]
     )
     groups = [np.flatnonzero(labels == name) for name in np.unique(labels)]
 
@@ -144,37 +146,44 @@ def _ensemble(z: Array, seed: int) -> Score:
             axis=1,
         )
 
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it stopped before it converged: so KitNET does, after one pass
+    with catch_warnings():
+        simplefilter("ignore")  # of stopping before convergence: KitNET stops after one pass, too
         clipped = np.clip(z, -10, 10)
         networks = [small(clipped[:, at]) for at in groups]
         inner = np.log1p(errors(z, networks))
         outer = small(inner)
 
     def score(rows: NDArray[Any]) -> NDArray[Any]:
-        own = np.log1p(errors(rows, networks))
-        return np.asarray(((own - outer.predict(own).reshape(len(rows), -1)) ** 2).mean(axis=1))
+        inner = np.log1p(errors(rows, networks))
+        return np.asarray(((inner - outer.predict(inner).reshape(len(rows), -1)) ** 2).mean(axis=1))
 
     return score
 
 
-def compare(run: RunFolder, bundle: bundles.Bundle | None = None) -> list[Result]:
-    """Every method and the autoencoder (the bundle's, or Keras') on the run's benign test rows and attacks."""
+def compare(
+    run: RunFolder,
+    bundle: bundles.Bundle | None = None,
+    *,
+    fit_rows: int = FIT_ROWS,
+    test_rows: int = TEST_ROWS,
+) -> list[Result]:
+    """Try every method and the autoencoder (the bundle's, or Keras') on the run's benign test rows and attacks.
+
+    The autoencoder's result comes first. Methods are fitted on ``fit_rows`` and tried on ``test_rows`` of each part.
+    """
     predict = Model(bundle.autoencoder) if bundle else run.autoencoder()
     scorer = Scorer(predict, run.scaler, run.columns)
     attacks = run.attacks()
     parts = {part: run.rows(part) for part in ("train", "optimise", "test")}
-    parts["train"] = parts["train"][-TEST_ROWS:]
-    parts = {part: rows[:TEST_ROWS] for part, rows in parts.items()}
+    parts["train"] = parts["train"][-test_rows:]
+    parts = {part: rows[:test_rows] for part, rows in parts.items()}
 
     def scaled(score: Score) -> Score:
         return lambda values: score(_bounded(run.scaler.z(values)))
 
     scores: dict[str, tuple[str, Score]] = {
         "autoencoder": ("as shipped, int8" if bundle else "Keras", scorer.full),
-        **{name: (note, scaled(score)) for name, (note, score) in methods(run, run.seed).items()},
+        **{name: (note, scaled(score)) for name, (note, score) in methods(run, run.seed, fit_rows).items()},
     }
     best = None
     if attacks:
@@ -184,12 +193,12 @@ def compare(run: RunFolder, bundle: bundles.Bundle | None = None) -> list[Result
         at, sign = run.columns.index(best.column), 1.0 if best.above else -1.0
         scores["one rule"] = (f"{best.column}, chosen with labels", lambda values: sign * values[:, at].astype(float))
 
-    found = []
+    results = []
     with Progress("comparing methods", len(scores)) as progress:
         for name, (note, score) in scores.items():
-            found.append(_result(run, name, note, score, parts, attacks))
+            results.append(_result(run, name, note, score, parts, attacks))
             progress.step(note=name)
-    return found
+    return results
 
 
 def _result(
@@ -202,65 +211,63 @@ def _result(
 ) -> Result:
     k, w = run.decision.vote_k, run.decision.vote_w
     began = time.perf_counter()
-    told = {part: np.asarray(score(run.values[rows]), dtype=np.float64) for part, rows in parts.items()}
+    scores = {part: np.asarray(score(run.values[rows]), dtype=np.float64) for part, rows in parts.items()}
     seconds = time.perf_counter() - began
 
     def highest(part: str) -> float:
-        return calibrate.highest_vote(told[part], run.device[parts[part]], k, w) if len(parts[part]) else -np.inf
+        return calibrate.highest_vote(scores[part], run.device[parts[part]], k, w) if len(parts[part]) else -np.inf
 
-    lowest = min(float(values.min()) for values in told.values() if len(values))
+    lowest = min(float(values.min()) for values in scores.values() if len(values))
     limit = highest("test")
     shipped = max(highest("train"), highest("optimise"))
     shipped = lowest + run.decision.vote_margin * (shipped - lowest)
     false = 0
     for device in np.unique(run.device[parts["test"]]):
-        votes = vote_statistic(told["test"][run.device[parts["test"]] == device] - lowest, k, w)
+        votes = vote_statistic(scores["test"][run.device[parts["test"]] == device] - lowest, k, w)
         false += bool((votes > shipped - lowest).any())
-    to_vote, above, hits = [], [], set()
-    for key, rows in attacks.items():
+    to_vote, above = [], []
+    for rows in attacks.values():
         values = np.asarray(score(run.values[rows]), dtype=np.float64)
         above.append(float(np.mean(values > limit)))
         voted = vote_statistic(values - lowest, k, w) > limit - lowest
         if voted.any():
             to_vote.append(int(np.argmax(voted)) + 1)
-            hits.add(key)
     return Result(
-        name,
-        note,
-        len(hits),
-        len(attacks),
-        float(np.median(to_vote)) if to_vote else None,
-        float(np.mean(above)) if above else 0.0,
-        false,
-        seconds / max(1, sum(map(len, parts.values()))) * 1e6,
-        frozenset(hits),
+        name=name,
+        note=note,
+        alerted=len(to_vote),
+        attacks=len(attacks),
+        rows_to_vote=float(np.median(to_vote)) if to_vote else None,
+        above=float(np.mean(above)) if above else 0.0,
+        false_votes=false,
+        us_per_row=seconds / max(1, sum(map(len, parts.values()))) * 1e6,
     )
 
 
 def analyse(path: Path, bundle: bundles.Bundle | None = None) -> Findings:
-    """The comparison on a run folder; RunError when it is none."""
+    """Return the comparison on a run folder; RunFolderError when it cannot be read."""
     run = runs.load(path)
     return report(compare(run, bundle), run, f"{PROG} {path}")
 
 
 def report(results: list[Result], run: RunFolder, command: str) -> Findings:
-    """The comparison in words; says first when a simpler method is the better one."""
-    own = results[0]
+    """Return the comparison as findings; a simpler method that is better is a warning."""
+    ours = results[0]
     warnings, lead = [], []
-    if own.attacks:
+    if ours.attacks:
         for other in results[1:]:
-            faster = (other.rows_to_vote or 1e9) < 0.9 * (own.rows_to_vote or 1e9)
-            if other.alerted > own.alerted or (other.alerted == own.alerted and own.alerted and faster):
+            faster = (other.rows_to_vote or 1e9) < 0.9 * (ours.rows_to_vote or 1e9)
+            if other.alerted > ours.alerted or (other.alerted == ours.alerted and ours.alerted and faster):
                 warnings.append(
                     f"{other.name} ({other.note}) beats the autoencoder at equal false alarms: {other.alerted} of "
-                    f"{other.attacks} attacks alerted after {_rows(other)}, the autoencoder {own.alerted} after "
-                    f"{_rows(own)}."
+                    f"{other.attacks} attacks alerted after {_rows(other)}, the autoencoder {ours.alerted} after "
+                    f"{_rows(ours)}."
                 )
         lead.append(
-            f"The autoencoder ({own.note}) alerts {own.alerted} of {own.attacks} attacks without a vote on benign test "
-            f"rows, after {_rows(own)}."
+            f"The autoencoder ({ours.note}) alerts {ours.alerted} of {ours.attacks} attacks without a vote on benign "
+            f"test rows, after {_rows(ours)}."
         )
-        behind = [r for r in results[1:] if r.alerted < own.alerted]
+        behind = [r for r in results[1:] if r.alerted < ours.alerted]
         if behind:
             lead.append("Behind it: " + ", ".join(f"{r.name} {r.alerted}" for r in behind) + ".")
     else:
@@ -269,7 +276,7 @@ def report(results: list[Result], run: RunFolder, command: str) -> Findings:
         (r.name, r.note, f"{r.alerted}/{r.attacks}", r.rows_to_vote, r.above, r.false_votes, r.us_per_row)
         for r in sorted(results, key=lambda r: (-r.alerted, r.rows_to_vote or 1e9))
     ]
-    columns = ("method", "what", "attacks alerted", "rows to the vote, median", "attack rows above")
+    columns = ("method", "description", "attacks alerted", "rows to the vote, median", "attack rows above")
     bars = Series("alerted", tuple(r.name for r in results), tuple(float(r.alerted) for r in results))
     return Findings(
         "baselines",
@@ -287,36 +294,39 @@ def report(results: list[Result], run: RunFolder, command: str) -> Findings:
                 "vote. False alerts: under the limit that train and optimise rows give. µs: this machine, for ratios.",
             ),
         ),
-        (Figure("bars", "Attacks alerted at equal false alarms", (bars,), "attacks"),) if own.attacks else (),
+        (Figure("bars", "Attacks alerted at equal false alarms", (bars,), "attacks"),) if ours.attacks else (),
         (
             "Attack rows of the run folder are a bounded sample, in sequence but not in a healthy device's day; the "
-            "counts rule and what follows an alarm take no part.",
+            "counts rule and the time after an alarm take no part.",
             "At equal false alarms on one set of test rows: a method that is lucky there looks better than it is.",
         ),
     )
 
 
 def _rows(result: Result) -> str:
+    """Return after how many rows the method votes, as text."""
     return "no vote" if result.rows_to_vote is None else f"{result.rows_to_vote:.0f} rows (median)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `botwatch trainer baselines`."""
-    parser.description = "Compare the autoencoder with simpler methods on a run's rows, at equal false alarms."
+    """Add the options of `botwatch trainer baselines`."""
+    parser.description = (
+        "Compare the autoencoder with simpler methods on a run's rows, at equal false alarms. Prints the findings and "
+        "writes them into the run folder."
+    )
     parser.epilog = f"example:\n  {PROG} runs/home --bundle bundles/home"
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="take the autoencoder as quantised in this bundle")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="try the quantised autoencoder of this bundle instead"
+    )
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """`botwatch trainer baselines`: 0, or 2 with the reason."""
+    """Run `botwatch trainer baselines`: 0, or 2 with the reason."""
     try:
-        bundle = bundles.load(args.bundle) if args.bundle else None
-        found = analyse(args.run, bundle)
-        found.save(args.run)
+        findings = analyse(args.run, bundles.load(args.bundle) if args.bundle else None)
+        findings.save(args.run)
     except (RunFolderError, BundleError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    for line in found.text():
-        print(line)
-    return 0
+        return cli.refuse(PROG, error, file=args.run)
+    print(*findings.text(), sep="\n")
+    return cli.OK

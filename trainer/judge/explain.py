@@ -1,16 +1,16 @@
-"""`botwatch trainer explain`: why rows were flagged and classified, by LIME, and whether that can be believed.
+"""`botwatch trainer explain`: LIME's reasons for flagged and classified rows, and a test of whether to believe them.
 
 LIME (Ribeiro et al. 2016, the authors' library) fits a local linear model to the *continuous* margin
-log(score / limit), not to the hard verdict, which is a step and has no slope. Beside it stands what the gateway says,
-the statistics with the largest share of the reconstruction error.
+log(score / limit), not to the hard verdict, which is a step and has no slope. The gateway's own explanation stands
+beside it: the statistics with the largest share of the reconstruction error.
 
-Both are put to the same deletion test: what they name is made normal, first the most important, and it is counted how
-often the score falls below the limit. If named columns do no better than columns drawn by lot, the explanation is none.
+Both undergo the same deletion test: the statistics they name are made normal, the most important first, and the test
+counts how often the score falls below the limit. An explanation that does no better than random columns explains
+nothing.
 """
 
 import argparse
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract import cli
 from edge_agent.contract import columns as cols
+from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array, row_error
 from edge_agent.detection import explain
@@ -31,11 +33,17 @@ from trainer.report.findings import Figure, Findings, Series, Table
 PROG = "botwatch trainer explain"
 
 TOP = 5
+"""Columns of an explanation that are shown and compared."""
+
 SEEDS = 10
+"""Explanations of one row, each with another seed, that are compared for stability."""
+
 SAMPLES = 3000
 """Perturbed rows of one explanation."""
 
 DETECTIONS, CLASSIFICATIONS = 5, 10
+"""Detections and classes that are explained, at most."""
+
 BACKGROUND = 2000
 """Benign train rows whose spread sets how far LIME perturbs."""
 
@@ -43,15 +51,15 @@ DELETED = 50
 """Detections of the deletion test."""
 
 DRAWS = 20
-"""Orders drawn by lot that it is held against."""
+"""Random orders that the deletion test is compared with."""
 
 COUNTS = (1, 2, 3, 5, 10, 20, 50)
-"""Of how many statistics, or columns, are made normal."""
+"""Numbers of statistics, or columns, that the deletion test makes normal."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One row explained: what it is, columns and weights by LIME (largest first), and how good that is."""
+    """The explanation of one row: columns and weights by LIME (largest first), and how faithful and stable they are."""
 
     title: str
     weights: tuple[tuple[str, float], ...]
@@ -69,19 +77,22 @@ class Explainer:
         self._from = np.array([source[c if c in source else cols.COPIES[c]] for c in run.columns])
         self.names = [run.columns[i] for i in self._originals]
         self.copy_of = self._from
-        """Per column of the run, which of ``names`` it is or copies."""
+        """Per column of the run, the index in ``names`` of the column that it is or copies."""
         train = run.rows("train")
         train = train[:: max(1, len(train) // BACKGROUND)]
         self._background = run.scaler.z(run.values[train])[:, self._originals].astype(np.float64)
 
     def whole(self, distinct: NDArray[Any]) -> Array:
-        """Rows of all columns from rows of the distinct ones."""
+        """Return rows of all columns, from rows of the distinct ones."""
         return np.asarray(distinct[:, self._from], dtype=np.float32)
 
     def explain(
         self, z: Array, function: Callable[[Array], NDArray[Any]], seed: int
     ) -> tuple[list[tuple[str, float]], float]:
-        """Weights of all distinct columns for one row, largest first, and R²; ``function`` maps scaled rows to (n,)."""
+        """Return the weights of all distinct columns for one row, largest first, and R².
+
+        ``function`` maps scaled rows (n, columns) to the values (n,) that are explained.
+        """
         from lime.lime_tabular import LimeTabularExplainer
 
         explainer = LimeTabularExplainer(
@@ -92,19 +103,21 @@ class Explainer:
             sample_around_instance=True,
             random_state=seed,
         )
-        told = explainer.explain_instance(
+        explanation = explainer.explain_instance(
             z[self._originals].astype(np.float64),
             lambda rows: np.asarray(function(self.whole(rows)), dtype=np.float64),
             num_features=len(self.names),
             num_samples=SAMPLES,
         )
         # local_exp of a regression is under key 1; weights are per column, not per bin
-        weights = sorted(((self.names[i], float(w)) for i, w in told.local_exp[1]), key=lambda item: -abs(item[1]))
-        return weights, float(told.score)
+        weights = sorted(
+            ((self.names[i], float(w)) for i, w in explanation.local_exp[1]), key=lambda item: -abs(item[1])
+        )
+        return weights, float(explanation.score)
 
 
 def jaccard(sets: Sequence[set[str]]) -> float:
-    """Mean overlap of all pairs of sets: shared over all.
+    """Return the mean overlap of all pairs of sets: shared over all.
 
     >>> jaccard([{"a", "b"}, {"b", "c"}])
     0.3333333333333333
@@ -114,12 +127,12 @@ def jaccard(sets: Sequence[set[str]]) -> float:
 
 
 def analyse(path: Path) -> Findings:
-    """Explanations of rows of a run folder; RunError when it is none."""
+    """Return explanations of rows of a run folder; RunFolderError when it cannot be read."""
     return explained(runs.load(path), f"{PROG} {path}")
 
 
 def explained(run: RunFolder, command: str, seeds: int = SEEDS) -> Findings:
-    """Some detections and classifications explained, with fidelity and stability, and the deletion test of more."""
+    """Explain some detections and classifications, with fidelity and stability, and put more to the deletion test."""
     explainer, predict = Explainer(run), run.autoencoder()
     limit = run.decision.full.limit
 
@@ -130,30 +143,25 @@ def explained(run: RunFolder, command: str, seeds: int = SEEDS) -> Findings:
         return np.log(np.maximum(score(z), 1e-9) / limit)
 
     chosen = _detections(run, score, limit, DETECTIONS)
-    put_to_test = _detections(run, score, limit, DELETED)
-    detections, classes = [], []
+    tested = _detections(run, score, limit, DELETED)
     classify = run.classifier()
-    names = [name for name in run.classes if name != "benign"] if classify is not None else []
+    names = [name for name in run.classes if name != BENIGN] if classify is not None else []
+    detections, classes = [], []
     with Progress("explaining", len(chosen) + min(len(names), CLASSIFICATIONS) + 1) as progress:
         for row in chosen:
-            detections.append(_detection(run, explainer, score, margin, row, seeds))
-            progress.step(note=detections[-1].title)
-        for name in names[:CLASSIFICATIONS] if classify is not None else []:
+            z = run.scaler.z(run.values[row][None])
+            of_score = f"score {float(score(z)[0]):.3g} over {limit:.3g}"
+            title = f"{run.label[row]}, {run.device[row]}, {of_score}"
+            detections.append(_reason(explainer, title, z[0], margin, seeds))
+            progress.step(note=title)
+        for name in names[:CLASSIFICATIONS]:
             rows = np.flatnonzero(run.label == name)
-            if not len(rows):
-                continue
-            at, z = run.classes.index(name), run.scaler.z(run.values[rows[len(rows) // 2]][None])[0]
-
-            def odds(rows: Array, at: int = at) -> NDArray[Any]:
-                assert classify is not None
-                p = np.clip(classify(run.scaler.network_input(rows))[:, at].astype(np.float64), 1e-7, 1 - 1e-7)
-                return np.asarray(np.log(p / (1 - p)))  # the probability itself is flat where the network is sure
-
-            told = [explainer.explain(z, odds, seed) for seed in range(seeds)]
-            tops = [{column for column, _ in weights[:TOP]} for weights, _ in told]
-            classes.append(Reason(f"class {name}", tuple(told[0][0][:TOP]), told[0][1], jaccard(tops)))
-            progress.step(note=f"class {name}")
-        z = run.scaler.z(run.values[put_to_test])
+            if classify is not None and len(rows):
+                z = run.scaler.z(run.values[rows[len(rows) // 2]][None])
+                odds = _odds(run, classify, run.classes.index(name))
+                classes.append(_reason(explainer, f"class {name}", z[0], odds, seeds))
+                progress.step(note=f"class {name}")
+        z = run.scaler.z(run.values[tested])
         error = (z - predict(run.scaler.network_input(z))) ** 2
         weights = np.stack([_aligned(explainer, explainer.explain(row, margin, seed=0)[0]) for row in z])
         curves = deletion(explainer, z, lambda rows: score(rows) < limit, weights, error)
@@ -161,9 +169,31 @@ def explained(run: RunFolder, command: str, seeds: int = SEEDS) -> Findings:
     return _findings(run, detections, classes, curves, len(z), command, seeds)
 
 
+def _odds(run: RunFolder, classify: Callable[[Array], Array], at: int) -> Callable[[Array], NDArray[Any]]:
+    """Return the log odds of a class as a function of scaled rows."""
+
+    def odds(rows: Array) -> NDArray[Any]:
+        p = np.clip(classify(run.scaler.network_input(rows))[:, at].astype(np.float64), 1e-7, 1 - 1e-7)
+        return np.asarray(np.log(p / (1 - p)))  # the probability itself is flat where the network is sure
+
+    return odds
+
+
+def _reason(
+    explainer: Explainer, title: str, z: Array, function: Callable[[Array], NDArray[Any]], seeds: int
+) -> Reason:
+    """Explain one scaled row with several seeds: the first one's columns, and how far all agree."""
+    explanations = [explainer.explain(z, function, seed) for seed in range(seeds)]
+    weights, fit = explanations[0]
+    tops = [{column for column, _ in weights[:TOP]} for weights, _ in explanations]
+    return Reason(title, tuple(weights[:TOP]), fit, jaccard(tops))
+
+
 def _detections(run: RunFolder, score: Callable[[Array], Array], limit: float, most: int) -> list[int]:
-    """Rows to explain: of each attack those above the limit, evenly spread, up to ``most`` in all; where there are no
-    attacks, the highest benign test rows."""
+    """Return rows to explain: rows of each attack above the limit, evenly spread, up to ``most`` in all.
+
+    Where there are no such rows, the highest benign test rows are taken.
+    """
     above = []
     for rows in run.attacks().values():
         rows = rows[score(run.scaler.z(run.values[rows])) > limit]
@@ -178,67 +208,52 @@ def _detections(run: RunFolder, score: Callable[[Array], Array], limit: float, m
     return [int(rows[i]) for rows in above for i in np.unique(np.linspace(0, len(rows), each + 2).astype(int)[1:-1])]
 
 
-def _detection(
-    run: RunFolder,
-    explainer: Explainer,
-    score: Callable[[Array], Array],
-    margin: Callable[[Array], NDArray[Any]],
-    row: int,
-    seeds: int,
-) -> Reason:
-    z = run.scaler.z(run.values[row][None])
-    told = [explainer.explain(z[0], margin, seed) for seed in range(seeds)]
-    return Reason(
-        f"{run.label[row]}, {run.device[row]}, score {float(score(z)[0]):.3g} over {run.decision.full.limit:.3g}",
-        tuple(told[0][0][:TOP]),
-        told[0][1],
-        jaccard([{column for column, _ in weights[:TOP]} for weights, _ in told]),
-    )
-
-
 @dataclass(frozen=True)
 class Curve:
-    """Share of detections that fall below the limit when what is named first is made normal, by how much of it."""
+    """The share of detections that fall below the limit once so many statistics or columns are made normal.
 
-    unit: str  # statistics (at every decay) or columns; a column's copies go with it
+    One curve is in the order of LIME, one in that of the gateway, and one is the mean over random orders.
+    """
+
+    unit: str  # statistics (at every decay) or columns (with their copies)
     counts: tuple[int, ...]
     lime: tuple[float, ...]
     gateway: tuple[float, ...]
-    lot: tuple[float, ...]  # mean over orders drawn by lot
+    random: tuple[float, ...]
 
 
 def deletion(
     explainer: Explainer, z: Array, normal: Callable[[Array], NDArray[np.bool_]], weights: Array, error: Array
 ) -> tuple[Curve, Curve]:
-    """The deletion test on scaled rows (n, columns): of statistics, and of single columns.
+    """Do the deletion test on scaled rows (n, columns): by statistics, and by single columns.
 
-    ``normal`` says which rows are below the limit. LIME's order is that of its absolute ``weights``, the gateway's that
-    of the parts of the ``error``, both (n, columns) and summed over what is deleted together. Made normal is z = 0, the
-    mean of benign train rows.
+    ``normal`` gives a mask of the rows below the limit. LIME's order is that of its absolute ``weights``, the gateway's
+    that of the parts of the ``error``; both are (n, columns) and summed over the columns that are deleted together.
+    A deleted column is set to z = 0, the mean of benign train rows.
     """
     statistics = [explain.statistic(column) for column in explainer.run.columns]
     groups = sorted(set(statistics))
     units = {"statistics": np.array([groups.index(name) for name in statistics]), "columns": explainer.copy_of}
     rng = np.random.default_rng(explainer.run.seed)
-    found = []
-    for unit, of in units.items():
-        size = int(of.max()) + 1
-        member = np.eye(size)[of]  # (columns, units)
+    curves = []
+    for unit, unit_of in units.items():
+        size = int(unit_of.max()) + 1
+        member = np.eye(size)[unit_of]  # (columns, units)
         counts = tuple(n for n in COUNTS if n <= size)
         ranks = [np.argsort(np.argsort(-(np.abs(parts) @ member), axis=1), axis=1) for parts in (weights, error)]
         ranks += [rng.random((len(z), size)).argsort(axis=1) for _ in range(DRAWS)]
         shares = np.array(
-            [[np.mean(normal(np.where((rank < n)[:, of], np.float32(0), z))) for n in counts] for rank in ranks]
+            [[np.mean(normal(np.where((rank < n)[:, unit_of], np.float32(0), z))) for n in counts] for rank in ranks]
         )
-        lime, gateway, lot = shares[0], shares[1], shares[2:].mean(axis=0)
-        found.append(Curve(unit, counts, *(tuple(map(float, share)) for share in (lime, gateway, lot))))
-    return found[0], found[1]
+        orders = (shares[0], shares[1], shares[2:].mean(axis=0))
+        curves.append(Curve(unit, counts, *(tuple(map(float, share)) for share in orders)))
+    return curves[0], curves[1]
 
 
 def _aligned(explainer: Explainer, weights: Sequence[tuple[str, float]]) -> NDArray[Any]:
-    """LIME's weights of distinct columns as one per column of the run; copies have none, they go with their original.
+    """Return LIME's weights of distinct columns as one per column of the run.
 
-    What is deleted together counts a copy once.
+    A copy has weight 0, so that columns which are deleted together count it once, with its original.
     """
     value = dict(weights)
     return np.array([value.get(column, 0.0) for column in explainer.run.columns])
@@ -253,31 +268,57 @@ def _findings(
     command: str,
     seeds: int,
 ) -> Findings:
-    reasons = [*detections, *classes]
     lead, warnings = [], []
-    for what, group in (("detections", detections), ("classes", classes)):
-        if not group:
-            continue
-        overlap = float(np.mean([reason.jaccard for reason in group]))
-        fit = float(np.median([reason.fit for reason in group]))
-        lead.append(
-            f"LIME on {len(group)} {what}, {seeds} seeds each: the same top {TOP} columns with a mean Jaccard index of "
-            f"{overlap:.2f} (goal 0.8), local R² {fit:.2f} in the median (goal 0.7)."
-        )
-        if overlap < 0.8 or fit < 0.7:
-            warnings.append(f"LIME's explanations of {what} do not reach their own goals of stability or fidelity.")
+    for kind, reasons in (("detections", detections), ("classes", classes)):
+        if reasons:
+            overlap = float(np.mean([reason.jaccard for reason in reasons]))
+            fit = float(np.median([reason.fit for reason in reasons]))
+            lead.append(
+                f"LIME on {len(reasons)} {kind}, {seeds} seeds each: the same top {TOP} columns with a mean Jaccard "
+                f"index of {overlap:.2f} (goal 0.8), local R² {fit:.2f} in the median (goal 0.7)."
+            )
+            if overlap < 0.8 or fit < 0.7:
+                warnings.append(f"LIME's explanations of {kind} miss their own goals of stability or fidelity.")
+    sentence, doubts = _deletion_sentences(curves, deleted)
+    return Findings(
+        "explanations",
+        "Why rows were flagged, and whether to believe it",
+        command,
+        run.generated,
+        (*lead, sentence),
+        (*warnings, *doubts),
+        (_explanations_table([*detections, *classes]), _deletion_table(curves)),
+        (
+            *(_weights_figure(reason, "weight on log(score / limit)") for reason in detections[:3]),
+            *(_weights_figure(reason, "weight on the log odds of the class") for reason in classes[:3]),
+            *map(_deletion_figure, curves),
+        ),
+        (
+            "A local linear model says what would change the score of this row a little, not what caused it; columns "
+            "of one stream move together, LIME moves them one by one.",
+        ),
+    )
+
+
+def _deletion_sentences(curves: tuple[Curve, Curve], deleted: int) -> tuple[str, list[str]]:
+    """Return the main sentence on the deletion test, and warnings where an explanation explains too little."""
     at = curves[0].counts.index(TOP) if TOP in curves[0].counts else -1
-    few, one = ((c.counts[i], c.gateway[i], c.lime[i], c.lot[i]) for c, i in zip(curves, (at, -1), strict=True))
-    lead.append(
+    few, one = ((c.counts[i], c.gateway[i], c.lime[i], c.random[i]) for c, i in zip(curves, (at, -1), strict=True))
+    sentence = (
         f"Deletion test on {deleted} detections: with the first {few[0]} statistics made normal, the score falls below "
-        f"the limit in {few[1]:.0%} as the gateway names them, {few[2]:.0%} as LIME does, {few[3]:.0%} drawn by lot "
+        f"the limit in {few[1]:.0%} as the gateway names them, {few[2]:.0%} as LIME does, {few[3]:.0%} at random "
         f"(goal 80 %). Single columns say less, since an attack moves a statistic at every decay: with {one[0]} of "
         f"them {one[1]:.0%}, {one[2]:.0%} and {one[3]:.0%}."
     )
-    if curves[0].gateway[at] < 0.8:
-        warnings.append("What the gateway names is not all that raised the score: an attack moves more than that.")
-    if max(curves[0].gateway[at], curves[0].lime[at]) <= curves[0].lot[at]:
-        warnings.append("What is named explains no more than statistics drawn by lot.")
+    doubts = []
+    if few[1] < 0.8:
+        doubts.append("The statistics that the gateway names are not all that raised the score: an attack moves more.")
+    if max(few[1], few[2]) <= few[3]:
+        doubts.append("The named statistics explain no more than random ones.")
+    return sentence, doubts
+
+
+def _explanations_table(reasons: list[Reason]) -> Table:
     rows = tuple(
         (
             reason.title,
@@ -287,81 +328,55 @@ def _findings(
         )
         for reason in reasons
     )
-    columns = (
-        "row",
-        f"top {TOP} columns and weights",
-        "R²",
-        "Jaccard",
-    )
-    figures = tuple(
-        Figure(
-            "bars",
-            f"LIME: {reason.title}",
-            (Series("weight", tuple(c for c, _ in reason.weights), tuple(w for _, w in reason.weights)),),
-            "weight on log(score / limit)" if reason in detections else "weight on the log odds of the class",
-        )
-        for reason in (*detections[:3], *classes[:3])
-    ) + tuple(
-        Figure(
-            "lines",
-            f"Deletion test, {curve.unit}",
-            tuple(
-                Series(name, curve.counts, share)
-                for name, share in (("gateway", curve.gateway), ("LIME", curve.lime), ("by lot", curve.lot))
-            ),
-            f"{curve.unit} made normal, the most important first",
-            "share of detections that fall below the limit",
-        )
-        for curve in curves
-    )
-    return Findings(
-        "explanations",
-        "Why rows were flagged, and whether to believe it",
-        command,
-        run.generated,
-        tuple(lead),
-        tuple(warnings),
-        (
-            Table(
-                "Explanations",
-                columns,
-                rows,
-                "Seeded; a column and its copies are explained as one.",
-            ),
-            Table(
-                "Deletion test: share of detections that fall below the limit",
-                ("made normal", "how many", "as the gateway names them", "as LIME does", "by lot"),
-                tuple(
-                    (curve.unit, *point)
-                    for curve in curves
-                    for point in zip(curve.counts, curve.gateway, curve.lime, curve.lot, strict=True)
-                ),
-                "A statistic is made normal at every decay, a column with its copies.",
-            ),
+    columns = ("row", f"top {TOP} columns and weights", "R²", "Jaccard")
+    return Table("Explanations", columns, rows, "Seeded; a column and its copies are explained as one.")
+
+
+def _deletion_table(curves: tuple[Curve, Curve]) -> Table:
+    return Table(
+        "Deletion test: share of detections that fall below the limit",
+        ("made normal", "how many", "as the gateway names them", "as LIME does", "at random"),
+        tuple(
+            (curve.unit, *point)
+            for curve in curves
+            for point in zip(curve.counts, curve.gateway, curve.lime, curve.random, strict=True)
         ),
-        figures,
-        (
-            "A local linear model says what would change the score of this row a little, not what caused it; columns "
-            "of one stream move together, LIME moves them one by one.",
-        ),
+        "A statistic is made normal at every decay, a column with its copies.",
+    )
+
+
+def _weights_figure(reason: Reason, label: str) -> Figure:
+    series = Series("weight", tuple(column for column, _ in reason.weights), tuple(w for _, w in reason.weights))
+    return Figure("bars", f"LIME: {reason.title}", (series,), label)
+
+
+def _deletion_figure(curve: Curve) -> Figure:
+    orders = (("gateway", curve.gateway), ("LIME", curve.lime), ("at random", curve.random))
+    return Figure(
+        "lines",
+        f"Deletion test, {curve.unit}",
+        tuple(Series(name, curve.counts, share) for name, share in orders),
+        f"{curve.unit} made normal, the most important first",
+        "share of detections that fall below the limit",
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `botwatch trainer explain`."""
-    parser.description = "Explain detections and classifications of a run by LIME, with stability and a deletion test."
+    """Add the options of `botwatch trainer explain`."""
+    parser.description = (
+        "Explain detections and classifications of a run by LIME, with their stability and a deletion test. Prints the "
+        "findings and writes them into the run folder."
+    )
     parser.epilog = f"example:\n  {PROG} runs/home"
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """`botwatch trainer explain`: 0, or 2 with the reason."""
+    """Run `botwatch trainer explain`: 0, or 2 with the reason."""
     try:
-        found = analyse(args.run)
-        found.save(args.run)
+        findings = analyse(args.run)
+        findings.save(args.run)
     except (RunFolderError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    for line in found.text():
-        print(line)
-    return 0
+        return cli.refuse(PROG, error, file=args.run)
+    print(*findings.text(), sep="\n")
+    return cli.OK

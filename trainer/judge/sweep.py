@@ -1,17 +1,17 @@
-"""What a choice of the autoencoder changes: number of columns, or activation and optimiser, on the same rows and split.
+"""`botwatch trainer sweep`: the autoencoder with other columns, activations or optimisers, on the same rows and split.
 
-Attack rows only measure; that the columns are ranked by labelled attacks is said where it is so.
+Attack rows only measure. The exception, that columns are ranked by labelled attacks, is stated beside its figures.
 """
 
 import argparse
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from edge_agent.contract import cli
 from trainer.config import Activation, Config, Optimiser
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
@@ -27,18 +27,19 @@ ACTIVATIONS: tuple[Activation, ...] = ("tanh", "relu", "elu", "selu", "sigmoid")
 OPTIMISERS: tuple[Optimiser, ...] = ("adam", "rmsprop", "sgd")
 
 COLUMNS = ("columns", "parameters", "epochs", "validation loss", "accuracy", "recall", "lowest recall", "FPR", "s")
+"""Columns of a table of results, and keys of what `measure` returns."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command on ``parser``."""
+    """Add the options of `botwatch trainer sweep`."""
     parser.description = (
         "Train the autoencoder again and again: with the 2, 3, 4 ... best columns by Fisher score (--over columns), or "
-        "with each activation and optimiser (--over activation). Prints and keeps a table and a figure."
+        "with each activation and optimiser (--over activation). Prints the findings and writes them into a folder."
     )
-    parser.epilog = "example:\n  botwatch trainer sweep seed --data N-BaIoT --out runs/sweep --over columns"
+    parser.epilog = f"example:\n  {PROG} seed --data N-BaIoT --out runs/sweep --over columns"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, or the name of a preset")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="where the config's first data source lies")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder whose findings/ gets the result")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="path of the config's first data source")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the findings into")
     parser.add_argument(
         "--over", choices=("columns", "activation"), default="columns", help="what varies (%(default)s)"
     )
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Train, measure, print and save the findings; 2 for a bad config, list or data."""
+    """Run `botwatch trainer sweep`: 0, or 2 for a bad config, list or data."""
     from edge_agent.contract.settings import SettingsError
     from trainer import config
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         activations = _names(args.activations, "activation", get_args(Activation)) or ACTIVATIONS
         optimisers = _names(args.optimisers, "optimiser", get_args(Optimiser)) or OPTIMISERS
     except (SettingsError, ValueError) as error:
-        return _refuse(error)
+        return cli.refuse(PROG, error)
 
     from trainer.data import dataset
     from trainer.fit import autoencoder, fit
@@ -71,32 +72,26 @@ def run(args: argparse.Namespace, command: str) -> int:
     try:
         table = fit.load(chosen)
         if args.over == "columns":
-            found = over_columns(chosen, table, steps, command)
+            findings = over_columns(chosen, table, steps, command)
         else:
-            found = over_activation(chosen, table, activations, optimisers, command)
-        path = found.save(args.out)
+            findings = over_activation(chosen, table, activations, optimisers, command)
+        path = findings.save(args.out)
     except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
-        return _refuse(error)
+        return cli.refuse(PROG, error)
     except OSError as error:
-        return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
-    print("\n".join(found.text()))
-    print(f"wrote {path}")
-    return 0
-
-
-def _refuse(reason: object) -> int:
-    print(f"{PROG}: {reason}", file=sys.stderr)
-    return 2
+        return cli.refuse(PROG, error, file=args.out)
+    print(*findings.text(), f"wrote {path}", sep="\n")
+    return cli.OK
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(word) for word in text.split(","))
+        numbers = tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ValueError(f"--steps: {text!r} is no list of numbers") from None
-    if min(found) < 1:
-        raise ValueError(f"--steps: {min(found)} columns cannot be kept")
-    return found
+        raise ValueError(f"--steps: {text!r} is not a list of numbers") from None
+    if min(numbers) < 1:
+        raise ValueError(f"--steps: must be at least 1 column, is {min(numbers)}")
+    return numbers
 
 
 def _names(text: str | None, what: str, known: tuple[str, ...]) -> tuple[Any, ...]:
@@ -108,12 +103,12 @@ def _names(text: str | None, what: str, known: tuple[str, ...]) -> tuple[Any, ..
 
 
 def over_columns(config: Config, table: "dataset.RowTable", steps: tuple[int, ...], command: str) -> Findings:
-    """One autoencoder for each number of best columns, and one for all distinct ones."""
+    """Train one autoencoder for each number of best columns, and one for all distinct ones."""
     from trainer.fit import fit
 
     ranked = fit.rank(config, table, fit.split(config, table))
     if ranked is None:
-        raise fit.FitError("columns are ranked by what tells labels apart: rows of at least two labels are needed")
+        raise fit.FitError("columns are ranked by how they separate labels: rows of at least two labels are needed")
     all_columns = len(config.model_columns())
     distinct = len(_distinct(config, ranked))
     tried = [n for n in dict.fromkeys(steps) if n < distinct]
@@ -176,7 +171,7 @@ def over_activation(
     optimisers: tuple[Optimiser, ...],
     command: str,
 ) -> Findings:
-    """One autoencoder for each activation and optimiser."""
+    """Train one autoencoder for each activation and optimiser."""
     results = {}
     for activation in activations:
         for optimiser in optimisers:
@@ -225,23 +220,26 @@ def over_activation(
 
 
 def measure(config: Config, table: "dataset.RowTable") -> dict[str, Any]:
-    """Fit and test one autoencoder: `COLUMNS` by name. Recall is the mean over attack types, so that a long flood does
-    not stand for all; accuracy weighs it and benign rows alike."""
+    """Fit and test one autoencoder; return `COLUMNS` by name.
+
+    Recall is the mean over attack types, so that a long flood does not dominate it; accuracy weighs recall and benign
+    rows alike.
+    """
     from trainer.fit import fit
 
     began = time.monotonic()
     metrics = fit.fit(config, table, lambda line: None).metrics
     fpr = metrics["false_positive_rate"]["full"]
-    rates = {label: (found["rows"], found["full"]) for label, found in metrics["detection_rate"].items()}
+    rates = {label: (rate["rows"], rate["full"]) for label, rate in metrics["detection_rate"].items()}
     of_type = recalls(rates, config.classifier.classes)
     recall = float(np.mean(list(of_type.values()))) if of_type else None
     lowest = min(of_type, key=lambda name: of_type[name], default=None)
-    of = metrics["autoencoder"]
+    network = metrics["autoencoder"]
     return {
-        "columns": of["columns"],
-        "parameters": of["parameters"],
-        "epochs": of["epochs"],
-        "validation loss": of["validation_loss"],
+        "columns": network["columns"],
+        "parameters": network["parameters"],
+        "epochs": network["epochs"],
+        "validation loss": network["validation_loss"],
         "accuracy": None if recall is None else (1 - fpr + recall) / 2,
         "recall": recall,
         "lowest recall": None if lowest is None else f"{lowest} {of_type[lowest]:.3f}",
@@ -251,9 +249,9 @@ def measure(config: Config, table: "dataset.RowTable") -> dict[str, Any]:
 
 
 def recalls(rates: dict[str, tuple[int, float | None]], classes: dict[str, str]) -> dict[str, float]:
-    """Share of rows found of each attack type, from (rows, share) of each label; labels without rows are left out.
+    """Return the recall of each attack type from (rows, share) of each label; labels without rows are left out.
 
-    Labels whose rows cannot be told apart, or that ``classes`` trains as one, are one type, as to the classifier.
+    Labels whose rows cannot be distinguished, or that ``classes`` trains as one, are one type, as for the classifier.
 
     >>> recalls({"gafgyt.tcp": (1, 1.0), "gafgyt.udp": (3, 0.0), "mirai.syn": (5, 0.5)}, {})
     {'gafgyt.tcp_udp': 0.25, 'mirai.syn': 0.5}
@@ -272,7 +270,7 @@ def recalls(rates: dict[str, tuple[int, float | None]], classes: dict[str, str])
 
 
 def _distinct(config: Config, ranked: dict[str, float]) -> list[str]:
-    """Columns that have a score and repeat no other."""
+    """Return the columns that have a score and are not copies of another."""
     from edge_agent.contract.columns import COPIES
 
     columns = config.model_columns()
@@ -283,7 +281,7 @@ def _note(config: Config, results: list[dict[str, Cell]]) -> str:
     return (
         f"τ = mean + {config.decision.n:g}·std of benign optimise rows. FPR is of benign test rows, split "
         f"{'in time order' if config.split.order == 'time' else 'at random'}; recall of all attack rows, as the mean "
-        "over types, of which BASHLITE tcp and udp, whose rows are alike, are one; accuracy is the mean of recall and "
+        "over types, where BASHLITE tcp and udp, whose rows are alike, are one; accuracy is the mean of recall and "
         f"1 − FPR; validation loss of the best epoch. {len(results)} trainings with seed {config.seed}."
     )
 

@@ -261,9 +261,9 @@ def _made(run: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         **told.get("versions", {}),
     }
     if told.get("generated"):
-        from trainer.judge.evaluation import generator
+        from trainer.judge.evaluation import generator_sha256
 
-        facts["generator"] = f"trainer/generate.py, SHA-256 {generator()}"
+        facts["generator"] = f"trainer/generate.py, SHA-256 {generator_sha256()}"
     yield "<dl>"
     for name, value in facts.items():
         yield f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"

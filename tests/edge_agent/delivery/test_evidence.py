@@ -233,8 +233,8 @@ def test_it_is_listed_and_fetched_by_a_command(told, tmp_path, capsys):
     assert (tmp_path / "x.pcap").read_bytes() == (folder / f"{ids[0]}.pcap").read_bytes()
     for words, status, said in (
         ([ids[0]], 2, "give --out FILE"),
-        (["../../etc/passwd", "--out", "-"], 1, "is no id of an alert"),
-        ([ids[0][:-1] + "z", "--out", "-"], 1, "is no id of an alert"),
+        (["../../etc/passwd", "--out", "-"], 1, "is not the id of an alert"),
+        ([ids[0][:-1] + "z", "--out", "-"], 1, "is not the id of an alert"),
         (["01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", "--out", "-"], 1, "no evidence of 01a20937"),
         ([ids[0], "--out", str(tmp_path / "no" / "x")], 1, "No such file"),
     ):

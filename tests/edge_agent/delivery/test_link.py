@@ -1,110 +1,26 @@
 """The link against real brokers: nothing is lost while they are away, restarted, killed, or refuse."""
 
-import dataclasses
-import datetime
 import itertools
-import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from collector.ingest import CollectorConfig, Ingest
-from collector.store import AlertStore
-from edge_agent.check import findings
 from edge_agent.config import AgentConfig, OutboxConfig
-from edge_agent.contract.broker import Backoff, BrokerError, Versions
 from edge_agent.contract.messages import topic
-from edge_agent.delivery.link import BrokerConfig, Link
+from edge_agent.delivery.link import BrokerConfig
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.publisher import Publisher
 from edge_agent.state import State, StateError
 from tests.broker import Amqtt, Mosquitto, Scripted, any_broker, free_port, needs_mosquitto, wait_until
-
-ALERT, STATUS = topic("gw-001", "alert"), topic("gw-001", "status")
-
-
-def config_of(broker, **changes):
-    return BrokerConfig(**{"retry_min_s": 0.05, "retry_max_s": 0.3, **changes}).at(broker.address)
-
-
-@pytest.fixture
-def outbox(tmp_path):
-    return Outbox(State(tmp_path / "state.sqlite"))
-
-
-@contextmanager
-def in_thread(run):
-    """``run`` with a stop of its own, which is set at the end."""
-    stop = threading.Event()
-    thread = threading.Thread(target=run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-@contextmanager
-def running(config, outbox):
-    """A link in its thread, stopped cleanly at the end."""
-    link = Link(config, outbox, gateway="gw-001", agent="0.1.0")
-    with in_thread(link.run):
-        yield link
-
-
-class Listener:
-    """A subscriber with a session that outlives restarts of the broker; collects (topic, payload) of all it gets."""
-
-    def __init__(self, broker, filters=("botwatch/#",), tls=None, name="listener"):
-        self.got, self.subscribed = [], threading.Event()
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, name, clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
-        )
-        if tls:
-            self._client.tls_set_context(tls)
-        self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda c, *_: c.subscribe([(f, 1) for f in filters])
-        self._client.on_subscribe = lambda *_: self.subscribed.set()
-        self._client.on_message = lambda _c, _d, m: self.got.append((m.topic, m.payload))
-        self._client.connect("127.0.0.1", broker.port)
-        self._client.loop_start()
-        assert self.subscribed.wait(10)
-
-    def payloads(self, where=ALERT):
-        return [payload for topic, payload in list(self.got) if topic == where]
-
-    def states(self):
-        return [json.loads(payload)["state"] for payload in self.payloads(STATUS)]
-
-    def close(self):
-        self._client.disconnect()
-        self._client.loop_stop()
-
-
-@pytest.fixture
-def listening():
-    open_ones = []
-
-    def listen(broker, **options):
-        open_ones.append(Listener(broker, **options))
-        return open_ones[-1]
-
-    yield listen
-    for listener in open_ones:
-        listener.close()
+from tests.line import ALERT, STATUS, Listener, config_of, running
 
 
 @needs_mosquitto
@@ -133,7 +49,7 @@ def test_alerts_wait_until_somebody_subscribes(tmp_path, outbox, listening):
     with Mosquitto(tmp_path / "broker") as broker, running(config_of(broker), outbox) as link:
         wait_until(lambda: link.counts.unheard >= 1)
         assert link.flush(0.1) == 250
-        assert link.trouble == "knows nobody who subscribes to alerts"
+        assert link.trouble == "has no subscriber for alerts"
         listener = listening(broker)
         assert link.flush(10) == 0
         wait_until(lambda: listener.payloads() == [b"%d" % i for i in range(250)])
@@ -184,7 +100,7 @@ def test_status_is_online_then_stopped_on_a_clean_stop(tmp_path, outbox, listeni
 
 
 @needs_mosquitto
-def test_the_status_is_retained_and_said_again_to_a_broker_that_forgot_it(tmp_path, outbox):
+def test_the_status_is_retained_and_published_again_to_a_broker_that_forgot_it(tmp_path, outbox):
     broker = Mosquitto(tmp_path / "broker", config="listener 8883\nallow_anonymous true\n")  # keeps nothing
     with running(config_of(broker), outbox):
         for _ in range(2):
@@ -212,7 +128,7 @@ for i in range(int(sys.argv[3]), 10**9):
 
 
 @needs_mosquitto
-def test_documents_are_retained_and_told_again_on_every_connection_the_newest_only(tmp_path, outbox, listening):
+def test_documents_are_retained_and_published_again_on_every_connection_the_newest_only(tmp_path, outbox, listening):
     broker = Mosquitto(tmp_path / "broker", config="listener 8883\nallow_anonymous true\n")  # forgets all when it ends
     where = topic("gw-001", "devices")
     with running(config_of(broker), outbox) as link:
@@ -259,7 +175,7 @@ def test_an_agent_killed_while_publishing_loses_nothing_and_the_broker_says_it_i
 
 
 @needs_mosquitto
-def test_a_refused_alert_is_kept_counted_logged_once_and_does_not_spin(tmp_path, outbox, listening, caplog):
+def test_a_refused_alert_stays_is_counted_logged_once_and_does_not_spin(tmp_path, outbox, listening, caplog):
     (tmp_path / "acl").write_text("topic write botwatch/v1/gw/+/status\n")
     outbox.put([(ALERT, b"%d" % i, False) for i in range(300)])
     with (
@@ -267,9 +183,8 @@ def test_a_refused_alert_is_kept_counted_logged_once_and_does_not_spin(tmp_path,
         running(config_of(broker, inflight=10), outbox) as link,
     ):
         wait_until(lambda: link.counts.refused >= 10)
-        time.sleep(0.5)
+        assert link.flush(0.5) == 300
         assert link.counts.refused == link.counts.published <= 12
-        assert link.flush(0.1) == 300
         assert "Not authorized" in link.trouble
         assert sum("refuses alerts" in line for line in caplog.messages) == 1
         # The operator mends the ACL; the connection stays up.
@@ -295,7 +210,7 @@ def test_an_alert_larger_than_the_broker_takes_does_not_hold_up_the_others(tmp_p
         assert link.connected
 
 
-def test_a_broker_that_knows_no_mqtt_5_gets_3_1_1(tmp_path, outbox, listening):
+def test_a_broker_that_does_not_speak_mqtt_5_gets_3_1_1(tmp_path, outbox, listening):
     with Amqtt(tmp_path / "broker") as broker:
         listener = listening(broker)
         outbox.put([(ALERT, b"old style", False)])
@@ -320,220 +235,6 @@ def test_a_port_that_accepts_and_says_nothing_or_rubbish_is_only_a_trouble(outbo
                 with connection:
                     connection.sendall(os.urandom(64))
             wait_until(lambda: link.counts.failures >= 4)
-
-
-def make_certificates(folder):
-    """A site authority, the broker's certificate for 127.0.0.1, one for gw-001, a stranger's authority, bad ones."""
-    from ipaddress import IPv4Address
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    now = datetime.datetime.now(datetime.UTC)
-
-    def issue(name, issuer=None, authority=False, days=(-1, 30), host="127.0.0.1"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        signer, signer_name = issuer or (key, subject)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(signer_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now + datetime.timedelta(days=days[0]))
-            .not_valid_after(now + datetime.timedelta(days=days[1]))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(host))]), critical=False)
-            # Python 3.13 verifies strictly: identifiers of both keys, and an authority that may sign
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-            .add_extension(
-                x509.KeyUsage(True, False, False, False, False, authority, authority, False, False), critical=True
-            )
-            .sign(signer, hashes.SHA256())
-        )
-        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return key, subject, certificate.serial_number
-
-    def issued(name, **options):
-        return issue(name, site[:2], **options)
-
-    site = issue("ca", authority=True)
-    issue("stranger", authority=True)
-    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer"):
-        issued(name)
-    issued("expired", days=(-20, -10))
-    issued("early", days=(10, 20))
-    issued("elsewhere", host="192.0.2.1")
-    revoked = issued("revoked")[2]
-    crl = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(site[1])
-        .last_update(now - datetime.timedelta(days=1))
-        .next_update(now + datetime.timedelta(days=30))
-        .add_revoked_certificate(
-            x509.RevokedCertificateBuilder()
-            .serial_number(revoked)
-            .revocation_date(now - datetime.timedelta(days=1))
-            .build()
-        )
-        .sign(site[0], hashes.SHA256())
-    )
-    (folder / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A broker with the configuration and the ACL that we ship, and the certificates it wants."""
-    from importlib.resources import files
-
-    folder = tmp_path_factory.mktemp("site")
-    make_certificates(folder)
-    text = files("configs").joinpath("mosquitto.conf").read_text()
-    (folder / "mosquitto.acl").write_text(files("configs").joinpath("mosquitto.acl").read_text())
-    text = text.replace("/etc/botwatch/pki/", f"{folder}/").replace("/etc/botwatch/", f"{folder}/")
-    text = text.replace("/var/lib/mosquitto/", f"{folder}/")
-    with Mosquitto(folder, config=text) as broker:
-        yield broker
-
-
-def tls_config(site, name="gw-001", **changes):
-    files = {
-        "ca_file": site.folder / "ca.crt",
-        "cert_file": site.folder / f"{name}.crt",
-        "key_file": site.folder / f"{name}.key",
-    }
-    return config_of(site, tls=True, **{**files, **changes})
-
-
-@needs_mosquitto
-def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(site, outbox, listening):
-    collector = listening(site, tls=tls_config(site, "botwatch-collector").tls_context())
-    outbox.put([(ALERT, b"%d" % i, False) for i in range(300)])
-    with running(tls_config(site), outbox) as link:
-        assert link.flush(10) == 0
-        outbox.put([(topic("gw-002", "alert"), b"not mine", False)])
-        wait_until(lambda: link.counts.refused == 1)
-        assert "Not authorized" in link.trouble
-        outbox.put([(ALERT, b"mine", False)])
-        wait_until(lambda: link.counts.acknowledged == 301)
-        assert outbox.depth() == 1
-        wait_until(lambda: len(set(collector.payloads())) == 301)
-        assert collector.payloads(topic("gw-002", "alert")) == []
-
-
-@contextmanager
-def collecting(config):
-    """A collector's end of the line in its thread."""
-    ingest = Ingest(CollectorConfig(broker=config), AlertStore("sqlite://"))
-    with in_thread(ingest.run):
-        yield ingest
-
-
-STRANGER = {"cert_file": "stranger.crt", "key_file": "stranger.key"}
-
-
-@needs_mosquitto
-@pytest.mark.parametrize(
-    ("brokers", "changes", "words"),
-    [
-        ("broker", {"ca_file": "stranger.crt"}, "its certificate is not accepted: self-signed certificate in cert"),
-        ("expired", {}, "its certificate is not accepted: certificate has expired; is the clock of this"),
-        ("early", {}, "its certificate is not accepted: certificate is not yet valid; is the clock of this"),
-        ("elsewhere", {}, "its certificate is not accepted: IP address mismatch, certificate is not valid for '127.0"),
-        ("broker", {"cert_file": None, "key_file": None}, "TLS: it wants a certificate from us"),
-        ("broker", STRANGER, "TLS: it does not accept our certificate (cert_file): signed by nobody it knows"),
-        ("broker", "expired", "TLS: it does not accept our certificate (cert_file): expired"),
-        ("broker", "revoked", "TLS: it does not accept our certificate (cert_file): revoked"),
-    ],
-)
-def test_a_certificate_error_is_one_readable_line_at_either_end(
-    site, tmp_path, outbox, caplog, brokers, changes, words
-):
-    """However often it is met, at the agent as at the collector; the alert waits."""
-    text = "listener 8883\nrequire_certificate true\n"
-    for key, name in {"cafile": "ca.crt", "certfile": f"{brokers}.crt", "keyfile": f"{brokers}.key"}.items():
-        text += f"{key} {site.folder / name}\n"
-    text += f"crlfile {site.folder / 'crl.pem'}\n"
-    if isinstance(changes, str):
-        changes = {"cert_file": f"{changes}.crt", "key_file": f"{changes}.key"}
-    changes = {key: value and site.folder / value for key, value in changes.items()}
-    outbox.put([(ALERT, b"waits", False)])
-    with Mosquitto(tmp_path / "broker", config=text) as broker:
-        config = dataclasses.replace(tls_config(site, **changes), port=broker.port)
-        with running(config, outbox) as link, collecting(config) as ingest:
-            wait_until(lambda: link.counts.failures >= 5 and ingest.counts.failures >= 5)
-            assert (link.trouble[: len(words)], ingest.trouble[: len(words)]) == (words, words)
-        [found] = [f for f in findings(AgentConfig(broker=config), "no bundle") if f.what.startswith("broker")]
-        assert found.wrong
-        assert found.said.startswith(words)
-    lines = [line for line in caplog.messages if str(broker.port) in line]
-    assert len(lines) == 2
-    assert all(words in line and "\n" not in line and len(line) < 200 for line in lines)
-    assert outbox.depth() == 1
-
-
-@needs_mosquitto
-def test_a_user_with_a_password_over_tls_is_let_in_and_a_wrong_one_told_in_one_line(
-    site, tmp_path, outbox, listening, caplog
-):
-    tool = shutil.which("mosquitto_passwd")
-    if not tool:
-        pytest.skip("mosquitto_passwd is not installed")
-    users = tmp_path / "users"
-    subprocess.run([tool, "-b", "-c", str(users), "gw-001", "so secret"], check=True)
-    (tmp_path / "right").write_text("so secret\nonly the first line counts\n")
-    (tmp_path / "wrong").write_text("guessed\n")
-    text = f"listener 8883\ncertfile {site.folder}/broker.crt\nkeyfile {site.folder}/broker.key\n"
-    text += f"allow_anonymous false\npassword_file {users}\n"
-    outbox.put([(ALERT, b"secret", False)])
-    with Mosquitto(tmp_path / "broker", config=text) as broker:
-        own = {"username": "gw-001", "password_file": tmp_path / "wrong", "cert_file": None, "key_file": None}
-        config = dataclasses.replace(tls_config(site, **own), port=broker.port)
-        with running(config, outbox) as link:
-            wait_until(lambda: link.counts.failures >= 4)
-            assert link.trouble == "refuses the connection: Not authorized"
-        assert sum("Not authorized" in line for line in caplog.messages) == 1
-        config = dataclasses.replace(config, password_file=tmp_path / "right")
-        with running(config, outbox) as link:
-            wait_until(lambda: link.counts.unheard >= 1)  # it came through, and nobody listens
-            assert link.protocol == "5"
-
-
-def test_files_that_do_not_serve_stop_the_start_with_their_name(site, tmp_path, outbox):
-    (tmp_path / "junk").write_text("no certificate")
-    (tmp_path / "torn.crt").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
-    (tmp_path / "locked.key").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n-----END ENCRYPTED PRIVATE KEY-----\n")
-    own, key, ours = site.folder / "gw-001.crt", site.folder / "gw-001.key", {"tls": True}
-    for changes, words in (
-        ({**ours, "ca_file": tmp_path / "none.crt"}, "ca_file .*none.crt: no such file"),
-        ({**ours, "ca_file": tmp_path}, "ca_file .*: is a directory"),
-        ({**ours, "ca_file": tmp_path / "junk"}, "ca_file .*junk: holds no certificate"),
-        ({**ours, "ca_file": tmp_path / "torn.crt"}, "ca_file .*torn.crt: TLS: "),
-        ({**ours, "cert_file": tmp_path / "none.crt", "key_file": key}, "cert_file .*none.crt: no such file"),
-        ({**ours, "cert_file": own, "key_file": tmp_path / "none.key"}, "^key_file .*none.key: no such file"),
-        ({**ours, "cert_file": own, "key_file": own}, "^key_file .*gw-001.crt: holds no private key"),
-        ({**ours, "cert_file": key, "key_file": key}, "^cert_file .*gw-001.key: holds no certificate"),
-        ({**ours, "cert_file": own, "key_file": tmp_path / "locked.key"}, "^key_file .*: has a passphrase"),
-        ({**ours, "cert_file": own, "key_file": site.folder / "gw-002.key"}, "the key is not that of the certificate"),
-        ({"username": "u", "password_file": tmp_path / "none"}, "password_file .*no such file"),
-        ({"ca_file": tmp_path / "junk"}, "ca_file: needs tls"),
-        ({**ours, "cert_file": own}, "cert_file: needs key_file"),
-        ({"port": 0}, "port"),
-        ({"base": "a/#"}, "base"),
-    ):
-        with pytest.raises(ValueError, match=words) as raised:
-            Link(BrokerConfig(**changes), outbox, gateway="gw-001", agent="0.1.0")
-        assert "\n" not in str(raised.value)
-    with pytest.raises(BrokerError, match="HOST"):
-        BrokerConfig().at("host:port")
 
 
 QUOTA, DENIED, BAD_FORMAT = 0x97, 0x87, 0x99
@@ -562,7 +263,7 @@ def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, s
         assert broker.got[:20] == [b"%d" % i for i in range(20)]
 
 
-def test_a_message_that_a_broker_finds_bad_is_kept_and_counted_and_holds_up_no_other(outbox):
+def test_a_message_that_a_broker_finds_bad_stays_and_is_counted_and_holds_up_no_other(outbox):
     outbox.put([(ALERT, b"bad" if i == 3 else b"%d" % i, False) for i in range(10)])
     with (
         Scripted(lambda _, payload: BAD_FORMAT if payload == b"bad" else 0) as broker,
@@ -675,7 +376,7 @@ def test_one_thread_speaks_to_the_broker_whoever_has_something_to_say(tmp_path, 
 
     def noted(method):
         def call(client, *args, **options):
-            if client is not listener._client:
+            if client is not listener.client:
                 speaking.add(threading.get_ident())
             return method(client, *args, **options)
 
@@ -718,27 +419,6 @@ def test_waits_between_attempts_grow_with_jitter_within_their_bounds_also_when_a
     bounds = [min(0.8, 0.1 * 2**i) for i in range(6)]
     assert all(bound / 2 <= wait <= bound + 0.4 for wait, bound in zip(waits, bounds, strict=True)), waits
     assert len({round(wait, 3) for wait in waits[3:]}) > 1
-
-
-def test_versions_are_tried_in_turn_until_one_is_known_to_be_wrong():
-    auto = Versions("auto")
-    tried = []
-    for event in (auto.hung_up, auto.hung_up, auto.lost, auto.hung_up, auto.lost, auto.refused, auto.lost):
-        tried.append(auto.next())
-        event()
-    assert [*tried, auto.next()] == [5, 4, 5, 5, 4, 5, 4, 4]
-    fixed = Versions(5)
-    fixed.hung_up()
-    assert fixed.next() == 5
-
-
-def test_waits_double_up_to_the_bound_and_begin_again_after_a_success():
-    backoff = Backoff(0.5, 60.0)
-    waits = [backoff.next() for _ in range(20)]
-    assert all(0.25 * 2**i <= wait <= 0.5 * 2**i for i, wait in enumerate(waits[:7]))
-    assert all(30 <= wait <= 60 for wait in waits[7:])
-    backoff.reset()
-    assert backoff.next() <= 0.5
 
 
 def test_nobody_listens_on_the_port_of_these_tests():

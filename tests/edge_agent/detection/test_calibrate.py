@@ -194,7 +194,7 @@ def test_nothing_is_learnt_of_minutes_in_an_alarm():
 
 def test_an_own_limit_has_a_cap_and_says_so():
     own = lived(np.full(50 * 200, 1e6), counts=1e6)
-    assert own.factors() == (device_limits.OWN_CAP, device_limits.OWN_COUNTS_CAP)
+    assert own.factors() == (device_limits.SCORE_CAP, device_limits.COUNTS_CAP)
     assert own.capped
 
 

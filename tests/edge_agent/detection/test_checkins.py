@@ -9,6 +9,7 @@ import pytest
 
 from edge_agent.capture.features import Extractor, Rows
 from edge_agent.contract.alert import ModelInfo
+from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.detection.checkins import MAX_PEERS, MAX_ROWS, CheckInRule, CheckIns
 from edge_agent.detection.detection import Detection
@@ -183,8 +184,11 @@ def test_hosts_contacted_once_take_little_memory():
         checkins.observe(Rows(rows.values[at : at + 256], rows.meta[at : at + 256]))
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    peers = sum(len(device.peers) for device in checkins._devices.values())
+    remote = ~Networks.parse(PRIVATE_NETWORKS).hold(rows.meta["dst"], rows.meta["ip_version"])
+    peers = len(set(zip(rows.meta["src_mac"][remote].tolist(), map(bytes, rows.meta["dst"][remote]), strict=True)))
     assert peers > 0.9 * 64 * MAX_PEERS
+    assert checkins.counters["checkins_peers_evicted"] == checkins.counters["checkins_devices_evicted"] == 0
+    assert checkins.counters["checkins_pairs_skipped"] == checkins.counters["checkins_rows_skipped"] == 0
     assert taken < 700 * peers
 
 

@@ -22,7 +22,7 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_DOCUMENT, encode
-from edge_agent.delivery.allow import AllowList
+from edge_agent.delivery.suppressions import Suppressions
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import MAX_DEVICES, MAX_LISTED, Devices
 from edge_agent.learning_store import seen_path
@@ -54,7 +54,7 @@ def life(minutes: float, begin: int = BEGIN, rate: float = 2.5, size: int = 80, 
 
 def lived(devices: Devices, bundle: Bundle, *parts: Iterable[Frame]) -> list:
     rows = Extractor(4096, seed=1).push_frames(merged(*parts))
-    return found(Detector(bundle, learn=devices.own), rows)
+    return found(Detector(bundle, learn=devices.limits_of), rows)
 
 
 def entry(devices: Devices, mac: int = PLUG_MAC) -> dict:
@@ -91,7 +91,7 @@ def test_what_is_learnt_survives_a_restart_and_belongs_to_one_model(bundle, tmp_
     state = State(tmp_path / "s.sqlite")
     again = Devices(bundle, state=state)
     assert entry(again) == before
-    own = again.own(PLUG_MAC, BEGIN + 100 * MINUTE)
+    own = again.limits_of(PLUG_MAC, BEGIN + 100 * MINUTE)
     assert own.learnt
     assert entry(again) == before
     other = Devices(dataclasses.replace(bundle, sha256="0" * 64), state=state)
@@ -121,19 +121,23 @@ def test_a_record_that_cannot_be_read_is_forgotten_counted_and_said(bundle, tmp_
     again = Devices(bundle, state=state)
     assert again.counts["devices_unreadable"] == len(records) + 1
     assert again.document(BEGIN)["devices"] == []
-    assert "cannot be read and is forgotten" in caplog.text
+    assert "cannot be read, so it learns anew" in caplog.text
     state.close()
 
 
 def test_devices_and_their_document_have_bounds(bundle):
     devices = Devices(bundle, names={mac_text(m): "ü" * 64 for m in range(3000)})
-    learnt = devices.own(1, BEGIN)
-    learnt.learnt_ns = BEGIN
+    learnt = devices.limits_of(1, BEGIN)
+    for minute in range(20):
+        learnt.see(np.full(200, 0.1), np.zeros(200), np.zeros(200, dtype=bool))
+        learnt.end_minute(BEGIN + (minute + 1) * MINUTE)
+    assert learnt.learnt
     for mac in range(2, MAX_DEVICES + 50):
-        devices.own(mac, BEGIN + mac)
+        devices.limits_of(mac, BEGIN + mac)
     assert len(devices.known()) == MAX_DEVICES
     assert devices.counts["devices_forgotten"] == 49
-    assert 1 in devices.known()  # those that know nothing go first
+    assert 1 in devices.known()  # it has learnt
+    assert set(range(2, 51)).isdisjoint(devices.known())  # the least recently seen of those that are still learning
     document = devices.document(BEGIN)
     assert (len(document["devices"]), document["not_listed"]) == (MAX_LISTED, MAX_DEVICES - MAX_LISTED)
     assert len(encode(document, MAX_DOCUMENT)) < MAX_DOCUMENT
@@ -168,7 +172,7 @@ def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_i
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
-    own = found(Detector(bundle, learn=Devices(bundle).own), rows)
+    own = found(Detector(bundle, learn=Devices(bundle).limits_of), rows)
     assert first_alert(own) == first_alert(shared)
 
 
@@ -185,7 +189,7 @@ def test_a_flood_that_was_there_from_the_start_is_named_and_not_learnt(bundle):
     assert entry(devices)["score_times"] == 1.0
     assert 14 < first_alert(told) < 18
     assert devices.relearn(PLUG_MAC)  # somebody says that it is meant
-    assert devices.own(PLUG_MAC, BEGIN).state == "learning"
+    assert devices.limits_of(PLUG_MAC, BEGIN).state == "learning"
     assert "reason" not in entry(devices)
 
 
@@ -196,7 +200,7 @@ def test_five_percent_of_attack_rows_in_the_window_change_little(bundle, bursts)
     lived(clean, bundle, life(20))
     rows = int(20 * 60 * 2.5 * 2 * 0.05 / bursts)
     parts = [flood((i + 0.5) * 20 / bursts, rows / 100 / 60, 100) for i in range(bursts)]
-    detector, extractor = Detector(bundle, learn=spoilt.own), Extractor(4096, seed=1)
+    detector, extractor = Detector(bundle, learn=spoilt.limits_of), Extractor(4096, seed=1)
     detector.observe(extractor.push_frames(merged(life(20), *parts)))
     assert entry(spoilt)["state"] == "active"
     assert entry(spoilt)["limit"] <= 4 * entry(clean)["limit"]
@@ -212,7 +216,7 @@ def test_five_percent_of_attack_rows_in_the_window_change_little(bundle, bursts)
 def test_a_firmware_update_makes_a_device_stale_within_ten_minutes_and_learning_anew_ends_that(bundle, caplog):
     caplog.set_level("INFO")
     devices = Devices(bundle)
-    detector, extractor = Detector(bundle, learn=devices.own), Extractor(4096, seed=1)
+    detector, extractor = Detector(bundle, learn=devices.limits_of), Extractor(4096, seed=1)
     detector.observe(extractor.push_frames(list(life(20))))
     assert not devices.look() or entry(devices)["state"] == "active"
     after = BEGIN + 20 * MINUTE
@@ -222,7 +226,7 @@ def test_a_firmware_update_makes_a_device_stale_within_ten_minutes_and_learning_
     assert "is stale" in caplog.text
     assert devices.relearn(PLUG_MAC)
     detector.observe(extractor.push_frames(list(life(40, after + 11 * MINUTE, rate=10, size=1200, seed=3))))
-    own = devices.own(PLUG_MAC, BEGIN)
+    own = devices.limits_of(PLUG_MAC, BEGIN)
     assert own.state == "active"
     before = detector.counters["votes"]
     flagged, judged = own.flagged, own.judged
@@ -249,7 +253,7 @@ def test_a_ramp_over_hours_alerts_before_half_of_the_flood(bundle, tmp_path, hou
 
     def start(model: Bundle) -> tuple[Devices, Detector]:
         devices = Devices(model, state=state)
-        detector = Detector(model, learn=devices.own)
+        detector = Detector(model, learn=devices.limits_of)
         devices.carry_over(detector.vote)
         return devices, detector
 
@@ -279,8 +283,8 @@ def test_rows_that_were_flagged_raise_no_limit(bundle):
     """Five in a hundred, their counts far above any bound, and never so many at once that they would be an alarm."""
     rows = Extractor(4096, seed=1).push_frames(merged(life(40)))
     devices, clean = Devices(bundle), Devices(bundle)
-    found(Detector(bundle, learn=clean.own), rows)
-    detector = Detector(bundle, learn=devices.own)
+    found(Detector(bundle, learn=clean.limits_of), rows)
+    detector = Detector(bundle, learn=devices.limits_of)
     own = np.flatnonzero(rows.meta["src_mac"] == PLUG_MAC)
     marked = np.zeros(len(rows), dtype=bool)
     marked[own[::20]] = True
@@ -313,7 +317,7 @@ SAVER = """
 import sys; from pathlib import Path
 import numpy as np
 from edge_agent.learning_store import seen_path
-from edge_agent.delivery.allow import AllowList, Suppression
+from edge_agent.delivery.suppressions import Suppression, Suppressions
 from edge_agent.contract import bundle as bundles
 from edge_agent.detection.devices import Devices
 from edge_agent.capture.features import Extractor
@@ -323,12 +327,12 @@ state = State(Path(sys.argv[1])); assert not state.damaged
 devices = Devices(bundles.load(Path(sys.argv[2])), state=state)
 extractor = Extractor(4096, seed=1)
 extractor.push_frames(list(life(1)))
-allowed = AllowList(state, 1000, 1e9, 0.0)
+allowed = Suppressions(state, 1000, 1e9, 0.0)
 began = max([own.rows for own in devices.known().values()], default=0)
 values = np.random.default_rng(1).gamma(2.0, 10.0, (20, 140)).astype(np.float32)
 for i in range(began + 1, 10**9):
     for mac in range(5):
-        own = devices.own(mac, BEGIN)
+        own = devices.limits_of(mac, BEGIN)
         own.rows = i
         own.sample.see(values, np.full(20, i), np.arange(20), np.full(20, 0.5), 19)
         own.end_minute(BEGIN + i * 60 * 10**9)
@@ -360,9 +364,9 @@ def test_killed_at_any_moment_the_state_is_whole_and_as_new_as_the_last_save(bun
         assert (state.damaged, devices.counts["devices_unreadable"], devices.counts["runs_unreadable"]) == (0, 0, 0)
         assert {own.rows for own in devices.known().values()} <= {saved, saved + 1}
         assert len(devices.known()) == 5
-        assert all(own.sample.runs for own in devices.known().values())
+        assert all(own.sample.bursts for own in devices.known().values())
         told |= {f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}" for i in map(int, lines)}
-        assert told <= {entry.device for entry in AllowList(state, 1000, 1e9, 0.0).active().values()}
+        assert told <= {entry.device for entry in Suppressions(state, 1000, 1e9, 0.0).active().values()}
         extractor = Extractor(4096, seed=1)
         extractor.load(seen_path(path).read_bytes())
         assert extractor.counts()["devices"] == 2
@@ -375,7 +379,7 @@ def test_what_an_agent_of_the_version_before_had_learnt_is_taken_up(bundle, tmp_
     path = tmp_path / "s.sqlite"
     devices = Devices(bundle)
     lived(devices, bundle, life(20))
-    kept, minutes = devices.own(PLUG_MAC, BEGIN).record()
+    kept, minutes = devices.limits_of(PLUG_MAC, BEGIN).record()
     text = json.dumps({key: kept[key] for key in kept if key not in ("carried", "sampled")}).encode()
     record = zlib.compress(len(text).to_bytes(4, "little") + text + minutes.tobytes())
     with sqlite3.connect(path) as db:

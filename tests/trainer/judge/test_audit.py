@@ -70,7 +70,7 @@ def test_the_best_comparison_is_found_whichever_way_it_points():
 
 def test_generated_rows_hold_no_clock(home: Home):
     found = audit.analyse(home.run)
-    assert "0 tell when a row was captured" in found.lead[0]
+    assert "0 reveal when a row was captured" in found.lead[0]
     assert not any("time of capture" in warning for warning in found.warnings)
 
 
@@ -92,7 +92,7 @@ def test_published_rows_are_seen_to_hold_the_date(real_captures, tmp_path, capsy
     clocks = {column for column, why in flagged.items() if "Unix time" in why}
     assert clocks == {f"HH_jit_L{decay}_mean" for decay in ("5", "3", "1", "0.1", "0.01")}
     assert {column for column, why in flagged.items() if "equal to HH_" in why} >= {"HH_jit_L5_weight"}
-    assert any("alone tells attack rows" in warning for warning in found.warnings)
+    assert any("alone separates attack rows" in warning for warning in found.warnings)
     changed = found.tables[-1]
     assert changed.title == "What dropping the flagged columns changes"
     assert changed.rows[0][1] - changed.rows[1][1] == len(flagged)

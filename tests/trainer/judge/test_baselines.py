@@ -40,7 +40,16 @@ def test_scores_rise_with_distance_from_benign_rows(home):
 
 
 def result(name: str, alerted: int, to_vote: float | None) -> Result:
-    return Result(name, "made up", alerted, 5, to_vote, 0.5, 0, 1.0, frozenset())
+    return Result(
+        name=name,
+        note="made up",
+        alerted=alerted,
+        attacks=5,
+        rows_to_vote=to_vote,
+        above=0.5,
+        false_votes=0,
+        us_per_row=1.0,
+    )
 
 
 def test_a_method_that_finds_more_is_said_first(home):
@@ -59,9 +68,13 @@ def test_a_method_that_finds_as_many_but_sooner_is_said_too(home):
     assert "PCA" not in later.lead[1] if len(later.lead) > 1 else True
 
 
-def test_the_command_writes_its_findings(home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(baselines, "FIT_ROWS", 400)
-    monkeypatch.setattr(baselines, "TEST_ROWS", 300)
+def test_fewer_rows_may_be_asked_for(home):
+    run = runs.load(home.run, most=600)
+    few = baselines.compare(run, bundles.load(home.bundle), fit_rows=200, test_rows=100)
+    assert {result.attacks for result in few} == {4}
+
+
+def test_the_command_writes_its_findings(home, capsys):
     assert main(["baselines", str(home.run)]) == 0
     assert any(item.name == "baselines" for item in findings.load(home.run))
     assert "Simpler methods at equal false alarms" in capsys.readouterr().out

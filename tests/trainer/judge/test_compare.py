@@ -1,5 +1,6 @@
 """Fits that differ in one thing: which there are, and what is said of them side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.config import Config, DatasetEntry
 from trainer.judge import compare
-from trainer.judge.compare import Arm, CompareError, arms
+from trainer.judge.compare import ComparedFit, CompareError, compared_fits
 from trainer.judge.evaluation import AttackTrial, Day, Evaluation
 from trainer.report import findings
 
@@ -27,7 +28,7 @@ def tried(home: Home) -> list[tuple[captures.CaptureManifest, Path]]:
 
 
 def test_each_device_is_left_out_of_a_fit_and_tried_on_its_own_days(config, tried):
-    found = arms("lodo", config, tried)
+    found = compared_fits("lodo", config, tried)
     assert [arm.left_out for arm in found] == ["plug-1", "thermostat-1"]
     for arm in found:
         assert arm.left_out not in arm.config.data[0].devices
@@ -37,7 +38,7 @@ def test_each_device_is_left_out_of_a_fit_and_tried_on_its_own_days(config, trie
 
 
 def test_each_attack_and_each_family_is_left_out_of_a_classifier(config, tried):
-    found = {arm.left_out: set(arm.config.data[0].labels) for arm in arms("lofo", config, tried)}
+    found = {arm.left_out: set(arm.config.data[0].labels) for arm in compared_fits("lofo", config, tried)}
     everything = {"benign", "mirai.scan", "mirai.syn", "mirai.udpplain", "gafgyt.udp"}
     assert found["mirai.scan"] == everything - {"mirai.scan"}
     assert found["family mirai"] == {"benign", "gafgyt.udp"}
@@ -46,15 +47,15 @@ def test_each_attack_and_each_family_is_left_out_of_a_classifier(config, tried):
 
 def test_each_source_is_tried_on_the_others(home, config, tried):
     two = Config((DatasetEntry("captures", home.captures), DatasetEntry("captures", home.later)))
-    first, second = arms("cross", two, tried)
+    first, second = compared_fits("cross", two, tried)
     assert (first.config.data, second.config.data) == (two.data[:1], two.data[1:])
     assert first.tried[0][1] == home.later
     with pytest.raises(CompareError, match="two sources"):
-        arms("cross", config, tried)
+        compared_fits("cross", config, tried)
 
 
 def test_column_sets_differ_in_columns_and_in_the_counts_rule(config, tried):
-    found = {arm.name: arm.config for arm in arms("columns", config, tried)}
+    found = {arm.name: arm.config for arm in compared_fits("columns", config, tried)}
     assert len(found["115, no counts rule"].model_columns()) == 115
     assert found["115, no counts rule"].schemas == (CLEAN,)
     assert found["115, no counts rule"].decision.floors == {}
@@ -64,7 +65,7 @@ def test_column_sets_differ_in_columns_and_in_the_counts_rule(config, tried):
 
 
 def test_a_model_for_each_device_is_compared_with_the_shared_one(config, tried):
-    shared, *own = arms("models", config, tried)
+    shared, *own = compared_fits("models", config, tried)
     assert shared.config == config
     assert [arm.config.data[0].devices for arm in own] == [("plug-1",), ("thermostat-1",)]
 
@@ -73,24 +74,49 @@ def test_a_model_for_each_device_is_compared_with_the_shared_one(config, tried):
 def test_rows_without_captures_cannot_be_left_out_by_device(home, tried, kind):
     rows = Config((DatasetEntry("rows", home.run / "rows.parquet"),))
     with pytest.raises(CompareError, match="only captures can be left out"):
-        arms(kind, rows, tried)
+        compared_fits(kind, rows, tried)
 
 
-def made(arm: str, left_out: str, *trials: AttackTrial, alerts: int = 0, learnt: int | None = None) -> tuple:
-    day = Day("d.pcap", "x", True, 1.0, 100, 5, alerts, 0, learnt, 0.01)
-    return Arm(arm, Config((DatasetEntry("rows", Path("x")),)), (), left_out), [
-        Evaluation("0", (day,), (), trials, device_days=1.0)
-    ] * 2
+def day(alerts: int, learnt: int | None = None) -> Day:
+    return Day(
+        capture="d.pcap",
+        device="x",
+        generated=True,
+        days=1.0,
+        packets=100,
+        flagged=5,
+        alerts=alerts,
+        early=0,
+        alerts_learnt=learnt,
+        flagged_learnt=0.01,
+    )
 
 
-def trial(label: str, said: str) -> AttackTrial:
-    return AttackTrial("a.pcap", label, True, True, "x", 20, 5.0, said, 0.0, 0.0, 1.0, 0)
+def made(name: str, left_out: str, *trials: AttackTrial, alerts: int = 0, learnt: int | None = None) -> tuple:
+    one = Evaluation(bundle="0", days=(day(alerts, learnt),), alone=(), injected=trials, device_days=1.0)
+    return ComparedFit(name, Config((DatasetEntry("rows", Path("x")),)), (), left_out), [one] * 2
+
+
+def trial(label: str, class_name: str) -> AttackTrial:
+    return AttackTrial(
+        capture="a.pcap",
+        label=label,
+        generated=True,
+        expected=True,
+        device="x",
+        packets=20,
+        ms=5.0,
+        class_name=class_name,
+        start_s=0.0,
+        end_s=0.0,
+        length_s=1.0,
+    )
 
 
 def test_rejection_is_counted_over_what_was_left_out():
     out = made("without mirai.scan", "mirai.scan", trial("mirai.scan", "unknown"), trial("mirai.scan", "mirai"),
                trial("mirai.udp", "mirai.udp"), trial("mirai.udp", "unknown"))  # fmt: skip
-    table = next(t for t in compare.report("lofo", [out], "c").tables if t.title.startswith("Class told"))
+    table = next(t for t in compare.report("lofo", [out], "c").tables if t.title.startswith("Class in the alert"))
     assert table.rows == (("mirai.scan", 4, 0.5, 0.5, "mirai", 0.5, 0.5),)
 
 
@@ -101,9 +127,8 @@ def test_learnt_limits_stand_beside_the_shared_ones():
 
 
 def test_seeds_give_an_interval():
-    arm, (one, other) = made("a", "", trial("mirai.scan", "mirai.scan"), alerts=2)
-    other = Evaluation("0", (Day("d", "x", True, 1.0, 10, 0, 4, 0),), (), one.injected, device_days=1.0)
-    table = compare.report("chrono", [(arm, [one, other])], "c").tables[-1]
+    fit, (one, _) = made("a", "", trial("mirai.scan", "mirai.scan"), alerts=2)
+    table = compare.report("chrono", [(fit, [one, replace(one, days=(day(4),))])], "c").tables[-1]
     assert table.rows[0][1:4] == (2, 3.0, pytest.approx(12.706, abs=0.01))
 
 
@@ -118,6 +143,12 @@ def test_the_command_fits_converts_and_evaluates_and_remembers(home, tmp_path, c
     bundle = next((tmp_path / "out").rglob("manifest.json"))
     before = bundle.stat().st_mtime_ns
     assert main(words) == 0
+    assert bundle.stat().st_mtime_ns == before
+    (tmp_path / "agent.yaml").write_text("scoring: {max_rows_per_s: 100}\n")
+    result = bundle.parents[1] / "evaluation.json"
+    first = result.read_bytes()
+    assert main([*words, "--config", str(tmp_path / "agent.yaml")]) == 0
+    assert result.read_bytes() != first, "another agent judges the same bundle anew"
     assert bundle.stat().st_mtime_ns == before
 
 

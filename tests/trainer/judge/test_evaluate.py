@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
 from edge_agent.detection.scorer import Scorer
@@ -34,7 +35,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluation(home: Home, captured: Path) -> Evaluation:
     manifest, _, root = captures.load(captured)
     return evaluate.evaluate(
-        bundles.load(home.bundle), [(manifest, root)], learn=True, floor=True, rates=(0.1, 1.0, 100.0)
+        bundles.load(home.bundle), [(manifest, root)], AgentConfig(), learn=True, floor=True, rates=(0.1, 1.0, 100.0)
     )
 
 
@@ -49,7 +50,7 @@ def test_every_attack_is_tried_alone_and_in_the_day_of_every_device(evaluation):
 def test_attacks_are_found_soon_and_the_time_told_is_theirs(evaluation):
     scans = [trial for trial in evaluation.injected if trial.label == "mirai.scan"]
     for trial in scans:
-        assert trial.found
+        assert trial.alerted
         assert trial.packets is not None
         assert trial.packets < 100
         assert trial.start_s is not None
@@ -79,14 +80,35 @@ def test_a_rate_of_no_exposure_has_no_bound():
     assert bound(0, 0.0) == float("inf")
 
 
-def trial(device: str, packets: int | None, said: str = "mirai.scan", expected: bool = True) -> AttackTrial:
-    ms = None if packets is None else float(packets)
-    return AttackTrial("a.pcap", "mirai.scan", False, expected, device, packets, ms, said, 0.5, -1.0, 10.0, 0)
+def trial(device: str, packets: int | None, class_name: str = "mirai.scan", expected: bool = True) -> AttackTrial:
+    return AttackTrial(
+        capture="a.pcap",
+        label="mirai.scan",
+        generated=False,
+        expected=expected,
+        device=device,
+        packets=packets,
+        ms=None if packets is None else float(packets),
+        class_name=class_name,
+        start_s=0.5,
+        end_s=-1.0,
+        length_s=10.0,
+    )
 
 
-def made(*trials: AttackTrial, alerts: int = 0) -> Evaluation:
-    day = Day("b.pcap", "camera", False, 2.0, 1000, 10, alerts, 0)
-    return Evaluation("0", (day,), (), trials, device_days=2.0)
+def made(*trials: AttackTrial, alerts: int = 0, shed: int = 0) -> Evaluation:
+    day = Day(
+        capture="b.pcap",
+        device="camera",
+        generated=False,
+        days=2.0,
+        packets=1000,
+        flagged=10,
+        alerts=alerts,
+        early=0,
+        shed=shed,
+    )
+    return Evaluation(bundle="0", days=(day,), alone=(), injected=trials, device_days=2.0, budget=10_000)
 
 
 def test_the_report_says_what_was_missed_and_by_whom():
@@ -108,6 +130,12 @@ def test_attacks_without_a_goal_are_listed_but_not_counted():
     assert "1 of 1 alerted" in "\n".join(found.lead)
 
 
+def test_rows_that_the_budget_left_unscored_are_stated():
+    quiet, shed = (" ".join(evaluations.report(made(shed=n), "command")[0].lead) for n in (0, 5000))
+    assert "unscored" not in quiet
+    assert "The budget of 10,000 rows a second left 5,000 rows unscored, in 1 of 1 trials." in shed
+
+
 def test_the_command_writes_findings_and_fails_when_something_was_missed(home, captured, tmp_path, capsys):
     status = main(["evaluate", str(home.bundle), str(captured), "--out", str(tmp_path)])
     said = capsys.readouterr().out
@@ -125,6 +153,24 @@ def test_rows_of_a_run_are_judged_by_the_quantised_models(home, tmp_path, capsys
     assert labels["mirai.scan"][2] > 0.9
     matrix = {series.name: series for series in found.figures[0].series}
     assert np.argmax(matrix["mirai.scan"].y) == matrix["mirai.scan"].x.index("mirai.scan")
+
+
+def test_the_agent_that_judges_is_the_one_that_is_configured(home, captured, tmp_path, capsys):
+    """Its budget of rows holds: at the default a flood of 300 packets a second is scored whole, at 100 it is not."""
+    (tmp_path / "agent.yaml").write_text("scoring: {max_rows_per_s: 100}\n")
+    shares = []
+    for words in ([], ["--config", str(tmp_path / "agent.yaml")]):
+        assert main(["evaluate", str(home.bundle), str(captured), "--out", str(tmp_path), *words]) in (0, 1)
+        shares.append(" ".join(next(f for f in findings.load(tmp_path) if f.name == "evaluation").lead))
+    assert "unscored" not in shares[0]
+    assert "The budget of 100 rows a second left" in shares[1]
+
+
+def test_an_agents_configuration_that_cannot_be_used_is_refused(home, captured, tmp_path, capsys):
+    (tmp_path / "agent.yaml").write_text("scoring: {rows: 100}\n")
+    words = ["evaluate", str(home.bundle), str(captured), "--config", str(tmp_path / "agent.yaml")]
+    assert main(words) == 2
+    assert "agent.yaml [scoring]: unknown key 'rows'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
