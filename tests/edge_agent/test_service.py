@@ -209,7 +209,7 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert "in the outbox" in told[1]
         assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and somebody subscribes" in told[2]
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
-        assert f"broker 127.0.0.1:{site.port}: the agent that runs is connected, MQTT 5" in checked
+        assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
         reply = json.loads(site.order("test-alert").stdout)
         assert reply["alerts"] == 2
         wait_until(lambda: len(site.collector.stored()) == 4)
