@@ -22,8 +22,8 @@ from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
 from edge_agent.contract import settings
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.captures import CaptureManifest
-from edge_agent.contract.messages import CLASSES
 from tests.broker import MOSQUITTO, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.netns import MAC, Wire, laid
@@ -121,6 +121,16 @@ def test_every_file_of_the_tree_that_is_named_is_there(document):
     for span in spans(document):
         if re.fullmatch(rf"(?:{'|'.join(tops)})/[\w./-]+", span):
             assert (ROOT / span).exists(), span
+
+
+def test_the_table_of_modules_names_every_module_there_is_and_no_other():
+    (rows,) = [rows for _, rows in tables(prose(ROOT / "docs/architecture.md")) if rows[0][0] == "folder"]
+    described = {row[0].strip("`"): row[1].split() for row in rows[1:]}
+    names = ("edge_agent", "trainer", "converter", "collector")
+    there = {path.parent for name in names for path in (ROOT / name).rglob("*.py")}
+    for folder in there:
+        modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+        assert described[str(folder.relative_to(ROOT))] == modules
 
 
 def test_every_guide_is_linked_from_the_readme():
@@ -295,7 +305,6 @@ MAY_END = {
     "botwatch agent check": (0, 1),  # 1: it has found something, here that the veth pair merges frames
     "botwatch agent rows": (0, 1),  # 1: no device has been learnt yet
     "botwatch trainer evaluate": (0, 1),  # 1: an attack was missed
-    "botwatch trainer compare": (0, 1),
 }
 """Exit statuses that the documents tell of, by the beginning of a command; of all others 0."""
 

@@ -43,8 +43,9 @@ SAMPLE = 64
 """Rows of a batch that are searched for devices."""
 
 MOST_ROUTERS = 1_024
-"""How many MACs are remembered of routers and of this machine. Here a router is a MAC that sends packets from addresses
-outside the monitored networks; `kernel/senders.c` and `checkins`, which judge traffic, define it in their own ways."""
+"""Number of MACs of routers and of this machine that are remembered. Here a router is a MAC that sends packets from
+addresses outside the monitored networks; `kernel/senders.c` and `checkins`, which judge traffic, define it in their own
+ways."""
 
 
 def merging(name: str, *, inbound: bool = False) -> dict[str, list[str]]:
@@ -146,7 +147,7 @@ class Attachment:
         which = f"one device ({mac_text(next(iter(self._devices)))})" if self._devices else "no device"
         logger.warning(
             "%s: %s seen with an address of the monitored networks. If there are more devices, this is the wrong side "
-            "of NAT: capture where devices are attached (docs/gateway.md)",
+            "of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
             ", ".join(self._names),
             which,
         )

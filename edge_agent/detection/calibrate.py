@@ -26,7 +26,7 @@ TAIL_SHARE = 0.1
 """Share of the peaks that counts as the tail."""
 
 MIN_PEAKS = 15
-"""Exceedances below which nothing can be said of a tail."""
+"""Fewest exceedances that a tail can be fitted to."""
 
 RESAMPLES = 400
 

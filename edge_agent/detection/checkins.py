@@ -57,7 +57,7 @@ REPORT_S = 60.0
 """Least seconds between two detections of one series."""
 
 INTERVALS = 64
-"""How many of the newest intervals of a series its regularity is judged by."""
+"""Number of the newest intervals of a series that its regularity is judged by."""
 
 OVERLAP_S, DAY_S = 300.0, 86_400.0
 """Seconds for which an old peer and the one that replaces it may overlap, and the longest pause between them."""

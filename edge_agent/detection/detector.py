@@ -40,12 +40,10 @@ from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.scorer import AT_ONCE, RowClassifier, Scorer
 from edge_agent.detection.subject import Subject
-from edge_agent.detection.vote import NEAR, STALE_S, Vote, vote_statistic
+from edge_agent.detection.vote import NEAR, Vote, vote_statistic
 
 MAX_SUBJECTS = 4096
 """Subjects, and senders, that are remembered; beyond it the least recently seen one is forgotten."""
-
-_STALE_NS = int(STALE_S * 1e9)
 
 
 class Detector:
@@ -127,15 +125,26 @@ class Detector:
                 due += subject.cast_votes(judged)
             if subject.pending:
                 self._pending[key] = subject
-        return self._report(due + self._stale_votes(int(scored.t_ns[-1]) - _STALE_NS))
+        return self._report(due + self._stale_votes(int(scored.t_ns[-1])))
 
     def tick(self, t_ns: int) -> list[Detection]:
         """Return the detections that are due at packet time ``t_ns`` though no packet came."""
-        return self._report(self._stale_votes(t_ns + self._clock.offset_ns - _STALE_NS))
+        return self._report(self._stale_votes(t_ns + self._clock.offset_ns))
 
     def finish(self) -> list[Detection]:
         """Return the detections that are not reported yet, when no more rows will come."""
         return self._report(self._stale_votes(None))
+
+    def take_over(self, before: "Detector") -> None:
+        """Go on where the detector of another bundle ends, which has the same networks and budget.
+
+        Steady time, budget and counters go on, and of every subject what does not depend on a model
+        (`Subject.under`). ``before`` must have reported everything (`finish`) and must not be used any more.
+        """
+        self._clock, self._senders, self.counters = before._clock, before._senders, before.counters
+        now_ns = (self._clock.newest_ns or 0) + self._clock.offset_ns
+        for key, subject in before._subjects.items():
+            self._subjects[key] = subject.under(key, now_ns, self._rules)
 
     def limits_of(self, mac: int) -> DeviceLimits | None:
         """Return a device's own limits; None without ``learn`` and for a device that is not remembered."""
@@ -185,11 +194,11 @@ class Detector:
         self._subjects.move_to_end(key)
         return subject
 
-    def _stale_votes(self, until_ns: int | None) -> list[Vote]:
-        """Return the pending votes that are not newer than ``until_ns`` (steady time; None: all), to be reported."""
+    def _stale_votes(self, t_ns: int | None) -> list[Vote]:
+        """Return the pending votes that are to be reported at steady time ``t_ns``; None: all."""
         due: list[Vote] = []
         for key, subject in list(self._pending.items()):
-            if subject.pending and until_ns is not None and subject.pending.t_ns > until_ns:
+            if subject.pending and t_ns is not None and not subject.pending.is_stale(t_ns):
                 continue
             due += subject.report()
             del self._pending[key]

@@ -386,7 +386,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and one for each device."
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
-    parser.add_argument("trainer_config", type=Path, metavar="TRAINER", help="YAML file of `botwatch trainer fit`")
+    parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
     parser.add_argument("--by", choices=KINDS, default="chrono", help="what differs (%(default)s)")
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"
