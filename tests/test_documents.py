@@ -22,8 +22,8 @@ from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
 from edge_agent.contract import settings
+from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.captures import CaptureManifest
-from edge_agent.contract.messages import CLASSES
 from tests.broker import MOSQUITTO, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.netns import MAC, Wire, laid
