@@ -144,7 +144,7 @@ class Surroundings:
         which = f"one device ({mac_text(next(iter(self._devices)))})" if self._devices else "no device"
         logger.warning(
             "%s: %s seen with an address of the monitored networks. If there are more, this is the wrong side of NAT: "
-            "capture where devices are attached (README, Where to attach it)",
+            "capture where devices are attached (docs/gateway.md, Where to attach)",
             ", ".join(self._names),
             which,
         )

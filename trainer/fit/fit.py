@@ -272,7 +272,7 @@ def _positions(table: RowTable, columns: tuple[str, ...]) -> Index:
 def _schemas(config: Config, columns: tuple[str, ...]) -> tuple[str, ...]:
     """The schemas the chosen columns need. Both jitter modes agree on all but HH_jit, so without it clean will do."""
     used = [s for s in config.schemas if any(c in cols.SCHEMAS[s] for c in columns)]
-    if cols.COMPAT in used and not any(c.startswith("HH_jit") for c in columns):
+    if cols.COMPAT in used and not any(c in cols.JITTER_COLUMNS for c in columns):
         used[used.index(cols.COMPAT)] = cols.CLEAN
     return tuple(used)
 

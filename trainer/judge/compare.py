@@ -136,7 +136,7 @@ def _of_device_alone(device: str, config: Config, manifests: _Manifests) -> Comp
 
 def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield the fits that show what the per-device columns and the counts rule contribute."""
-    counts = tuple(c for c in cols.DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
+    counts = cols.COUNT_COLUMNS
     published = tuple(cols.SCHEMAS[cols.CLEAN])
     both = (cols.CLEAN, cols.DEVICE)
     quiet = replace(config.decision, floors={}, warmup_floors={})
