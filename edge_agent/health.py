@@ -86,7 +86,7 @@ class HealthMonitor:
         passed = max(time.monotonic() - self._past, 1e-3)
         lost = captured["dropped"] + captured["interface_dropped"] - self._drops
         taken = counts["frames"] - self._frames
-        allowed = publisher.control.allowed.documents() if publisher and publisher.control else []
+        allowed = publisher.control.suppressions.documents() if publisher and publisher.control else []
         return messages.Health(
             t_ns=time.time_ns(),
             pps=taken / passed,
