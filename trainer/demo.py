@@ -78,7 +78,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the collector's alerts say of one replayed capture.
+    """The verdict on one replayed capture by the collector's alerts.
 
     ``ms`` and ``packets`` are the time from the first attack packet to the first alert about the attack, and the
     attacker's packets in that time; None when there is no such alert. ``class_name`` is the class in the last message

@@ -1,6 +1,6 @@
 """From frames to feature rows: the Python face of the kernel.
 
-A row is the 140 values of `edge_agent.contract.columns.ALL_COLUMNS` and what its packet was (`ROW_META`). How the
+A row is the values of `edge_agent.contract.columns.ALL_COLUMNS` and the facts of its packet (`ROW_META`). How the
 numbers come about, the bounds of every table and what a device has "seen" is written in ``kernel/kernel.h``.
 """
 
@@ -89,7 +89,7 @@ class Rows:
     """Feature rows and their packets, in capture order."""
 
     values: npt.NDArray[Any]
-    """(n, 140) float32 or float64, columns as in ALL_COLUMNS."""
+    """(n, `ALL_COLUMNS`) float32 or float64."""
     meta: npt.NDArray[Any]
     """(n,) of ROW_META."""
     interfaces: Sequence[str] = ("",)
@@ -277,7 +277,7 @@ class RowScaling:
 def highest_ratios(
     values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Of rows (n, 140) the highest of the columns ``at`` in units of their bounds, (n,)."""
+    """Return the highest of the columns ``at`` of each row in units of their bounds, (n,)."""
     out = np.empty(len(values))
     _highest_ratios(values, at, bounds, out)
     return out

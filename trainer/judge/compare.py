@@ -136,7 +136,7 @@ def _of_device_alone(device: str, config: Config, manifests: _Manifests) -> Comp
 
 def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield the fits that show what the per-device columns and the counts rule contribute."""
-    counts = tuple(c for c in cols.DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
+    counts = cols.COUNT_COLUMNS
     published = tuple(cols.SCHEMAS[cols.CLEAN])
     both = (cols.CLEAN, cols.DEVICE)
     quiet = replace(config.decision, floors={}, warmup_floors={})
@@ -386,7 +386,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and one for each device."
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
-    parser.add_argument("trainer_config", type=Path, metavar="TRAINER", help="YAML file of `botwatch trainer fit`")
+    parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
     parser.add_argument("--by", choices=KINDS, default="chrono", help="what differs (%(default)s)")
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"

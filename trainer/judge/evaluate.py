@@ -29,7 +29,7 @@ from trainer.judge.inject import AttackCapture, Frame, InjectError, InsideHost, 
 from trainer.judge.replay import Replayed, replay
 
 if TYPE_CHECKING:
-    from trainer.data.dataset import RowTable
+    from trainer.data.row_table import RowTable
 
 PROG = "botwatch trainer evaluate"
 
@@ -133,7 +133,7 @@ def evaluate(
     floor: bool = False,
     rates: Sequence[float] = RATES,
 ) -> Evaluation:
-    """Try a bundle on manifests (each with the folder its files start from), by an agent configured so.
+    """Try a bundle on manifests (each with the folder its files start from); ``config`` is that of the agent.
 
     ``learn`` also judges each benign capture, and each attack alone, by an agent that learns limits on site from their
     first packet on; ``floor`` sends each attack from the quietest device at every one of ``rates`` (packets/s).
@@ -356,12 +356,13 @@ def _table(path: Path, bundle: Bundle) -> "RowTable":
     from edge_agent.contract import columns as cols
     from trainer.config import DatasetEntry
     from trainer.data import dataset
+    from trainer.data.row_table import DatasetError, Limits
 
     kind: Literal["rows", "nbaiot"] = "rows" if path.is_file() else "nbaiot"
     # both jitter modes agree on every other column
     jitter = cols.COMPAT if kind == "nbaiot" or cols.COMPAT in bundle.manifest.schemas else cols.CLEAN
-    limits = dataset.Limits(max_rows=1_000_000)
+    limits = Limits(max_rows=1_000_000)
     try:
         return dataset.load([DatasetEntry(kind, path)], bundle.manifest.columns, jitter, limits)
-    except dataset.DatasetError as error:
+    except DatasetError as error:
         raise EvaluateError(str(error)) from error
