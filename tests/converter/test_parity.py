@@ -13,7 +13,7 @@ BENIGN, ATTACK = 4000, 1000
 
 
 def side(limit: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_flips: int = 0) -> Side:
-    """What networks say that are right but for so many rows: benign 0.5, attack 2.0, the limit between."""
+    """The output of networks that err on so many rows: benign 0.5, attack 2.0, the limit between."""
     full = np.repeat(np.float32([0.5, 2.0]), [BENIGN, ATTACK])
     fast, classes = full.copy(), np.repeat(np.int16([0, 1]), [BENIGN, ATTACK])
     full[:benign_flips], fast[:fast_flips], classes[BENIGN : BENIGN + class_flips] = 3.0, 3.0, 2
