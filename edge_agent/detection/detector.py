@@ -152,7 +152,7 @@ class Detector:
         return subject.learning.limits if subject and subject.learning else None
 
     def vote(self, values: NDArray[Any]) -> float:
-        """Return the highest vote of a few neighbouring rows of one device (n, 140), in units of the shared limit."""
+        """Return the highest vote of a few neighbouring rows (n, `ALL_COLUMNS`) of a device, in shared limits."""
         rule = self._rules.vote.of_few(len(values))
         scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
         return float(vote_statistic(scores, rule.k, rule.w).max(initial=0.0)) / self._decision.full.limit
