@@ -62,7 +62,7 @@ class Gateway:
         self.outbox = Outbox(self.state)
         self.control = Control(self.config, self.state, self.outbox, self.line)
         self.alerter = Alerter("gw-001", "", ModelInfo("1"), "0.1.0", rng=random.Random(1), max_open=max_open)
-        self.alerter.silence = self.control.suppressions
+        self.alerter.suppressions = self.control.suppressions
 
     def see(self, *detections):
         """The alerts that these cause: state, class and id of each."""
@@ -444,7 +444,7 @@ def connected(folder, config, commands=True):
     gateway = Gateway(folder, broker=config)
     link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
-    gateway.alerter.silence = gateway.control.suppressions
+    gateway.alerter.suppressions = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()
     thread = threading.Thread(target=link.run, args=(stop,))
     thread.start()
