@@ -101,29 +101,27 @@ class Ingest:
 
     def _receive(self, stop: threading.Event) -> ConnectionEnded | None:
         """Receive over one connection until it ends, which is returned, or ``stop`` is set."""
-        connection, batch = None, _Batch(self.config)
+        connection, inbox, base = None, _Inbox(self.config), self.config.broker.base
         try:
             connection = self._dialer.dial()
             while not stop.is_set():
-                for event in connection.step(batch.wait_s()):
+                for event in connection.step(inbox.wait_s()):
                     if isinstance(event, Incoming):
                         self.counts.received += 1
-                        batch.add(event)
+                        inbox.add(event)
                     elif isinstance(event, Connected):
                         self.connected = True
-                        connection.subscribe(
-                            [topic_filter(leaf, self.config.broker.base) for leaf in ("alert", "status")]
-                        )
+                        connection.subscribe([topic_filter("alert", base), topic_filter("status", base)])
                     elif isinstance(event, Subscribed):
                         self._begin(connection, event)
-                if batch.due():
-                    self._pass_on(connection, batch, stop)
-                if not batch.messages:
+                if inbox.due():
+                    self._pass_on(connection, inbox, stop)
+                if not inbox.messages:
                     self.purge()
-            self._pass_on(connection, batch, stop)
+            self._pass_on(connection, inbox, stop)
             connection.disconnect()
         except ConnectionEnded as end:
-            self.save(batch.messages, stop)
+            self.save(inbox.messages, stop)
             return end
         finally:
             self.connected = False
@@ -141,9 +139,9 @@ class Ingest:
         broker, protocol = self.config.broker, connection.protocol
         logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
 
-    def _pass_on(self, connection: Connection, batch: "_Batch", stop: threading.Event) -> None:
+    def _pass_on(self, connection: Connection, inbox: "_Inbox", stop: threading.Event) -> None:
         """Save what was received, then acknowledge it; a message that was not saved comes again."""
-        messages, batch.messages = batch.messages, []
+        messages, inbox.messages = inbox.messages, []
         if messages and self.save(messages, stop):
             for message in messages:
                 connection.acknowledge(message)
@@ -220,7 +218,7 @@ class Ingest:
         self._purge_at = time.monotonic() + (1.0 if deleted else _PURGE_EVERY_S)
 
 
-class _Batch:
+class _Inbox:
     """Messages that are saved together: so many, or so long after the first."""
 
     def __init__(self, config: CollectorConfig) -> None:

@@ -1,4 +1,4 @@
-"""The native extension (kernel/module.c). Used by capture.py and features.py only."""
+"""The native extension (kernel/module*.c). Used by capture/sources.py and capture/features.py only."""
 
 import os
 from typing import Any, final

@@ -83,7 +83,7 @@ class EvidenceKeeper(Protocol):
 
 
 @dataclass
-class _Alarm:
+class _AlarmTotals:
     """Totals of one alarm of the detector; they start again with its next alarm, those of an episode do not."""
 
     first_ns: int
@@ -103,7 +103,7 @@ class _Episode:
     hold: int  # ns for which the latest detection holds: as configured, or longer where it says so
     sent: int  # the latest alert
     updated: int | None
-    alarm: _Alarm
+    alarm: _AlarmTotals
     suppressed: bool = False
     seq: int = 0
     class_sent: str = ""
@@ -273,7 +273,7 @@ class Alerter:
             hold=self._hold(detection),
             sent=now,
             updated=None,
-            alarm=_Alarm(first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes),
+            alarm=_AlarmTotals(first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes),
         )
 
     def _add(self, episode: _Episode, detection: Detection, now: int) -> None:
@@ -281,7 +281,7 @@ class Alerter:
         if detection.first_ns > alarm.last_ns:  # the detector's alarm had ended; this is its next one
             for i, total in enumerate((alarm.count, alarm.packets, alarm.bytes)):
                 episode.past[i] += total
-            episode.alarm = _Alarm(
+            episode.alarm = _AlarmTotals(
                 detection.first_ns, detection.t_ns, detection.count, detection.packets, detection.bytes
             )
         else:  # the same alarm, or one of another method that overlaps and counted the same packets

@@ -40,12 +40,10 @@ from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.scorer import AT_ONCE, RowClassifier, Scorer
 from edge_agent.detection.subject import Subject
-from edge_agent.detection.vote import NEAR, STALE_S, Vote, vote_statistic
+from edge_agent.detection.vote import NEAR, Vote, vote_statistic
 
 MAX_SUBJECTS = 4096
 """Subjects, and senders, that are remembered; beyond it the least recently seen one is forgotten."""
-
-_STALE_NS = int(STALE_S * 1e9)
 
 
 class Detector:
@@ -127,11 +125,11 @@ class Detector:
                 due += subject.cast_votes(judged)
             if subject.pending:
                 self._pending[key] = subject
-        return self._report(due + self._stale_votes(int(scored.t_ns[-1]) - _STALE_NS))
+        return self._report(due + self._stale_votes(int(scored.t_ns[-1])))
 
     def tick(self, t_ns: int) -> list[Detection]:
         """Return the detections that are due at packet time ``t_ns`` though no packet came."""
-        return self._report(self._stale_votes(t_ns + self._clock.offset_ns - _STALE_NS))
+        return self._report(self._stale_votes(t_ns + self._clock.offset_ns))
 
     def finish(self) -> list[Detection]:
         """Return the detections that are not reported yet, when no more rows will come."""
@@ -154,7 +152,7 @@ class Detector:
         return subject.learning.limits if subject and subject.learning else None
 
     def vote(self, values: NDArray[Any]) -> float:
-        """Return the highest vote of a few neighbouring rows of one device (n, 140), in units of the shared limit."""
+        """Return the highest vote of a few neighbouring rows (n, `ALL_COLUMNS`) of a device, in shared limits."""
         rule = self._rules.vote.of_few(len(values))
         scores = self._score(np.ascontiguousarray(values, dtype=np.float32), np.zeros(len(values), dtype=bool))
         return float(vote_statistic(scores, rule.k, rule.w).max(initial=0.0)) / self._decision.full.limit
@@ -196,11 +194,11 @@ class Detector:
         self._subjects.move_to_end(key)
         return subject
 
-    def _stale_votes(self, until_ns: int | None) -> list[Vote]:
-        """Return the pending votes that are not newer than ``until_ns`` (steady time; None: all), to be reported."""
+    def _stale_votes(self, t_ns: int | None) -> list[Vote]:
+        """Return the pending votes that are to be reported at steady time ``t_ns``; None: all."""
         due: list[Vote] = []
         for key, subject in list(self._pending.items()):
-            if subject.pending and until_ns is not None and subject.pending.t_ns > until_ns:
+            if subject.pending and t_ns is not None and not subject.pending.is_stale(t_ns):
                 continue
             due += subject.report()
             del self._pending[key]

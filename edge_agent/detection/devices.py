@@ -52,7 +52,7 @@ _ORDER = {"stale": 0, "learning": 1, "active": 2}
 
 @dataclass(frozen=True)
 class Records:
-    """What is to be stored of devices: the records of some, and all row bursts of fewer, by MAC."""
+    """Data of devices to be stored: the records of some, and all row bursts of fewer, by MAC."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
@@ -399,9 +399,9 @@ class Devices:
 def export(state: State, names: Mapping[str, str], gateway: str) -> tuple[bytes, int, int]:
     """Return an .npz file of the stored rows of devices that have learnt, how many rows and of how many devices.
 
-    The file has ``values`` (n, 140) in ``columns`` of ``schema``, ``t_ns`` (n,) and ``device`` (n,): the name that a
-    device has here, or a number; it has no address. Only bursts drawn evenly over time are exported: loud ones would
-    make benign traffic look louder than it is. StateError if the state cannot be read.
+    The file has ``values`` (n, k) with the names of the ``columns`` (k,), their ``schema``, ``t_ns`` (n,) and
+    ``device`` (n,): the name that a device has here, or a number; it has no address. Only bursts drawn evenly over time
+    are exported: loud ones would make benign traffic look louder than it is. StateError if the state cannot be read.
     """
     values, t_ns, device, unreadable = [np.zeros((0, len(ALL_COLUMNS)), np.float32)], [np.zeros(0, np.int64)], [], 0
     for number, (mac, _, record) in enumerate(state.learnt_elsewhere(""), start=1):

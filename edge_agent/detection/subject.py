@@ -29,7 +29,7 @@ from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.tally import Openings, Shed, Tally
-from edge_agent.detection.vote import AFTERMATH_S, NEAR, SILENCE_S, STALE_S, Aftermath, Alarm, Vote, VoteWindow
+from edge_agent.detection.vote import NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
 
 _S = 1_000_000_000
 
@@ -78,16 +78,19 @@ class _RuledRows:
     rows: JudgedRows
     at: int
     limit: float
+    """The shared limit of the score; ``fast`` if it is that of an aftermath."""
     fast: bool
     score_ratio: NDArray[np.float64]
+    """Scores in units of the limit, and counts (n, `COUNT_COLUMNS`) and the highest of a row in units of the bounds."""
     count_ratios: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     hits: NDArray[np.bool_]
+    """Above any limit; ``counted`` where a count is."""
     counted: NDArray[np.bool_]
 
 
 class Subject:
-    """One device or victim: what is remembered of it, and how its rows change that.
+    """One device or victim: its state between batches, and how its rows change that.
 
     ``key`` is a device's MAC or the 16 bytes of a victim's address, ``first_ns`` the steady time of its first row.
     """
@@ -109,7 +112,7 @@ class Subject:
         self._last_vote_ns = 0
         self._last_flagged: NDArray[Any] | None = None  # the last classified packet (1,) of ROW_META
         self.learning: DeviceLearning | None = None
-        """What the device's own limits learn; None without learning and for a victim, which others' packets make."""
+        """The learning of a device's own limits; None without learning, and for a victim: its rows are others'."""
         if rules.learn and not isinstance(key, bytes):
             self.learning = DeviceLearning(rules.learn(key, first_ns), rules)
 
@@ -141,8 +144,8 @@ class Subject:
     def quiet_via_router(self, scored: ScoredRows, index: NDArray[np.intp], high: NDArray[np.float64]) -> bool:
         """Return True if rows ``index`` of a router or a victim are all far from a limit.
 
-        The counts of the sender, of which ``high`` (rows of ``scored``,) has the highest, are those of all that it
-        carries. So the subject's own are counted, and put into ``scored.highest``; not if the answer is False.
+        The sender's counts, which are in ``high`` (of all rows), are of all that it carries. So the subject's own are
+        counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
         carried = self._carried(scored, index)
         own = high[index[~carried]]
@@ -158,7 +161,7 @@ class Subject:
         return True
 
     def absorb_quiet_rows(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
-        """Take in rows ``index`` of which none comes near a limit: most are like that, and little is kept of them."""
+        """Take in rows ``index`` of which none comes near a limit. Most are like that, and little of them is kept."""
         if self.learning:
             for piece in self._by_minute(scored.t_ns, index):
                 self.learning.see_quiet(scored, piece)
@@ -248,20 +251,20 @@ class Subject:
         return at + taken, due + votes
 
     def _next_second(self, aftermath: Aftermath, t_ns: int) -> list[Vote]:
-        """Move an aftermath on to the second of ``t_ns``, or end it; a long silence ends an alarm. Votes to report."""
+        """Move an aftermath on to the second of ``t_ns``, or end it, and a silent alarm; return the votes to report."""
         due: list[Vote] = []
-        quiet_s = (t_ns - self._last_vote_ns) / _S
-        if self._alarm and quiet_s > SILENCE_S:
+        quiet_ns = t_ns - self._last_vote_ns
+        if self._alarm and silent(quiet_ns):
             due = self.report()
             self._alarm = None
             self._window.forget_hits()
-        if self._alarm is None and quiet_s > AFTERMATH_S and self._rules.vote.forgotten(self._window):
+        if self._alarm is None and self._rules.vote.ends_aftermath(self._window, quiet_ns):
             self.aftermath = None
         else:
             aftermath.next_second(t_ns)
         return due
 
-    def _under_rule(self, rows: JudgedRows, at: int) -> "_RuledRows":
+    def _under_rule(self, rows: JudgedRows, at: int) -> _RuledRows:
         """Return rows from ``at`` on under the rule in force: all, or in an aftermath those of one second.
 
         There is one reference for counts per second of packet time, so that a flood is judged in whole arrays.
@@ -300,7 +303,7 @@ class Subject:
         score_ratio = np.maximum(score_ratio, np.where(as_loud, rows.score_ratio[at:end], 0.0))
         return score_ratio, aftermath.new_counts(rows.counts[at:end], rows.t_ns[at:end]) / rows.bounds[at:end]
 
-    def _await_alarm(self, ruled: "_RuledRows") -> tuple[int, list[Vote]]:
+    def _await_alarm(self, ruled: _RuledRows) -> tuple[int, list[Vote]]:
         """Take in rows up to the one that begins an alarm; return how many, and the votes to report."""
         begins = self._rules.vote.begins(self._window, ruled.hits, ruled.counted)
         if not begins.any():
@@ -317,27 +320,27 @@ class Subject:
         self.pending = dataclasses.replace(vote, first_ns=alarm.first_ns)
         return taken, self.report()
 
-    def _continue_alarm(self, alarm: Alarm, ruled: "_RuledRows") -> tuple[int, list[Vote]]:
-        """Take in rows of an alarm up to a vote that is to be reported, or the alarm's end; as `_await_alarm`."""
+    def _continue_alarm(self, alarm: Alarm, ruled: _RuledRows) -> tuple[int, list[Vote]]:
+        """Take in rows up to a vote that is to be reported, or the alarm's end; return as `_await_alarm` does."""
         t_ns = ruled.rows.t_ns[ruled.at : ruled.at + len(ruled.hits)]
         over = self._rules.vote.ends(self._window, ruled.hits, ruled.counted)
-        changes = over | (ruled.hits & (t_ns >= alarm.reported_ns + _S))
+        changes = over | (ruled.hits & alarm.reportable(t_ns))
         taken = int(np.argmax(changes)) + 1 if changes.any() else len(changes)
         ended = bool(over[taken - 1])
-        reportable = bool(changes.any()) and not ended
+        reported = bool(changes.any()) and not ended  # the last row is a vote that is to be reported
         votes = np.flatnonzero(ruled.hits[:taken])
-        earlier = votes[:-1] if reportable else votes
+        earlier = votes[:-1] if reported else votes
         done, due = 0, []
         if len(earlier):
             done = int(earlier[-1]) + 1
             self._remember(ruled, 0, done)
             self.pending = self._vote(alarm, ruled, done - 1)
-        if reportable and self.pending and t_ns[taken - 1] - self.pending.t_ns >= STALE_S * _S:
+        if reported and self.pending and self.pending.is_stale(int(t_ns[taken - 1])):
             due += self.report()
         self._remember(ruled, done, taken)
-        if reportable:
+        if reported:
             self.pending = self._vote(alarm, ruled, taken - 1)
-        if reportable or ended:
+        if reported or ended:
             due += self.report()
         if ended:
             self._alarm = None
@@ -351,7 +354,7 @@ class Subject:
         self.aftermath.alarm(float(rows.loudness[row]))
         return self._alarm
 
-    def _remember(self, ruled: "_RuledRows", low: int, high: int) -> None:
+    def _remember(self, ruled: _RuledRows, low: int, high: int) -> None:
         """Append rows ``low`` to ``high`` to the window and, in an alarm, to its totals."""
         if low == high:
             return
@@ -386,23 +389,17 @@ class Subject:
             self._alarm.add(hits, packets, sizes, probabilities[classified], profiles[classified])
             self.aftermath.hear(rows.loudness[at:end][hits])
 
-    def _vote(self, alarm: Alarm, ruled: "_RuledRows", i: int) -> Vote:
+    def _vote(self, alarm: Alarm, ruled: _RuledRows, i: int) -> Vote:
         """Return row ``i`` of ``ruled``, the newest one taken in, as a vote; later rows do not change it."""
-        rows, row, window, rule = ruled.rows, ruled.at + i, self._window, self._rules.vote
+        rows, row, ratios = ruled.rows, ruled.at + i, ruled.count_ratios[i]
         scored, index = rows.scored, rows.index[row]
         self._last_vote_ns = int(rows.t_ns[row])
-        share, column = float(window.hits.mean()), None
-        if rule.decided_by_score(window, ruled.score_ratio[i], ruled.count_ratio[i]):
+        column, statistic, share = self._rules.vote.decide(self._window, ruled.score_ratio[i], ratios)
+        if column is None:
             limit, count_at = ruled.limit * float(rows.strict[row]), None
-            statistic = window.statistic(rule.k)
         else:
-            ratios = ruled.count_ratios[i]
-            column = int(np.argmax(ratios))
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
-            statistic = window.statistic(rule.count_k)
-            # a count is a sum over many packets: it is as sure as it is far beyond its bound
-            share = max(share, 1.0 - 0.5 / max(statistic, 1.0))
         return Vote(
             t_ns=self._last_vote_ns,
             first_ns=alarm.first_ns,
@@ -416,7 +413,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
-            window_s=window.span_s,
+            window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
             bytes=alarm.bytes,
@@ -446,7 +443,7 @@ class Subject:
             yield piece
 
     def _during(self, minute: int) -> Literal["", "alarm", "aftermath"]:
-        """Return what a minute passed during: an alarm or a vote in it, else the aftermath of one, else ""."""
+        """Return `alarm` for a minute of an alarm or with a vote in it, `aftermath` for one in an aftermath."""
         if self._alarm or self._last_vote_ns >= minute * MINUTE_NS:
             return "alarm"
         return "aftermath" if self.aftermath else ""

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, parts
 
 SILENCE_S = 60.0
-"""Seconds without a vote after which an alarm is over, however few rows its subject has sent since."""
+"""Seconds without a vote after which an alarm is over."""
 
 STALE_S = VOTE_LATE_S - 1.0
 """Seconds after which a vote is reported even when no other follows it; the newest may wait a second before that."""
@@ -49,7 +49,7 @@ LOUD = 0.5
 NEAR = 0.999
 """Share of a limit up to which no rounding lifts a row above it."""
 
-COUNT_DECAYS = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+COUNT_DECAYS = np.array([parts(c).decay for c in COUNT_COLUMNS])
 """Decay λ in 1/s of each of `COUNT_COLUMNS`, fastest first."""
 
 _SLOW = int(np.argmax(COUNT_DECAYS < 1.0))  # the first slow one; the columns are in the order of their decays
@@ -124,24 +124,41 @@ class VoteRule:
     def ends(self, window: "VoteWindow", hits: NDArray[np.bool_], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return at which of the rows that follow ``window`` (n,) an alarm is over: (n,).
 
-        That takes fewer than half of the rows that began it, so that an alarm does not flap.
+        That takes fewer than half of the rows that began it, so that an alarm does not flap. An alarm whose subject is
+        silent is over by `silent`.
         """
         flagged = count_in_window(window.hits, hits, self.w)
         by_count = count_in_window(window.counted, counted, self.w)
         return (flagged < _half(self.k)) & (by_count < _half(self.count_k))
 
-    def forgotten(self, window: "VoteWindow") -> bool:
-        """Return True if the full rule would not begin a new alarm by what slow columns remember of the last one."""
-        return int(window.full.sum()) < _half(self.count_k)
+    def ends_aftermath(self, window: "VoteWindow", quiet_ns: int) -> bool:
+        """Return True if the full rule can be in force again ``quiet_ns`` after the last vote, when the alarm is over.
 
-    def decided_by_score(self, window: "VoteWindow", score_ratio: float, count_ratio: float) -> bool:
-        """Return True if a vote is the autoencoder's and not the counts rule's.
-
-        Both ratios are to the limits in force. Where the scores alone would have been enough, the higher one decides.
+        It cannot while it would soon begin an alarm by what slow columns remember of the last one.
         """
-        if int(window.hits.sum()) >= self.k:
-            return bool(score_ratio >= count_ratio)
-        return bool(count_ratio <= 1.0)
+        return quiet_ns / _S > AFTERMATH_S and int(window.full.sum()) < _half(self.count_k)
+
+    def decide(
+        self, window: "VoteWindow", score_ratio: float, count_ratios: NDArray[np.float64]
+    ) -> tuple[int | None, float, float]:
+        """Return what made the newest row of ``window`` a vote, the vote statistic, and the share of flagged rows.
+
+        The first is the number in `COUNT_COLUMNS` of the count that decided, None where the score did. Ratios are to
+        the limits in force. Where k rows are flagged the higher ratio decides, else a count that is above its bound. A
+        count is a sum over many packets, so it is as sure as it is far beyond its bound: its share is at least 0.5.
+        """
+        count_ratio, share = float(count_ratios.max()), float(window.hits.mean())
+        enough = int(window.hits.sum()) >= self.k
+        by_score = score_ratio >= count_ratio if enough else count_ratio <= 1.0
+        if by_score:
+            return None, window.statistic(self.k), share
+        statistic = window.statistic(self.count_k)
+        return int(np.argmax(count_ratios)), statistic, max(share, 1.0 - 0.5 / max(statistic, 1.0))
+
+
+def silent(quiet_ns: int) -> bool:
+    """Return True if an alarm is over ``quiet_ns`` after its last vote, however few rows its subject has sent since."""
+    return quiet_ns / _S > SILENCE_S
 
 
 def _half(votes: int) -> int:
@@ -265,6 +282,10 @@ class Alarm:
         self.profile_sum = window.profiles.sum(axis=0)
         """Sums over flagged rows; never changed in place, for votes refer to them."""
 
+    def reportable(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return at which steady times (n,) a vote may be reported again: at most one a second is."""
+        return t_ns >= self.reported_ns + _S
+
     def add(
         self,
         hits: NDArray[np.bool_],
@@ -382,3 +403,7 @@ class Vote:
     bytes: int
     class_sum: NDArray[np.float64]
     profile_sum: NDArray[np.float64]
+
+    def is_stale(self, t_ns: int) -> bool:
+        """Return True if the vote is to be reported at steady time ``t_ns`` even if no newer one came."""
+        return t_ns - self.t_ns >= STALE_S * _S

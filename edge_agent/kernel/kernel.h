@@ -4,17 +4,20 @@
  *     live.c      and live interfaces, several read as one
  *     once.c      which of their frames were seen before, on the way through this machine
  *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
- *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
+ *     stats.c     packets -> rows: which streams a packet belongs to, and their times
+ *     table.c/.h  the tables of streams: look-up, insertion, eviction
+ *     seen.c/.h   the sets of what a device has seen
+ *     lanes.c     the arithmetic of one row: instances of lanes.h for each vector width
+ *     saved.c     the learnt state, saved and loaded
+ *     state.h     the inside of struct kernel, for the four above
  *     ring.c      the headers of the last seconds, for the pcap that goes with an alert
- *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
  *     senders.c   rows -> subjects: devices and victims, and which rows a budget lets be scored
  *     scale.c     rows -> the inputs of a network, and its outputs -> scores
  *     memory.c    memory of the process that starting took and running does not need
- *     module.c    the Python face; the only file that includes Python.h
+ *     module*.c   the Python face; the only files that include Python.h
  *
- * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and senders_new();
- * every read of a frame is checked against
- * the captured end. One struct kernel belongs to one thread at a time.
+ * There are no globals. Nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and
+ * senders_new(). Every read of a frame is checked against the captured end. One struct kernel belongs to one thread at a time.
  *
  *
  * THE STREAMS

@@ -28,6 +28,7 @@ def main() -> int:
         return 2
     from trainer import config
     from trainer.data import dataset
+    from trainer.data.row_table import Limits, RowTable
     from trainer.fit import autoencoder, fit
 
     manifests = [captures.load(CONFIGS / "captures" / name, ROOT)[0] for name in ("fit.yaml", "replay.yaml")]
@@ -44,10 +45,10 @@ def main() -> int:
         replace(base.data[0], path=CONFIGS / "captures" / name, root=ROOT, labels=("benign",))
         for name in ("fit.yaml", "replay.yaml")
     ]
-    limits = dataset.Limits(base.max_rows, base.max_streams, False)
+    limits = Limits(base.max_rows, base.max_streams, False)
     table = dataset.load(entries, base.model_columns(), CLEAN, limits)
 
-    def take(rows: NDArray[np.bool_]) -> dataset.RowTable:
+    def take(rows: NDArray[np.bool_]) -> RowTable:
         per_row = ("values", "device", "label", "capture", "t_ns", "mac")
         return replace(table, **{name: getattr(table, name)[rows] for name in per_row})
 

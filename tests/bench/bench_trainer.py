@@ -72,8 +72,8 @@ def main(argv: list[str]) -> int:
     took = time.perf_counter() - began
     print(f"400,000 rows held for batch training: {held:,.0f} MB; stored as float32: {400_000 * 560 / 1e6:,.0f} MB")
     print(
-        f"409,600 rows through trainer stream: {resident_mb() - before:,.0f} MB more, {learner.kept():,} rows kept, "
-        f"{409_600 / took:,.0f} rows/s, {learner.steps:,} steps"
+        f"409,600 rows through trainer stream: {resident_mb() - before:,.0f} MB more, "
+        f"{learner.sampled():,} rows in the sample, {409_600 / took:,.0f} rows/s, {learner.steps:,} steps"
     )
     return 0
 

@@ -30,13 +30,13 @@ def write(folder: Path, rows: int, csv: bool) -> int:
 
     from edge_agent.contract.columns import COMPAT, SCHEMAS
     from trainer.data.catalogue import PUBLISHED
-    from trainer.data.dataset import NBAIOT_DEVICES
+    from trainer.data.published import DEVICES
 
     columns, rng = SCHEMAS[COMPAT], np.random.default_rng(1)
     share = min(1.0, rows / sum(PUBLISHED.values()))
     mixing, written = rng.normal(size=(8, len(columns))).astype(np.float32), 0
     labels = sorted({label for _, label in PUBLISHED})
-    for number, device in enumerate(NBAIOT_DEVICES, 1):
+    for number, device in enumerate(DEVICES, 1):
         frames = []
         for (own, label), count in PUBLISHED.items():
             n = round(count * share)

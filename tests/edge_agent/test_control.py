@@ -396,7 +396,7 @@ def test_a_command_reads_back_as_it_was_written():
     assert Command.read("allow", messages.decode(messages.encode(said.document()))) == said
     since = Command("replay", "i", {"since": 1_795_450_930_123_456_000})
     assert Command.read("replay", since.document()) == since
-    with pytest.raises(MessageError, match="is no time"):
+    with pytest.raises(MessageError, match="is not a duration"):
         parse_duration("a week")
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from edge_agent.contract.columns import COUNT_COLUMNS, NBAIOT_COLUMNS
-from trainer.data.dataset import RowTable
+from trainer.data.row_table import RowTable
 
 COLUMNS = (
     "MI_dir_L5_weight",
@@ -57,17 +57,17 @@ def make_table() -> Callable[..., RowTable]:
         codes = np.concatenate(code).astype(np.int32)
         steps = [START + np.arange(n) * 1_000_000_000 for _, n, _ in sizes]
         return RowTable(
-            np.concatenate(values).astype(np.float32),
-            columns,
-            codes[:, 0],
-            ("camera", "plug"),
-            codes[:, 1],
-            labels,
-            codes[:, 2],
-            tuple(f"{i}.pcap" for i in range(len(sizes))),
-            np.concatenate(steps),
-            codes[:, 0].astype(np.uint64) + 1,
-            False,
+            values=np.concatenate(values).astype(np.float32),
+            columns=columns,
+            device=codes[:, 0],
+            devices=("camera", "plug"),
+            label=codes[:, 1],
+            labels=labels,
+            capture=codes[:, 2],
+            captures=tuple(f"{i}.pcap" for i in range(len(sizes))),
+            t_ns=np.concatenate(steps),
+            mac=codes[:, 0].astype(np.uint64) + 1,
+            generated=False,
         )
 
     return make

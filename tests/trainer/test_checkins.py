@@ -12,6 +12,7 @@ from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.columns import CLEAN, SCHEMAS
 from trainer.config import DatasetEntry
 from trainer.data import dataset
+from trainer.data.row_table import Limits
 from trainer.generate import CHECKINS, Plan, PlanError, generate
 from trainer.judge import inject
 
@@ -59,7 +60,7 @@ def test_servers_answer_as_they_should(made, label, syn_acks):
 def test_only_packets_to_the_server_are_rows_of_the_attack(made):
     """In an hour of check-ins a device does a thousand other things, and a classifier must not learn those."""
     columns = SCHEMAS[CLEAN][:5]
-    table = dataset.load([DatasetEntry("captures", made)], columns, CLEAN, dataset.Limits())
+    table = dataset.load([DatasetEntry("captures", made)], columns, CLEAN, Limits())
     manifest, _, root = captures.load(made)
     for capture in manifest.captures:
         sent = len(inject.attack(inject.read(root / capture.file), capture).sent())

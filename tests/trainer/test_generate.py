@@ -21,7 +21,7 @@ from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapReader
 
 from trainer import generate as module
-from trainer.generate import ATTACKS, DEVICES, Attack, Plan, PlanError, generate
+from trainer.generate import ATTACKS, DEVICES, AttackPlan, Plan, PlanError, generate
 
 SMALL = Plan(seed=7, days=1, hours=0.2, lead_minutes=1, tail_minutes=0.5, attack_seconds=6, max_attack_packets=1500)
 SYN, RST, ACK = 2, 4, 16
@@ -586,7 +586,7 @@ def test_reconnects_come_in_bursts_at_boot_and_later(tmp_path):
 
 
 def test_attack_names_say_how_they_differ():
-    assert Attack.parse("mirai.scan").name == "mirai.scan"
-    assert Attack.parse("mirai.syn:spoof=any:rate=500").name == "mirai.syn-rate=500-spoof=any"
-    assert Attack.parse("mirai.syn:spoof=any").spoofed
-    assert not Attack.parse("gafgyt.tcp:spoof=own").spoofed
+    assert AttackPlan.parse("mirai.scan").name == "mirai.scan"
+    assert AttackPlan.parse("mirai.syn:spoof=any:rate=500").name == "mirai.syn-rate=500-spoof=any"
+    assert AttackPlan.parse("mirai.syn:spoof=any").spoofed
+    assert not AttackPlan.parse("gafgyt.tcp:spoof=own").spoofed

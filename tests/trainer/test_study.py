@@ -1,4 +1,4 @@
-"""The original studies by preset, on rows made of noise: what is counted, measured twice, left out and refused."""
+"""The original studies by preset, on rows made of noise: rows counted, figures measured twice, labels left out."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from edge_agent.contract.columns import CLEAN, NBAIOT_COLUMNS
 from edge_agent.detection.detector import Detector
 from trainer.__main__ import main
 from trainer.config import plain
-from trainer.data import catalogue, protocol
+from trainer.data import catalogue, protocol, published
 from trainer.report import findings
 
 pytest.importorskip("keras")
@@ -212,7 +212,7 @@ def whole_tree(tmp_path) -> Path:
     """All 89 published files, Kaggle's names, one row each."""
     text = ",".join(NBAIOT_COLUMNS) + "\n" + ",".join(["1.5"] * 115) + "\n"
     for device, label in catalogue.PUBLISHED:
-        number = catalogue.NBAIOT_DEVICES.index(device) + 1
+        number = published.DEVICES.index(device) + 1
         (tmp_path / f"{number}.{label}.csv").write_text(text)
     return tmp_path
 
@@ -225,7 +225,7 @@ def test_a_whole_data_set_with_rows_missing_is_refused_by_file(whole_tree, capsy
 
 def test_a_part_of_the_data_set_is_no_damage(whole_tree):
     (whole_tree / "1.mirai.ack.csv").unlink()
-    held = catalogue.held(config.DatasetEntry("nbaiot", whole_tree))
+    held = catalogue.count_rows(config.DatasetEntry("nbaiot", whole_tree))
     assert len(held) == 88
     assert set(held.values()) == {1}
     assert catalogue.differences(held) == []

@@ -1,1 +1,1 @@
-"""What is read and written before training: captures, rows, splits, rankings."""
+"""Everything read and written before training: captures, rows, splits, rankings."""

@@ -1,19 +1,19 @@
-"""How many rows each file of N-BaIoT has, and what of it a source of rows holds.
+"""The number of rows in each published file of N-BaIoT, and how many of them a source of rows holds.
 
 The numbers are those of the published files (UCI Machine Learning Repository 442), counted over all 89 of them.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import polars as pl
 
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.captures import load as load_manifest
+from edge_agent.detection import classify
 from trainer.config import DatasetEntry
-from trainer.data import dataset
-from trainer.data.dataset import NBAIOT_DEVICES
+from trainer.data import published
+from trainer.data.row_table import DatasetError
 
 LABELS = (
     BENIGN,
@@ -38,7 +38,7 @@ Counts = Mapping[tuple[str, str], int]
 
 PUBLISHED: Counts = {
     (device, label): rows
-    for device, of_device in zip(NBAIOT_DEVICES, _ROWS, strict=True)
+    for device, of_device in zip(published.DEVICES, _ROWS, strict=True)
     for label, rows in zip(LABELS, of_device, strict=False)  # two devices have no Mirai
 }
 """
@@ -48,48 +48,47 @@ PUBLISHED: Counts = {
 
 
 def by_family(counts: Counts, leave_out: Sequence[str] = ()) -> dict[str, int]:
-    """Rows of benign, gafgyt and mirai, without some labels.
+    """Return the rows of benign, gafgyt and mirai, without the labels in ``leave_out``.
 
     >>> by_family(PUBLISHED, ("gafgyt.tcp", "gafgyt.udp"))["gafgyt"]  # what the study used
     1032056
     """
-    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for (_, label), rows in counts.items():
         if label not in leave_out:
-            found[label.partition(".")[0]] += rows
-    return dict(found)
+            total[classify.family(label) or label] += rows
+    return dict(total)
 
 
-def held(entry: DatasetEntry) -> dict[tuple[str, str], int | None]:
-    """(device, label) -> rows of one source, whatever of it is asked for; None where only reading all would tell."""
+def count_rows(entry: DatasetEntry) -> dict[tuple[str, str], int | None]:
+    """Return (device, label) -> rows of all of one source, also of rows not asked for.
+
+    The number is None for captures, whose rows can only be counted by extracting them.
+    """
     if entry.kind == "nbaiot":
-        return {(device, label): _csv_rows(path) for device, label, path in dataset.find_nbaiot(entry.path)}
+        return {(device, label): published.count(path) for device, label, path in published.find(entry.path)}
     if entry.kind == "captures":
         manifest, _, _ = load_manifest(entry.path, entry.root)
         return {(capture.device, capture.label): None for capture in manifest.captures}
     return {(device, label): rows for device, label, rows in _parquet_rows(entry)}
 
 
-def differences(found: Counts, published: Counts = PUBLISHED) -> list[str]:
-    """What of a whole data set is not as published, one sentence per file; nothing for a part of one."""
-    if set(found) < set(published) or not set(found) & set(published):
+def differences(counts: Counts, expected: Counts = PUBLISHED) -> list[str]:
+    """Return one sentence for each file of a whole data set that has another number of rows than published.
+
+    A part of the data set gives no sentence.
+    """
+    if set(counts) < set(expected) or not set(counts) & set(expected):
         return []
     return [
-        f"{device} {label} has {found[device, label]:,} rows, published are {rows:,}"
-        for (device, label), rows in published.items()
-        if found[device, label] != rows
+        f"{device} {label} has {counts[device, label]:,} rows, published are {rows:,}"
+        for (device, label), rows in expected.items()
+        if counts[device, label] != rows
     ]
 
 
-def _csv_rows(path: Path) -> int:
-    try:
-        return int(pl.scan_csv(path, infer_schema=False).select(pl.len()).collect().item())
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise dataset.DatasetError(f"{path}: {str(error).partition(chr(10))[0]}") from error
-
-
 def _parquet_rows(entry: DatasetEntry) -> list[tuple[str, str, int]]:
-    """Of a Parquet file of rows, by its device and label columns or the entry's words for them."""
+    """Return (device, label, rows) of a Parquet file, by its own columns or the names that the entry gives them."""
     try:
         frame = pl.scan_parquet(entry.path)
         names = frame.collect_schema().names()
@@ -97,5 +96,5 @@ def _parquet_rows(entry: DatasetEntry) -> list[tuple[str, str, int]]:
         label = pl.col("label") if "label" in names else pl.lit(entry.label or "").alias("label")
         counted = frame.group_by(device.cast(pl.String), label.cast(pl.String)).len().collect()
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise dataset.DatasetError(f"{entry.path}: {str(error).partition(chr(10))[0]}") from error
+        raise DatasetError(f"{entry.path}: {str(error).partition(chr(10))[0]}") from error
     return sorted(counted.iter_rows())

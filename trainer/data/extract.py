@@ -1,12 +1,11 @@
 """Captures -> one Parquet file of feature rows, in bounded memory.
 
-The file's columns are those `trainer.data.dataset` reads: the 140 features by name and what the packet was. It appears
-whole or not at all; a capture that ends early gives the rows before the damage.
+The file has the columns that `trainer.data.dataset` reads: the 140 features by name, and the packet's time, addresses
+and ports. It appears whole or not at all; a capture that ends early gives the rows before the damage.
 """
 
 import ipaddress
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,14 +20,16 @@ from edge_agent.capture.features import PORTS, Extractor
 from edge_agent.capture.sources import CaptureError, open_file
 from edge_agent.contract import columns as cols
 from edge_agent.contract.captures import mac_text
+from edge_agent.contract.cli import FAILED, OK, USAGE, refuse
 from edge_agent.progress import Progress
 from trainer.data.dataset import BATCH, META_COLUMNS, SCHEMA_KEY
 
+PROG = "botwatch trainer extract"
 ROW_GROUP = 1 << 16
 
 
 def run(captures: list[Path], out: Path, schema: Literal["clean", "compat"], max_streams: int) -> int:
-    """Write ``out`` and print the counters; 0, 1 when a capture ended early, 2 when nothing could be read."""
+    """Write ``out`` and print the counters; return 0, 1 if a capture ended early, 2 if nothing could be read."""
     extractor = Extractor(max_streams, jitter=schema, seed=0)
     damage: list[CaptureError] = []
     rows = 0
@@ -36,7 +37,7 @@ def run(captures: list[Path], out: Path, schema: Literal["clean", "compat"], max
     def frames(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
-        """All rows; a sink asks for no selection of them."""
+        """Yield all rows; the sink asks for no selection of them."""
         nonlocal rows
         with Progress("extracting") as progress:
             for path in captures:
@@ -62,21 +63,20 @@ def run(captures: list[Path], out: Path, schema: Literal["clean", "compat"], max
         if rows:
             os.replace(temporary, out)
     except OSError as error:
-        why = error.strerror or str(error).partition("\n")[0]  # polars gives its own words only
-        print(f"botwatch trainer extract: {out}: cannot be written: {why}", file=sys.stderr)
-        return 2
+        why = error.strerror or str(error).partition("\n")[0]  # polars sets no strerror, only a message
+        return refuse(PROG, f"{out}: cannot be written: {why}")
     finally:
-        with suppress(OSError):  # where it could not be made, it need not go
+        with suppress(OSError):  # where it could not be made, it need not be removed
             temporary.unlink(missing_ok=True)
     for name, count in extractor.counts().items():
         print(f"{name}: {count:,}")
+    status = OK
     for reason in damage:
-        print(f"botwatch trainer extract: {reason}", file=sys.stderr)
+        status = refuse(PROG, str(reason), FAILED)
     if not rows:
-        print(f"botwatch trainer extract: no rows, {out} is not written", file=sys.stderr)
-        return 2
+        return refuse(PROG, f"the captures hold no rows; {out} was not written", USAGE)
     print(f"wrote {rows:,} rows to {out}")
-    return 1 if damage else 0
+    return status
 
 
 def _frame(values: NDArray[np.float32], meta: NDArray[Any]) -> pl.DataFrame:
@@ -97,13 +97,13 @@ def _frame(values: NDArray[np.float32], meta: NDArray[Any]) -> pl.DataFrame:
 
 
 def _texts(values: NDArray[Any], text: Any) -> pl.Series:
-    """``text`` of each value, computed once per distinct one."""
+    """Return ``text`` of each value, computed once per distinct value."""
     distinct, at = np.unique(values, return_inverse=True)
     return pl.Series([text(v) for v in distinct], dtype=pl.String)[at]
 
 
 def _addresses(raw: NDArray[np.uint8], version: NDArray[np.uint8]) -> pl.Series:
-    """IP addresses as text; null where the frame had none."""
+    """Return IP addresses as text; null where the frame had none."""
 
     def text(key: bytes) -> str | None:
         if key[0] == 4:

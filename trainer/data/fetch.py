@@ -1,15 +1,15 @@
-"""`botwatch trainer fetch`: the published N-BaIoT files, downloaded once and known again.
+"""`botwatch trainer fetch`: download the published N-BaIoT files once, and recognise them later.
 
-Knows transfers: what is there is kept, a cut connection goes on where it stopped, and a file that is not the one
-fetched first is refused. The SHA-256 of the first fetch is written beside the files and holds from then on.
+A file that is already there is not downloaded again, an interrupted download is resumed, and a file that differs from
+the one fetched first is refused: its SHA-256 is written beside the files at the first fetch and is valid from then on.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import http.client
 import json
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,39 +23,40 @@ from urllib.parse import urlsplit
 
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import replace_file
+from edge_agent.contract.cli import OK, refuse
 from edge_agent.progress import Progress
 
 PROG = "botwatch trainer fetch"
 RECORD = "fetched.json"
 CHUNK = 1 << 18
 UNPACKED = 5
-"""An archive may unpack to so many times ``max_bytes``: text shrinks to a fifth, and to a thousandth in a bomb."""
+"""Bound of an unpacked archive, as a multiple of ``max_bytes``: text compresses to a fifth, a zip bomb far more."""
 
 
 class FetchError(Exception):
-    """A file that cannot be fetched or must not be used; the message names it and why."""
+    """A file that cannot be fetched or must not be used; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class RemoteSource:
-    """One file and the addresses it can be had from, tried in order."""
+    """One file and the addresses it can be downloaded from, tried in order."""
 
     name: str
     addresses: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
-            raise ValueError(f"name: {self.name!r} is no plain file name")
+            raise ValueError(f"name: {self.name!r} is not a plain file name")
         if not self.addresses:
             raise ValueError(f"{self.name}: no address")
         for address in self.addresses:
             if urlsplit(address).scheme not in ("http", "https"):
-                raise ValueError(f"{self.name}: {address!r} is no http or https address")
+                raise ValueError(f"{self.name}: {address!r} is not an http or https address")
 
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """configs/nbaiot.yaml."""
+    """The settings of configs/nbaiot.yaml."""
 
     files: tuple[RemoteSource, ...]
     retries: int = 5
@@ -65,26 +66,26 @@ class FetchSettings:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise ValueError("files: names none")
+            raise ValueError("files: the list is empty")
         if self.retries < 0 or not self.timeout_s > 0 or self.backoff_s < 0 or self.max_bytes < 1:
             raise ValueError("retries and backoff_s must be at least 0, timeout_s and max_bytes above 0")
 
 
 def fetch(chosen: FetchSettings, out: Path, pause: Callable[[float], None] = time.sleep) -> list[Path]:
-    """Bring every file into ``out`` and unpack archives; FetchError says what could not be had.
+    """Download every file into ``out``, unpack archives and return the paths; FetchError names what cannot be fetched.
 
-    A file that is there and is the one fetched first is not asked for again.
+    A file that is there and has the recorded SHA-256 is not requested again.
     """
     out.mkdir(parents=True, exist_ok=True)
     record = _record(out)
-    found = []
+    paths = []
     for source in chosen.files:
         path = out / source.name
         known = record.get(source.name)
         if path.is_file() and known:
             if _digest(path) != known["sha256"]:
                 raise FetchError(
-                    f"{path}: is not the file that was fetched first (SHA-256 differs); delete it to go on"
+                    f"{path}: is not the file that was fetched first (SHA-256 differs); delete it to fetch it again"
                 )
         else:
             address = _any_address(source, path, chosen, pause)
@@ -92,16 +93,16 @@ def fetch(chosen: FetchSettings, out: Path, pause: Callable[[float], None] = tim
             if known and digest != known["sha256"]:
                 path.with_name(path.name + ".part").unlink()
                 raise FetchError(
-                    f"{address}: gives another file than the one fetched first (SHA-256 {digest[:16]}…, then "
-                    f"{known['sha256'][:16]}…); delete its entry in {out / RECORD} if that is meant"
+                    f"{address}: sent another file than the one fetched first (SHA-256 {digest[:16]}… instead of "
+                    f"{known['sha256'][:16]}…); delete its entry in {out / RECORD} to accept it"
                 )
             path.with_name(path.name + ".part").replace(path)
             record[source.name] = {"sha256": digest, "address": address, "bytes": path.stat().st_size}
             replace_file(out / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        found.append(path)
+        paths.append(path)
         if path.suffix == ".zip":
             unpack(path, out, chosen.max_bytes * UNPACKED)
-    return found
+    return paths
 
 
 def _record(out: Path) -> dict[str, Any]:
@@ -109,11 +110,11 @@ def _record(out: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_bytes())
-        assert all(isinstance(entry["sha256"], str) for entry in told.values())
+        record = json.loads(path.read_bytes())
+        assert all(isinstance(entry["sha256"], str) for entry in record.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise FetchError(f"{path}: not a record of fetched files: {error!r}") from error
-    return dict(told)
+    return dict(record)
 
 
 def _digest(path: Path) -> str:
@@ -122,7 +123,7 @@ def _digest(path: Path) -> str:
 
 
 def _any_address(source: RemoteSource, path: Path, chosen: FetchSettings, pause: Callable[[float], None]) -> str:
-    """Bring the file to PATH.part from the first address that gives it whole; returns that address."""
+    """Download the file to PATH.part from the first address that sends all of it; return that address."""
     reasons = []
     for address in source.addresses:
         reason = ""
@@ -135,7 +136,7 @@ def _any_address(source: RemoteSource, path: Path, chosen: FetchSettings, pause:
             except urllib.error.HTTPError as error:
                 reason = f"answers {error.code} {error.reason}"
                 if error.code < 500 and error.code not in (408, 416, 429):
-                    break  # asking again would not change that
+                    break  # another request would get the same answer
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", "") or error)
         reasons.append(f"{address}: {reason}")
@@ -143,8 +144,8 @@ def _any_address(source: RemoteSource, path: Path, chosen: FetchSettings, pause:
 
 
 def _download(address: str, part: Path, chosen: FetchSettings) -> None:
-    """One request; goes on behind what ``part`` holds if the server can, and starts anew if not."""
-    mark = part.with_name(part.name + ".tag")  # what the part is of: a file that changed in between is another file
+    """Make one request: resume after the bytes in ``part`` if the server supports it, else start again."""
+    mark = part.with_name(part.name + ".tag")  # the file's version: a part is never completed from another version
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(address, headers={"User-Agent": "botwatch"})
     if have:
@@ -154,7 +155,7 @@ def _download(address: str, part: Path, chosen: FetchSettings) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=chosen.timeout_s)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing behind what we have, or it is another file by now
+        if error.code == 416:  # no bytes after those we have, or the file has been replaced
             part.unlink(missing_ok=True)
         raise
     with answer:
@@ -166,7 +167,7 @@ def _download(address: str, part: Path, chosen: FetchSettings) -> None:
             raise FetchError(f"{address}: has {total:,} bytes, the bound is {chosen.max_bytes:,}")
         free = shutil.disk_usage(part.parent).free
         if total is not None and total - start > free:
-            raise FetchError(f"{part.parent}: {total - start:,} bytes are to come, {free:,} are free")
+            raise FetchError(f"{part.parent}: {total - start:,} bytes are needed, {free:,} are free")
         if tag := answer.headers.get("ETag") or answer.headers.get("Last-Modified"):
             mark.write_text(tag)
         else:
@@ -176,7 +177,7 @@ def _download(address: str, part: Path, chosen: FetchSettings) -> None:
             while chunk := answer.read(CHUNK):
                 done += len(chunk)
                 if done > chosen.max_bytes:
-                    raise FetchError(f"{address}: gives more than {chosen.max_bytes:,} bytes")
+                    raise FetchError(f"{address}: sent more than {chosen.max_bytes:,} bytes")
                 file.write(chunk)
                 progress.step(len(chunk), "bytes")
     if total is not None and done < total:
@@ -185,7 +186,11 @@ def _download(address: str, part: Path, chosen: FetchSettings) -> None:
 
 
 def unpack(path: Path, out: Path, most: int) -> None:
-    """Unpack a zip file into ``out``; a member that would lie elsewhere, or too many bytes, refuse the whole."""
+    """Unpack a zip file into ``out``.
+
+    If a member would be outside of ``out``, or the members have more than ``most`` bytes, nothing is written and a
+    FetchError says why.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
@@ -193,11 +198,11 @@ def unpack(path: Path, out: Path, most: int) -> None:
             if size > most:
                 raise FetchError(f"{path}: unpacks to {size:,} bytes, the bound is {most:,}")
             if size > shutil.disk_usage(out).free:
-                raise FetchError(f"{path}: unpacks to {size:,} bytes, less is free in {out}")
+                raise FetchError(f"{path}: unpacks to {size:,} bytes, less than that is free in {out}")
             for member in members:
                 target = (out / member.filename).resolve()
                 if not target.is_relative_to(out.resolve()):
-                    raise FetchError(f"{path}: holds {member.filename!r}, which would lie outside of {out}")
+                    raise FetchError(f"{path}: holds {member.filename!r}, which would be outside of {out}")
             for member in members:
                 target = out / member.filename
                 if target.is_file() and target.stat().st_size == member.file_size:
@@ -208,15 +213,17 @@ def unpack(path: Path, out: Path, most: int) -> None:
                     shutil.copyfileobj(packed, file, CHUNK)
                 half.replace(target)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise FetchError(f"{path}: not a whole zip file: {error}") from error
+        raise FetchError(f"{path}: not a complete zip file: {error}") from error
     for rar in sorted(out.rglob("*.rar")):
         if not rar.with_suffix("").exists():
             print(f"{rar}: is packed with RAR; unpack it into {rar.stem}/ (for instance: unar {rar.name})")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `botwatch trainer fetch`."""
-    parser.description = "Download the published N-BaIoT files once; nothing else needs them."
+    """Add the options of `botwatch trainer fetch`."""
+    parser.description = (
+        "Download the published N-BaIoT files and check them against the first download. Only presets need them."
+    )
     parser.epilog = f"example:\n  {PROG} --out N-BaIoT"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--config", type=Path, metavar="FILE", help="addresses (default: configs/nbaiot.yaml)")
@@ -224,26 +231,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """`botwatch trainer fetch`: 0, or 2 with the reason."""
+    """Run `botwatch trainer fetch`; return the exit status."""
     try:
         default = Path(str(package_files("configs") / "nbaiot.yaml"))
         chosen = settings.load(FetchSettings, args.config or default)
         if args.address is not None:
             name = Path(urlsplit(args.address).path).name or "nbaiot.zip"
-            chosen = FetchSettings(
-                (RemoteSource(name, (args.address,)),),
-                chosen.retries,
-                chosen.timeout_s,
-                chosen.backoff_s,
-                chosen.max_bytes,
-            )
+            chosen = dataclasses.replace(chosen, files=(RemoteSource(name, (args.address,)),))
         paths = fetch(chosen, args.out)
     except (FetchError, settings.SettingsError, ValueError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error)
     except OSError as error:
-        print(f"{PROG}: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error, file=args.out)
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 {_digest(path)}")
-    return 0
+    return OK

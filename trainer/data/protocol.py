@@ -1,8 +1,9 @@
-"""Which rows train, which set τ, which test: in time order per device, with a gap between the parts.
+"""The split of rows into those that train, those that set τ and those that test.
 
-Rows of one burst are near copies of each other (one row is one packet), so a shuffled split tests on what it trained
-on. The gap keeps damped statistics of one part from being those of the next: it is cut from the head of the later part.
-The shuffled split is here all the same, as `random`: the original study's, to show what it hides.
+Parts are in time order per device, with a gap between them. Rows of one burst are near copies of each other (one row is
+one packet), so a shuffled split would test on rows that also trained. The gap keeps the damped statistics of one part
+from reaching into the next; it is cut from the head of the later part. The shuffled split of the original study is
+available as `random`, to show what it hides.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from edge_agent.contract.settings import check, within
 
 UNUSED, TRAIN, OPTIMISE, TEST = 0, 1, 2, 3
-"""Part of a row; UNUSED rows lie in a gap."""
+"""The part that a row belongs to; UNUSED rows are in a gap."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Fractions of a device's rows, and what is left out between the parts.
+    """Fractions of a device's rows, and the gap between the parts.
 
     With ``order`` `random` the fractions are of all rows of all devices together, shuffled, without gaps.
     """
@@ -29,7 +30,7 @@ class Split:
     test: float = within(0.2, 1e-6, 1 - 1e-6)
     gap_rows: int = within(200, 0, 10**9)
     gap_s: float = within(60.0, 0.0, 366 * 86_400.0)
-    min_rows: int = within(50, 1, 10**9)  # a part with fewer says nothing: the device then trains only
+    min_rows: int = within(50, 1, 10**9)  # fewer would measure nothing: then all rows of the device train
     order: Literal["time", "random"] = "time"
 
     def __post_init__(self) -> None:
@@ -39,11 +40,11 @@ class Split:
 
 
 def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> tuple[NDArray[np.int8], list[int]]:
-    """Part of every row, shape (n,), and the groups too short for three parts, whose rows all train.
+    """Return the part of every row, shape (n,), and the groups too short for three parts, whose rows all train.
 
     ``group`` is a code per row: the device, or the capture and label of an attack. Rows of one group are taken in time
-    order, equal times in the order given; a group whose times are all equal has none (published rows), and only
-    ``gap_rows`` applies to it. In `random` order groups do not count, and the same rows give the same parts.
+    order, equal times in the order given. Rows whose times are all equal (published rows) have no time, and only
+    ``gap_rows`` applies to them. In `random` order groups do not count, and equal input gives equal parts.
     """
     part = np.full(len(t_ns), UNUSED, dtype=np.int8)
     short: list[int] = []
@@ -72,13 +73,13 @@ def parts(t_ns: NDArray[np.int64], group: NDArray[np.integer], split: Split) -> 
 
 
 def _ends(n: int, split: Split) -> tuple[int, int, int]:
-    """Where the three parts of ``n`` rows in order end."""
+    """Return the row numbers at which the three parts of ``n`` rows in order end."""
     whole = split.train + split.optimise + split.test
     return int(split.train * n), int((split.train + split.optimise) * n), min(n, round(whole * n))
 
 
 def _after_gap(times: NDArray[np.int64], end: int, split: Split) -> int:
-    """First row past the gap that follows the part which stops before row ``end``."""
+    """Return the first row past the gap after the part that ends before row ``end``."""
     if not end or times[0] == times[-1]:
         return end + split.gap_rows
     by_time = int(np.searchsorted(times, times[end - 1] + int(split.gap_s * 1e9), side="left"))
@@ -86,7 +87,7 @@ def _after_gap(times: NDArray[np.int64], end: int, split: Split) -> int:
 
 
 def spread(n: int, limit: int, block: int = 256) -> NDArray[np.intp]:
-    """At most ``limit`` of ``n`` row numbers, ascending: whole blocks of neighbours, evenly spread.
+    """Return at most ``limit`` of ``n`` row numbers, ascending: whole blocks of neighbours, evenly spread.
 
     Neighbours stay together because votes and damped statistics are about rows in sequence.
 

@@ -1,4 +1,4 @@
-"""Which columns tell the classes apart: Fisher scores, copies collapsed."""
+"""A ranking of columns by how well they tell classes apart: Fisher scores, with copies left out."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ from edge_agent.contract.columns import COPIES
 
 
 def fisher(values: NDArray[np.floating], classes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """F = Σ p_j (μ_j − μ)² / Σ p_j σ_j² per column, shape (k,), p_j being class j's share of the rows.
+    """Return F = Σ p_j (μ_j − μ)² / Σ p_j σ_j² per column, shape (k,), p_j being class j's share of the rows.
 
-    A constant column has no score: NaN. One that is constant within each class but not between them: inf.
+    A constant column has no score: NaN. A column that is constant within each class but not between them scores inf.
 
     >>> fisher(np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]]), np.array([0, 0, 1, 1])).tolist()
     [4.0, nan]
@@ -22,7 +22,7 @@ def fisher(values: NDArray[np.floating], classes: NDArray[np.integer]) -> NDArra
         share = len(rows) / len(values)
         between += share * (rows.mean(axis=0, dtype=np.float64) - mean) ** 2
         within += share * rows.var(axis=0, dtype=np.float64)
-    rounding = 1e-12 * mean**2  # what a sum in float64 leaves of a variance that is none
+    rounding = 1e-12 * mean**2  # rounding of float64 sums where the variance is zero
     score = np.full(len(mean), np.inf)
     np.divide(between, within, out=score, where=within > rounding)
     score[between + within <= rounding] = np.nan
@@ -30,9 +30,9 @@ def fisher(values: NDArray[np.floating], classes: NDArray[np.integer]) -> NDArra
 
 
 def best(columns: tuple[str, ...], scores: NDArray[np.float64], n: int) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The ``n`` highest-scoring distinct columns, best first, and the copies left out (copy -> original).
+    """Return the ``n`` highest-scoring distinct columns, best first, and the copies left out (copy -> original).
 
-    ValueError when fewer than ``n`` distinct columns have a score.
+    ValueError if fewer than ``n`` distinct columns have a score.
     """
     copies = {c: COPIES[c] for c in columns if COPIES.get(c) in columns}
     ranked = [

@@ -1,7 +1,7 @@
 """Rows on disk: a data set of any size is read once, and from then on block by block.
 
-A store is a folder of Parquet files of `BLOCK` rows and ``store.json``, which is written last: a folder that has one is
-whole. Nothing is thinned. How rows are split, scaled and trained on is not known here.
+A store is a folder of Parquet files of equally many rows and ``store.json``, which is written last: a folder that has
+one is complete. Nothing is thinned. How rows are split, scaled and trained on is not known here.
 """
 
 import fcntl
@@ -19,23 +19,28 @@ from edge_agent.contract.bundle import PROFILE_FIELDS, replace_file
 from edge_agent.contract.scaling import Array
 from trainer.config import Config, plain
 from trainer.data import dataset
-from trainer.data.dataset import DatasetError, RowTable
+from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable
 
 BLOCK = 1 << 14
+"""Rows of a block, unless a caller asks for another size; the last block may be shorter."""
+
 NAME = "store.json"
-FORMAT = 1
+
+FORMAT = 2
+"""Format of a store. 1 did not name its block size."""
+
 CODES = ("device", "label", "capture")
-LOOKS = tuple(f"looks {i}" for i in range(len(PROFILE_FIELDS)))
+PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
 
 
-class _Writer(dataset.Builder):
+class _StoreWriter(RowBuilder):
     """A builder whose rows go to disk as they come."""
 
-    def __init__(self, folder: Path, columns: tuple[str, ...], jitter_schema: str, limits: dataset.Limits):
+    def __init__(self, folder: Path, columns: tuple[str, ...], jitter_schema: str, limits: Limits, block_rows: int):
         super().__init__(columns, jitter_schema, limits)
-        self.folder, self.blocks = folder, 0
+        self.folder, self.blocks, self.block_rows = folder, 0, block_rows
         self._waiting: list[tuple[Array, NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64], Array]] = []
-        self._wait = 0
+        self._rows_waiting = 0
         self._devices: dict[str, None] = {}
 
     def add(
@@ -46,55 +51,57 @@ class _Writer(dataset.Builder):
         values: Array,
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
-        looks: Array | None = None,
+        profiles: Array | None = None,
     ) -> None:
-        """To disk, as soon as a block is full."""
+        """Add rows of one capture, device and label, in order; every full block is written to disk."""
         if not len(values):
             return
         self.expect(capture, label)
         self._devices[device] = None
         names = zip((self._devices, self._labels, self._captures), (device, label, capture), strict=True)
         code = np.array([list(known).index(name) for known, name in names], dtype=np.int32)
-        if looks is None:
-            looks = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
-        self._waiting.append((values, np.tile(code, (len(values), 1)), t_ns, mac, looks))
+        if profiles is None:
+            profiles = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
+        self._waiting.append((values, np.tile(code, (len(values), 1)), t_ns, mac, profiles))
         self.seen += len(values)
-        self._wait += len(values)
-        while self._wait >= BLOCK:
-            self._flush(BLOCK)
+        self._rows_waiting += len(values)
+        while self._rows_waiting >= self.block_rows:
+            self._flush(self.block_rows)
 
     def _flush(self, rows: int) -> None:
-        arrays = [np.concatenate(held) for held in zip(*self._waiting, strict=True)]
-        values, code, t_ns, mac, looks = (array[:rows] for array in arrays)
-        # copies, so that what waits does not hold the chunks it is of
-        self._waiting, self._wait = [tuple(array[rows:].copy() for array in arrays)], len(arrays[0]) - rows  # type: ignore[list-item]
+        arrays = [np.concatenate(pieces) for pieces in zip(*self._waiting, strict=True)]
+        values, code, t_ns, mac, profiles = (array[:rows] for array in arrays)
+        # copies, so that the rows that wait do not keep the chunks alive they came with
+        self._waiting = [tuple(array[rows:].copy() for array in arrays)]  # type: ignore[list-item]
+        self._rows_waiting = len(arrays[0]) - rows
         block = pl.DataFrame(
             {
                 **{name: values[:, i] for i, name in enumerate(self.columns)},
                 **{name: code[:, i] for i, name in enumerate(CODES)},
                 "t_ns": t_ns,
                 "mac": mac,
-                **{name: looks[:, i] for i, name in enumerate(LOOKS)},
+                **{name: profiles[:, i] for i, name in enumerate(PROFILES)},
             }
         )
         path = _block(self.folder, self.blocks)
         try:
             block.write_parquet(path, compression="lz4")
-        except (OSError, pl.exceptions.PolarsError) as error:  # of a full disk Polars names no file
+        except (OSError, pl.exceptions.PolarsError) as error:  # Polars names no file when the disk is full
             reason = str(error).partition("\n")[0]
             raise DatasetError(f"{path}: cannot be written, {self.seen:,} rows were read: {reason}") from error
         self.blocks += 1
 
-    def close(self, asked: dict[str, Any]) -> None:
-        """Write what is left, then what the blocks hold."""
-        if self._wait:
-            self._flush(self._wait)
-        told = {
+    def close(self, settings: dict[str, Any]) -> None:
+        """Write the remaining rows, then the description of the store."""
+        if self._rows_waiting:
+            self._flush(self._rows_waiting)
+        description = {
             "format": FORMAT,
-            "asked": asked,
+            "asked": settings,
             "columns": self.columns,
             "rows": self.seen,
             "blocks": self.blocks,
+            "block_rows": self.block_rows,
             "devices": list(self._devices),
             "labels": list(self._labels),
             "captures": list(self._captures),
@@ -102,17 +109,18 @@ class _Writer(dataset.Builder):
             "inputs": self.inputs,
             "warnings": self.warnings,
         }
-        replace_file(self.folder / NAME, (json.dumps(told, indent=1) + "\n").encode())
+        replace_file(self.folder / NAME, (json.dumps(description, indent=1) + "\n").encode())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowStore:
-    """Rows on disk; in memory it holds nothing of any row."""
+    """Rows on disk; no row stays in memory."""
 
     folder: Path
     columns: tuple[str, ...]
     rows: int
     blocks: int
+    block_rows: int
     devices: tuple[str, ...]
     labels: tuple[str, ...]
     captures: tuple[str, ...]
@@ -124,7 +132,7 @@ class RowStore:
         return self.rows
 
     def index(self) -> RowTable:
-        """All rows without their values, shape (n, 0): 28 bytes each. To be let go of before memory is needed."""
+        """Return all rows without their values, shape (n, 0), 28 bytes each; release it before memory is needed."""
         code, t_ns, mac = (
             np.empty((3, len(self)), np.int32),
             np.empty(len(self), np.int64),
@@ -132,41 +140,41 @@ class RowStore:
         )
         for block in range(self.blocks):
             frame = self._read(block, [*CODES, "t_ns", "mac"])
-            at = slice(block * BLOCK, block * BLOCK + len(frame))
+            at = slice(block * self.block_rows, block * self.block_rows + len(frame))
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()
             t_ns[at], mac[at] = frame["t_ns"].to_numpy(), frame["mac"].to_numpy()
         return self._table(np.empty((len(self), 0), np.float32), (), code, t_ns, mac, None)
 
     def take(self, rows: NDArray[np.intp]) -> RowTable:
-        """The table of these ascending row numbers, in memory."""
+        """Return the table of these ascending row numbers, in memory."""
         values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
-        looks = np.empty((len(rows), len(LOOKS)), dtype=np.float32)
+        profiles = np.empty((len(rows), len(PROFILES)), dtype=np.float32)
         code, t_ns, mac = (
             np.empty((3, len(rows)), np.int32),
             np.empty(len(rows), np.int64),
             np.empty(len(rows), np.uint64),
         )
         for block, at in self._blocks_of(rows):
-            chosen = rows[at] - block * BLOCK
-            frame = self._read(block, [*self.columns, *CODES, "t_ns", "mac", *LOOKS])
-            values[at], looks[at] = _floats(frame, self.columns)[chosen], _floats(frame, LOOKS)[chosen]
+            chosen = rows[at] - block * self.block_rows
+            frame = self._read(block, [*self.columns, *CODES, "t_ns", "mac", *PROFILES])
+            values[at], profiles[at] = _floats(frame, self.columns)[chosen], _floats(frame, PROFILES)[chosen]
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()[chosen]
             t_ns[at], mac[at] = frame["t_ns"].to_numpy()[chosen], frame["mac"].to_numpy()[chosen]
-        return self._table(values, self.columns, code, t_ns, mac, looks)
+        return self._table(values, self.columns, code, t_ns, mac, profiles)
 
     def values(self, block: int, columns: tuple[str, ...]) -> Array:
-        """Rows of one block, shape (at most `BLOCK`, k)."""
+        """Return the rows of one block, shape (at most ``block_rows``, k)."""
         return _floats(self._read(block, list(columns)), columns)
 
     def pieces(self, rows: NDArray[np.intp], columns: tuple[str, ...]) -> Iterator[Array]:
-        """The rows of these ascending numbers, block by block."""
+        """Yield the rows of these ascending numbers, block by block."""
         for block, at in self._blocks_of(rows):
-            yield self.values(block, columns)[rows[at] - block * BLOCK]
+            yield self.values(block, columns)[rows[at] - block * self.block_rows]
 
     def _read(self, block: int, columns: list[str]) -> pl.DataFrame:
-        path, rows = _block(self.folder, block), min(BLOCK, self.rows - block * BLOCK)
+        path, rows = _block(self.folder, block), min(self.block_rows, self.rows - block * self.block_rows)
         try:
             frame = pl.read_parquet(path, columns=columns, memory_map=False)
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -176,8 +184,8 @@ class RowStore:
         return frame
 
     def _blocks_of(self, rows: NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
-        """Each block that holds some of these ascending row numbers, and which of them."""
-        ends = np.searchsorted(rows, (np.arange(self.blocks) + 1) * BLOCK).tolist()
+        """Yield each block that holds some of these ascending row numbers, and the slice of the numbers in it."""
+        ends = np.searchsorted(rows, (np.arange(self.blocks) + 1) * self.block_rows).tolist()
         for block, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if end > start:
                 yield block, slice(start, end)
@@ -189,24 +197,24 @@ class RowStore:
         code: NDArray[np.int32],
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
-        looks: Array | None,
+        profiles: Array | None,
     ) -> RowTable:
         device, label, capture = code
         return RowTable(
-            values,
-            columns,
-            device,
-            self.devices,
-            label,
-            self.labels,
-            capture,
-            self.captures,
-            t_ns,
-            mac,
-            self.generated,
-            looks,
-            self.inputs,
-            self.warnings,
+            values=values,
+            columns=columns,
+            device=device,
+            devices=self.devices,
+            label=label,
+            labels=self.labels,
+            capture=capture,
+            captures=self.captures,
+            t_ns=t_ns,
+            mac=mac,
+            generated=self.generated,
+            profiles=profiles,
+            inputs=self.inputs,
+            warnings=self.warnings,
         )
 
 
@@ -217,12 +225,13 @@ def _floats(frame: pl.DataFrame, columns: tuple[str, ...]) -> Array:
     return values
 
 
-def prepare(config: Config, jitter_schema: str, folder: Path) -> RowStore:
-    """The store in ``folder`` of what ``config`` asks for; reads the sources when it is not there yet.
+def prepare(config: Config, jitter_schema: str, folder: Path, block_rows: int = BLOCK) -> RowStore:
+    """Return the store in ``folder`` of the rows ``config`` asks for; read the sources if it is not complete yet.
 
-    DatasetError for sources that cannot be read, and for a store of other settings or of files that have changed.
+    A store that exists keeps its own block size. DatasetError for sources that cannot be read, and for a store made
+    with other settings or of files that have changed.
     """
-    asked = {
+    settings = {
         "data": plain(config.data),
         "columns": list(config.model_columns()),
         "jitter": jitter_schema,
@@ -233,44 +242,45 @@ def prepare(config: Config, jitter_schema: str, folder: Path) -> RowStore:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one machine may share a store: one reads, the others wait for it
         if not (folder / NAME).is_file():
-            for path in folder.glob("block-*.parquet"):  # of a reading that did not come to its end
+            for path in folder.glob("block-*.parquet"):  # left by a reading that was interrupted
                 path.unlink()
-            limits = dataset.Limits(config.max_rows, config.max_streams, config.use_attack_lead)
+            limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
             columns = dataset.with_counts(config.data, config.model_columns())
-            writer = _Writer(folder, columns, jitter_schema, limits)
+            writer = _StoreWriter(folder, columns, jitter_schema, limits, block_rows)
             dataset.fill(writer, config.data)
-            writer.close(asked)
-    return _open(folder, asked)
+            writer.close(settings)
+    return _open(folder, settings)
 
 
-def _open(folder: Path, asked: dict[str, Any]) -> RowStore:
+def _open(folder: Path, settings: dict[str, Any]) -> RowStore:
     path = folder / NAME
     try:
-        told = json.loads(path.read_bytes())
-        if told["format"] != FORMAT:
-            raise DatasetError(f"{path}: is of format {told['format']}, known is {FORMAT}; delete {folder}")
-        for key, value in asked.items():
-            if told["asked"][key] != value:
+        description = json.loads(path.read_bytes())
+        if description["format"] != FORMAT:
+            raise DatasetError(f"{path}: has format {description['format']}, expected {FORMAT}; delete {folder}")
+        for key, value in settings.items():
+            if description["asked"][key] != value:
                 raise DatasetError(f"{path}: holds rows of other settings ({key}); give another folder, or delete it")
-        checked = dataset.Builder((), "", dataset.Limits())
-        for name, digest in told["inputs"].items():
-            checked.read(Path(name))
-            if checked.inputs[name] != digest:
+        digests = RowBuilder((), "", Limits())
+        for name, digest in description["inputs"].items():
+            digests.read(Path(name))
+            if digests.inputs[name] != digest:
                 raise DatasetError(f"{name}: has changed since it was read into {folder}; delete the folder")
         return RowStore(
-            folder,
-            tuple(told["columns"]),
-            int(told["rows"]),
-            int(told["blocks"]),
-            tuple(told["devices"]),
-            tuple(told["labels"]),
-            tuple(told["captures"]),
-            bool(told["generated"]),
-            dict(told["inputs"]),
-            tuple(told["warnings"]),
+            folder=folder,
+            columns=tuple(description["columns"]),
+            rows=int(description["rows"]),
+            blocks=int(description["blocks"]),
+            block_rows=int(description["block_rows"]),
+            devices=tuple(description["devices"]),
+            labels=tuple(description["labels"]),
+            captures=tuple(description["captures"]),
+            generated=bool(description["generated"]),
+            inputs=dict(description["inputs"]),
+            warnings=tuple(description["warnings"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: not a whole store of rows: {error!r}; delete {folder}") from error
+        raise DatasetError(f"{path}: not a complete store of rows: {error!r}; delete {folder}") from error
 
 
 def _block(folder: Path, number: int) -> Path:

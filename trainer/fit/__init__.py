@@ -1,1 +1,1 @@
-"""Networks and how they are fitted: in memory, from disk, on-line, over several machines."""
+"""Networks and the ways to fit them: in memory, from disk, on-line, over several machines."""

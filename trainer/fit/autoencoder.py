@@ -1,8 +1,7 @@
-"""The autoencoder: its layers, how it is trained, how it is called. Scaling and τ are not its knowledge.
+"""The autoencoder: its layers, its training, and calling it. Scaling and τ are not known here.
 
-Meidan et al. 2018 shape it: hidden layers of ceil(.75 .5 .25 .5 .75 · n), tanh, linear output, mean squared error; that
-is what `Network` says when nothing else is asked for.
-Importing this module imports TensorFlow.
+Its default shape (`Network`) is that of Meidan et al. 2018: hidden layers of ceil(.75 .5 .25 .5 .75 · n), tanh, linear
+output, mean squared error. Importing this module imports TensorFlow.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
 from trainer.config import Network, Training
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # notices and warnings of TensorFlow's C++; its errors still show
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides notices and warnings of TensorFlow's C++, not its errors
 
 import keras
 import tensorflow as tf
@@ -35,18 +34,18 @@ OPTIMISERS = {
     "adagrad": keras.optimizers.Adagrad,
     "sgd": keras.optimizers.SGD,
 }
-"""`Training.optimiser` -> Keras's class; without momentum and decay, as Keras has them."""
+"""`Training.optimiser` -> Keras's class, with Keras's defaults: no momentum, no decay."""
 
 PREDICT_BATCH = 8192
 TENSORFLOW: str = tf.__version__
 
 
 Watch = Callable[[Any, int, float, float], None]
-"""Told after every epoch: the network as it is then, the epoch's number, its loss and its validation loss."""
+"""Called after every epoch with the network at that time, the epoch's number, its loss and its validation loss."""
 
 
 Batches = Callable[[np.random.Generator], Iterator[tuple[Array, Array, Array]]]
-"""One epoch as batches of inputs, targets and weights, in an order drawn from the generator."""
+"""Yields one epoch as batches of inputs, targets and weights, in an order drawn from the generator."""
 
 
 class TrainingError(Exception):
@@ -54,7 +53,7 @@ class TrainingError(Exception):
 
 
 def hidden(columns: int, network: Network | None = None) -> tuple[int, ...]:
-    """Widths of the hidden layers.
+    """Return the widths of the hidden layers.
 
     >>> hidden(115), hidden(10, Network((0.75, 0.33), rounding="floor"))
     ((87, 58, 29, 58, 87), (7, 3))
@@ -65,7 +64,7 @@ def hidden(columns: int, network: Network | None = None) -> tuple[int, ...]:
 
 
 def build(columns: int, network: Network | None = None) -> Any:
-    """An untrained network (n, columns) -> (n, columns); 33,900 parameters at 115 columns."""
+    """Return an untrained network (n, columns) -> (n, columns); 33,900 parameters at 115 columns."""
     network = network or Network()
     layers = [keras.layers.Input((columns,), name="z")]
     layers += [
@@ -79,7 +78,7 @@ def build(columns: int, network: Network | None = None) -> Any:
 
 
 def clipped() -> Any:
-    """The output min(1, max(0, x)): no gradient where x is outside (0, 1)."""
+    """Return a layer min(1, max(0, x)), which has no gradient where x is outside (0, 1)."""
     return keras.layers.ReLU(max_value=1.0, name="clipped")
 
 
@@ -92,17 +91,17 @@ def train(
     watch: Watch | None = None,
     workers: "Workers | None" = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Fit on clipped z of benign train rows; returns the network with its best weights, and its history.
+    """Fit on clipped z of benign train rows; return the network with its best weights, and its history.
 
-    The target is the clipped input itself, although rows are scored against the unclipped z: the network never sees
-    what lies beyond the clip, so an unclipped target would only let a few wild rows pull the weights of all others.
+    The target is the clipped input itself, although rows are scored against the unclipped z. The network never sees
+    values beyond the clip, so an unclipped target would only let a few extreme rows move the weights for all others.
     """
     start(seed)
     with workers.strategy.scope() if workers else contextlib.nullcontext():
         model = build(validation.shape[1], network)
     rows = inputs if callable(inputs) else (inputs, inputs)
     history = run_epochs(model, squares(), rows, (validation, validation), training, seed, watch=watch, workers=workers)
-    if workers:  # out of the strategy, whose variables only live together
+    if workers:  # a copy outside of the strategy, whose variables exist only while all workers do
         alone = build(validation.shape[1], network)
         alone.set_weights(model.get_weights())
         model = alone
@@ -120,19 +119,19 @@ def run_epochs(
     watch: Watch | None = None,
     workers: "Workers | None" = None,
 ) -> dict[str, Any]:
-    """Steps over (inputs, targets) in mini-batches until ``validation`` stops improving; restores the best weights.
+    """Train in mini-batches until ``validation`` stops improving, restore the best weights, return the history.
 
-    ``rows`` that memory does not hold are `Batches`, which bring weights of their own.
-
-    The history names the epoch they are of. Own loop rather than ``Model.fit``: without tf.data between the rows and
-    the step it is a quarter faster at full size, ten times on small sets, and repeatable from one NumPy generator.
+    ``rows`` are (inputs, targets), weighted by ``weights``, or `Batches` for rows that do not fit into memory; these
+    bring their own weights. The history names the epoch of the best weights. This is not ``Model.fit``: without
+    tf.data between the rows and the step, training is a quarter faster at full size and ten times faster on small
+    sets, and it is repeatable from one NumPy generator.
     """
     shuffle = np.random.default_rng(seed)
     batches = rows if callable(rows) else _shuffled(*rows, weights, training.batch)
     (step, _), predict = stepper(model, loss, training, workers), predictor(model)
     losses: list[float] = []
     checks: list[float] = []
-    best, best_epoch, kept = math.inf, 0, model.get_weights()
+    best, best_epoch, best_weights = math.inf, 0, model.get_weights()
     with Progress(model.name, training.epochs) as progress:
         for epoch in range(1, training.epochs + 1):
             seen, total = 0, 0.0
@@ -151,12 +150,19 @@ def run_epochs(
             if watch is not None:
                 watch(model, epoch, losses[-1], checks[-1])
             if checks[-1] < best - training.min_delta or epoch == 1:
-                best, best_epoch, kept = checks[-1], epoch, model.get_weights()
+                best, best_epoch, best_weights = checks[-1], epoch, model.get_weights()
             progress.step(note=f"epochs, loss {losses[-1]:.4g}, validation {checks[-1]:.4g}, best at {best_epoch}")
             if epoch - best_epoch >= training.patience:
                 break
-    model.set_weights(kept)
+    model.set_weights(best_weights)
     return {"epochs": len(losses), "best_epoch": best_epoch, "loss": losses, "validation_loss": checks}
+
+
+def best_epoch(history: dict[str, Any]) -> str:
+    """Return the best epoch of a history as text, with its losses."""
+    best = history["best_epoch"]
+    loss, check = history["loss"][best - 1], history["validation_loss"][best - 1]
+    return f"{best} of {history['epochs']} (loss {loss:.4g}, validation {check:.4g})"
 
 
 def _shuffled(inputs: Array, targets: Array, weights: Array | None, size: int) -> Batches:
@@ -172,16 +178,17 @@ def _shuffled(inputs: Array, targets: Array, weights: Array | None, size: int) -
 
 
 def squares() -> Any:
-    """The autoencoder's loss: mean squared error."""
+    """Return the autoencoder's loss: mean squared error."""
     return keras.losses.MeanSquaredError()
 
 
 def stepper(
     model: Any, loss: Any, training: Training, workers: "Workers | None" = None
 ) -> tuple[Callable[[Array, Array, Array], Any], Any]:
-    """One step on a batch, inputs (n, k), targets (n, m), weights (n,) -> the batch's loss; and the optimiser.
+    """Return a function for one step, and the optimiser.
 
-    With ``workers`` the batch is this worker's share, its loss and gradients are summed over all of them.
+    The function takes a batch of inputs (n, k), targets (n, m) and weights (n,), and returns the batch's loss. With
+    ``workers`` the batch is this worker's share; loss and gradients are summed over all of them.
     """
     with workers.strategy.scope() if workers else contextlib.nullcontext():
         optimizer = OPTIMISERS[training.optimiser](training.learning_rate)
@@ -202,14 +209,14 @@ def stepper(
     def step(x: Any, y: Any, weight: Any) -> Any:
         if workers is None:
             return learn(x, y, weight)
-        own = workers.strategy.run(learn, (x, y, weight))
-        return workers.strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None)
+        share = workers.strategy.run(learn, (x, y, weight))
+        return workers.strategy.reduce(tf.distribute.ReduceOp.SUM, share, axis=None)
 
     return step, optimizer
 
 
 def all_of(watches: Sequence[Watch]) -> Watch:
-    """One watch that tells each of ``watches``."""
+    """Return one watch that calls each of ``watches``."""
 
     def watch(model: Any, epoch: int, loss: float, validation: float) -> None:
         for each in watches:
@@ -219,9 +226,10 @@ def all_of(watches: Sequence[Watch]) -> Watch:
 
 
 def tensorboard(folder: Path) -> Watch:
-    """A watch that writes loss and validation loss of each network for TensorBoard; TrainingError without its package.
+    """Return a watch that writes loss and validation loss of each network for TensorBoard.
 
-    TensorFlow's summaries are only a front for the `tensorboard` package, which botwatch does not need otherwise.
+    TensorFlow's summaries need the package `tensorboard`, which botwatch does not need otherwise; TrainingError if it
+    is not installed.
     """
     writers: dict[str, Any] = {}
 
@@ -239,7 +247,7 @@ def tensorboard(folder: Path) -> Watch:
 
 
 def checkpoints(folder: Path) -> Watch:
-    """A watch that keeps the network of the lowest validation loss so far as ``folder``/NAME.keras."""
+    """Return a watch that saves the network of the lowest validation loss so far as ``folder``/NAME.keras."""
     lowest: dict[str, float] = {}
 
     def watch(model: Any, epoch: int, loss: float, validation: float) -> None:
@@ -253,18 +261,18 @@ def checkpoints(folder: Path) -> Watch:
 
 def save(model: Any, path: Path) -> None:
     """Write a network; the file appears whole or not at all."""
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # Keras goes by the suffix
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # Keras chooses the format by the suffix
     model.save(temporary)
     os.replace(temporary, path)
 
 
 def load(path: Path) -> Any:
-    """A network that was saved; OSError or ValueError when the file is none."""
+    """Return a saved network; OSError or ValueError if the file does not hold one."""
     return keras.models.load_model(path)
 
 
 def predictor(model: Any) -> Callable[[Array], Array]:
-    """``model`` as a plain function on float32 rows, in batches of bounded memory."""
+    """Return ``model`` as a plain function on float32 rows, called in batches of bounded memory."""
     shape = tf.TensorSpec((None, model.input_shape[-1]), tf.float32)
     call = tf.function(model, input_signature=[shape], autograph=False)
 
@@ -278,9 +286,12 @@ def predictor(model: Any) -> Callable[[Array], Array]:
 
 
 def start(seed: int) -> None:
-    """Weights drawn from ``seed``, operations repeatable: one thread, since sums depend on how many share them."""
+    """Draw weights from ``seed`` from now on and make all operations repeatable.
+
+    TensorFlow is held to one thread, because a sum depends on the number of threads that share it.
+    """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
-    tf.get_logger().setLevel("ERROR")  # its notices of retracing: every network is a function of its own
-    with contextlib.suppress(RuntimeError):  # TensorFlow already runs in this process and keeps its threads
+    tf.get_logger().setLevel("ERROR")  # hides notices of retracing: every network is a function of its own
+    with contextlib.suppress(RuntimeError):  # TensorFlow already runs in this process: its threads stay as they are
         tf.config.threading.set_intra_op_parallelism_threads(1)

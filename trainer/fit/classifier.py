@@ -1,6 +1,6 @@
-"""The classifier: which attack a row looks like. Hidden tanh layers (two of 8 by default), a softmax over the classes.
+"""The classifier of attacks: hidden tanh layers (two of 8 by default), a softmax over the classes.
 
-It sees the same clipped z as the autoencoder. Importing this module imports TensorFlow.
+Its input is the same clipped z as the autoencoder's. Importing this module imports TensorFlow.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from trainer.fit import autoencoder
 
 
 def build(columns: int, classes: int, settings: ClassifierSettings | None = None) -> Any:
-    """An untrained network (n, columns) -> class probabilities (n, classes).
+    """Return an untrained network (n, columns) -> class probabilities (n, classes).
 
-    1,027 parameters at 115 columns and 3 classes, 1,045 at 5. With the `clipped` head they need not sum to 1.
+    It has 1,027 parameters at 115 columns and 3 classes, 1,045 at 5. With the `clipped` head the outputs need not sum
+    to 1.
     """
     settings = settings or ClassifierSettings()
     layers = [keras.layers.Input((columns,), name="z")]
@@ -41,9 +42,9 @@ def train(
     settings: ClassifierSettings | None = None,
     watch: autoencoder.Watch | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Fit on (clipped z, class numbers); rare classes weigh as much as common ones. Returns network and history.
+    """Fit on (clipped z, class numbers), rare classes weighing as much as common ones; return network and history.
 
-    The loss is the cross-entropy; with the `clipped` head, whose outputs may all be 0, the squared error.
+    The loss is the cross-entropy; with the `clipped` head, whose outputs may all be 0, it is the squared error.
     """
     settings = settings or ClassifierSettings()
     inputs, numbers = rows
@@ -65,36 +66,36 @@ def train(
 
 
 ALIKE = 0.05
-"""Two types of a family of which so large a share is taken for the other, both ways, are not told apart."""
+"""Two types of a family count as alike when more than this share of each is taken for the other."""
 
 STEP = 20 / 255
-"""Of an int8 network's input, whose range is that of the clip; types are told apart under noise of that size."""
+"""Step of an int8 network's input, whose range is that of the clip: types must differ under noise of this size."""
 
 TOGETHER = {frozenset({"gafgyt.tcp", "gafgyt.udp"}): "gafgyt.tcp_udp"}
-"""Names for types that are told as one; others are told as their family."""
+"""Names for types that are merged into one class; other merged types are named after their family."""
 
 
 def alike(matrix: NDArray[np.integer], classes: Sequence[str]) -> dict[str, str]:
-    """Types that are better told as one, by the confusion (classes, classes) of rows -> the name for them.
+    """Return type -> merged name for types that rows do not tell apart, by their confusion (classes, classes).
 
     >>> alike(np.array([[90, 0, 0], [0, 60, 40], [0, 30, 70]]), ["benign", "gafgyt.tcp", "gafgyt.udp"])
     {'gafgyt.tcp': 'gafgyt.tcp_udp', 'gafgyt.udp': 'gafgyt.tcp_udp'}
     """
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    found: dict[str, str] = {}
+    merged: dict[str, str] = {}
     for i, one in enumerate(classes):
         for j, other in enumerate(classes[:i]):
             kin = one.partition(".")[0]
             if "." in one and "." in other and kin == other.partition(".")[0] and min(share[i, j], share[j, i]) > ALIKE:
                 name = TOGETHER.get(frozenset({one, other}), kin)
-                name = kin if {found.get(one, name), found.get(other, name)} != {name} else name
-                found |= dict.fromkeys([k for k, v in found.items() if v in (one, other)], name)
-                found[other] = found[one] = name
-    return dict(sorted(found.items()))
+                name = kin if {merged.get(one, name), merged.get(other, name)} != {name} else name
+                merged |= dict.fromkeys([k for k, v in merged.items() if v in (one, other)], name)
+                merged[other] = merged[one] = name
+    return dict(sorted(merged.items()))
 
 
 def confusion(truth: NDArray[np.integer], guess: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Rows of class i taken for class j, shape (classes, classes).
+    """Return the number of rows of class i taken for class j, shape (classes, classes).
 
     >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]

@@ -1,9 +1,9 @@
-"""Several machines that train one autoencoder: TensorFlow's collective all-reduce under Keras's own layers.
+"""One autoencoder trained by several machines, by TensorFlow's collective all-reduce under Keras's layers.
 
-Every worker reads the same rows and draws the same batches; each takes its share of a batch, and Keras's optimisers
-sum the gradients over all of them before each step, so that the weights stay equal everywhere. Keras 3's ``Model.fit``
-does not run under this strategy ("unsupported type PerReplica"), our own step under ``strategy.run`` does. Importing
-this module imports TensorFlow.
+Every worker reads the same rows and draws the same batches. Each takes its share of a batch, and Keras's optimisers
+sum the gradients over all workers before each step, so that the weights stay equal everywhere. Keras 3's ``Model.fit``
+does not run under this strategy ("unsupported type PerReplica"); the step of `autoencoder.stepper` does. Importing this
+module imports TensorFlow.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 WAIT_S = 120.0
-"""How long a worker waits for the others to start."""
+"""Longest time that a worker waits for the others to start."""
 
 GREETING = 4096
 """Longest greeting between workers, in bytes."""
@@ -33,53 +33,63 @@ class WorkersError(Exception):
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among its peers: worker ``number`` of ``count``."""
+    """This process among all workers: worker ``number`` of ``count``."""
 
     number: int
     count: int
     strategy: Any
 
     def part(self, batch: Any) -> Any:
-        """This worker's rows of a batch: every ``count``-th."""
+        """Return this worker's rows of a batch: every ``count``-th."""
         return batch[self.number :: self.count]
 
     def weight(self, rows: int, whole: int) -> float:
-        """What the weights of ``rows`` rows are multiplied with: then the losses of all shares, however unlike in size,
-        sum up to the mean over the ``whole`` batch. Keras divides each by the number of workers, made good here."""
+        """Return the factor for the weights of this worker's ``rows`` rows of a batch of ``whole``.
+
+        With it the losses of all shares, whatever their sizes, sum up to the mean over the batch. It also undoes
+        Keras's division of each share by the number of workers.
+        """
         return self.count * rows / whole
 
     def mean(self, value: float) -> float:
-        """Of all workers: what decides when to stop must be the same everywhere, though processors round unlike."""
+        """Return the mean of ``value`` over all workers.
+
+        Processors round differently, and the figure that ends a training must be the same everywhere.
+        """
         return float(self._sum(value)) / self.count
 
     def check_same(self, *things: object) -> None:
-        """WorkersError when ``things`` (settings, digests of inputs) are not the same for all: each would take its
-        share of another batch, and nothing else would notice."""
+        """Raise WorkersError if ``things`` (settings, digests of inputs) are not the same for all workers.
+
+        Otherwise each would take its share of another batch, and nothing else would notice.
+        """
         digest = int.from_bytes(hashlib.sha256(repr(things).encode()).digest()[:5], "big")  # sums are exact in float64
         if self._sum(float(digest)) != float(digest * self.count):
             raise WorkersError("the workers were given different settings or rows; give all the same config and files")
 
     def _sum(self, value: float) -> float:
-        def total(own: Any) -> Any:
-            each = self.strategy.run(tf.identity, (own,))
-            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+        def total(share: Any) -> Any:
+            shares = self.strategy.run(tf.identity, (share,))
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
         return float(tf.function(total, autograph=False)(tf.constant(value, tf.float64)))
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Around all work with the others: one that is gone is a WorkersError, not TensorFlow's."""
+        """Enclose all work with the others: the loss of a worker raises WorkersError instead of TensorFlow's error."""
         try:
             yield
         except tf.errors.OpError as error:
-            raise WorkersError(f"another worker is gone: {str(error.message).partition(chr(10))[0][:200]}") from error
+            raise WorkersError(
+                f"another worker has stopped: {str(error.message).partition(chr(10))[0][:200]}"
+            ) from error
 
 
 def join(addresses: Sequence[str], number: int, wait_s: float = WAIT_S) -> Workers:
-    """Become worker ``number`` of those at ``addresses`` (host:port); waits until all are there, at most ``wait_s``.
+    """Become worker ``number`` of those at ``addresses`` (host:port); wait at most ``wait_s`` until all are there.
 
-    To be called before anything else of TensorFlow runs in the process. WorkersError for addresses that cannot be, or
-    others that do not come. Connections are neither encrypted nor authenticated, as TensorFlow makes them.
+    This must be called before anything else of TensorFlow runs in the process. WorkersError for invalid addresses, and
+    if another worker does not appear. TensorFlow's connections are neither encrypted nor authenticated.
     """
     if len(addresses) < 2 or len(set(addresses)) != len(addresses):
         raise WorkersError("--workers needs two addresses or more, all different")
@@ -88,7 +98,7 @@ def join(addresses: Sequence[str], number: int, wait_s: float = WAIT_S) -> Worke
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise WorkersError(f"--workers: {address!r} is no host:port")
+            raise WorkersError(f"--workers: {address!r} is not host:port")
     meet(addresses, number, wait_s)
     os.environ["TF_CONFIG"] = json.dumps(
         {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": number}}
@@ -102,9 +112,10 @@ def join(addresses: Sequence[str], number: int, wait_s: float = WAIT_S) -> Worke
 
 
 def meet(addresses: Sequence[str], number: int, wait_s: float) -> None:
-    """Return when every worker is there; WorkersError when one is not within ``wait_s`` or has other addresses.
+    """Return when every worker is there; WorkersError if one is missing after ``wait_s`` or has other addresses.
 
-    Before TensorFlow has a say: it waits for absent peers without a bound, and deaf to signals.
+    This comes before TensorFlow's own connections, because TensorFlow waits for absent peers without a bound and
+    ignores signals meanwhile.
     """
     deadline = time.monotonic() + wait_s
     try:
@@ -118,19 +129,20 @@ def meet(addresses: Sequence[str], number: int, wait_s: float) -> None:
 
 
 def _gather(addresses: Sequence[str], server: socket.socket, deadline: float) -> None:
-    """The first worker: hear every other's greeting, then tell them all to go."""
+    """Receive the greeting of every other worker, then release them all; the first worker does this."""
     here: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         while missing := set(range(1, len(addresses))) - set(here):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WorkersError(f"no worker came from {', '.join(addresses[i] for i in sorted(missing))} in time")
+                missing_addresses = ", ".join(addresses[i] for i in sorted(missing))
+                raise WorkersError(f"no worker connected from {missing_addresses} in time")
             server.settimeout(left)
             try:
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(min(5.0, left))
                 number, theirs = json.loads(_line(connection))
-            except (OSError, ValueError, TypeError):  # nobody yet, or no worker
+            except (OSError, ValueError, TypeError):  # nobody connected yet, or a stranger did
                 continue
             if theirs == list(addresses) and number in missing:
                 here[number] = connection
@@ -143,7 +155,7 @@ def _gather(addresses: Sequence[str], server: socket.socket, deadline: float) ->
 
 
 def _greet(addresses: Sequence[str], number: int, deadline: float) -> None:
-    """Every other worker: tell the first who this is, until it answers."""
+    """Send the first worker this worker's number and addresses until it answers; every other worker does this."""
     while (left := deadline - time.monotonic()) > 0:
         answer = b""
         with (
@@ -156,17 +168,19 @@ def _greet(addresses: Sequence[str], number: int, deadline: float) -> None:
         if answer == b"go":
             return
         if answer == b"differs":
-            raise WorkersError("--workers and --worker: the first worker was given other addresses, or has this one")
+            raise WorkersError(
+                "--workers and --worker: the first worker was given other addresses, or this number is taken"
+            )
         time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
     raise WorkersError(f"no answer from the first worker, {addresses[0]}, in time")
 
 
 def _line(connection: socket.socket) -> bytes:
-    """What comes up to the end of the line or of the connection, at most `GREETING` bytes."""
-    got = b""
-    while not got.endswith(b"\n") and len(got) < GREETING and (more := connection.recv(GREETING)):
-        got += more
-    return got.strip()
+    """Receive up to the end of the line or of the connection, at most about `GREETING` bytes."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < GREETING and (more := connection.recv(GREETING)):
+        line += more
+    return line.strip()
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from edge_agent.detection.vote import vote_statistic
 from trainer.report.findings import Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from trainer.data.dataset import RowTable
+    from trainer.data.row_table import RowTable
 
 BLOCK = 65_536
 """Rows scored at a time."""

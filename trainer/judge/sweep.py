@@ -16,7 +16,7 @@ from trainer.config import Activation, Config, Optimiser
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 if TYPE_CHECKING:
-    from trainer.data import dataset
+    from trainer.data.row_table import RowTable
 
 PROG = "botwatch trainer sweep"
 
@@ -33,8 +33,8 @@ COLUMNS = ("columns", "parameters", "epochs", "validation loss", "accuracy", "re
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer sweep`."""
     parser.description = (
-        "Train the autoencoder again and again: with the 2, 3, 4 ... best columns by Fisher score (--over columns), or "
-        "with each activation and optimiser (--over activation). Prints the findings and writes them into a folder."
+        "Train the autoencoder again and again: with the 2, 3, 4 ... best columns by Fisher score (--over columns),\n"
+        "or with each activation and optimiser (--over activation). Prints the findings and writes them into a folder."
     )
     parser.epilog = f"example:\n  {PROG} seed --data N-BaIoT --out runs/sweep --over columns"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, or the name of a preset")
@@ -65,8 +65,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     except (SettingsError, ValueError) as error:
         return cli.refuse(PROG, error)
 
-    from trainer.data import dataset
+    from trainer.data.row_table import DatasetError
     from trainer.fit import autoencoder, fit
+    from trainer.fit.row_parts import FitError
 
     chosen = dataclasses.replace(chosen, classifier=dataclasses.replace(chosen.classifier, enabled=False))
     try:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         else:
             findings = over_activation(chosen, table, activations, optimisers, command)
         path = findings.save(args.out)
-    except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
+    except (DatasetError, FitError, autoencoder.TrainingError) as error:
         return cli.refuse(PROG, error)
     except OSError as error:
         return cli.refuse(PROG, error, file=args.out)
@@ -102,13 +103,14 @@ def _names(text: str | None, what: str, known: tuple[str, ...]) -> tuple[Any, ..
     return names
 
 
-def over_columns(config: Config, table: "dataset.RowTable", steps: tuple[int, ...], command: str) -> Findings:
+def over_columns(config: Config, table: "RowTable", steps: tuple[int, ...], command: str) -> Findings:
     """Train one autoencoder for each number of best columns, and one for all distinct ones."""
     from trainer.fit import fit
+    from trainer.fit.row_parts import FitError, split
 
-    ranked = fit.rank(config, table, fit.split(config, table))
+    ranked = fit.rank(config, table, split(config, table))
     if ranked is None:
-        raise fit.FitError("columns are ranked by how they separate labels: rows of at least two labels are needed")
+        raise FitError("columns are ranked by how they separate labels: rows of at least two labels are needed")
     all_columns = len(config.model_columns())
     distinct = len(_distinct(config, ranked))
     tried = [n for n in dict.fromkeys(steps) if n < distinct]
@@ -166,7 +168,7 @@ def over_columns(config: Config, table: "dataset.RowTable", steps: tuple[int, ..
 
 def over_activation(
     config: Config,
-    table: "dataset.RowTable",
+    table: "RowTable",
     activations: tuple[Activation, ...],
     optimisers: tuple[Optimiser, ...],
     command: str,
@@ -219,7 +221,7 @@ def over_activation(
     )
 
 
-def measure(config: Config, table: "dataset.RowTable") -> dict[str, Any]:
+def measure(config: Config, table: "RowTable") -> dict[str, Any]:
     """Fit and test one autoencoder; return `COLUMNS` by name.
 
     Recall is the mean over attack types, so that a long flood does not dominate it; accuracy weighs recall and benign

@@ -1,1 +1,1 @@
-"""Findings and the page that shows them."""
+"""Findings, the figures drawn of them and the page that shows them."""

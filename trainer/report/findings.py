@@ -1,12 +1,15 @@
-"""What an analysis found, in the one form that the terminal, a file and the report share.
+"""The findings of an analysis, in the one form that the terminal, a file and the report share.
 
-An analysis (audit, baselines, evaluation ...) says sentences, tables and figures; it does not know how they are shown.
+An analysis (audit, baselines, evaluation ...) makes sentences, tables and figures; it does not know how they are shown.
 The report does not know what they are about. They meet in ``RUN/findings/NAME.json``.
 """
 
 import dataclasses
+import io
 import json
 import math
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +21,16 @@ from edge_agent.contract.bundle import replace_file
 FOLDER = "findings"
 
 Cell = str | int | float | None
-"""Of a table; None is shown as a dash: there was nothing to measure."""
+"""A cell of a table; None is shown as a dash: there was nothing to measure."""
 
 
 class FindingsError(Exception):
-    """A file of findings that cannot be read; the message names it and why."""
+    """A file of findings that cannot be read; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns. ``note`` says what the reader must know to read it right."""
+    """Rows of cells under named columns. ``note`` is what a reader must know to read the table correctly."""
 
     title: str
     columns: tuple[str, ...]
@@ -57,8 +60,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart. `lines`: series over numbers; `bars`: over names; `points`: scatter; `matrix`: one series a row, over
-    the names of the columns (a confusion matrix). ``x_label`` and ``y_label`` carry the units."""
+    """A chart. `lines` are series over numbers, `bars` over names, `points` are a scatter plot; a `matrix` has one
+    series a row, over the names of its columns (a confusion matrix). ``x_label`` and ``y_label`` carry the units."""
 
     kind: Literal["lines", "bars", "points", "matrix"]
     title: str
@@ -72,52 +75,63 @@ class Figure:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one analysis found. ``lead`` are its main sentences, most important first; ``limits`` what it does not show;
-    ``warnings`` sentences a reader must see before anything else (a simple rule beats the model)."""
+    """All findings of one analysis."""
 
-    name: str  # of the analysis: letters, digits and dashes; also the file's
+    name: str
+    """Name of the analysis, and of its file: letters, digits and dashes."""
     title: str
-    command: str  # that makes these findings again
-    generated: bool  # from generated traffic, at least in part
+    command: str
+    """Command that makes these findings again."""
+    generated: bool
+    """True if the traffic was generated, at least in part."""
     lead: tuple[str, ...] = ()
+    """Main sentences, the most important first."""
     warnings: tuple[str, ...] = ()
+    """Sentences that a reader must see before anything else (a simple rule beats the model)."""
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     limits: tuple[str, ...] = ()
+    """Sentences that say what the analysis does not show."""
 
     def save(self, run: Path) -> Path:
-        """Write to ``run``/findings/NAME.json, replacing what an earlier analysis of this name found."""
+        """Write to ``run``/findings/NAME.json, replacing the earlier findings of that name, and return the path."""
         path = run / FOLDER / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n").encode())
+        content = _finite(dataclasses.asdict(self))
+        replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
-    def text(self) -> Iterator[str]:
-        """Lines for a terminal; figures are only named."""
+    def text(self, width: int | None = None) -> Iterator[str]:
+        """Yield lines for a terminal ``width`` characters wide; figures are left out.
+
+        The default width is that of the terminal on stdout; without a terminal, lines are as long as their tables.
+        """
+        if width is None and sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns
         yield f"{self.title}{' (generated traffic)' if self.generated else ''}"
         yield from (f"! {sentence}" for sentence in self.warnings)
         yield from (f"- {sentence}" for sentence in self.lead)
         for table in self.tables:
             yield ""
-            yield from _lines(table)
+            yield from _lines(table, width)
         yield from (f"does not show: {sentence}" for sentence in self.limits)
 
 
 def load(run: Path) -> tuple[Findings, ...]:
-    """All findings of a run folder by name; FindingsError names a file that is none."""
-    found = []
+    """Return all findings of a run folder by name; FindingsError names a file that does not hold any."""
+    items = []
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            found.append(settings.build(Findings, json.loads(path.read_bytes()), str(path)))
+            items.append(settings.build(Findings, json.loads(path.read_bytes()), str(path)))
         except settings.SettingsError as error:
             raise FindingsError(str(error)) from error
         except (OSError, ValueError, RecursionError) as error:
             raise FindingsError(f"{path}: not findings: {error}") from error
-    return tuple(found)
+    return tuple(items)
 
 
 def number(value: Cell) -> str:
-    """A cell as people read it: three significant digits, thousands apart, a dash for nothing.
+    """Return a cell as people read it: three significant digits, groups of thousands, a dash for nothing.
 
     >>> number(1234567), number(0.0123456), number(None), number(1234.5), number("x"), number(0.9995)
     ('1,234,567', '0.0123', '–', '1,234', 'x', '0.9995')
@@ -130,27 +144,55 @@ def number(value: Cell) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return "∞" if value > 0 else "–"
-    if 0.9 < abs(value) < 1:  # what is close to one is read by how far from it
+    if 0.9 < abs(value) < 1:  # the distance from one matters
         return f"{value:.4f}".rstrip("0") if abs(value) < 0.99995 else f"{value:.6g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _lines(table: Table) -> Iterator[str]:
-    cells = [table.columns, *(tuple(number(c) for c in row) for row in table.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+def _lines(table: Table, width: int | None) -> Iterator[str]:
+    """Yield a table as lines, with cells wrapped between words where it would be wider than ``width``."""
+    from rich import console
+    from rich import table as rich_table
+    from rich.text import Text
+
+    rows = [table.columns, *(tuple(number(cell) for cell in row) for row in table.rows)]
+    widths = _widths(rows, width)
+    grid = rich_table.Table(box=None, padding=(0, 0, 0, 2), header_style="")
+    for i, name in enumerate(table.columns):
+        grid.add_column(Text(name), justify="left" if i == 0 else "right", vertical="top", width=widths[i])
+    for row in rows[1:]:
+        grid.add_row(*map(Text, row))
+    out = console.Console(file=io.StringIO(), width=sum(widths) + 2 * len(widths), color_system=None)
+    with out.capture() as captured:
+        out.print(grid)
     yield table.title
-    for row in cells:
-        yield "  " + "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+    yield from (line.rstrip() for line in captured.get().splitlines())
     if table.note:
         yield f"  {table.note}"
 
 
-def _plain(value: object) -> object:
-    """JSON has no infinity and no NaN: nothing was measured."""
+def _widths(rows: list[tuple[str, ...]], width: int | None) -> list[int]:
+    """Return the widths of columns two characters apart: no word is broken, even where the table gets too wide.
+
+    >>> _widths([("device", "false alerts"), ("plug", "3")], None), _widths([("device", "false alerts")], 20)
+    ([6, 12], [6, 10])
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [
+        max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*rows, strict=True)
+    ]
+    while width is not None and sum(widths) + 2 * len(widths) > width:
+        slack = [i for i in range(len(widths)) if widths[i] > words[i]]
+        if not slack:
+            break
+        widths[max(slack, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _finite(value: object) -> object:
+    """Return ``value`` without infinity and NaN, which JSON does not have: they become None, nothing was measured."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -290,7 +290,7 @@ def test_alerts_of_a_gateways_former_name_that_are_refused_do_not_hold_up_those_
         running(config_of(broker, inflight=10), outbox) as link,
     ):
         listener = listening(broker, filters=(ALERT,))
-        wait_until(lambda: outbox.depth() == 100)
+        wait_until(lambda: outbox.depth() == 100 and len(set(listener.payloads())) == 200)
         assert list(dict.fromkeys(listener.payloads())) == [b"%d" % i for i in range(200)]
         outbox.put([(ALERT, b"new", False)])
         wait_until(lambda: b"new" in listener.payloads(), 2)

@@ -1,4 +1,4 @@
-"""What the detector says of traffic: packets through the real kernel, a small real model and the alerter."""
+"""Detections in traffic: packets through the real kernel, a small real model and the alerter."""
 
 import dataclasses
 import os
@@ -21,12 +21,12 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
-from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE
+from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE, parts
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import MAX_SUBJECTS, Detector
-from edge_agent.detection.scorer import SLOW_DECAYS
+from edge_agent.detection.scorer import SLOW
 from edge_agent.detection.tally import Tally
 from edge_agent.detection.vote import FRESH_S
 from tests.conftest import Home
@@ -61,7 +61,7 @@ def bundle(home: Home) -> Bundle:
 
 @dataclasses.dataclass(frozen=True)
 class Plug:
-    """A plug's two hours without an attack, and the moment in them when attacks begin (warm-up is over)."""
+    """Two hours of a plug without an attack, and the moment in them when attacks begin (warm-up is over)."""
 
     life: list[Frame]
     mac: int
@@ -73,8 +73,8 @@ class Plug:
 @pytest.fixture(scope="module")
 def plug(home: Home) -> Plug:
     manifest, _, root = captures.load(home.later)
-    own = next(c for c in manifest.captures if c.device == "plug-1")
-    mac, life = captures.parse_mac(own.mac or ""), read(root / own.file)
+    capture = next(c for c in manifest.captures if c.device == "plug-1")
+    mac, life = captures.parse_mac(capture.mac or ""), read(root / capture.file)
     out = next(d for _, _, d in life if d[6:12] == mac.to_bytes(6, "big") and d[12:14] == b"\x08\x00" and d[30] < 192)
     ip = ".".join(map(str, out[26:30]))
     return Plug(life, mac, ip, int.from_bytes(out[:6], "big"), life[0][0] + 15 * MINUTE)
@@ -82,13 +82,13 @@ def plug(home: Home) -> Plug:
 
 @pytest.fixture
 def judge(bundle: Bundle, tmp_path: Path) -> Judge:
-    """A function: frames -> alerts, as the agent gives them under the model's own limits."""
+    """A function: frames -> alerts, as the agent gives them under the model's shared limits."""
 
     def run(*parts: Iterable[Frame], by: Bundle = bundle) -> list[Alert]:
-        path, told = tmp_path / "some.pcap", list[Alert]()
+        path, alerts = tmp_path / "some.pcap", list[Alert]()
         path.write_bytes(pcap(merged(*parts), nanoseconds=True))
-        replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], told.append)
-        return told
+        replay(Agent(AgentConfig(learning=LearningConfig(enabled=False)), by), [path], alerts.append)
+        return alerts
 
     return run
 
@@ -98,10 +98,11 @@ def states(alerts: list[Alert]) -> list[str]:
 
 
 def found(detector: Detector, rows: Rows, batch: int = 1024) -> list[Detection]:
-    told = []
+    """All detections of some rows, observed in batches of this size."""
+    reported = []
     for at in range(0, len(rows), batch):
-        told += detector.observe(Rows(rows.values[at : at + batch], rows.meta[at : at + batch]))
-    return told + detector.finish()
+        reported += detector.observe(Rows(rows.values[at : at + batch], rows.meta[at : at + batch]))
+    return reported + detector.finish()
 
 
 def rows_of(*parts: Iterable[Frame]) -> Rows:
@@ -122,45 +123,45 @@ ATTACKS = {
     "scan": (partial(scan), 5, 160),
     "false sources": (partial(spoofed), 10, 500),
 }
-"""What it sends, packets a second here, and under BOTWATCH_LONG."""
+"""Kind -> its packets, packets a second, and packets a second under BOTWATCH_LONG."""
 
 
 # -- vote --
 
 
-def test_a_device_with_no_attack_is_never_told_about(judge, home):
+def test_a_device_without_an_attack_is_never_reported(judge, home):
     manifest, _, root = captures.load(home.later)
     for capture in manifest.captures:
         assert judge(read(root / capture.file)) == []
 
 
 def test_only_k_flagged_rows_of_w_are_a_detection(bundle, plug):
-    """Rows alone, however far above τ, find nothing."""
+    """Fewer rows, however far above τ, are not a detection."""
     k, extractor = bundle.manifest.decision.vote_k, Extractor(4096)
     detector = Detector(_with(bundle, {}))
     detector.observe(extractor.push_frames([f for f in plug.life if f[0] < plug.begins]))
     before = detector.counters["flagged"]
     for frame in steady(scan(200, plug.ip, mac=plug.mac), plug.begins, 100):
-        told = detector.observe(extractor.push_frames([frame]))
+        detections = detector.observe(extractor.push_frames([frame]))
         flagged = detector.counters["flagged"] - before
-        assert bool(told) == (flagged == k)
-        if told:
+        assert bool(detections) == (flagged == k)
+        if detections:
             break
-    assert told[0].count == k
-    assert told[0].score >= told[0].threshold
+    assert detections[0].count == k
+    assert detections[0].score >= detections[0].threshold
 
 
 def test_counts_need_fewer_votes_since_each_is_a_sum_of_many_packets(bundle, plug):
     bound = bundle.manifest.decision.counts["device_L1_new_peers"]
     detector, extractor = Detector(_with(bundle, {"device_L1_new_peers": bound})), Extractor(4096)
     detector.observe(extractor.push_frames([f for f in plug.life if f[0] < plug.begins]))
-    sent, told = 0, []
+    sent, detections = 0, []
     for frame in steady(scan(200, plug.ip, mac=plug.mac), plug.begins, 1000):
         sent += 1
-        if told := detector.observe(extractor.push_frames([frame])):
+        if detections := detector.observe(extractor.push_frames([frame])):
             break
-    assert (told[0].method, told[0].score > told[0].threshold) == ("counts", True)
-    assert told[0].confidence >= 0.5
+    assert (detections[0].method, detections[0].score > detections[0].threshold) == ("counts", True)
+    assert detections[0].confidence >= 0.5
     assert sent <= bound + bundle.manifest.decision.count_votes + 1
 
 
@@ -170,12 +171,14 @@ def test_few_flagged_rows_among_many_are_no_detection(bundle, plug):
     last = [f for f in calm if f[2][6:12] == plug.mac.to_bytes(6, "big")][-1]
     detector, extractor = Detector(_with(bundle, {"device_L5_new_peers": 0.9})), Extractor(4096)
     detector.observe(extractor.push_frames(calm))
-    before, told = detector.counters["flagged"], []
+    before, detections = detector.counters["flagged"], []
     for i, data in enumerate(scan(60, plug.ip, mac=plug.mac)):
         t = plug.begins + i * 10 * S
-        told += detector.observe(extractor.push_frames([(t, 60, data), *((t + k * S, *last[1:]) for k in range(2, 9))]))
+        detections += detector.observe(
+            extractor.push_frames([(t, 60, data), *((t + k * S, *last[1:]) for k in range(2, 9))])
+        )
     assert detector.counters["flagged"] - before >= 60
-    assert told == []
+    assert detections == []
 
 
 def _with(bundle: Bundle, counts: dict[str, float]) -> Bundle:
@@ -193,7 +196,7 @@ def _with_limit(bundle: Bundle, limit: float) -> Bundle:
 
 
 def _decision(bundle: Bundle, counts: dict[str, float]) -> bundles.Decision:
-    """The bundle's own with other bounds of the counts rule."""
+    """The bundle's decision with other bounds of the counts rule."""
     return dataclasses.replace(bundle.manifest.decision, counts=counts)
 
 
@@ -217,7 +220,7 @@ def test_both_rules_are_stricter_in_the_first_ten_minutes_of_a_device(bundle, pl
 
 @pytest.fixture(scope="module")
 def eventful(plug: Plug) -> Rows:
-    """Two devices attacked with and one hit, twice, with a silence and a clock set back in between."""
+    """Attacks by two devices and on one, twice, with a silence and a clock that is set back in between."""
     at, other = plug.begins, 0x02_00_00_00_00_77
     first = merged(
         [f for f in plug.life if f[0] < at + 3 * MINUTE],
@@ -236,29 +239,29 @@ def expected(bundle: Bundle, eventful: Rows) -> list[Detection]:
     return sorted(found(Detector(bundle), eventful, batch=10**6), key=repr)
 
 
-def test_the_eventful_rows_hold_something_of_everything(expected):
+def test_the_eventful_rows_cause_detections_of_each_role_and_method(expected):
     assert {d.role for d in expected} == {"source", "victim"}
     assert {d.method for d in expected} == {"autoencoder", "counts"}
     assert len(expected) > 20
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256, 4096])
-def test_what_is_found_does_not_depend_on_the_size_of_batches(bundle, eventful, expected, batch):
+def test_detections_do_not_depend_on_the_size_of_batches(bundle, eventful, expected, batch):
     assert sorted(found(Detector(bundle), eventful, batch), key=repr) == expected
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_what_is_found_does_not_depend_on_where_batches_are_cut(bundle, eventful, expected, data):
+def test_detections_do_not_depend_on_where_batches_are_cut(bundle, eventful, expected, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, len(eventful) - 1), max_size=30)))
-    detector, told = Detector(bundle), []
+    detector, detections = Detector(bundle), []
     for low, high in zip([0, *cuts], [*cuts, len(eventful)], strict=True):
-        told += detector.observe(Rows(eventful.values[low:high], eventful.meta[low:high]))
-    assert sorted(told + detector.finish(), key=repr) == expected
+        detections += detector.observe(Rows(eventful.values[low:high], eventful.meta[low:high]))
+    assert sorted(detections + detector.finish(), key=repr) == expected
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256])
-def test_what_is_learnt_does_not_depend_on_the_size_of_batches(bundle, eventful, plug, batch):
+def test_what_a_device_teaches_does_not_depend_on_the_size_of_batches(bundle, eventful, plug, batch):
     low = _with_limit(bundle, 0.2)  # so low that devices get limits of their own
     whole, cut = Detector(low, learn=True), Detector(low, learn=True)
     expected = sorted(found(whole, eventful, len(eventful)), key=repr)
@@ -270,9 +273,9 @@ def test_what_is_learnt_does_not_depend_on_the_size_of_batches(bundle, eventful,
 
 
 def test_a_noisy_device_alerts_until_it_has_limits_of_its_own(bundle, plug, tmp_path):
-    """Under a limit that its ordinary traffic exceeds; an attack is found after that as before.
+    """Its ordinary traffic exceeds the shared limit; an attack is found after learning as before.
 
-    Where a classifier says that the traffic looks like an attack, as these bursts do, it is not believed.
+    Where a classifier finds that the traffic looks like an attack, as these bursts do, it is not learnt.
     """
     mine = {"mac": plug.mac, "src": plug.ip}
     bursts = [steady(one_socket(500, **mine), plug.life[0][0] + at * MINUTE, 100) for at in range(1, 110, 7)]
@@ -280,14 +283,14 @@ def test_a_noisy_device_alerts_until_it_has_limits_of_its_own(bundle, plug, tmp_
     rows = rows_of(plug.life, *bursts, steady(scan(100, **mine), begins, 20))
     plain = other_bundle(bundle, tmp_path / "plain", classifier=False)
 
-    def told(by: Bundle, learn: bool) -> list[int]:
+    def reported(by: Bundle, learn: bool) -> list[int]:
         return [d.t_ns for d in found(Detector(by, learn=learn), rows) if d.device_mac == plug.mac]
 
-    assert len([t for t in told(plain, learn=False) if t < begins]) > 10
-    learnt = told(plain, learn=True)
+    assert len([t for t in reported(plain, learn=False) if t < begins]) > 10
+    learnt = reported(plain, learn=True)
     assert learnt
     assert min(learnt) >= begins
-    assert min(told(bundle, learn=True)) < begins
+    assert min(reported(bundle, learn=True)) < begins
 
 
 # -- reasons --
@@ -300,21 +303,21 @@ def test_reasons_are_five_statistics_and_not_one_at_five_decays(bundle, plug):
     assert " packets a second" in first.explanation or "packet size" in first.explanation
     assert len(first.explanation) <= 200
     assert later
-    for detection in later:  # λ = 0.1 and 0.01 are shown as normal then: they are no reason
-        assert not any(mark in column for column, _ in detection.top_features for mark in SLOW_DECAYS)
+    for detection in later:  # λ = 0.1 and 0.01 are shown as normal then, so they cannot be a reason
+        assert not any(parts(column).decay < SLOW for column, _ in detection.top_features)
 
 
-def test_a_scan_is_told_in_connections_or_addresses_a_second(bundle, plug):
+def test_a_scan_is_explained_in_connections_or_addresses_a_second(bundle, plug):
     rows = rows_of(plug.life, steady(scan(400, plug.ip, mac=plug.mac), plug.begins, 100))
-    told = [d.explanation for d in found(Detector(bundle), rows) if d.method == "counts"]
-    assert any("new addresses a second to port 23" in text and "normal is below" in text for text in told)
+    texts = [d.explanation for d in found(Detector(bundle), rows) if d.method == "counts"]
+    assert any("new addresses a second to port 23" in text and "normal is below" in text for text in texts)
 
 
 # -- episodes --
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_an_hour_of_attack_is_one_episode_and_its_memory_is_none(judge, plug, kind):
+def test_an_hour_of_attack_is_one_episode_and_what_columns_remember_of_it_is_not_another(judge, plug, kind):
     """Short scale: the rate, not the hour. The device goes on benignly for 45 minutes, three times the memory."""
     attack, rate, full_rate = ATTACKS[kind]
     rate = full_rate if LONG else rate
@@ -337,8 +340,10 @@ def test_an_hour_of_attack_is_one_episode_and_its_memory_is_none(judge, plug, ki
 
 @pytest.mark.parametrize("rate", [2, 1])
 def test_an_hour_of_slow_scanning_is_one_episode(judge, plug, rate):
-    """At one address a second no ten seconds are remarkable: it was told as an attack that began every minute, and its
-    beginning as when the count had reached its bound, half a minute late."""
+    """At one address a second no ten seconds are remarkable, and the count takes half a minute to reach its bound.
+
+    Regression: the scan was reported as an attack that began anew every minute, and too late.
+    """
     alerts = judge(plug.life, steady(scan(rate * 3600, plug.ip, mac=plug.mac), plug.begins, rate))
     assert states(alerts) == ["new", *["update"] * (len(alerts) - 2), "end"]
     over = plug.begins + 60 * MINUTE
@@ -349,7 +354,7 @@ def test_an_hour_of_slow_scanning_is_one_episode(judge, plug, rate):
 
 
 @pytest.mark.parametrize("kind", ["scan", "false sources"])
-def test_a_burst_of_a_tenth_of_a_second_is_told_with_its_own_times(judge, plug, kind):
+def test_a_burst_of_a_tenth_of_a_second_is_reported_with_its_own_times(judge, plug, kind):
     more = {} if kind == "false sources" else {"src": plug.ip}
     alerts = judge(plug.life, steady(ATTACKS[kind][0](100, mac=plug.mac, **more), plug.begins, 1000))
     assert states(alerts) == ["new", "end"]
@@ -359,7 +364,7 @@ def test_a_burst_of_a_tenth_of_a_second_is_told_with_its_own_times(judge, plug, 
 
 
 def test_the_beginning_of_a_second_slow_scan_is_not_that_of_the_first(judge, plug):
-    """What the first one opened is not counted into where the second one began."""
+    """Peers that the first one opened do not count when the beginning of the second one is looked for."""
     again = plug.begins + 20 * MINUTE
     scans = [steady(scan(300, plug.ip, s, mac=plug.mac), t, 1) for s, t in ((1, plug.begins), (2, again))]
     ends = [a for a in judge(plug.life, *scans) if a.state == "end"]
@@ -389,8 +394,8 @@ def test_a_second_attack_while_the_first_is_remembered_is_a_new_episode(judge, p
     assert len({a.id for a in alerts}) == 2
 
 
-def test_a_device_that_speaks_only_long_after_its_attack_did_not_go_on_with_it(judge, plug):
-    """What the last second of a flood had opened was taken for new 28 s later, at the device's next packets."""
+def test_a_device_that_sends_only_long_after_its_attack_did_not_go_on_with_it(judge, plug):
+    """Regression: what the last second of a flood had opened was taken for new at the next packets, 28 s later."""
     before = [f for f in plug.life if f[0] < plug.begins]
     over = plug.begins + 30 * S
     rare = steady([packet(plug.ip, CLOUD, 40000, 443, mac=plug.mac)] * 12, over + 11 * S, 0.1)
@@ -401,15 +406,17 @@ def test_a_device_that_speaks_only_long_after_its_attack_did_not_go_on_with_it(j
 
 
 def test_after_a_silence_an_attack_is_not_the_one_before_it(judge, bundle, plug, tmp_path):
-    """An alarm went on until its device had sent 13 more rows: one odd packet minutes later was a new episode, and an
-    attack then was told with the beginning and the packets of the first."""
+    """Regression: an alarm went on until its device had sent 13 more rows.
+
+    So one odd packet minutes later was a new episode, and an attack then had the beginning and packets of the first.
+    """
     counts = {"device_L5_new_peers": 0.9}  # every new peer is flagged
     nervous = other_bundle(bundle, tmp_path / "nervous", decision=_decision(bundle, counts))
     before = [f for f in plug.life if f[0] < plug.begins]
     again = plug.begins + 7 * MINUTE
     attacks = [steady(scan(600, plug.ip, s, mac=plug.mac), t, 20) for s, t in ((1, plug.begins), (2, again))]
     odd = steady(scan(2, plug.ip, 3, mac=plug.mac), plug.begins + 3 * MINUTE, 0.02)
-    other = [(t, n, packet("192.168.38.9", CLOUD, mac=9)) for t, n, _ in plug.life]  # somebody else tells the time
+    other = [(t, n, packet("192.168.38.9", CLOUD, mac=9)) for t, n, _ in plug.life]  # another device moves the time on
     alerts = judge(before, odd, *attacks, other, by=nervous)
     ends = [a for a in alerts if a.state == "end"]
     assert [s for s in states(alerts) if s != "update"] == ["new", "end", "new", "end"]
@@ -424,12 +431,21 @@ def test_a_clock_that_is_set_back_neither_silences_nor_doubles_an_attack(bundle,
     back = [(t - 60 * MINUTE if t > plug.begins + 60 * S else t, n, d) for t, n, d in attack]
     extractor, detector = Extractor(4096), Detector(bundle)
     detector.observe(rows)
-    told = detector.observe(extractor.push_frames(back)) + detector.finish()
+    detections = detector.observe(extractor.push_frames(back)) + detector.finish()
     assert detector.counters["clock_steps"] == 1
-    after = [d for d in told if d.t_ns < plug.begins]
+    after = [d for d in detections if d.t_ns < plug.begins]
     assert 55 <= len(after) <= 62
-    assert all(d.first_ns <= d.t_ns for d in told)
-    assert [d.count for d in told] == sorted(d.count for d in told)
+    assert all(d.first_ns <= d.t_ns for d in detections)
+    assert [d.count for d in detections] == sorted(d.count for d in detections)
+
+
+def test_a_detection_names_the_interface_by_which_the_packet_that_voted_came(bundle, plug):
+    rows = rows_of([f for f in plug.life if f[0] < plug.begins], steady(spoofed(300, mac=plug.mac), plug.begins, 30))
+    assert {d.interface for d in found(Detector(bundle), rows)} == {""}
+    rows.meta["interface"] = rows.meta["src_mac"] == plug.mac
+    several = Rows(rows.values, rows.meta, ("lan0", "wlan0"))
+    detector = Detector(bundle)
+    assert {d.interface for d in detector.observe(several) + detector.finish()} == {"wlan0"}
 
 
 # -- roles --
@@ -448,8 +464,10 @@ def test_a_clock_that_is_set_back_neither_silences_nor_doubles_an_attack(bundle,
     ids=["any source", "without ports", "GRE", "at a neighbour", "one false source", "of its own network"],
 )
 def test_a_device_that_spoofs_is_the_source_under_its_own_address(judge, plug, packets):
-    """A false source once made it a router: the kernel takes one new socket in 130,000 for an old one, and ICMP has
-    none. Then its flood was somebody else's."""
+    """Regression: a false source made the device a router, whose flood is somebody else's.
+
+    The kernel takes one new socket in 130,000 for an old one, and ICMP has no sockets.
+    """
     alerts = judge(plug.life, steady(packets(plug.mac, plug.ip), plug.begins, 30))
     assert [s for s in states(alerts) if s != "update"] == ["new", "end"]
     assert {a.role for a in alerts} == {"source"}
@@ -464,15 +482,15 @@ def test_a_flood_from_outside_names_its_victim_and_not_the_router(judge, plug):
         assert (alert.role, alert.device.ip, alert.device.mac) == ("victim", plug.ip, "")
 
 
-def test_a_flood_it_carries_is_not_held_against_the_router(judge, plug):
-    """Its device columns count what it carries and remember that for minutes; it opens little itself."""
+def test_a_router_is_not_blamed_for_a_flood_that_it_carries(judge, plug):
+    """Its device columns count what it carries and remember that for minutes; the router itself opens little."""
     flood = steady(spoofed(900, plug.ip, mac=plug.router_mac, to_mac=plug.mac), plug.begins, 300)
     own = steady(scan(6, "192.168.38.1", mac=plug.router_mac), plug.begins + 20 * S, 0.5)
     assert {a.role for a in judge(plug.life, flood, own)} == {"victim"}
 
 
-def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
-    """Also over many spans of reference, with packets out of order, and however the rows are cut."""
+def test_a_subjects_tally_is_damped_sums_of_what_it_opened():
+    """This holds over many spans of reference, with packets out of order, and however the rows are cut."""
     rng = np.random.default_rng(4)
     t_ns = np.sort(rng.integers(0, 400 * S, 300))
     t_ns[100:103] = t_ns[[102, 100, 101]]
@@ -483,20 +501,20 @@ def test_counts_of_ones_own_are_damped_sums_of_what_it_opened():
     assert (counts == pieces).all()
     late = np.maximum.accumulate(t_ns)
     for i, column in enumerate(COUNT_COLUMNS):
-        decay = float(column.split("_L")[1].split("_")[0])
+        decay = parts(column).decay
         opened = flags & (features.NEW_PEER if column.endswith("peers") else features.NEW_SOCKET) != 0
         at = [(opened[: r + 1] * 2.0 ** (-decay * (late[r] - late[: r + 1]) / S)).sum() for r in range(300)]
         assert counts[:, i] == pytest.approx(np.array(at), rel=1e-9, abs=1e-12)
 
 
 def test_a_flood_seen_from_the_victims_side_alone_names_the_victim(judge):
-    """One MAC that never had an address of ours: a router."""
+    """A MAC that never had a monitored address is a router."""
     calm = steady([packet(CLOUD, PLUG, 443, 40000, mac=ROUTER_MAC, to_mac=PLUG_MAC)] * 200, 10**18, 0.3)
     alerts = judge(calm, steady(spoofed(900, PLUG, mac=ROUTER_MAC, to_mac=PLUG_MAC), 10**18 + 11 * MINUTE, 60))
     assert {(a.role, a.device.ip) for a in alerts} == {("victim", PLUG)}
 
 
-def test_the_published_flood_is_told_of_its_victim(bundle, real_captures):
+def test_the_published_flood_is_reported_by_its_victim(bundle, real_captures):
     alerts = []
     agent = Agent(AgentConfig(), bundle)
     replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], alerts.append)
@@ -504,7 +522,7 @@ def test_the_published_flood_is_told_of_its_victim(bundle, real_captures):
     assert {(a.role, a.device.ip, a.device.mac) for a in alerts} == {("victim", "10.10.10.10", "")}
 
 
-def test_who_answers_a_scan_is_not_blamed(judge, plug):
+def test_hosts_that_answer_a_scan_are_not_blamed(judge, plug):
     """A neighbour and remote hosts answer each SYN of a scan with RST; an alert names the scanner alone."""
     neighbour, targets = 0x02_00_00_00_00_30, np.random.default_rng(3).integers(0x0B000000, 0x7F000000, 600)
     parts = []
@@ -534,7 +552,7 @@ def test_it_is_the_same_under_ipv6(judge, plug, own):
 
 
 def test_an_address_that_arp_named_stays_the_devices_own():
-    """And one it uses in earnest later takes its place only where no ARP packet said otherwise."""
+    """An address that it uses later takes the place of its own only where no ARP packet named another."""
     monitored = Networks.parse(PRIVATE_NETWORKS)
     who = features.SenderTable(16, None, monitored.v4, monitored.v6)
     frames = [
@@ -551,7 +569,7 @@ def test_an_address_that_arp_named_stays_the_devices_own():
 # -- classes and bundles --
 
 
-def test_each_attack_gets_a_class_of_the_model_and_the_others_none(judge, bundle, plug, tmp_path):
+def test_an_attack_gets_a_class_of_the_model_or_none_where_it_is_not_sure(judge, bundle, plug, tmp_path):
     attack = list(steady(scan(600, plug.ip, mac=plug.mac), plug.begins, 20))
     lead = [f for f in plug.life if f[0] < plug.begins]
     assert judge(lead, attack)[-1].class_name == "mirai.scan"
@@ -571,7 +589,7 @@ def test_a_bundle_of_compat_rows_is_refused_with_the_reason(bundle, tmp_path):
 # -- bounds --
 
 
-def test_more_senders_than_are_remembered_are_counted_and_cost_nothing_else(bundle, plug):
+def test_more_senders_than_are_remembered_are_counted_and_hide_no_attack(bundle, plug):
     """A flood of MACs within one batch, around a device that attacks: its own entry must not be missing."""
     most, rng = MAX_SUBJECTS, random.Random(1)
     macs = [packet("192.168.38.1", CLOUD, mac=0x020000000000 + rng.getrandbits(32)) for _ in range(most + 1000)]
@@ -579,8 +597,8 @@ def test_more_senders_than_are_remembered_are_counted_and_cost_nothing_else(bund
     crowd = steady(macs, plug.begins + 40 * S, 1000)
     detector = Detector(bundle)
     rows = rows_of([f for f in plug.life if f[0] < plug.begins], attack, crowd)
-    told = found(detector, rows, batch=len(rows))
-    assert {d.device_ip for d in told} == {plug.ip}
+    detections = found(detector, rows, batch=len(rows))
+    assert {d.device_ip for d in detections} == {plug.ip}
     assert detector.counters["senders_evicted"] >= 1000
     assert detector.counters["subjects_evicted"] >= 1000
 
@@ -614,7 +632,7 @@ def test_networks_hold_their_addresses_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["192.168.0.1/16", "home", "fd00::/96", ""])
-def test_a_network_that_is_none_is_named(text):
+def test_text_that_is_not_a_network_is_named_in_the_error(text):
     with pytest.raises(ValueError, match=text or "empty|''"):
         Networks.parse([text])
 

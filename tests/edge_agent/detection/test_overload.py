@@ -1,4 +1,4 @@
-"""More traffic than may be scored: what is shed, whose, and that a flood hides nobody else."""
+"""More traffic than may be scored: which rows are shed, and that a flood hides no other device."""
 
 import dataclasses
 
@@ -28,13 +28,14 @@ def bundle(home: Home) -> Bundle:
     return bundles.load(home.bundle)
 
 
-def told(detector: Detector, rows: Rows, sizes: tuple[int, ...]) -> list[Detection]:
-    found, at, turn = [], 0, 0
+def detections_of(detector: Detector, rows: Rows, sizes: tuple[int, ...]) -> list[Detection]:
+    """All detections of some rows, observed in batches of these sizes in turn."""
+    reported, at, turn = [], 0, 0
     while at < len(rows):
         end = at + sizes[turn % len(sizes)]
-        found += detector.observe(Rows(rows.values[at:end], rows.meta[at:end]))
+        reported += detector.observe(Rows(rows.values[at:end], rows.meta[at:end]))
         at, turn = end, turn + 1
-    return found + detector.finish()
+    return reported + detector.finish()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def flood() -> Rows:
 
 def test_every_row_is_scored_or_counted_as_shed_and_the_budget_holds(bundle, flood):
     detector = Detector(bundle, max_rows_per_s=200)
-    told(detector, flood, (1024,))
+    detections_of(detector, flood, (1024,))
     counted = detector.counters
     assert counted["scored"] + counted["shed"] == len(flood)
     assert counted["shed"] > 15_000
@@ -60,23 +61,25 @@ def test_every_row_is_scored_or_counted_as_shed_and_the_budget_holds(bundle, flo
 
 
 def test_a_flood_is_found_at_once_and_hides_no_other_device(bundle, flood):
-    found = {}
+    first_by_budget = {}
     for budget in (None, 200):
         detector = Detector(bundle, max_rows_per_s=budget)
         firsts: dict[int, int] = {}
-        for detection in told(detector, flood, (1024,)):
+        for detection in detections_of(detector, flood, (1024,)):
             firsts.setdefault(detection.device_mac, detection.t_ns)
-        found[budget] = firsts
-    assert found[200].keys() == found[None].keys()
-    assert OTHER in found[200]
-    assert len(found[200]) == 2
-    for mac, when in found[200].items():
-        assert abs(when - found[None][mac]) < 1 * S
+        first_by_budget[budget] = firsts
+    assert first_by_budget[200].keys() == first_by_budget[None].keys()
+    assert OTHER in first_by_budget[200]
+    assert len(first_by_budget[200]) == 2
+    for mac, when in first_by_budget[200].items():
+        assert abs(when - first_by_budget[None][mac]) < 1 * S
 
 
-def test_what_is_shed_does_not_depend_on_where_batches_are_cut(bundle, flood):
-    told_by = [told(Detector(bundle, max_rows_per_s=200), flood, sizes) for sizes in ((1024,), (1, 17, 333), (4096,))]
-    assert told_by[0] == told_by[1] == told_by[2]
+def test_shedding_does_not_depend_on_where_batches_are_cut(bundle, flood):
+    by_sizes = [
+        detections_of(Detector(bundle, max_rows_per_s=200), flood, sizes) for sizes in ((1024,), (1, 17, 333), (4096,))
+    ]
+    assert by_sizes[0] == by_sizes[1] == by_sizes[2]
 
 
 def test_a_quiet_devices_rows_are_scored_while_another_floods():
@@ -139,7 +142,7 @@ def test_each_change_of_scoring_is_one_line_in_the_log_of_a_replay(bundle, tmp_p
 
 
 def test_times_going_back_years_and_ten_thousand_devices_are_bounded_and_counted(bundle):
-    """The tables are full and say so."""
+    """The tables are full, which their counters show."""
     detector, five_years = Detector(bundle, max_rows_per_s=500), 5 * 365 * 86_400 * S
     frames = [
         (
@@ -150,7 +153,7 @@ def test_times_going_back_years_and_ten_thousand_devices_are_bounded_and_counted
         for i in range(10_000)
     ]
     extractor = Extractor(256, seed=1)
-    told(detector, extractor.push_frames(frames), (1000,))
+    detections_of(detector, extractor.push_frames(frames), (1000,))
     assert extractor.counts()["devices"] == 256
     assert detector.counters["scored"] + detector.counters["shed"] == 10_000
     assert detector.counters["subjects_evicted"] == 10_000 - 4096
@@ -185,7 +188,7 @@ def test_the_kernels_logarithm_is_right_from_the_smallest_number_to_the_largest(
     assert (z.reshape(2, -1)[1] == -z.reshape(2, -1)[0]).all()
 
 
-def test_what_is_no_number_is_not_scaled_into_one():
+def test_infinity_and_nan_are_not_scaled_into_numbers():
     fused = RowScaling(scaling.Scaler("log1p", np.zeros(3), np.ones(3), 10.0), 3, range(3), np.ones((1, 3), bool))
     z, _ = fused.inputs(np.array([[np.inf, -np.inf, np.nan]], dtype=np.float32))
     assert z[0, 0] == np.inf

@@ -25,6 +25,7 @@ from tests.edge_agent.detection.test_devices import BEGIN, MINUTE, entry, flood,
 from tests.traffic import PLUG_MAC, merged, scan, steady
 from trainer.config import DatasetEntry
 from trainer.data import dataset
+from trainer.data.row_table import DatasetError, Limits
 
 
 @pytest.fixture(scope="module")
@@ -268,17 +269,17 @@ def test_rows_leave_the_gateway_where_the_configuration_allows_it_and_the_traine
         assert set(file) == {"schema", "columns", "values", "t_ns", "device"}
         assert not any(":" in str(name) for name in file["device"])
     entry = DatasetEntry("rows", out, label="benign")
-    table = dataset.load([entry], ALL_COLUMNS, CLEAN, dataset.Limits())
+    table = dataset.load([entry], ALL_COLUMNS, CLEAN, Limits())
     assert set(table.devices) == {"plug"}  # what its router carries is not of a device
     assert len(table) > 200
     assert (table.t_ns >= BEGIN).all()
     assert (table.t_ns < BEGIN + 20 * MINUTE).all()
     out.write_bytes(out.read_bytes()[:-300])
-    with pytest.raises(dataset.DatasetError, match="not a file of rows"):
-        dataset.load([entry], ALL_COLUMNS, CLEAN, dataset.Limits())
+    with pytest.raises(DatasetError, match="not a file of rows"):
+        dataset.load([entry], ALL_COLUMNS, CLEAN, Limits())
     np.savez(out, schema=CLEAN, values=[[1.0]], columns=["speed"], t_ns=[1], device=["plug"])
-    with pytest.raises(dataset.DatasetError, match="has no column"):
-        dataset.load([entry], ALL_COLUMNS, CLEAN, dataset.Limits())
+    with pytest.raises(DatasetError, match="has no column"):
+        dataset.load([entry], ALL_COLUMNS, CLEAN, Limits())
 
 
 # -- another model --

@@ -10,10 +10,12 @@ import pytest
 
 from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import open_file
+from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COMPAT, NBAIOT_COLUMNS
 from trainer.config import DatasetEntry
 from trainer.data import dataset, extract
-from trainer.data.dataset import DatasetError, Limits, load
+from trainer.data.dataset import load
+from trainer.data.row_table import DatasetError, Limits, RowTable
 
 LIMITS = Limits()
 CAMERA, PLUG, ROUTER = 0x02_00_00_00_00_05, 0x02_00_00_00_00_06, 0x02_00_00_00_00_FE
@@ -21,7 +23,7 @@ DAY = 86_400_000_000_000
 START = 20_000 * DAY  # 2024-10-04T00:00:00Z
 
 
-def published(path: Path, limits: Limits = LIMITS, **filters: tuple[str, ...]) -> dataset.RowTable:
+def published(path: Path, limits: Limits = LIMITS, **filters: tuple[str, ...]) -> RowTable:
     return load([DatasetEntry("nbaiot", path, **filters)], NBAIOT_COLUMNS, COMPAT, limits)
 
 
@@ -180,11 +182,11 @@ def manifest(folder: Path, *captures: str, generated: bool = True) -> DatasetEnt
     return DatasetEntry("captures", folder)
 
 
-def captured(entry: DatasetEntry, limits: Limits = LIMITS) -> dataset.RowTable:
+def captured(entry: DatasetEntry, limits: Limits = LIMITS) -> RowTable:
     return load([entry], ALL_COLUMNS, CLEAN, limits)
 
 
-def groups(table: dataset.RowTable) -> dict[tuple[str, str], int]:
+def groups(table: RowTable) -> dict[tuple[str, str], int]:
     found = zip(table.device.tolist(), table.label.tolist(), strict=True)
     names = [(table.devices[d], table.labels[c]) for d, c in found]
     return {name: names.count(name) for name in dict.fromkeys(names)}
@@ -260,7 +262,7 @@ SCAN = "file: day.pcap, device: c, label: mirai.scan"
         ("file: gone.pcap, device: c, label: benign", "names gone.pcap, which is not in"),
         ("file: day.pcap, device: c", "missing key 'label'"),
         ("file: day.pcap, device: c, label: benign, kinds: x", "unknown key 'kinds'"),
-        ('file: day.pcap, device: c, label: benign, mac: "02:00"', "'02:00' is no MAC address"),
+        ('file: day.pcap, device: c, label: benign, mac: "02:00"', "'02:00' is not a MAC address"),
         (f"{SCAN}, attack: {{start: 2024-10-04T00:00:40}}", "missing key 'end'"),
         (f"{SCAN}, attack: {{start: 2024-10-04T00:00:40, end: 2024-10-04T00:01:40}}", "need a time zone"),
         (f"{SCAN}, attack: {{start: 2024-10-05T00:00:40Z, end: 2024-10-04T00:01:40Z}}", "end is before start"),
@@ -345,7 +347,7 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
         (lambda f: f.with_columns(pl.lit("x").alias("HH_L1_pcc")), "column 'HH_L1_pcc' is not numeric"),
         (lambda f: f.with_columns(pl.lit(float("nan")).alias("HH_L1_pcc")), "row 1, column 'HH_L1_pcc': nan"),
         (lambda f: f.with_columns(pl.lit(None, pl.Float32).alias("HH_L1_pcc")), "row 1, column 'HH_L1_pcc': no value"),
-        (lambda f: f.with_columns(pl.lit("router").alias("mac")), "'router' is no MAC address"),
+        (lambda f: f.with_columns(pl.lit("router").alias("mac")), "'router' is not a MAC address"),
     ],
 )
 def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, said):
@@ -377,4 +379,4 @@ def test_columns_of_the_counts_rule_come_along_where_every_source_has_them(tmp_p
 
 
 def mac(number: int) -> str:
-    return dataset.mac_text(number)
+    return mac_text(number)

@@ -198,9 +198,9 @@ def test_an_archive_is_unpacked(server, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (zipped(**{"../outside.csv": b"x"}), "would lie outside"),
+        (zipped(**{"../outside.csv": b"x"}), "would be outside of"),
         (zipped(**{"big.csv": bytes(2_000_000)}), "unpacks to 2,000,000 bytes, the bound is"),
-        (zipped(**{"a.csv": bytes(1000)})[:-30], "not a whole zip file"),
+        (zipped(**{"a.csv": bytes(1000)})[:-30], "not a complete zip file"),
     ],
 )
 def test_an_archive_that_must_not_be_unpacked_is_refused(tmp_path, content, words):
@@ -215,9 +215,9 @@ def test_an_archive_that_must_not_be_unpacked_is_refused(tmp_path, content, word
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("files: []", "names none"),
-        ("files: [{name: ../x, addresses: ['http://a/b']}]", "no plain file name"),
-        ("files: [{name: x, addresses: ['ftp://a/b']}]", "no http or https address"),
+        ("files: []", "files: the list is empty"),
+        ("files: [{name: ../x, addresses: ['http://a/b']}]", "not a plain file name"),
+        ("files: [{name: x, addresses: ['ftp://a/b']}]", "not an http or https address"),
         ("files: [{name: x, addresses: []}]", "no address"),
     ],
 )

@@ -17,10 +17,10 @@ from edge_agent.contract.scaling import Scaler
 from edge_agent.detection import calibrate
 from edge_agent.detection.scorer import Scorer
 from trainer.config import ClassifierSettings, Config, DatasetEntry, DecisionSettings, Scaling, Training
-from trainer.data.dataset import RowTable
 from trainer.data.protocol import TEST, Split
+from trainer.data.row_table import RowTable
 from trainer.fit import autoencoder, classifier, fit
-from trainer.fit.fit import FitError
+from trainer.fit.row_parts import FitError, split
 
 QUICK = Training(epochs=5, batch=256, patience=5)
 OFF = ClassifierSettings(enabled=False)
@@ -75,7 +75,7 @@ def test_layers_have_the_published_sizes():
 
 
 def test_the_scaler_knows_the_benign_train_rows_only(saved):
-    parts = fit.split(saved.run.config, saved.table)
+    parts = split(saved.run.config, saved.table)
     assert set(saved.table.label[parts.train]) == {0}
     expected = scaling.fit(saved.table.values[parts.train])
     assert saved.run.scaler.mean == pytest.approx(expected.mean)
@@ -129,7 +129,7 @@ def test_same_rows_and_seed_give_the_same_metrics(saved, make_table, tmp_path):
 
 def test_metrics_are_what_the_rows_say(saved):
     metrics, run, table = saved.json("metrics.json"), saved.run, saved.table
-    parts = fit.split(run.config, table)
+    parts = split(run.config, table)
     scorer = Scorer(autoencoder.predictor(run.network), run.scaler, run.columns)
     test = scorer.full(table.values[parts.test]) > run.decision.full.tau
     assert metrics["false_positive_rate"]["full"] == pytest.approx(test.mean())
@@ -156,7 +156,7 @@ def test_the_classifier_learns_what_is_easy_to_tell_apart(saved, make_table):
 def test_test_rows_and_attacks_have_no_say_in_what_is_trained(saved, make_table):
     """Nor in what is decided: they change nothing but figures and, attack rows, the classifier."""
     table = make_table()
-    parts = fit.split(saved.run.config, table)
+    parts = split(saved.run.config, table)
     table.values[parts.part == TEST] *= 50
     run = fit.fit(saved.run.config, table, silent)
     assert run.decision == saved.run.decision
@@ -181,7 +181,7 @@ def test_the_folder_says_everything_the_converter_needs(saved):
     assert tuple(model["columns"]) == saved.table.columns
     assert model["classes"] == ["benign", "gafgyt.udp", "mirai.scan"]
     assert settings.build(Decision, model["decision"], "model.json") == saved.run.decision
-    parts = fit.split(saved.run.config, saved.table)
+    parts = split(saved.run.config, saved.table)
     column = saved.table.values[parts.train, 0]
     assert model["normal"][saved.table.columns[0]] == pytest.approx([np.median(column), np.quantile(column, 0.999)])
     assert all(isinstance(v, str) and len(v) <= 64 for v in model["provenance"].values())
@@ -214,11 +214,10 @@ def test_rows_kept_are_named_and_in_time_order_per_device(saved):
             assert start - end >= 20 * 10**9
 
 
-def test_rows_kept_are_bounded(make_table, monkeypatch):
-    monkeypatch.setattr(fit, "PART_ROWS", 12_288)  # the bound itself, so that the test need not make a million rows
+def test_the_rows_in_the_folder_are_bounded(make_table):
     table = make_table(benign=20_000, attacks={"mirai.scan": 6_000})
     once = Training(epochs=1, batch=4096, patience=1)
-    run = fit.fit(config(table, autoencoder=once, classifier=OFF), table, silent)
+    run = fit.fit(config(table, autoencoder=once, classifier=OFF), table, silent, part_rows=12_288)
     sizes = dict(run.rows.group_by("part").len().iter_rows())
     assert sizes == {"train": 12_224, "optimise": 7_960, "test": 7_960, "attack": 4_720}  # whole blocks of 256
     assert run.decision.full.rows == 7_960
@@ -241,7 +240,7 @@ def test_without_attacks_there_is_no_classifier_and_a_line_says_so(make_table, t
     run = fit.fit(config(table), table, said.append)
     assert run.classes == ()
     assert run.metrics["classifier"] is None
-    assert "classifier: skipped, only benign rows are there" in said
+    assert "classifier: skipped, there are only benign rows" in said
     fit.save(run, tmp_path, "x", 1.0)
     assert json.loads((tmp_path / "metrics.json").read_text())["detection_rate"] == {}
 
@@ -293,7 +292,7 @@ def test_raw_z_of_the_study_stays_available(make_table):
     table = make_table()
     raw = Scaling(squash="none", clip=None)
     run = fit.fit(config(table, scaling=raw, classifier=OFF), table, silent)
-    parts = fit.split(run.config, table)
+    parts = split(run.config, table)
     assert run.scaler.mean == pytest.approx(table.values[parts.train].mean(axis=0, dtype=np.float64))
     assert run.scaler.network_input(run.scaler.z(table.values[:9])) is not None
     assert run.scaler.clip is None
@@ -325,7 +324,6 @@ def test_published_rows_have_no_counts_rule(make_table, tmp_path):
     columns = NBAIOT_COLUMNS[:30]
     table = make_table(columns=columns)
     run = fit.fit(config(table, schemas=(COMPAT,), classifier=OFF), table, silent)
-    assert run.decision.counts == {}
     assert run.decision.counts == {}
 
 

@@ -15,8 +15,9 @@ from edge_agent.contract.columns import CLEAN
 from trainer import config as configs
 from trainer.__main__ import main
 from trainer.data import dataset, row_store
-from trainer.data.dataset import DatasetError
+from trainer.data.row_table import DatasetError, RowTable
 from trainer.fit import fit
+from trainer.fit.row_parts import split
 from trainer.judge import runs
 
 TEXT = """
@@ -33,10 +34,8 @@ classifier: {training: {epochs: 3, batch: 128, patience: 3}}
 
 
 @pytest.fixture
-def made(tmp_path: Path, make_table: Callable[..., dataset.RowTable], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config and its two files; blocks are so small that rows fill many, also in parts."""
-    monkeypatch.setattr(row_store, "BLOCK", 256)
-    monkeypatch.setattr("trainer.fit.fit_from_disk.BLOCK", 256)
+def made(tmp_path: Path, make_table: Callable[..., RowTable]) -> Path:
+    """A config and its two files of rows."""
     table = make_table(benign=1700, columns=tuple(configs.settings.build(configs.Config, _data(TEXT), "x").columns))
     for code, device in enumerate(table.devices):
         own = table.device == code
@@ -59,7 +58,8 @@ def _data(text: str) -> dict[str, object]:
 
 
 def prepared(made: Path) -> row_store.RowStore:
-    return row_store.prepare(configs.load(made), CLEAN, made.parent / "store")
+    """A store of blocks so small that the rows fill many, the last one in part."""
+    return row_store.prepare(configs.load(made), CLEAN, made.parent / "store", block_rows=256)
 
 
 def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
@@ -75,14 +75,16 @@ def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
     assert (rows.take(some).values == taken.values[some]).all()
 
 
-def test_it_is_read_once(made, monkeypatch):
-    prepared(made)
-    monkeypatch.setattr(dataset, "fill", lambda *_: pytest.fail("read again"))
-    prepared(made)
+def test_it_is_read_once(made):
+    def written() -> list[tuple[int, int]]:
+        files = [path.stat() for path in sorted(prepared(made).folder.glob("block-*"))]
+        return [(file.st_ino, file.st_mtime_ns) for file in files]
+
+    assert written() == written()
 
 
-def test_those_who_come_while_it_is_read_wait_for_it(made, monkeypatch):
-    """Two workers of one machine with one store: it is read by one of them."""
+def test_a_second_reader_waits_for_the_first(made, monkeypatch):
+    """Two workers of one machine with one store: one of them reads the sources."""
     readings, fill, begun = [], dataset.fill, threading.Event()
 
     def slow(builder, entries):
@@ -120,7 +122,7 @@ def test_a_store_of_something_else_is_refused(made):
     with pytest.raises(DatasetError, match=r"camera\.parquet: has changed"):
         prepared(made)
     (folder / row_store.NAME).write_text("{}")
-    with pytest.raises(DatasetError, match="not a whole store"):
+    with pytest.raises(DatasetError, match="not a complete store"):
         prepared(made)
 
 
@@ -134,8 +136,8 @@ def test_a_damaged_block_is_named(made):
         rows.index()
 
 
-def test_a_disk_that_takes_no_more_is_told_with_the_block_and_the_next_fit_reads_anew(made, capsys):
-    """A limit of a file's size stands for the full disk: to a writer both are an error of the system."""
+def test_a_full_disk_is_reported_with_the_block_and_the_next_fit_reads_again(made, capsys):
+    """A limit of the file size in place of a full disk: to a writer both are an error of the system."""
     words = ["fit", str(made), "--out", str(made.parent / "run"), "--store", str(made.parent / "store")]
     unbounded = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unbounded[1]))
@@ -147,11 +149,11 @@ def test_a_disk_that_takes_no_more_is_told_with_the_block_and_the_next_fit_reads
     assert prepared(made).blocks > 10
 
 
-def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path, monkeypatch):
-    """The same split and scaler from all train rows; a loss as low, although batches are drawn otherwise."""
-    words = ["fit", str(made)]
+def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path):
+    """The same split and scaler from all train rows; a loss as low, although batches are drawn differently."""
+    words, store = ["fit", str(made)], prepared(made).folder
     assert main([*words, "--out", str(tmp_path / "memory")]) == 0
-    assert main([*words, "--out", str(tmp_path / "disk"), "--store", str(tmp_path / "store")]) == 0
+    assert main([*words, "--out", str(tmp_path / "disk"), "--store", str(store)]) == 0
     memory, disk = runs.load(tmp_path / "memory"), runs.load(tmp_path / "disk")
     assert disk.scaler.mean == pytest.approx(memory.scaler.mean)
     assert disk.scaler.scale == pytest.approx(memory.scaler.scale)
@@ -166,10 +168,9 @@ def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path, monkeypatch):
 
 
 def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, monkeypatch):
-    """Also those that the run folder does not keep: what is measured on is bounded, what is learnt from is not."""
+    """Also those that are not in the run folder: measuring uses a bounded sample, training all rows."""
     from trainer.fit import autoencoder, fit_from_disk
 
-    monkeypatch.setattr(fit, "PART_ROWS", 512)
     seen: list[list[np.ndarray]] = []
     learn = autoencoder.train
 
@@ -180,8 +181,8 @@ def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, 
 
     monkeypatch.setattr(fit_from_disk.autoencoder, "train", train)
     rows, chosen = prepared(made), configs.load(made)
-    run = fit_from_disk.train(chosen, rows)
-    parts = fit.split(chosen, rows.index())
+    run = fit_from_disk.train(chosen, rows, part_rows=512)
+    parts = split(chosen, rows.index())
     values = rows.take(np.arange(len(rows))).values[parts.train]
     scaler = scaling.fit(values)
     assert run.scaler.mean == pytest.approx(scaler.mean)
@@ -196,6 +197,7 @@ def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, 
 
 
 def test_the_best_columns_can_be_chosen_from_a_store(made, tmp_path):
-    words = ["fit", str(made), "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--top-n", "3"]
+    store = str(prepared(made).folder)
+    words = ["fit", str(made), "--out", str(tmp_path / "run"), "--store", store, "--top-n", "3"]
     assert main(words) == 0
     assert len(runs.load(tmp_path / "run").columns) == 3

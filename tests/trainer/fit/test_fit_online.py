@@ -16,9 +16,10 @@ from edge_agent.contract import scaling
 from edge_agent.detection.detector import Detector
 from tests.conftest import Home
 from trainer.__main__ import main
-from trainer.config import Config, DatasetEntry
+from trainer.config import Config, DatasetEntry, Scaling
 from trainer.fit import fit_online
-from trainer.fit.fit_online import Learner, Running, StreamError
+from trainer.fit.fit_online import Learner, StreamError
+from trainer.fit.running_scaler import RunningScaler
 from trainer.judge import runs
 
 CONFIG = Config((DatasetEntry("captures", Path("x")),))
@@ -40,9 +41,9 @@ def learnt(days: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_running_scaler_is_that_of_all_rows():
     rows = np.random.default_rng(1).lognormal(3, 2, (5000, 6)).astype(np.float32)
     rows[:, 3] = 5.0
-    running = Running("log1p", 0.1, 10.0, np.zeros(6), np.zeros(6))
+    running = RunningScaler(Scaling(squash="log1p", floor=0.1, clip=10.0), 6)
     for at in range(0, 5000, 333):
-        running.see(rows[at : at + 333])
+        running.add(rows[at : at + 333])
     expected = scaling.fit(rows)
     assert running.scaler().mean == pytest.approx(expected.mean)
     assert running.scaler().scale == pytest.approx(expected.scale)
@@ -74,15 +75,14 @@ def test_rows_on_which_limits_stand_were_not_trained_on_nor_next_to_it(learnt):
     assert not any(row.tobytes() in trained for row in held)
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(fit_online, "SAMPLE", 1000)
-    learner, rng = Learner(CONFIG), np.random.default_rng(1)
+def test_the_rows_in_memory_are_bounded():
+    learner, rng = Learner(CONFIG, sample=1000), np.random.default_rng(1)
     meta = np.zeros(4096, dtype=[("t_ns", "<i8"), ("src_mac", "<u8")])
     for _ in range(20):
         learner.see(rng.gamma(2.0, 10.0, (4096, 140)).astype(np.float32), meta)
     assert learner.seen == 81_920
-    assert 500 < learner.kept() <= 3000
-    assert len(learner._waiting) < learner.config.autoencoder.batch
+    assert 500 < learner.sampled() <= 3000
+    assert learner.waiting() < learner.config.autoencoder.batch
 
 
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(days, learnt, tmp_path):
@@ -97,7 +97,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(days, learnt, 
     assert first.wait() in (-signal.SIGKILL, 0)
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stdout
+    assert "resuming after" in done.stdout
     one, other = (np.load(path / fit_online.CHECKPOINT) for path in (learnt, tmp_path / "run"))
     for name in one.files:
         if name.startswith("weight"):
@@ -109,7 +109,7 @@ def test_more_captures_go_on_from_what_was_learnt(days, tmp_path, capsys):
     assert main(["stream", *days[:-1], "--out", str(tmp_path / "run"), "--generated"]) == 0
     capsys.readouterr()
     assert main(["stream", *days, "--out", str(tmp_path / "run"), "--generated"]) == 0
-    assert "going on after" in capsys.readouterr().out
+    assert "resuming after" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_something_else_is_refused(days, learnt, tmp_path, capsys):
@@ -117,10 +117,10 @@ def test_a_checkpoint_of_something_else_is_refused(days, learnt, tmp_path, capsy
     learner.save(tmp_path / "c.npz", ["one"])
     with pytest.raises(StreamError, match="has learnt from one"):
         Learner(CONFIG).load(tmp_path / "c.npz", ["two"])
-    with pytest.raises(StreamError, match="other columns"):
+    with pytest.raises(StreamError, match="has other columns"):
         Learner(Config(CONFIG.data, drop_columns=("HH_jit",))).load(tmp_path / "c.npz", ["one"])
     (tmp_path / "c.npz").write_bytes(b"PK")
-    with pytest.raises(StreamError, match="no checkpoint of this version"):
+    with pytest.raises(StreamError, match="not a checkpoint of this version"):
         Learner(CONFIG).load(tmp_path / "c.npz", ["one"])
 
 

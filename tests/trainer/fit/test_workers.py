@@ -68,7 +68,7 @@ def test_two_workers_on_loopback_reach_the_loss_of_one(home: Home, tmp_path: Pat
         (["--workers", "127.0.0.1:1"], "two addresses or more"),
         (["--workers", "127.0.0.1:1,127.0.0.1:1"], "all different"),
         (["--workers", "127.0.0.1:1,127.0.0.1:2", "--worker", "2"], "--worker must be 0 to 1, is 2"),
-        (["--workers", "127.0.0.1:1,nowhere"], "'nowhere' is no host:port"),
+        (["--workers", "127.0.0.1:1,nowhere"], "'nowhere' is not host:port"),
     ],
 )
 def test_workers_that_cannot_be_are_refused(home: Home, tmp_path: Path, capsys, words, reason):
@@ -124,13 +124,13 @@ def test_a_worker_that_dies_ends_the_others_with_a_reason(home: Home, tmp_path: 
     said = both[0].communicate(timeout=60)[1]
     both[1].communicate()
     assert both[0].returncode == 2, said
-    assert "another worker is gone" in said
+    assert "another worker has stopped" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "model.json").exists()
 
 
 def test_nobody_waits_longer_than_the_bound():
-    for number, reason in ((0, "no worker came from"), (1, "no answer from the first worker")):
+    for number, reason in ((0, "no worker connected from"), (1, "no answer from the first worker")):
         began = time.monotonic()
         with pytest.raises(WorkersError, match=reason):
             workers.join(addresses(2), number, wait_s=0.3)
@@ -173,7 +173,7 @@ def test_a_worker_with_another_list_is_told_so():
     team = addresses(2)
 
     def wait_in_vain() -> None:
-        with pytest.raises(WorkersError, match="no worker came"):
+        with pytest.raises(WorkersError, match="no worker connected"):
             meet(team, 0, 1)
 
     first = threading.Thread(target=wait_in_vain)

@@ -1,4 +1,4 @@
-"""What analyses say, written and read again."""
+"""Findings of analyses: written, read again, and shown on a terminal."""
 
 import math
 
@@ -8,7 +8,7 @@ from trainer.report import findings
 from trainer.report.findings import Figure, Findings, Series, Table
 
 
-def found() -> Findings:
+def made() -> Findings:
     table = Table("Rates", ("device", "false alerts"), (("camera", 0), ("plug", 0.25), ("bulb", None)), "per day")
     figure = Figure(
         "lines", "Curve", (Series("loss", (1.0, 2.0), (0.5, None), (0.4, 0.1), (0.6, 0.2)),), "epoch", "MSE"
@@ -19,8 +19,8 @@ def found() -> Findings:
 
 
 def test_findings_are_read_as_they_were_written(tmp_path):
-    found().save(tmp_path)
-    assert findings.load(tmp_path) == (found(),)
+    made().save(tmp_path)
+    assert findings.load(tmp_path) == (made(),)
 
 
 def test_a_run_without_findings_has_none(tmp_path):
@@ -47,9 +47,19 @@ def test_a_row_must_have_a_cell_for_every_column():
 
 
 def test_the_terminal_shows_warnings_tables_and_limits():
-    lines = list(found().text())
+    lines = list(made().text())
     assert lines[0] == "A demo (generated traffic)"
     assert "! two" in lines
     assert "- one" in lines
     assert any(line.split() == ["plug", "0.25"] for line in lines)
     assert lines[-1] == "does not show: three"
+
+
+def test_a_table_wider_than_the_terminal_is_wrapped_between_words():
+    table = Table("Rates", ("device", "false alerts per day"), (("a lamp in the hall", 1_234_567), ("[b]", None)))
+    items = Findings("t", "T", "c", False, tables=(table,))
+    whole, narrow = list(items.text()), list(items.text(width=24))
+    assert "  a lamp in the hall             1,234,567" in whole
+    assert "  [b]                                    –" in whole
+    assert max(map(len, narrow)) <= 24
+    assert {"lamp", "hall", "1,234,567", "alerts"} <= set(" ".join(narrow).split())

@@ -1,13 +1,17 @@
 """The report: one page that needs nothing else and hides nothing."""
 
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Home
 from trainer.__main__ import main
+from trainer.report import findings
 from trainer.report import page as report_page
 from trainer.report.findings import Figure, Findings, Series, Table
 
@@ -21,7 +25,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text = self.style = ""
         self.feed(text)
         assert self.open == []
 
@@ -38,24 +42,27 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open[-1:] == ["style"]:
+            self.style += data
+        else:
+            self.text += data
 
 
-def found(name: str = "evaluation") -> Findings:
+def made(name: str = "evaluation") -> Findings:
     bars = Figure("bars", "Bars <b>", (Series("n", ("a & b", "c"), (3.0, -1.0)),), "x")
     lines = Figure("lines", "Lines", (Series("l", (1.0, 2.0), (1.0, None), (0.5, None), (2.0, None)),), log_x=True)
     points = Figure("points", "Points", (Series("p", (1.0, 2.0), (1.0, 3.0)),))
     matrix = Figure("matrix", "Matrix", (Series("r", ("a", "b"), (0.25, 0.75)), Series("s", ("a", "b"), (None, 1.0))))
     table = Table("Table", ("who", "n"), (("<script>alert(1)</script>", 1234567), ("x", None)), "a note")
     return Findings(
-        name, "Found & told", "botwatch x", True, ("lead <i>",), ("beware <u>",), (table,),
-        (bars, lines, points, matrix), ("what it hides",),
+        name, "Made & shown", "botwatch x", True, ("lead <i>",), ("beware <u>",), (table,),
+        (bars, lines, points, matrix), ("a limit",),
     )  # fmt: skip
 
 
 @pytest.fixture
 def page(home: Home) -> Page:
-    return Page(report_page.page(home.run, (found(),)))
+    return Page(report_page.page(home.run, (made(),)))
 
 
 def test_nothing_on_the_page_is_fetched(page):
@@ -63,7 +70,7 @@ def test_nothing_on_the_page_is_fetched(page):
         assert tag not in ("script", "link", "iframe", "object", "embed", "img")
         for name in ("src", "href", "xlink:href", "data"):
             assert (attributes.get(name) or "#").startswith("#")
-    assert "url(http" not in report_page._STYLE
+    assert "url(" not in page.style
 
 
 def test_every_figure_is_an_image_with_a_title(page):
@@ -98,7 +105,7 @@ def test_numbers_are_as_people_read_them(page):
 
 
 def test_limits_settings_and_inputs_are_there(page):
-    assert "what it hides" in page.text
+    assert "a limit" in page.text
     assert "decision.budget" in page.text
     assert "manifest.yaml" in page.text
     assert "SHA-256" in page.text
@@ -112,7 +119,7 @@ def test_what_is_missing_is_named_with_its_command(home):
 
 
 def test_equal_findings_give_equal_bytes(home):
-    assert report_page.page(home.run, (found(),)) == report_page.page(home.run, (found(),))
+    assert report_page.page(home.run, (made(),)) == report_page.page(home.run, (made(),))
 
 
 def test_a_long_table_is_cut_and_says_so(home):
@@ -131,23 +138,50 @@ def test_the_command_writes_one_file(home, tmp_path, capsys):
     assert re.search(r"wrote .*r\.html: \d+ findings", capsys.readouterr().out)
 
 
-def test_what_the_run_allows_is_computed_and_not_twice(home, tmp_path, monkeypatch, capsys):
-    import shutil
+def test_missing_findings_are_computed_once_and_again_for_a_newer_model(tmp_path):
+    model, runs = tmp_path / "model.json", []
+    model.write_text("{}")
 
-    from trainer.judge import baselines, explain
+    def analyse(run: Path) -> Findings:
+        runs.append(run)
+        return made("audit")
+
+    report_page.compute(tmp_path, {"audit": analyse})
+    report_page.compute(tmp_path, {"audit": analyse})
+    assert runs == [tmp_path]
+    assert findings.load(tmp_path) == (made("audit"),)
+    later = (tmp_path / "findings" / "audit.json").stat().st_mtime + 5
+    os.utime(model, (later, later))
+    report_page.compute(tmp_path, {"audit": analyse})
+    assert runs == [tmp_path, tmp_path]
+
+
+def test_each_analysis_writes_the_findings_it_is_named_after(home, tmp_path, capsys):
+    from trainer.judge import audit, baselines, explain, runs
+
+    def few_baselines(path: Path) -> Findings:
+        loaded = runs.load(path)
+        return baselines.report(baselines.compare(loaded, fit_rows=300, test_rows=200), loaded, "command")
 
     run = tmp_path / "run"
     shutil.copytree(home.run, run)
     shutil.rmtree(run / "findings", ignore_errors=True)
-    monkeypatch.setattr(baselines, "FIT_ROWS", 300)
-    monkeypatch.setattr(baselines, "TEST_ROWS", 200)
-    monkeypatch.setattr(explain, "SEEDS", 2)
-    monkeypatch.setattr(explain, "SAMPLES", 300)
-    assert main(["report", str(run)]) == 0
-    assert {path.stem for path in (run / "findings").glob("*.json")} == {"audit", "baselines", "explanations"}
+    quick = {
+        "audit": audit.analyse,
+        "baselines": few_baselines,
+        "explanations": lambda path: explain.explained(runs.load(path), "command", seeds=2),
+    }
+    report_page.compute(run, quick)
+    assert {path.stem for path in (run / "findings").glob("*.json")} == set(quick) == set(report_page.analyses())
     capsys.readouterr()
     assert main(["report", str(run)]) == 0
     assert "computing" not in capsys.readouterr().out
+
+
+def test_a_run_folder_that_cannot_be_analysed_is_named(tmp_path, capsys):
+    (tmp_path / "model.json").write_text("{")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "model.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
