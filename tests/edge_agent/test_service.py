@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -241,6 +241,18 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
     assert "6 tests" in site.collector.said()
 
 
+def unchanged_for_a_second(file: Path) -> Callable[[], bool]:
+    """A condition: the file has had the same size for a second."""
+    since = [time.monotonic(), file.stat().st_size]
+
+    def holds() -> bool:
+        if file.stat().st_size != since[1]:
+            since[:] = time.monotonic(), file.stat().st_size
+        return time.monotonic() - since[0] > 1.0
+
+    return holds
+
+
 @needs_mosquitto
 @pytest.mark.parametrize("version", ["5", '"3.1.1"'])
 def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
@@ -253,7 +265,7 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         id = alerts(site.folder)[0]["alert"]["context"]["botwatch"]["id"]
         file, out = site.folder / "evidence" / f"{id}.pcap", site.folder / "fetched.pcap"
         wait_until(lambda: file.stat().st_size > 48_000, 20)  # so that it comes in parts
-        time.sleep(1)
+        wait_until(unchanged_for_a_second(file), 20)
         words = (f"alert={id}", "--config", site.folder / "operator.yaml", "--out", out)
         done = site.order("evidence", *words)
         assert done.returncode == 0, done.stderr
