@@ -52,7 +52,7 @@ _ORDER = {"stale": 0, "learning": 1, "active": 2}
 
 @dataclass(frozen=True)
 class Records:
-    """What is to be stored of devices: the records of some, and all row bursts of fewer, by MAC."""
+    """Data of devices to be stored: the records of some, and all row bursts of fewer, by MAC."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
