@@ -23,7 +23,7 @@ from collector.store import AlertStore, StoredAlert, StoreError
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.cli import FAILED, OK, refuse
-from edge_agent.contract.commands import VERBS, Command, parse_duration
+from edge_agent.contract.commands import VERBS, Command, typed
 from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
 
@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "send a command to a gateway's agent and print its reply"
     example = (
         "example: botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml\n\n"
-        + "\n".join(f"  {name:11}{verb.about}: {', '.join(verb.arguments) or '-'}" for name, verb in VERBS.items())
-        + "\n\nfor=90s, 15m or 24h may replace for_s=; since= takes a time or an age such as 15m; classes=a,b"
+        + "\n".join(_verb_help(name) for name in VERBS)
+        + "\n\nfor= takes 90s, 15m or 24h; since= takes a time or an age such as 15m; classes=a,b"
     )
     command = commands.add_parser(
         "command", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     try:
-        pairs = dict(_pair(item) for item in arguments.pairs)
+        pairs = dict(_pair(arguments.verb, item) for item in arguments.pairs)
         id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
         who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
         command = Command.read(arguments.verb, {"id": id_, **who, **pairs})
@@ -134,18 +134,18 @@ def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     return OK
 
 
-def _pair(item: str) -> tuple[str, object]:
+def _verb_help(name: str) -> str:
+    """Return what a verb does, and the keys that it takes."""
+    keys = [f"{argument.word or key}=…" for key, argument in VERBS[name].arguments.items()]
+    return f"  {name}: {VERBS[name].about}\n      {' '.join(keys) or '(no keys)'}"
+
+
+def _pair(verb: str, item: str) -> tuple[str, object]:
     """Return KEY=VALUE as the command's document has it."""
     key, equals, value = item.partition("=")
     if not equals:
         raise MessageError(f"{item[:40]!r} is not KEY=VALUE")
-    if key == "for":
-        return "for_s", parse_duration(value)
-    if key == "since" and "T" not in value:
-        return key, format_time(time.time_ns() - int(parse_duration(value) * 1e9))
-    if key == "classes":
-        return key, value.split(",")
-    return key, int(value) if key in ("entry", "port", "for_s") and value.isascii() and value.isdigit() else value
+    return typed(verb, key, value, time.time_ns())
 
 
 def _natural(text: str) -> int:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.contract.cli import FAILED, INTERRUPTED, OK, refuse
 
@@ -136,55 +136,38 @@ def _add_orders(
     command: Callable[..., argparse.ArgumentParser], options: Callable[..., argparse.ArgumentParser]
 ) -> None:
     """Add the commands that a running agent carries out, or that take effect at its next start."""
+    from edge_agent.contract.commands import VERBS
+
     common = options("--config", "--outbox")
     common.add_argument("--json", action="store_true", help="print the reply as JSON")
     common.set_defaults(run=_order)
-    configured = "--config /etc/botwatch/agent.yaml"
-
-    def lasting(parser: argparse.ArgumentParser, default: str) -> None:
-        text = f"how long it lasts: 90s, 15m, 24h, 7d (default {default})"
-        parser.add_argument("--for", type=_duration, dest="for_s", metavar="TIME", help=text)
-
-    command("status", "print the state of the agent: health, counters, devices, suppressions", configured, common)
-
-    text = "suppress alerts of the classes and the device of an alert for a time; they are counted, not sent"
-    allow = command("allow", text, f'019abf2c-… --reason "backup job" --for 7d {configured}', common)
-    allow.add_argument("alert", nargs="?", metavar="ALERT-ID", help="the alert whose device and classes are meant")
-    allow.add_argument("--device", metavar="MAC|NAME", help="name the device instead of an alert; needs --class")
-    text = "a class as in alerts, or a family as mirai.*; may be repeated"
-    allow.add_argument("--class", action="append", dest="classes", metavar="CLASS", help=text)
-    allow.add_argument("--host", metavar="IP", help="only alerts with this destination address")
-    allow.add_argument("--port", type=int, metavar="N", help="only alerts with this destination port")
-    allow.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored and shown by `status`")
-    lasting(allow, "30d")
-
-    unallow = command("unallow", "end an allow, so that alerts are sent again", f"3 {configured}", common)
-    unallow.add_argument("entry", type=int, metavar="N", help="its number, as `status` shows it")
-
-    text = "suppress all alerts of a device for a time; they are counted, not sent"
-    mute = command("mute", text, f"cam-entrance --for 2h {configured}", common)
-    text = "a device's MAC or name, a victim's IP address, an alert's id, or all devices"
-    mute.add_argument("device", metavar="MAC|NAME|ALERT-ID|all", help=text)
-    lasting(mute, "1h")
-    mute.add_argument("--reason", metavar="TEXT", help="why; it is stored and shown by `status`")
-
-    text = "end the mutes of a device, so that its alerts are sent again"
-    unmute = command("unmute", text, f"cam-entrance {configured}", common)
-    unmute.add_argument("device", metavar="MAC|NAME|all", help="the device as it was muted")
-
-    text = "learn a device's own limits anew, because it is known to be healthy and to have changed"
-    learn = command("learn", text, f"cam-entrance {configured}", common)
-    learn.add_argument("device", metavar="MAC|NAME", help="the device; what was learnt of it is forgotten")
+    for verb, grammar in VERBS.items():
+        if grammar.local is None:
+            continue
+        example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
+        parser = command(verb, grammar.about, example, common)
+        offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
+        for key, argument in offered.items():
+            more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
+            if argument.option:
+                more |= {"dest": key, "required": key in grammar.required}
+                more |= {"action": "extend"} if argument.write is list else {}
+            elif len(set(grammar.one_of) & set(offered)) > 1:
+                more |= {"nargs": "?"}
+            parser.add_argument(argument.option or key, **more)
 
 
-def _duration(text: str) -> float:
-    from edge_agent.contract.commands import parse_duration
+def _typed(parse: Callable[[str, int], object]) -> Callable[[str], object]:
+    """Return the `type` of an argument of a verb for argparse, which shows the message of this error only."""
     from edge_agent.contract.messages import MessageError
 
-    try:
-        return parse_duration(text)
-    except MessageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    def read(text: str) -> object:
+        try:
+            return parse(text, time.time_ns())
+        except MessageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def _seconds(text: str) -> float:
@@ -486,18 +469,12 @@ def _test_alert(args: argparse.Namespace) -> int:
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
-    from edge_agent.contract.commands import ALL_DEVICES, VERBS
-    from edge_agent.contract.messages import MessageError, check_uuid7
+    from edge_agent.contract.commands import VERBS
+    from edge_agent.contract.messages import MessageError, is_uuid7
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
-    if given.get("device") == "all":
-        given["device"] = ALL_DEVICES
-    elif args.command == "mute":
-        try:
-            given["alert"] = check_uuid7(given["device"])
-            del given["device"]
-        except MessageError:  # a MAC, a name or an address
-            pass
+    if args.command == "mute" and is_uuid7(given["device"]):
+        given["alert"] = given.pop("device")
     try:
         reply, running = orders.order(_config(args), args.command, given)
     except MessageError as error:

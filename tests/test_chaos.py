@@ -108,7 +108,7 @@ def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Pat
             up = event in ("broker back", "nothing", "disk full") and (up or event == "broker back")
             if event == "disk full":
                 lift(process)
-                if "kept in memory" in gateways.said(name):  # a kill now would cost that, on a real gateway as here
+                if "stay in memory" in gateways.said(name):  # a kill now would cost that, on a real gateway as here
                     did["disk was full"] += 1
                     wait_until(partial(gateways.over, name, process))
             time.sleep(rng.uniform(0.0, 0.3))
@@ -145,10 +145,10 @@ def test_a_full_disk_costs_no_alert(home: Home, attack_capture: Path, tmp_path: 
         lines.append(line)
         if '"state":"end"' in line and len([x for x in lines if '"state":"end"' in x]) == 2:
             break
-    wait_until(lambda: "kept in memory" in gateways.said("full"))
+    wait_until(lambda: "stay in memory" in gateways.said("full"))
     with broker, Collector(broker, tmp_path / "collector.sqlite") as collector:
         wait_until(lambda: keys(lines) <= collector.stored(), 30)  # from memory, the disk being full
         lift(process)
         assert process.wait(60) == 0, gateways.said("full")
         assert collector.stored() == keys(lines + process.stdout.readlines())
-    assert gateways.said("full").count("kept in memory") == 1
+    assert gateways.said("full").count("stay in memory") == 1

@@ -221,7 +221,7 @@ def test_an_agent_that_starts_on_a_full_disk_alerts_from_memory_and_writes_when_
             lines = site.lines()
             process.send_signal(signal.SIGKILL)  # what waited in memory is on the disk now
             process.wait(10)
-        assert site.said().count("alerts are kept in memory") == 1
+        assert site.said().count("alerts stay in memory") == 1
         site.broker.start()
         with ended(site.agent()):
             wait_until(lambda: keys(lines[:-1]) <= site.collector.stored(), 20)

@@ -3,7 +3,7 @@
 A field stands once, in `Alert`, with its type, its bounds and its place in the record. `alert.schema.json` beside this
 file is the grammar that is published and by which the collector judges; it is made from here by
 `python -m edge_agent.contract.alert`. Here, too, is what no grammar can say: which signature, ATT&CK technique and name
-belong to a class. Standard library only; no clock.
+belong to a class. No clock.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_FEATURES = 5
 
 @dataclass(frozen=True)
 class AttackClass:
-    """What is said about a class of the classifier: Suricata's numbers and words, and MITRE ATT&CK (Enterprise)."""
+    """The description of a class: Suricata's numbers and words, and MITRE ATT&CK (Enterprise)."""
 
     title: str  # as people read it; the data key `gafgyt.*` is shown as BASHLITE
     signature_id: int  # 9001000..9001999
@@ -67,7 +67,7 @@ CLASSES: Mapping[str, AttackClass] = {
 }
 
 _TEST = AttackClass("TEST", 9001000, 3, "", "", ())
-"""Instead of its class's for an alert that was sent by hand, so that a rule can tell it by its number, too."""
+"""The description of a test alert, in place of its class's: rules can filter it by its number."""
 
 
 _NOBODY = "0.0.0.0"  # noqa: S104 - EVE wants a source address; this one says that none was seen
@@ -99,7 +99,7 @@ _FEATURES = Form(
 
 @dataclass(frozen=True)
 class AlertDevice:
-    """Whom an alert is about; "" for what is not known. A victim seen behind a router has an address and no MAC."""
+    """The device or victim that an alert is about; "" where unknown. A victim behind a router has no MAC."""
 
     mac: Annotated[str, spelt(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")] = ""
     ip: Annotated[str, spelt(**_ADDRESS)] = ""
@@ -108,7 +108,7 @@ class AlertDevice:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The bundle that decided; ``generated`` when it was trained on generated captures, so that nobody is fooled."""
+    """The bundle that decided; ``generated`` warns that it was trained on generated captures."""
 
     version: Annotated[str, spelt(maxLength=MAX_VERSION)]
     sha256: Annotated[str, spelt(**_HEX64)] = ""
@@ -117,7 +117,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The pcap of an episode on its gateway: the sha256 of its first ``bytes`` bytes. It may have grown since."""
+    """The pcap of an episode on its gateway: the sha256 of its first ``bytes`` bytes. The file may grow later."""
 
     sha256: Annotated[str, spelt(**_HEX64)]
     bytes: Annotated[int, spelt(minimum=0, maximum=MAX_EVIDENCE)]
@@ -176,7 +176,7 @@ class Alert:
 
     @property
     def signature(self) -> str:
-        """The line people read: "botwatch BASHLITE tcp flood from 192.168.1.57"."""
+        """The line that people read: "botwatch BASHLITE tcp flood from 192.168.1.57"."""
         if self.test:
             return f"botwatch TEST: nothing happened, sent by hand from {self.gateway}"
         who = self.device.ip or self.device.mac or "an unknown device"
@@ -213,7 +213,7 @@ class Alert:
         return {key: document[key] for key in _EVE_KEYS if document.get(key) is not None}
 
     def _category(self, info: AttackClass) -> str:
-        """One of Suricata's own classification texts."""
+        """Return one of Suricata's own classification texts."""
         if self.test:
             return "Misc activity"
         if self.role == "victim":
@@ -221,7 +221,7 @@ class Alert:
         return "A Network Trojan was detected" if info.family else "Potentially Bad Traffic"
 
     def _metadata(self, info: AttackClass) -> dict[str, list[str]]:
-        """Lists of words, as Emerging Threats' rules have them."""
+        """Return lists of words, as the rules of Emerging Threats have them."""
         techniques = _SCAN_INSIDE if info.kind == "scan" and networks.is_private(self.dest_ip) else info.techniques
         columns = zip(*techniques, strict=True) if techniques else ((),) * 4
         tactic_id, tactic, technique_id, technique = ([*dict.fromkeys(column)] for column in columns)

@@ -1,8 +1,7 @@
-"""The words that every message over MQTT shares: topics, JSON in bounds, times, ids, flows, and the small messages.
+"""The rules that all messages over MQTT share (topics, JSON in bounds, times, ids, flows), and the small messages.
 
-The alert is `contract.alert`'s, commands and their replies are `contract.commands`'. Here stands how ids and times are
-spelt, how large a message may be, and the status, the health and the parts of something larger, writer and reader side
-by side. Standard library only; no clock.
+Small messages are the status, the health and the parts of something larger: writer and reader stand side by side.
+Alerts are in `contract.alert`, commands and their replies in `contract.commands`. Standard library only; no clock.
 """
 
 import base64
@@ -37,14 +36,14 @@ _LAST_NS = 253_402_300_799_999_999_000  # 9999-12-31T23:59:59.999999
 
 
 class MessageError(ValueError):
-    """A topic or payload that is not one of ours; the message says what is wrong with it."""
+    """A topic or payload that is not valid; the message says what is wrong with it."""
 
 
 # --- topics -------------------------------------------------------------------------------------------------
 
 
 def check_id(text: str, what: str = "gateway") -> str:
-    """``text`` if it may name a gateway or a site: 1 to 63 of a-z, 0-9 and inner hyphens, as in a host name.
+    """Return ``text`` if it may name a gateway or a site: 1 to 63 of a-z, 0-9 and inner hyphens, as in a host name.
 
     >>> check_id("gw-001")
     'gw-001'
@@ -55,14 +54,14 @@ def check_id(text: str, what: str = "gateway") -> str:
 
 
 def check_base(text: str) -> str:
-    """``text`` if it may be the prefix of the topic tree: 1 to 4 levels of 1 to 32 letters, digits, '_', '.', '-'."""
+    """Return ``text`` if it may be the prefix of the topic tree: 1 to 4 levels of 1 to 32 letters, digits, '_.-'."""
     if not _BASE.fullmatch(text):
         raise MessageError(f"topic base {text[:80]!r}: 1 to 4 levels of 1 to 32 letters, digits, '_', '.' or '-'")
     return text
 
 
 def topic(gateway: str, leaf: str, base: str = BASE) -> str:
-    """Where gateway ``gateway`` speaks about ``leaf``.
+    """Return the topic of ``leaf`` of a gateway.
 
     >>> topic("gw-001", "alert")
     'botwatch/v1/gw/gw-001/alert'
@@ -71,12 +70,12 @@ def topic(gateway: str, leaf: str, base: str = BASE) -> str:
 
 
 def topic_filter(leaf: str, base: str = BASE) -> str:
-    """The subscription to ``leaf`` of every gateway."""
+    """Return the topic filter that subscribes to ``leaf`` of every gateway."""
     return f"{base}/gw/+/{leaf}"
 
 
 def parse_topic(text: str, base: str = BASE) -> tuple[str, str]:
-    """The gateway and the leaf of a topic, or a MessageError.
+    """Return the gateway and the leaf of a topic, or raise MessageError.
 
     >>> parse_topic("botwatch/v1/gw/gw-001/alert")
     ('gw-001', 'alert')
@@ -92,7 +91,7 @@ def parse_topic(text: str, base: str = BASE) -> tuple[str, str]:
 
 
 def encode(message: Mapping[str, Any], most: int = MAX_PAYLOAD) -> bytes:
-    """``message`` as compact UTF-8 JSON of at most ``most`` bytes, or a MessageError."""
+    """Return ``message`` as compact UTF-8 JSON of at most ``most`` bytes, or raise MessageError."""
     try:
         payload = json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
@@ -103,10 +102,10 @@ def encode(message: Mapping[str, Any], most: int = MAX_PAYLOAD) -> bytes:
 
 
 def decode(payload: bytes, most: int = MAX_PAYLOAD) -> dict[str, Any]:
-    """The JSON object in ``payload``, safe to store: finite numbers of 64 bits, real text, bounded size and depth.
+    """Return the JSON object in ``payload``, safe to store: finite 64-bit numbers, valid text, bounded size and depth.
 
-    What a database or a terminal could choke on later (NaN, 10**400, a lone surrogate, NUL) is refused here, so that
-    one hostile message can never stop the ones behind it.
+    Values that a database or a terminal could fail on later (NaN, 10**400, a lone surrogate, NUL) are refused here with
+    a MessageError, so that one hostile message can never stop those behind it.
     """
     if len(payload) > most:
         raise MessageError(f"too large: {len(payload)} bytes, the bound is {most}")
@@ -123,7 +122,7 @@ def decode(payload: bytes, most: int = MAX_PAYLOAD) -> dict[str, Any]:
 
 
 def clean(text: str, most: int) -> str:
-    """``text`` as `decode` takes it: without NUL and lone surrogates, at most ``most`` characters.
+    """Return ``text`` as `decode` accepts it: without NUL and lone surrogates, at most ``most`` characters.
 
     >>> clean("cam\\0entrance", 9)
     'cam?entra'
@@ -156,7 +155,7 @@ def _check(value: object, depth: int) -> None:
 
 
 def format_time(t_ns: int) -> str:
-    """Unix nanoseconds as EVE spells them; what lies before 1970 or after 9999 (a broken capture) becomes the bound.
+    """Return Unix nanoseconds as EVE spells times; a time before 1970 or after 9999 (a broken capture) is clipped.
 
     >>> format_time(1_795_450_930_123_456_789)
     '2026-11-23T16:22:10.123456+0000'
@@ -166,7 +165,7 @@ def format_time(t_ns: int) -> str:
 
 
 def parse_time(text: str) -> int:
-    """EVE's spelling as Unix nanoseconds, or a MessageError.
+    """Return the Unix nanoseconds of a time in EVE's spelling, or raise MessageError.
 
     >>> parse_time('2026-11-23T16:22:10.123456+0000')
     1795450930123456000
@@ -182,7 +181,9 @@ def parse_time(text: str) -> int:
 
 
 def uuid7(t_ns: int, rng: random.Random) -> str:
-    """A UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds of ``t_ns``, the rest from ``rng``; sorts by time.
+    """Return a UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds, then random bits from ``rng``.
+
+    Such ids sort by time.
 
     >>> uuid7(1_795_450_930_123_456_789, random.Random(7))[:15]
     '01a20937-03cb-7'
@@ -217,7 +218,7 @@ def has_ports(proto: str) -> bool:
 
 
 def community_id(src_ip: str, src_port: int, dest_ip: str, dest_port: int, proto: str) -> str | None:
-    """The Community ID v1 (seed 0) of a flow with ports, the same in both directions; None where there are no ports.
+    """Return the Community ID v1 (seed 0) of a flow, the same in both directions; None where there are no ports.
 
     >>> community_id("128.232.110.120", 34855, "66.35.250.204", 80, "TCP")
     '1:LQU9qZlK+B5F3KDmev6m5PMibrg='
@@ -235,7 +236,7 @@ def community_id(src_ip: str, src_port: int, dest_ip: str, dest_port: int, proto
 
 
 def flow_id(community: str) -> int:
-    """EVE's number of a flow: 51 bits of its community id, so that JavaScript readers keep it exact."""
+    """Return EVE's number of a flow: 51 bits of its community id, which JavaScript readers can hold exactly."""
     return int.from_bytes(base64.b64decode(community[2:])[:8], "big") >> 13
 
 
@@ -244,7 +245,7 @@ def flow_id(community: str) -> int:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One part on ``.../chunk/<id>``; a reply that was sent before says how many there are and their sha256."""
+    """One part of something larger, on ``.../chunk/<id>``; a reply sent before it has their number and sha256."""
 
     id: str
     part: int  # 0 to count - 1
@@ -252,13 +253,13 @@ class Chunk:
     data: bytes
 
     def document(self) -> dict[str, Any]:
-        """The JSON object; to be encoded with MAX_CHUNK."""
+        """Return the JSON object, which is to be encoded with MAX_CHUNK."""
         data = base64.b64encode(self.data).decode()
         return {"id": self.id, "part": self.part, "count": self.count, "data": data}
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Chunk":
-        """A part from a decoded payload, or a MessageError."""
+        """Return the part of a decoded payload, or raise MessageError."""
         id, part, count, data = (document.get(key) for key in ("id", "part", "count", "data"))
         try:
             id = check_uuid7(id)
@@ -278,20 +279,20 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Status:
-    """Retained word on a gateway: what it last said of itself, or ``offline``, the last will that the broker says."""
+    """The retained status of a gateway, as its agent published it last; ``offline`` is the last will of a lost one."""
 
     state: Literal["online", "offline", "stopped"]
     boot: str  # a UUID for each start of the agent
     agent: str  # its version
-    t_ns: int  # Unix ns; for ``offline`` the time of the connection that was lost
+    t_ns: int  # Unix ns; for ``offline`` when the connection that was lost had begun
 
     def document(self) -> dict[str, Any]:
-        """The JSON object on ``.../status``."""
+        """Return the JSON object on ``.../status``."""
         return {"state": self.state, "boot": self.boot, "agent": self.agent, "ts": format_time(self.t_ns)}
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Status":
-        """A status from a decoded payload, or a MessageError; unknown keys of newer agents are ignored."""
+        """Return the status of a decoded payload, or raise MessageError; unknown keys of newer agents are ignored."""
         state, boot, agent, ts = (document.get(key) for key in ("state", "boot", "agent", "ts"))
         if state not in ("online", "offline", "stopped"):
             raise MessageError(f"status: state {str(state)[:40]!r} is none of online, offline, stopped")
@@ -306,25 +307,25 @@ class Status:
 
 @dataclass(frozen=True)
 class Health:
-    """What an agent says of itself each minute, retained on ``.../health``."""
+    """The health of an agent, which it publishes each minute, retained on ``.../health``."""
 
     t_ns: int  # Unix ns
-    pps: float  # frames a second since the last one
-    drop_pct: float  # of those that came, in percent
-    cpu: float  # cores used
+    pps: float  # frames per second since the message before
+    drop_pct: float  # percentage of the frames that were dropped before they could be read
+    cpu: float  # processor cores in use
     rss_mb: float
     episodes_open: int
     interfaces_down: tuple[str, ...]
     outbox_depth: int
     model: str
     counters: Mapping[str, int]  # since the start
-    scoring: str = "all"  # rows, or a "shared" budget of them, or "sparse": fewer than one in ten
-    allowed: tuple[Mapping[str, Any], ...] = ()  # what is held back now: the newest entries of the allow list
-    allowed_entries: int = 0  # how many there are
-    config_refused: str = ""  # why the configuration that was read last is not the one in use
+    scoring: str = "all"  # "all" rows are scored, or a "shared" budget of them, or "sparse": fewer than one in ten
+    allowed: tuple[Mapping[str, Any], ...] = ()  # the newest of the active suppressions
+    allowed_entries: int = 0  # how many suppressions are active
+    config_refused: str = ""  # why the configuration that was read last is not in use
 
     def document(self) -> dict[str, Any]:
-        """The JSON object; counters that are still 0 are left out."""
+        """Return the JSON object; counters that are still 0 are left out."""
         return {
             "ts": format_time(self.t_ns),
             "pps": round(self.pps, 1),

@@ -1,8 +1,8 @@
-"""What a detection is about: which statistics made the error, and one plain sentence, a column's value against what the
-fit learnt to be normal.
+"""The wording of a detection's reason: which statistics made the error, and one plain sentence about the worst.
 
-An attack moves a statistic at every decay at once, and its copies with it. So what is named is a statistic (packets
-between these hosts), by the column of it that says it most clearly; five columns would often be five times the same.
+The sentence holds a column's value against what the fit learnt to be normal. An attack moves a statistic at every decay
+at once, and its copies with it. So what is named is a statistic (packets between these hosts), by the column of it that
+says it most clearly; five columns would often be five times the same.
 """
 
 from collections.abc import Sequence
@@ -13,52 +13,22 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 
-_OF = {
-    "MI_dir": "of this address and MAC",
-    "H": "of this address",
-    "HH": "between these hosts",
-    "HH_jit": "between these hosts",
-    "HpHp": "on this socket",
-    "device": "of this device",
-}
-_WHAT = {
-    "weight": "packets",
-    "mean": "mean packet size",
-    "variance": "variance of packet size",
-    "std": "spread of packet size",
-    "magnitude": "packet size, both ways,",
-    "radius": "variance of packet size, both ways,",
-    "covariance": "covariance of packet sizes, both ways,",
-    "pcc": "correlation of packet sizes, both ways,",
-    "new_peers": "peers never used before",
-    "new_sockets": "sockets never used before",
-}
-_GAPS = {"weight": "packets", "mean": "mean gap of packets (s)", "variance": "variance of packet gaps"}
-
-
-_RATES = {
-    "MI_dir": "sends {} packets a second",
-    "H": "sends {} packets a second",
-    "HH": "sends {} packets a second to one host",
-    "HH_jit": "sends {} packets a second to one host",
-    "HpHp": "sends {} packets a second on one socket",
-    "device": "sends {} packets a second under all its addresses",
-}
-
 
 def statistic(column: str) -> str:
-    """Stream and statistic of a column, whatever its decay; a copy is of its original's.
+    """Return the group and statistic of a column, whatever its decay; a copy has those of its original.
 
     >>> statistic("HH_L0.1_pcc"), statistic("MI_dir_L5_weight"), statistic("device_L1_new_peers")
     ('HH pcc', 'H weight', 'device new_peers')
     """
-    stream, _, rest = cols.COPIES.get(column, column).partition("_L")
-    return f"{stream} {rest.partition('_')[2]}"
+    group, _, name = cols.parts(cols.COPIES.get(column, column))
+    return f"{group} {name}"
 
 
 def strongest(columns: Sequence[str], shares: NDArray[Any], most: int) -> list[int]:
-    """Of each of the ``most`` statistics with the largest part of the error, the column with the largest: where it
-    stands in ``columns``. ``shares`` (columns,) are the parts; a statistic without any is left out.
+    """Return positions in ``columns``: one for each of the ``most`` statistics with the largest part of the error.
+
+    It is that of the statistic's column with the largest part; ``shares`` (columns,) are the parts. A statistic without
+    any part is left out.
 
     >>> strongest(["H_L5_weight", "H_L1_weight", "HH_L1_pcc", "HH_L3_pcc", "H_L1_mean"], np.array([2, 3, 4, 0, 0]), 3)
     [1, 2]
@@ -74,7 +44,9 @@ def strongest(columns: Sequence[str], shares: NDArray[Any], most: int) -> list[i
 
 
 def score(column: str, value: float, normal: tuple[float, ...]) -> str:
-    """Why a row's error is high: its worst column. ``normal`` is (median, 99.9 % quantile) of benign train rows.
+    """Return the reason for a high error: the row's worst column.
+
+    ``normal`` is (median, 99.9 % quantile) of benign train rows.
 
     >>> score("HH_L1_weight", 312.4, (0.96, 20.2))
     'sends 217 packets a second to one host, over about 1.4 s; normal is 0.667, rarely above 14'
@@ -83,13 +55,13 @@ def score(column: str, value: float, normal: tuple[float, ...]) -> str:
     >>> score("HpHp_L5_weight", 1.0, (1.0, 4.8))
     'packets on this socket over about 0.29 s: 1; normal is 1, rarely above 4.8'
     """
-    stream, seconds, stat = _parts(column)
-    if stat == "weight" and value >= 2:  # of fewer there is no rate to speak of
+    name, decay, stat = cols.parts(column)
+    group, seconds = cols.GROUPS[name], _memory_s(decay)
+    if stat == "weight" and value >= 2:  # of fewer packets there is no rate to speak of
         value, normal = value / seconds, tuple(v / seconds for v in normal)
-        text = f"{_RATES[stream].format(_number(value))}, over about {seconds:.2g} s"
+        text = f"{group.rate.format(_number(value))}, over about {seconds:.2g} s"
     else:
-        what = (_GAPS if stream == "HH_jit" else _WHAT)[stat]
-        text = f"{what} {_OF[stream]} over about {seconds:.2g} s: {_number(value)}"
+        text = f"{group.words[stat]} {group.of} over about {seconds:.2g} s: {_number(value)}"
     if len(normal) < 2:
         return text
     median, high = normal[:2]
@@ -98,16 +70,17 @@ def score(column: str, value: float, normal: tuple[float, ...]) -> str:
 
 
 def count(column: str, value: float, bound: float, port: int, normal: tuple[float, ...] = ()) -> str:
-    """Why the counts rule fired: how many peers or sockets were new, and what is normal (without it: the bound).
+    """Return the reason for a count above its bound: how many peers or sockets were new, and what is normal.
 
-    ``port`` is where to, 0: none.
+    Without ``normal`` the bound is named instead. ``port`` is the target's, 0 for none.
 
     >>> count("device_L0.1_new_sockets", 2300.0, 44.6, 23, (0.1, 2.9))
     'opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2'
     >>> count("device_L1_new_peers", 18.4, 12.0, 0)
     'reaches 13 new addresses a second (18 within about 1.4 s); the bound is 8.3'
     """
-    _, seconds, stat = _parts(column)
+    _, decay, stat = cols.parts(column)
+    seconds = _memory_s(decay)
     what = "reaches {} new addresses a second" if stat == "new_peers" else "opens {} new connections a second"
     to = f" to port {port}" if port else ""
     known = len(normal) > 1 and normal[1] > 0
@@ -115,18 +88,16 @@ def count(column: str, value: float, bound: float, port: int, normal: tuple[floa
     return f"{what.format(_rate(value / seconds))}{to} ({value:.0f} within about {seconds:.2g} s); {usual}"
 
 
-def _parts(column: str) -> tuple[str, float, str]:
-    """Stream, seconds that its decay remembers (1 / (λ ln 2)) and statistic of a column's name."""
-    stream, _, rest = column.partition("_L")
-    decay, _, stat = rest.partition("_")
-    return stream, 1.44 / float(decay), stat
+def _memory_s(decay: float) -> float:
+    """Return the seconds that a decay λ remembers, 1 / (λ ln 2)."""
+    return 1.44 / decay
 
 
 def _rate(value: float) -> str:
-    """Two significant digits, as whole numbers from ten on."""
+    """Return two significant digits, as a whole number from ten on."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _number(value: float) -> str:
-    """Three significant digits; what rounding noise leaves of nothing is 0."""
+    """Return three significant digits; the rounding noise of a zero is 0."""
     return "0" if abs(value) < 1e-6 else f"{value:.3g}" if abs(value) < 1e6 else f"{value:.2e}"

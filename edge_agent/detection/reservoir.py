@@ -50,7 +50,7 @@ class RowBurst:
     saved: bool = False  # on the disk already
 
     def rows(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return values (n, 140) and packet times (n,). ValueError if they cannot be read or have other columns."""
+        """Return values (n, `ALL_COLUMNS`) and packet times (n,). ValueError if unreadable or of other columns."""
         try:
             packed = zlib.decompressobj()
             unpacked = packed.decompress(self.packed, _MAX_PACKED)

@@ -18,8 +18,9 @@ from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import classify
 from edge_agent.detection.runtime import Model
 
-SLOW_DECAYS = ("_L0.1_", "_L0.01_")
-"""Marks of the columns that still remember an attack minutes after it: λ = 0.1 needs 95 s, λ = 0.01 950 s to forget."""
+SLOW = 1.0
+"""Columns of a decay λ below this (1/s) still remember an attack minutes after it: λ = 0.1 needs 95 s to forget it,
+λ = 0.01 950 s."""
 
 AT_ONCE = 256
 """Rows scored at a time: the interpreter's largest batch, and what the processor's cache holds."""
@@ -35,10 +36,10 @@ class Scorer:
 
     def __init__(self, predict: Callable[[Array], Array], scaler: Scaler, columns: Sequence[str]):
         self._predict, self._scaler, self._columns = predict, scaler, columns
-        self._slow = np.array([any(mark in column for mark in SLOW_DECAYS) for column in columns])
+        self._slow = np.array([cols.parts(column).decay < SLOW for column in columns])
         if self._slow.all():  # a model of slow columns alone knows no other rule
             self._slow[:] = False
-        device = np.array([column.startswith("device_") for column in columns])
+        device = np.array([column in cols.DEVICE_COLUMNS for column in columns])
         if device.all():
             device[:] = False
         self._keep = np.stack([~np.zeros_like(device), ~device, ~self._slow])
@@ -60,7 +61,7 @@ class Scorer:
         return self._error(self._scaling, values, _CARRIED)
 
     def of_rows(self) -> Callable[[NDArray[Any], NDArray[np.bool_]], Array]:
-        """Return f(rows, is_router): for rows of all columns (n, 140), `carried` where is_router (n,), else `full`."""
+        """Return f(rows, is_router): for rows of `ALL_COLUMNS`, `carried` where is_router (n,), else `full`."""
         scaling = RowScaling(self._scaler, len(cols.ALL_COLUMNS), cols.indices(list(self._columns)), self._keep)
         return lambda values, is_router: self._error(scaling, values, is_router.view(np.uint8))
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, parts
 from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.vote import COUNT_DECAYS, NEAR
 
@@ -19,7 +19,7 @@ MAX_OPENED = 256
 
 _S = 1_000_000_000
 _OPENS = features.NEW_PEER | features.NEW_SOCKET
-_COUNTS_PEERS = np.array([c.endswith("new_peers") for c in COUNT_COLUMNS])
+_COUNTS_PEERS = np.array([parts(c).statistic == "new_peers" for c in COUNT_COLUMNS])
 _NONE_OPENED = np.zeros((0, 2), dtype=np.int64)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, parts
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over."""
@@ -49,7 +49,7 @@ LOUD = 0.5
 NEAR = 0.999
 """Share of a limit up to which no rounding lifts a row above it."""
 
-COUNT_DECAYS = np.array([float(c.split("_L")[1].split("_")[0]) for c in COUNT_COLUMNS])
+COUNT_DECAYS = np.array([parts(c).decay for c in COUNT_COLUMNS])
 """Decay λ in 1/s of each of `COUNT_COLUMNS`, fastest first."""
 
 _SLOW = int(np.argmax(COUNT_DECAYS < 1.0))  # the first slow one; the columns are in the order of their decays

@@ -95,7 +95,7 @@ static bool get_rows(PyObject *values, PyObject *meta, Py_buffer *value_view, Py
     if ((!doubles && !floats) || (size_t)meta_view->len != limit * sizeof(struct row_meta) ||
         (size_t)value_view->len != limit * COLUMNS * width || limit == 0 || (uintptr_t)value_view->buf % width != 0 ||
         (uintptr_t)meta_view->buf % sizeof(uint64_t) != 0) {
-        PyErr_SetString(PyExc_ValueError, "values must be (n, 140) float32 or float64 and meta (n,) ROW_META, n > 0");
+        PyErr_Format(PyExc_ValueError, "values must be (n, %d) float32 or float64 and meta (n,) ROW_META, n > 0", COLUMNS);
         PyBuffer_Release(value_view);
         PyBuffer_Release(meta_view);
         return false;

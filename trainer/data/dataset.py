@@ -297,7 +297,7 @@ def _macs(frame: pl.DataFrame, path: Path) -> NDArray[np.uint64]:
 
 
 def _has_jitter(columns: Iterable[str]) -> bool:
-    return any(c.startswith("HH_jit") for c in columns)
+    return any(c in cols.JITTER_COLUMNS for c in columns)
 
 
 # ---- N-BaIoT -----------------------------------------------------------------------------------------------------

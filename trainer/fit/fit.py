@@ -225,7 +225,7 @@ def _schemas(config: Config, columns: tuple[str, ...]) -> tuple[str, ...]:
     then of the clean schema.
     """
     used = [s for s in config.schemas if any(c in cols.SCHEMAS[s] for c in columns)]
-    if cols.COMPAT in used and not any(c.startswith("HH_jit") for c in columns):
+    if cols.COMPAT in used and not any(c in cols.JITTER_COLUMNS for c in columns):
         used[used.index(cols.COMPAT)] = cols.CLEAN
     return tuple(used)
 

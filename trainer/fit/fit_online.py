@@ -70,7 +70,7 @@ class Learner:
     def __init__(self, config: Config, sample: int = SAMPLE):
         self.config, self.columns = config, config.model_columns()
         self._at = cols.indices(self.columns)
-        counts = [c for c in cols.DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")) and c not in self.columns]
+        counts = [c for c in cols.COUNT_COLUMNS if c not in self.columns]
         self._sample_columns = (*self.columns, *counts)
         self._sample_at = cols.indices(self._sample_columns)
         self._sample_limit = sample

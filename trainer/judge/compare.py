@@ -136,7 +136,7 @@ def _of_device_alone(device: str, config: Config, manifests: _Manifests) -> Comp
 
 def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield the fits that show what the per-device columns and the counts rule contribute."""
-    counts = tuple(c for c in cols.DEVICE_COLUMNS if c.endswith(("new_peers", "new_sockets")))
+    counts = cols.COUNT_COLUMNS
     published = tuple(cols.SCHEMAS[cols.CLEAN])
     both = (cols.CLEAN, cols.DEVICE)
     quiet = replace(config.decision, floors={}, warmup_floors={})
@@ -380,13 +380,17 @@ def _intervals(results: Results) -> Table:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer compare`."""
     parser.description = (
-        "Evaluate several fits that differ in one thing. chrono: the config as it is, on later captures. lodo: each "
-        "device left out in turn. lofo: each attack and family left out of the classifier. cross: each source alone, "
-        "on the others. columns: with and without the per-device columns and the counts rule. models: a shared model "
-        "and one for each device."
+        "Fit, convert and evaluate several models that differ in one thing:\n"
+        "  chrono   the config as it is, on later captures\n"
+        "  lodo     each device left out in turn\n"
+        "  lofo     each attack and each family left out of the classifier\n"
+        "  cross    each source of captures alone, tried on the others\n"
+        "  columns  with and without the per-device columns and the counts rule\n"
+        "  models   one shared model, and one for each device\n"
+        "A fit whose result is in the folder already is not made again."
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
-    parser.add_argument("trainer_config", type=Path, metavar="TRAINER", help="YAML file of `botwatch trainer fit`")
+    parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
     parser.add_argument("--by", choices=KINDS, default="chrono", help="what differs (%(default)s)")
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"
@@ -397,7 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the fits and the findings")
     evaluate.add_agent_config(parser)
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of fits of each kind, with seeds 1 to N (%(default)s)"
+        "--seeds", type=int, default=1, metavar="N", help="repeat each fit with seeds 1 to N (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most, instead of the config's")
 

@@ -21,12 +21,12 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
-from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE
+from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE, parts
 from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import MAX_SUBJECTS, Detector
-from edge_agent.detection.scorer import SLOW_DECAYS
+from edge_agent.detection.scorer import SLOW
 from edge_agent.detection.tally import Tally
 from edge_agent.detection.vote import FRESH_S
 from tests.conftest import Home
@@ -304,7 +304,7 @@ def test_reasons_are_five_statistics_and_not_one_at_five_decays(bundle, plug):
     assert len(first.explanation) <= 200
     assert later
     for detection in later:  # λ = 0.1 and 0.01 are shown as normal then, so they cannot be a reason
-        assert not any(mark in column for column, _ in detection.top_features for mark in SLOW_DECAYS)
+        assert not any(parts(column).decay < SLOW for column, _ in detection.top_features)
 
 
 def test_a_scan_is_explained_in_connections_or_addresses_a_second(bundle, plug):
@@ -501,7 +501,7 @@ def test_a_subjects_tally_is_damped_sums_of_what_it_opened():
     assert (counts == pieces).all()
     late = np.maximum.accumulate(t_ns)
     for i, column in enumerate(COUNT_COLUMNS):
-        decay = float(column.split("_L")[1].split("_")[0])
+        decay = parts(column).decay
         opened = flags & (features.NEW_PEER if column.endswith("peers") else features.NEW_SOCKET) != 0
         at = [(opened[: r + 1] * 2.0 ** (-decay * (late[r] - late[: r + 1]) / S)).sum() for r in range(300)]
         assert counts[:, i] == pytest.approx(np.array(at), rel=1e-9, abs=1e-12)
