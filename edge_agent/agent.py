@@ -1,4 +1,4 @@
-"""The agent: wires source, extractor, detector and alerter, and counts what goes through."""
+"""The agent's pipeline: a source's packets become rows, detections, alerts. It is the same live and in a replay."""
 
 import logging
 import random
@@ -15,6 +15,7 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.evidence import EvidenceStore
 from edge_agent.detection.checkins import CheckInRule, CheckIns
+from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import Devices
 from edge_agent.learning_store import recall, seen_path
@@ -30,13 +31,18 @@ logger = logging.getLogger(__name__)
 
 
 class Agent:
-    """Packets in, alerts out, for one bundle.
+    """Packets in, alerts out.
 
-    Ids of alerts are drawn from the gateway's id and the bundle's hash: the same packets give the same alerts, so that
-    a replay delivered twice is stored once. For that, ``seed`` must be given too: which streams a full table gives up
-    is drawn by it. Live it must not be, lest an attacker choose streams that collide. What was learnt of devices is
-    taken up from ``state`` where there is one; `run` keeps it there. ``evidence`` has the packets around alerts kept on
-    the disk; EvidenceError when they cannot be.
+    Some parts depend on the bundle: the detector, the limits of devices, and the model that alerts name. `take_over`
+    changes them in one call. All others outlive a bundle: what devices have been seen doing, open episodes,
+    suppressions, evidence, check-ins.
+
+    ``state`` holds what was learnt of devices up to now, and where it is stored again (`learning_store`). ``evidence``
+    says where the packets around alerts are stored; EvidenceError when they cannot be.
+
+    The ids of alerts are drawn from the gateway's id and the bundle's hash. So the same packets give the same alerts,
+    and a replay that is delivered twice is stored once. That needs a ``seed``, too, by which a full table chooses the
+    streams that it evicts. A live agent must not have one, or an attacker could choose streams that collide.
     """
 
     def __init__(
@@ -48,7 +54,8 @@ class Agent:
         state: State | None = None,
         evidence: EvidenceConfig | None = None,
     ):
-        sizes, learning, self.networks = config.extractor, config.learning, config.networks
+        self._config, self._state, self.networks = config, state, config.networks
+        sizes = config.extractor
         self.extractor = Extractor(sizes.max_streams, max_devices=sizes.max_devices, seed=seed)
         self.evidence: EvidenceStore | None = None
         if evidence and evidence.path:
@@ -57,28 +64,17 @@ class Agent:
             self.evidence = EvidenceStore(evidence.path, cut, seconds=evidence.seconds, most_bytes=most)
         if state:
             state.damaged += not recall(self.extractor, seen_path(state.path))
-        self.devices = Devices(
-            bundle,
-            names=config.names,
-            min_s=60.0 * learning.minutes,
-            state=state,
-            most_bytes=int(learning.kept_mb * (1 << 20)),
-        )
-        self.detector = Detector(
-            bundle,
-            config.networks,
-            learn=self.devices.limits_of if learning.enabled else False,
-            max_rows_per_s=config.scoring.max_rows_per_s,
-        )
-        if learning.enabled:
-            self.devices.carry_over(self.detector.vote)
-        self._step = self.detector.step
         slow = config.checkins
         self.checkins = CheckIns(config.networks, CheckInRule(slow.learn_s)) if slow.enabled else None
+        self._sha256 = bundle.sha256
+        self.devices, self.detector = self._judges(bundle)
+        if config.learning.enabled:
+            self.devices.carry_over(self.detector.vote)
+        self._step = self.detector.step
         self.alerter = Alerter(
             config.gateway,
             config.site,
-            ModelInfo(bundle.manifest.version, bundle.sha256, bundle.manifest.generated),
+            _model_info(bundle),
             version("botwatch"),
             names=config.names,
             update_s=config.alerts.update_s,
@@ -88,60 +84,113 @@ class Agent:
             rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
         )
 
-    def alerts(self, source: Source, seen: Callable[[int], None] = lambda frames: None) -> Iterator[Alert]:
-        """Alerts of a source's packets, as they come; ``seen`` is told how many rows each step took.
+    def _judges(self, bundle: Bundle) -> tuple[Devices, Detector]:
+        """Return what depends on a bundle: the devices with their limits, and the detector that judges by them."""
+        config, learning = self._config, self._config.learning
+        devices = Devices(
+            bundle,
+            names=config.names,
+            min_s=60.0 * learning.minutes,
+            state=self._state,
+            most_bytes=int(learning.kept_mb * (1 << 20)),
+        )
+        detector = Detector(
+            bundle,
+            config.networks,
+            learn=devices.limits_of if learning.enabled else False,
+            max_rows_per_s=config.scoring.max_rows_per_s,
+        )
+        return devices, detector
 
-        CaptureError when the source breaks off; what came before it has been judged.
+    def take_over(self, bundle: Bundle) -> list[Alert]:
+        """Let another bundle judge from the next batch on; return the alerts that the one in use had still to report.
+
+        It is called between two batches, so no packet is lost. Open episodes go on under their ids. Of every device and
+        victim it stays known since when it has been seen, what it has opened, and the aftermath of an alarm. Windows of
+        votes begin empty, because they are of the old limits: of an attack that goes on, nothing is reported until k of
+        its rows are above the new ones. Limits that devices have learnt are calculated anew from their stored rows; a
+        device with too few of them learns anew, and at most the minute at hand is lost to learning. Counters go on.
+
+        The bundle that is in use already changes nothing. BundleError, `runtime.ModelError` or StateError when the
+        bundle cannot be used: then the one in use stays.
+        """
+        if bundle.sha256 == self._sha256:
+            return []
+        devices, detector = self._judges(bundle)
+        if self._config.learning.enabled:
+            devices.take_over(self.devices, detector.vote)
+        alerts = list(self._consider(self.detector.finish()))
+        detector.take_over(self.detector)
+        self._sha256, self.devices, self.detector = bundle.sha256, devices, detector
+        before, self.alerter.model = self.alerter.model.version, _model_info(bundle)
+        logger.info("model %s is in use, it was %s", self.alerter.model.version, before)
+        return alerts
+
+    def change(self, config: AgentConfig) -> None:
+        """Take up another configuration, of which only `config.LIVE` keys may differ."""
+        self._config, alerts = config, config.alerts
+        self.alerter.change(config.site, config.names, alerts.update_s, alerts.end_s, alerts.max_open)
+        self.devices.rename(config.names)
+
+    def alerts(self, source: Source, seen: Callable[[int], None] = lambda frames: None) -> Iterator[Alert]:
+        """Yield the alerts of a source's packets as they come; ``seen`` is called with the number of rows of each step.
+
+        CaptureError when the source breaks off; the packets before that have been judged.
         """
         while frames := len(rows := self.extractor.push(source, BATCH)):
             yield from self.judge(rows)
-            del rows  # so that the next ones take their place, which the processor's cache holds
+            del rows  # so that the next ones take their place, which is in the processor's cache
             seen(frames)
 
     def judge(self, rows: Rows) -> Iterator[Alert]:
-        """Alerts of rows that were just extracted."""
+        """Yield the alerts of rows that were just extracted."""
         detections = self.detector.observe(rows)
         if self.detector.step != self._step:
             shed = self.detector.counters["shed"]
             logger.warning("scoring: %s, was %s; %d rows shed so far", self.detector.step, self._step, shed)
             self._step = self.detector.step
-        for detection in detections:
-            self._keep(detection.t_ns)
-            yield from self.alerter.consider(detection)
-        for detection in self.checkins.observe(rows) if self.checkins else ():
-            self._keep(detection.t_ns)
-            yield from self.alerter.consider(detection)
+        yield from self._consider(detections)
+        yield from self._consider(self.checkins.observe(rows) if self.checkins else ())
         latest = int(rows.meta["t_ns"][-1])
-        self._keep(latest)
+        self._finish_evidence(latest)
         yield from self.alerter.tick(latest)
 
     def tick(self, t_ns: int) -> Iterator[Alert]:
-        """Alerts that are due at packet time ``t_ns`` though no packet came."""
+        """Yield the alerts that are due at packet time ``t_ns`` though no packet came."""
         for detection in self.detector.tick(t_ns):
             yield from self.alerter.consider(detection)
-        self._keep(t_ns - GATHERED_NS)
+        self._finish_evidence(t_ns - GATHERED_NS)
         yield from self.alerter.tick(t_ns)
 
-    def _keep(self, t_ns: int) -> None:
-        """Finish evidence that is due, before an alert of that time speaks of it."""
+    def finish(self) -> list[Alert]:
+        """Return the last alerts: no more packets will come, so every open episode ends."""
+        alerts = [alert for detection in self.detector.finish() for alert in self.alerter.consider(detection)]
+        return alerts + self.alerter.finish()
+
+    def _consider(self, detections: Iterable[Detection]) -> Iterator[Alert]:
+        for detection in detections:
+            self._finish_evidence(detection.t_ns)
+            yield from self.alerter.consider(detection)
+
+    def _finish_evidence(self, t_ns: int) -> None:
+        """Finish evidence that is due at ``t_ns``, before an alert of that time refers to it."""
         if self.evidence:
             self.evidence.tick(t_ns)
 
-    def finish(self) -> list[Alert]:
-        """The last alerts: nothing more will come, so every open episode ends."""
-        told = [alert for detection in self.detector.finish() for alert in self.alerter.consider(detection)]
-        return told + self.alerter.finish()
-
     def counts(self) -> dict[str, int]:
-        """Counters of all parts, for a report and for health messages."""
-        told = self.alerter.counts
-        alerts = {f"alerts_{state}": getattr(told, state) for state in ("new", "update", "end")}
-        bounds = {"episodes_evicted": told.evicted, "foreign_class": told.foreign_class}
-        bounds |= {"episodes_suppressed": told.suppressed, "episodes_spoke_up": told.spoke_up}
-        kept = self.evidence.counters() if self.evidence else {}
-        slow = self.checkins.counters if self.checkins else {}
-        own = {**self.detector.counters, **self.devices.counts, **slow}
-        return {**self.extractor.counts(), **own, **alerts, **bounds, **kept}
+        """Return the counters of all parts, for a report and for health messages."""
+        counts = self.alerter.counts
+        alerts = {f"alerts_{state}": getattr(counts, state) for state in ("new", "update", "end")}
+        episodes = {"episodes_evicted": counts.evicted, "foreign_class": counts.foreign_class}
+        episodes |= {"episodes_suppressed": counts.suppressed, "episodes_spoke_up": counts.spoke_up}
+        checkins = self.checkins.counters if self.checkins else {}
+        evidence = self.evidence.counters() if self.evidence else {}
+        judged = {**self.detector.counters, **self.devices.counts, **checkins}
+        return {**self.extractor.counts(), **judged, **alerts, **episodes, **evidence}
+
+
+def _model_info(bundle: Bundle) -> ModelInfo:
+    return ModelInfo(bundle.manifest.version, bundle.sha256, bundle.manifest.generated)
 
 
 def replay(
@@ -150,10 +199,10 @@ def replay(
     give: Callable[[Alert], None],
     seen: Callable[[int], None] = lambda frames: None,
 ) -> None:
-    """Judge capture files one after the other as if they came in live.
+    """Judge capture files one after the other as if they came in live, and hand each alert to ``give``.
 
-    Episodes still open at the end of the last file are ended there. CaptureError when a file cannot be read to its end;
-    the alerts of what came before it have been given.
+    Episodes that are open at the end of the last file end there. CaptureError when a file cannot be read to its end;
+    the alerts of the packets before that have been given.
     """
     try:
         for file in files:
@@ -166,7 +215,7 @@ def replay(
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:
-    """The closing lines of a replay: what everybody asks for, then whatever else was counted."""
+    """Yield the closing lines of a run: the usual counters, then all others that are not 0."""
     rate = counts["frames"] / seconds if seconds else 0.0
     yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
     evicted = sum(value for key, value in counts.items() if "evicted" in key)

@@ -76,7 +76,7 @@ class Control:
         self, config: AgentConfig, state: State, outbox: Outbox | None = None, link: "Link | None" = None
     ) -> None:
         self._config, self._state, self._outbox, self._link = config, state, outbox, link
-        self.allowed = Suppressions(state, config.control.max_entries, time.time(), time.monotonic())
+        self.suppressions = Suppressions(state, config.control.max_entries, time.time(), time.monotonic())
         self.counts = dict.fromkeys(
             ("commands_done", "commands_refused", "commands_repeated", "commands_retained", "commands_dropped"), 0
         )
@@ -182,7 +182,7 @@ class Control:
     def close(self) -> None:
         """Write what is only in memory to the state file."""
         try:
-            self.allowed.flush()
+            self.suppressions.flush()
         except StateError as error:
             self._complain(error)
 
@@ -256,7 +256,7 @@ class Control:
     def _look(self, now: float) -> None:
         """End entries whose time is over, and carry out the commands that were left in the state file."""
         try:
-            self.allowed.tick(time.time(), now)
+            self.suppressions.tick(time.time(), now)
             for _, id_, verb, payload in self._state.commands_waiting():
                 try:
                     reply = self.execute(Command.read(verb, json.loads(payload)), "local")
@@ -273,7 +273,7 @@ class Control:
     def _status(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         return {name: content() for name, content in self._sections.items()} | {
             "gateway": self._config.gateway,
-            "allowed": self.allowed.documents(),
+            "allowed": self.suppressions.documents(),
             "commands": list(self._config.commands),
         }
 
@@ -334,7 +334,7 @@ class Control:
             **about,
         )
         if origin == "broker":
-            active = self.allowed.active().values()
+            active = self.suppressions.active().values()
             if any(old.same_as(entry) and old.origin == "local" for old in active):
                 raise CommandRefused(
                     "an entry about the same was made on the gateway, and the broker cannot replace it"
@@ -344,7 +344,7 @@ class Control:
                 raise CommandRefused(
                     f"the bound of {most} entries made through the broker is reached (control.remote_entries)"
                 )
-        n = self.allowed.add(entry, now, time.monotonic())
+        n = self.suppressions.add(entry, now, time.monotonic())
         self._changed = True
         return {
             "entry": n,
@@ -374,19 +374,19 @@ class Control:
         if "entry" in command.arguments:
             return self._drop("mute", [command.arguments["entry"]])
         device = self._device_or_all(command.arguments["device"])
-        active = self.allowed.active().items()
+        active = self.suppressions.active().items()
         mutes = [number for number, entry in active if entry.kind == "mute" and entry.device == device]
         if not mutes:
             raise CommandRefused(f"{device} is not muted")
         return self._drop("mute", mutes)
 
     def _drop(self, kind: str, numbers: list[int]) -> Mapping[str, Any]:
-        active = self.allowed.active()
+        active = self.suppressions.active()
         for number in numbers:
             if number not in active or active[number].kind != kind:
                 raise CommandRefused(f"no active {kind} has the number {number}")
         for number in numbers:
-            self.allowed.drop(number)
+            self.suppressions.drop(number)
         self._changed = True
         return {"ended": numbers}
 

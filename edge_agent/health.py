@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from edge_agent.agent import Agent
-from edge_agent.capture.attach import Surroundings
+from edge_agent.capture.attach import Attachment
 from edge_agent.capture.features import Rows
 from edge_agent.capture.sources import Interfaces
 from edge_agent.contract import messages
@@ -47,7 +47,7 @@ class HealthMonitor:
         self.refused = ""
         """Why the configuration that was read last is not in use; "" if it is."""
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
-        self._surroundings = Surroundings(interfaces.names, agent.networks, self._past)
+        self._surroundings = Attachment(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
         self._clock_due = 0.0
         self._look_at_clock(self._past)
@@ -86,7 +86,7 @@ class HealthMonitor:
         passed = max(time.monotonic() - self._past, 1e-3)
         lost = captured["dropped"] + captured["interface_dropped"] - self._drops
         taken = counts["frames"] - self._frames
-        allowed = publisher.control.allowed.documents() if publisher and publisher.control else []
+        allowed = publisher.control.suppressions.documents() if publisher and publisher.control else []
         return messages.Health(
             t_ns=time.time_ns(),
             pps=taken / passed,

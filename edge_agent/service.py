@@ -1,4 +1,4 @@
-"""The live loop: takes frames until told to stop, and lets everything come round that is due."""
+"""The agent as a service: the live loop, reading the configuration again, and notifications to systemd."""
 
 import gc
 import logging
@@ -18,7 +18,7 @@ from edge_agent.learning_store import LearningStore
 from edge_agent.publisher import Publisher
 
 WAIT_S = 0.25
-"""How long the live loop waits for a frame; the longest a stop, a beat or an end that is due may be late."""
+"""Longest wait of the live loop for a frame, and so the longest delay of a stop or of anything else that is due."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +33,21 @@ def run(
     save_s: float = 600.0,
     reload: "Reload | None" = None,
 ) -> dict[str, int]:
-    """Judge what comes in on live interfaces until ``stop`` is set; episodes still open are ended then.
+    """Judge the packets of live interfaces until ``stop`` is set; then end the open episodes.
 
-    ``give`` takes alerts, each as an argument; the last ones come all at once, so that one write keeps them all.
-    Returns what was counted that neither ``agent`` nor ``interfaces`` nor ``publisher`` counts.
-    What was learnt is kept in the publisher's state every ``save_s`` seconds, and at the end. ``reload`` says when
-    there is another configuration.
+    ``give`` takes alerts as its arguments; it gets the last ones all at once, so that one write stores them all. What
+    is learnt is stored in the publisher's state every ``save_s`` seconds and at the end. ``reload`` is set when the
+    configuration is to be read again. Returns the counters that neither ``agent`` nor ``interfaces`` nor ``publisher``
+    has.
 
-    The service manager is told that all is well from this very loop, so that it restarts an agent whose loop hangs.
+    The watchdog of the service manager is notified from this very loop, so that an agent whose loop hangs is restarted.
     """
-    watched = ServiceNotifier()
+    systemd = ServiceNotifier()
     health = HealthMonitor(agent, interfaces, publisher)
-    memory = LearningStore(agent.devices, agent.extractor, publisher, save_s)
+    learning = LearningStore(lambda: agent.devices, agent.extractor, publisher, save_s)
     control = publisher.control if publisher else None
     if publisher and control:
-        agent.alerter.silence = control.allowed
+        agent.alerter.silence = control.suppressions
         control.describe("health", lambda: health.document().document())
         control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
         control.describe("broker", publisher.line)
@@ -67,7 +67,7 @@ def run(
 
     gc.collect()
     give_back_memory()
-    watched.ready()
+    systemd.ready()
     latest = time.monotonic()
     try:
         while not stop.is_set():
@@ -86,55 +86,57 @@ def run(
                 health.now()
             if publisher:
                 publisher.check()
-            watched.beat(now)
+            systemd.beat(now)
             health.beat(now)
-            memory.beat(now)
+            learning.beat(now)
     finally:
-        watched.say("STOPPING=1")
+        systemd.send("STOPPING=1")
         give(*agent.finish())
         if control:
             control.close()
-        memory.finish()
+        learning.finish()
         if publisher:
-            publisher.stop()  # the broker has its last words while the disk is written
-        memory.close()
+            publisher.stop()  # the broker gets the last messages while the disk is written
+        learning.close()
     return health.counters
 
 
 class Reload:
-    """A configuration that can be read again while running: what it says is taken up whole, or not at all.
+    """A configuration that can be read again while the agent runs. A new one is taken up whole or not at all.
 
-    ``again`` reads it and gives it, or says why that cannot be done. ``wanted`` may be set from a signal handler.
+    ``read_again`` returns the configuration, or the reason why it cannot be read. ``wanted`` may be set by a signal
+    handler.
     """
 
-    def __init__(self, config: AgentConfig, again: Callable[[], "AgentConfig | str"]) -> None:
-        self._config, self._again, self.wanted = config, again, threading.Event()
+    def __init__(self, config: AgentConfig, read_again: Callable[[], "AgentConfig | str"]) -> None:
+        self._config, self._read_again, self.wanted = config, read_again, threading.Event()
 
     def read(self, agent: Agent, publisher: Publisher | None) -> str:
-        """Read it, and have both go by it; why not, in one line that is logged, or "" when they do."""
+        """Read the configuration again and let agent and publisher take it up.
+
+        Returns "", or the reason why the configuration in use stays, which is logged.
+        """
         self.wanted.clear()
-        new = self._again()
+        new = self._read_again()
         if isinstance(new, str):
             return self._refuse(new)
         keys = changed(self._config, new)
         if fixed := [key for key in keys if key not in LIVE]:
-            return self._refuse(f"{', '.join(fixed)}: changed, which needs a restart; nothing was taken up")
-        told = new.alerts
-        agent.alerter.change(new.site, new.names, told.update_s, told.end_s, told.max_open)
-        agent.devices.rename(new.names)
+            return self._refuse(f"{', '.join(fixed)}: a change of this needs a restart")
+        agent.change(new)
         if publisher:
             publisher.change(new)
         self._config = new
         logger.info("configuration read again: %s", f"{', '.join(keys)} taken up" if keys else "nothing has changed")
         return ""
 
-    def _refuse(self, why: str) -> str:
-        logger.error("configuration refused, the one before stays: %s", why)
-        return why
+    def _refuse(self, reason: str) -> str:
+        logger.error("the changed configuration is refused, the one in use stays: %s", reason)
+        return reason
 
 
 class ServiceNotifier:
-    """Word to systemd, if it runs us (sd_notify(3)): ready, alive, stopping."""
+    """Notifies systemd (sd_notify(3)) when it supervises this process: ready, alive, stopping."""
 
     def __init__(self) -> None:
         where = os.environ.get("NOTIFY_SOCKET", "")
@@ -143,17 +145,17 @@ class ServiceNotifier:
         self._next = 0.0
 
     def ready(self) -> None:
-        """Capturing has begun."""
-        self.say("READY=1")
+        """Report that capturing has begun."""
+        self.send("READY=1")
 
     def beat(self, now: float) -> None:
-        """The loop has come round."""
+        """Report, four times in the watchdog's time, that the loop still runs; ``now`` is the steady clock."""
         if self._every_s and now >= self._next:
             self._next = now + self._every_s
-            self.say("WATCHDOG=1")
+            self.send("WATCHDOG=1")
 
-    def say(self, text: str) -> None:
-        """One message; a manager that does not listen is no reason to stop."""
+    def send(self, text: str) -> None:
+        """Send one message; a manager that does not listen is no reason to stop."""
         if not self._address:
             return
         try:
@@ -161,4 +163,4 @@ class ServiceNotifier:
                 line.settimeout(0.1)
                 line.sendto(text.encode(), self._address)
         except OSError as error:
-            logger.warning("cannot tell systemd %s: %s", text, error)
+            logger.warning("systemd could not be notified (%s): %s", text, error)

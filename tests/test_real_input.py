@@ -1,4 +1,4 @@
-"""The whole chain on captures of real devices and real attacks: the first table of docs/measured.md, as `make real` prints it."""
+"""The whole chain on captures of real devices and real attacks: the first table of docs/measured.md (`make real`)."""
 
 import re
 from pathlib import Path

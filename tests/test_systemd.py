@@ -125,7 +125,7 @@ def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypat
         watched.ready()
         for now in (1.0, 2.0, 15.9, 16.0, 17.0):
             watched.beat(now)
-        watched.say("STOPPING=1")
+        watched.send("STOPPING=1")
         heard = [manager.recv(100).decode() for _ in range(4)]
     assert heard == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
 
@@ -133,7 +133,7 @@ def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypat
 def test_a_manager_that_does_not_listen_is_no_reason_to_stop(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
     service.ServiceNotifier().ready()
-    assert "cannot tell systemd" in caplog.text
+    assert "systemd could not be notified" in caplog.text
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="prctl numbers")

@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
     parser = argparse.ArgumentParser(
         PROG,
-        description="Run the whole chain on this machine: captures, fit, convert, broker, collector, agents, alerts. "
+        description="Run the whole chain on this machine: captures, fit, convert, broker, collector, agents, alerts.\n"
         "Ends with status 1 when an attack was missed or a benign device alerted.",
         epilog=f"example:\n  {PROG} --captures my-captures --out demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,8 @@
-"""How an interface is attached: what merges frames before anybody can see them, and whether devices can be told apart.
+"""The place where the agent captures: if frames are merged before they can be seen, and if devices can be told apart.
 
 Linux merges received frames of a connection (GRO, LRO) and sends several as one (TSO), and a capture shows the merged
-ones: too few and too long. Below the MTU that cannot be seen in a frame, so it must be off; what is above is counted.
+frames: too few and too long. A merged frame below the MTU cannot be recognised, so merging must be switched off; frames
+above the MTU are counted. Features are read by the ethtool ioctl, in 25 lines: a netlink library takes 25 MB and 0.7 s.
 """
 
 import array
@@ -19,7 +20,7 @@ from edge_agent.capture.sources import own_macs
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.networks import Networks
 
-__all__ = ["Surroundings", "longest_frame", "merging", "way_out"]
+__all__ = ["Attachment", "longest_frame", "merging", "way_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,36 +30,38 @@ _GET_STRINGS, _GET_SET_INFO, _GET_FEATURES = 0x1B, 0x37, 0x3A
 _FEATURE_NAMES, _NAME_BYTES = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
 _RECEIVING = {"rx-gro": "gro", "rx-gro-hw": "rx-gro-hw", "rx-lro": "lro"}
 _SENDING = {"tx-tcp-segmentation": "tso", "tx-tcp6-segmentation": "tso", "tx-udp-segmentation": "tx-udp-segmentation"}
-"""The kernel's names of features that merge -> what `ethtool -K` calls them. GSO is none: what only it does is cut up
-before a capture sees it."""
+"""The kernel's names of features that merge frames -> their names for `ethtool -K`. GSO is not one of them: frames that
+only GSO has merged are cut up before a capture sees them."""
 
 LINK_HEADER = 14 + 2 * 4
-"""Bytes before the IP packet at most: Ethernet with two VLAN tags."""
+"""Most bytes before the IP packet: Ethernet with two VLAN tags."""
 
 ALONE_S, ALONE_FRAMES = 600.0, 1_000
-"""After so long and so many frames there should have been devices."""
+"""Seconds and frames after which there should have been devices."""
 
 SAMPLE = 64
 """Rows of a batch that are searched for devices."""
 
 MOST_ROUTERS = 1_024
-"""MACs that carry others' packets, or are ours, which are remembered."""
+"""Number of MACs of routers and of this machine that are remembered. Here a router is a MAC that sends packets from
+addresses outside the monitored networks; `kernel/senders.c` and `checkins`, which judge traffic, define it in their own
+ways."""
 
 
 def merging(name: str, *, inbound: bool = False) -> dict[str, list[str]]:
-    """What merges frames that are seen on ``name``: interface -> features, as `ethtool -K` takes them.
+    """Return the features that merge frames seen on ``name``: interface -> features as `ethtool -K` takes them.
 
-    Received frames are merged by the lowest interfaces below a bridge, bond or VLAN; sent ones are seen as ``name``
-    itself leaves them (not at all where ``inbound``). OSError when the system does not say.
+    Received frames are merged by the lowest interfaces below a bridge, bond or VLAN. Sent frames are seen as ``name``
+    itself leaves them, and with ``inbound`` not at all. OSError if the system gives no answer.
     """
-    found = {} if inbound else {name: _active(name, _SENDING)}
+    active = {} if inbound else {name: _active(name, _SENDING)}
     for lowest in _lowest(name):
-        found[lowest] = found.get(lowest, []) + _active(lowest, _RECEIVING)
-    return {interface: features for interface, features in found.items() if features}
+        active[lowest] = active.get(lowest, []) + _active(lowest, _RECEIVING)
+    return {interface: features for interface, features in active.items() if features}
 
 
 def way_out() -> set[str]:
-    """Interfaces that the default route leaves by."""
+    """Return the interfaces of the default route."""
     try:
         lines = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     except OSError:  # a system without IPv4
@@ -67,7 +70,7 @@ def way_out() -> set[str]:
 
 
 def longest_frame(names: Sequence[str]) -> int:
-    """Bytes of the longest frame that any of these interfaces can carry unmerged; 0 when the system does not say."""
+    """Return the bytes of the longest unmerged frame on any of these interfaces; 0 if the system gives no answer."""
     try:
         return max((int((_NETWORK / name / "mtu").read_text()) + LINK_HEADER for name in names), default=0)
     except (OSError, ValueError):
@@ -84,7 +87,7 @@ def _lowest(name: str, depth: int = 4) -> Iterator[str]:
 
 
 def _active(name: str, wanted: dict[str, str]) -> list[str]:
-    """Which of the ``wanted`` features are on (ethtool's ioctl)."""
+    """Return those of the ``wanted`` features that are on, by ethtool's ioctl."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
 
         def ask(form: str, *head: int, more: int = 0) -> bytes:
@@ -98,36 +101,36 @@ def _active(name: str, wanted: dict[str, str]) -> list[str]:
         blocks = (count + 31) // 32
         answer = ask("II", _GET_FEATURES, blocks, more=16 * blocks)
     active = [struct.unpack_from("I", answer, 8 + 16 * block + 8)[0] for block in range(blocks)]
-    found = []
+    features = []
     for i in range(count):
         feature = text[_NAME_BYTES * i : _NAME_BYTES * (i + 1)].rstrip(b"\0").decode("ascii", "replace")
-        if active[i // 32] >> i % 32 & 1 and feature in wanted and wanted[feature] not in found:
-            found.append(wanted[feature])
-    return found
+        if active[i // 32] >> i % 32 & 1 and feature in wanted and wanted[feature] not in features:
+            features.append(wanted[feature])
+    return features
 
 
-class Surroundings:
-    """What the frames themselves tell of how the interfaces are attached; each thing is warned of once.
+class Attachment:
+    """Tells from the frames if the interfaces are attached at the wrong place; each finding is logged once.
 
-    A gateway's LAN side shows devices under MACs of their own. Beyond NAT there is one, the router's, whatever happens;
-    this machine's own MAC and those that carry packets of remote addresses are no devices here.
+    A gateway's LAN side shows devices under MACs of their own; beyond NAT there is only the router's. This machine's
+    MACs and those that send packets of remote addresses do not count as devices.
     """
 
     def __init__(self, names: Sequence[str], networks: Sequence[str], began: float) -> None:
         self._names, self._networks, self._began = list(names), Networks.parse(networks), began
         self._longest = longest_frame(names)
         self._routers, self._devices = own_macs(), set[int]()
-        self._told_merged = self._told_alone = False
+        self._logged_merged = self._logged_alone = False
         self.counters = {"frames_merged": 0}
 
     def look(self, rows: Rows) -> None:
-        """Count frames that are longer than any wire here carries, and find devices."""
+        """Count frames that are longer than the interfaces can carry, and find devices."""
         if self._longest:
             lengths = rows.meta["length"]
             merged = int(np.count_nonzero(lengths > self._longest))
             if merged:
                 self.counters["frames_merged"] += merged
-                self._tell_merged(int(lengths.max()))
+                self._log_merged(int(lengths.max()))
         if len(self._devices) < 2:
             some = rows.meta[:SAMPLE]
             local = self._networks.hold(some["src"], some["ip_version"])
@@ -137,25 +140,25 @@ class Surroundings:
             self._devices -= self._routers
 
     def beat(self, now: float, frames: int) -> None:
-        """Warn when there are no devices to tell apart after ``frames`` frames."""
-        if self._told_alone or len(self._devices) > 1 or now - self._began < ALONE_S or frames < ALONE_FRAMES:
+        """Log a warning if there are no devices to tell apart after ``frames`` frames, at time ``now``."""
+        if self._logged_alone or len(self._devices) > 1 or now - self._began < ALONE_S or frames < ALONE_FRAMES:
             return
-        self._told_alone = True
+        self._logged_alone = True
         which = f"one device ({mac_text(next(iter(self._devices)))})" if self._devices else "no device"
         logger.warning(
-            "%s: %s seen with an address of the monitored networks. If there are more, this is the wrong side of NAT: "
-            "capture where devices are attached (docs/gateway.md, Where to attach)",
+            "%s: %s seen with an address of the monitored networks. If there are more devices, this is the wrong side "
+            "of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
             ", ".join(self._names),
             which,
         )
 
-    def _tell_merged(self, length: int) -> None:
-        if self._told_merged:
+    def _log_merged(self, length: int) -> None:
+        if self._logged_merged:
             return
-        self._told_merged = True
+        self._logged_merged = True
         logger.warning(
-            "a frame of %d bytes, longer than %s can carry: frames are merged, which falsifies sizes and rates; "
-            "`botwatch agent check` says how to switch that off (on veth and virtio the other end has to)",
+            "a frame of %d bytes, longer than %s can carry: frames are merged, so sizes and rates are wrong; "
+            "`botwatch agent check` prints how to switch merging off (on veth and virtio: at the other end)",
             length,
             ", ".join(self._names),
         )

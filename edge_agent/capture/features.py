@@ -1,7 +1,7 @@
 """From frames to feature rows: the Python face of the kernel.
 
-A row is the values of `edge_agent.contract.columns.ALL_COLUMNS` and the facts of its packet (`ROW_META`). How the
-numbers come about, the bounds of every table and what a device has "seen" is written in ``kernel/kernel.h``.
+A row is the values of `edge_agent.contract.columns.ALL_COLUMNS` and the facts of its packet (`ROW_META`).
+``kernel/kernel.h`` describes how they are computed, the bounds of every table and what a device has "seen".
 """
 
 import hashlib
@@ -81,12 +81,12 @@ _STATE_MAGIC = b"bwstate1"
 
 
 class FeatureStateError(Exception):
-    """A saved state that cannot be taken over; the message says why."""
+    """A saved state that cannot be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Feature rows and their packets, in capture order."""
+    """Feature rows and the facts of their packets, in capture order."""
 
     values: npt.NDArray[Any]
     """(n, `ALL_COLUMNS`) float32 or float64."""
@@ -103,7 +103,7 @@ class Rows:
         return self.interfaces[int(packet["interface"])]
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """The values of one column, a view of shape (n,)."""
+        """Return the values of one column, a view of shape (n,)."""
         return self.values[:, _POSITION[name]]
 
 
@@ -114,22 +114,22 @@ def _sealed(state: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What to take out of the ring: frames of ``mac`` or ``address`` first, of others where there is room left."""
+    """A selection of the ring: frames of ``mac`` or ``address`` first, others where there is room left."""
 
     from_ns: int
     to_ns: int  # excluded
     mac: int = 0  # 0: none
     address: str = ""  # "": none
     most_bytes: int = 1 << 18
-    newest: bool = True  # where there is no room for all: the newest, not the oldest
+    newest: bool = True  # if there is no room for all frames: take the newest, not the oldest
     linktype: int = -1  # only frames of this link type; -1: that of the last frame of ``mac`` or ``address``
 
 
 class Extractor:
-    """The damped statistics of everything pushed so far, in fixed memory.
+    """The damped statistics of all frames pushed so far, in fixed memory.
 
-    Without a ``seed`` the hash is seeded at random, which changes no value until a table is full. ``float_time`` takes
-    gaps between float64 seconds, as the published extractor does, for comparison with it.
+    Without a ``seed`` the hash is seeded at random, which changes no value until a table is full. With ``float_time``
+    gaps are taken between float64 seconds, as the published extractor does, for comparison with it.
     """
 
     def __init__(
@@ -154,34 +154,37 @@ class Extractor:
 
     @property
     def simd(self) -> str:
-        """Which of the bit-equal implementations runs: avx2 or baseline."""
+        """The implementation that runs, avx2 or baseline; their results are equal bit for bit."""
         return self._kernel.simd
 
     def push(self, source: Source, limit: int = 256) -> Rows:
-        """Take up to ``limit`` frames from ``source``: a row for each that has a whole link header.
+        """Take up to ``limit`` frames from ``source``; return a row for each that has a whole link header.
 
-        Empty at the end of a file, and of a live interface when it has nothing now. A damaged file gives the frames
-        before the damage; the next call raises CaptureError.
+        There are no rows at the end of a file, and from live interfaces when no frame waits. A damaged file gives the
+        frames before the damage; the next call raises CaptureError.
         """
         values, meta = self._room(limit)
         n = self._kernel.push(source.capture, values, meta)
         return Rows(values[:n], meta[:n], source.names)
 
     def push_frames(self, frames: Sequence[tuple[int, int, bytes]], linktype: int = 1) -> Rows:
-        """Rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes)."""
+        """Return rows of frames in memory: (time since the epoch in ns, length on the wire, captured bytes).
+
+        ValueError for a link type that is not supported.
+        """
         values, meta = self._room(max(len(frames), 1))
         n = self._kernel.push_frames(tuple(frames), linktype, values, meta)
         return Rows(values[:n], meta[:n])
 
     def keep(self, size: int, span_s: float, payload: int = 0) -> None:
-        """Keep the headers of the last ``span_s`` seconds, and so many bytes of payload, in a ring of ``size`` bytes.
+        """Store headers and ``payload`` bytes of frames of the last ``span_s`` seconds in a ring of ``size`` bytes.
 
-        To be called once, before the first push; kernel.h says what is left out where traffic is more than that.
+        Call it once, before the first push. kernel.h says which frames are left out if there are too many.
         """
         self._kernel.keep(size, int(span_s * 1e9), payload)
 
     def cut(self, cut: Cut) -> tuple[int, bytes]:
-        """Link type, and records for a pcap file with nanoseconds, of what the ring holds; -1 where nothing is."""
+        """Return the link type of frames in the ring (-1: none) and their records for a pcap file with nanoseconds."""
         address = ipaddress.ip_address(cut.address) if cut.address else None
         version, packed = (address.version, address.packed) if address else (0, b"")
         return self._kernel.cut(
@@ -189,26 +192,26 @@ class Extractor:
         )
 
     def counts(self) -> dict[str, int]:
-        """Counters since the start: frames, rows, malformed by reason, streams in use, evictions by table."""
+        """Return counters since the start: frames, rows, malformed by reason, streams in use, evictions by table."""
         return self._kernel.counts()
 
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes by part, in total, and per stream of ``max_streams``; fixed from the start."""
+        """Return bytes by part, in total, and per stream of ``max_streams``; they are fixed from the start."""
         return self._kernel.memory()
 
     def save(self) -> bytes:
-        """The whole learnt state, for `load` of an extractor with the same settings on the same kind of machine."""
+        """Return the whole learnt state, for `load` of an extractor of equal settings on the same kind of machine."""
         return _sealed(self._kernel.save())
 
     def save_seen(self) -> bytes:
-        """The devices and what each has seen, for `load`: what cannot be had again within a quarter of an hour.
+        """Return the devices and what each has seen, for `load`: the part that takes longest to learn again.
 
-        A third of a kilobyte and, before it is compressed, 20 KB a device; streams and counters begin anew.
+        It is a third of a kilobyte and, before compression, 20 KB a device. Streams and counters begin anew.
         """
         return _sealed(self._kernel.save_seen())
 
     def load(self, state: bytes) -> None:
-        """Continue where `save` was called, bit for bit. FeatureStateError changes nothing."""
+        """Continue where `save` was called, bit for bit. FeatureStateError if that fails; then nothing changes."""
         if len(state) < _STATE.size:
             raise FeatureStateError(f"feature state of {len(state)} bytes is truncated")
         magic, digest = _STATE.unpack_from(state)
@@ -234,9 +237,9 @@ class Extractor:
 class RowScaling:
     """`contract.scaling` in the kernel, in one pass: rows to z and network inputs, and reconstructions to errors.
 
-    ``at`` are the columns of a row of ``width`` values that the network takes. ``keep`` (variants, k) are the columns
-    that count in each variant of the score: the others are shown to the network as normal (z = 0) and left out of the
-    error.
+    ``at`` are the columns of a row of ``width`` values that the network takes. ``keep`` (variants, k) marks the columns
+    that count in each variant of the score; the network sees the others as normal (z = 0), and the error leaves them
+    out.
     """
 
     def __init__(self, scaler: Scaler, width: int, at: Sequence[int], keep: npt.NDArray[np.bool_]) -> None:
@@ -257,9 +260,9 @@ class RowScaling:
     def inputs(
         self, values: npt.NDArray[Any], variant: npt.NDArray[np.uint8] | None = None, seen: Array | None = None
     ) -> tuple[Array, Array]:
-        """z, unclipped, and what the network sees, both (n, k), of values (n, width); ``variant`` (n,) of each row.
+        """Return unclipped z and the network's inputs, both (n, k), of values (n, width).
 
-        The latter is written to ``seen`` where that is given.
+        ``variant`` (n,) is that of each row. The inputs are written to ``seen`` if it is given.
         """
         z = np.empty((len(values), self._columns), dtype=np.float32)
         if seen is None:
@@ -268,7 +271,7 @@ class RowScaling:
         return z, seen
 
     def errors(self, z: Array, rebuilt: Array, variant: npt.NDArray[np.uint8] | None = None) -> Array:
-        """Mean squared error of each row, (n,)."""
+        """Return the mean squared error of each row, (n,)."""
         out = np.empty(len(z), dtype=np.float32)
         self._scaling.errors(np.ascontiguousarray(rebuilt, dtype=np.float32), variant, z, out)
         return out
@@ -283,31 +286,31 @@ def highest_ratios(
     return out
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Routes:
-    """Which subject each of n rows belongs to, and what is known of its sender at that row."""
+    """The subject of each of n rows, and what was known of its sender at that row."""
 
     keys: list[int | bytes]
-    """Of the groups: a MAC, or the 16 bytes of the monitored address that a remote peer's packets came to."""
+    """The subject of each group: a MAC, or the 16 bytes of the monitored address that remote packets came to."""
     order: npt.NDArray[np.int64]
     """Row numbers by group, in row order within each."""
     starts: npt.NDArray[np.int64]
-    """Where each group begins in ``order``, and where the last one ends."""
+    """The begin of each group in ``order``, and the end of the last one."""
     carries: npt.NDArray[np.bool_]
-    """Whether the sender is a router, by what was seen until then, and this is a row of its own."""
+    """True if the sender was known as a router by then and this is a row of its own."""
     chosen: npt.NDArray[np.bool_]
-    """Whether the row may be scored."""
+    """True if the row may be scored within the budget."""
     addresses: npt.NDArray[np.uint8]
-    """(n, 16): the sender's own address as known then; of IP ``versions`` (n,), 0 if none is known."""
+    """(n, 16): the sender's own address as known then, of IP ``versions`` (n,); 0 if none was known."""
     versions: npt.NDArray[np.uint8]
 
 
 class SenderTable:
-    """Who rows are of, and which of them may be scored: ``kernel/senders.c``.
+    """The senders of rows: assigns rows to subjects and says which may be scored (``kernel/senders.c``).
 
     At most ``most`` senders and subjects are remembered. ``max_rows_per_s`` is the budget in rows a second of capture
-    time, None: every row is scored. ``networks`` are (network, mask) of the monitored side, IPv4 and the upper half of
-    IPv6.
+    time; with None every row is scored. ``v4`` and ``v6`` are (network, mask) of the monitored side, IPv4 and the upper
+    half of IPv6.
     """
 
     def __init__(
@@ -326,7 +329,7 @@ class SenderTable:
         )
 
     def route(self, meta: npt.NDArray[Any], t_ns: npt.NDArray[np.int64]) -> Routes:
-        """Take in rows, in the order in which they came, at steady times ``t_ns``."""
+        """Take in rows in the order in which they came, at steady times ``t_ns`` (n,), and return their routes."""
         n = len(meta)
         order, starts, t_ns = np.empty(n, np.int64), np.empty(n + 1, np.int64), np.ascontiguousarray(t_ns, np.int64)
         incoming, carries, chosen = np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n, np.bool_)
@@ -337,18 +340,26 @@ class SenderTable:
         groups = self._senders.route(
             *(packed, t_ns, order, starts, incoming, carries, chosen, addresses, versions, keys, slot, group)
         )
-        found = [
+        subjects = [
             int(low) if kind == 1 else key.tobytes()
             for (low, _, kind), key in zip(keys[:groups].tolist(), keys[:groups, :2], strict=True)
         ]
-        return Routes(found, order, starts[: groups + 1], carries, chosen, addresses, versions)
+        return Routes(
+            keys=subjects,
+            order=order,
+            starts=starts[: groups + 1],
+            carries=carries,
+            chosen=chosen,
+            addresses=addresses,
+            versions=versions,
+        )
 
     def counts(self) -> dict[str, int]:
-        """Rows scored and shed, senders forgotten."""
+        """Return the numbers of rows scored and shed, and of senders evicted."""
         scored, shed, evicted, _ = self._senders.counts()
         return {"scored": scored, "shed": shed, "senders_evicted": evicted}
 
     @property
     def step(self) -> Literal["all", "shared", "sparse"]:
-        """How the scoring of the last seconds went: every row, a fair share of them, or fewer than one in ten."""
+        """The share of rows scored in the last seconds: every row, a fair share of them, or fewer than one in ten."""
         return ("all", "shared", "sparse")[self._senders.counts()[3]]

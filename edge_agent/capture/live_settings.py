@@ -1,18 +1,18 @@
-"""How a network interface is opened. Apart from `sources`, so that reading a configuration loads no native kernel."""
+"""Settings of live capture, apart from `sources`, so that reading a configuration loads no native kernel."""
 
 from dataclasses import dataclass
 
 SNAPLENS = 96, 65_000
-"""Fewest and most bytes of a frame that may be captured: below, ports behind extension headers are cut off."""
+"""Fewest and most bytes of a frame that may be captured. With fewer, ports behind extension headers are cut off."""
 
 
 @dataclass(frozen=True)
 class LiveSettings:
-    """How an interface is opened."""
+    """The way in which an interface is opened."""
 
     bpf: str | None = None
     snaplen: int = 256  # bytes of a frame that are captured: all headers, little payload
-    buffer_bytes: int = 8 << 20  # in which the operating system keeps frames until they are taken
+    buffer_bytes: int = 8 << 20  # the operating system stores frames in so many until they are taken
     promiscuous: bool = True
     inbound: bool = False  # only what the interface receives, not what this machine sends
     once: bool = True  # a frame that is seen again on its way through this machine is left out

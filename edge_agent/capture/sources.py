@@ -1,8 +1,9 @@
-"""Where frames come from: capture files and live interfaces, the same `Source` for both.
+"""Sources of frames: capture files and live interfaces, with the same `Source` for both.
 
-A source hands frames to the kernel without passing Python; what is in a frame is `features`' business. Time resolution
-and file format (pcap, pcapng) are libpcap's. `Interfaces` are one source: the kernel reads them in the order of time,
-each frame once; here they are waited for, and opened again when they went away.
+A source hands frames to the kernel without passing Python. What is in a frame is the knowledge of `features`; time
+resolution and file format (pcap, pcapng) are libpcap's. Several interfaces are one source (`Interfaces`): the kernel
+reads them in the order of time, each frame once; this module waits for frames and opens an interface again after it
+went away.
 """
 
 import logging
@@ -26,10 +27,10 @@ __all__ = ["CaptureError", "Interfaces", "LiveSettings", "Recorder", "Source", "
 logger = logging.getLogger(__name__)
 
 HELD_S = 0.02
-"""How long to wait for older frames of other interfaces before the youngest are asked for again."""
+"""Seconds of waiting for older frames of other interfaces before the youngest are asked for again."""
 
 FEW, GATHER_S = 2_048, 0.03
-"""So few rows at a time cost more each than many do: then wait so long for more."""
+"""After fewer rows than this, wait so many seconds for more: a row costs more in a small batch than in a large one."""
 
 RETRY_S = (1.0, 30.0)
 """The first and the longest pause before an interface that went away is tried again."""
@@ -38,16 +39,16 @@ _NO_RIGHT = "permission", "not permitted"
 
 
 class Source:
-    """What frames are taken from, closed by `close` or by leaving its ``with`` block.
+    """Something that frames are taken from, closed by `close` or by leaving its ``with`` block.
 
-    ``names`` are those of its live interfaces, in the order of their numbers; one, "", for a file.
+    ``names`` are the names of its live interfaces, in the order of their numbers; a file has one, "".
     """
 
     def __init__(self, capture: Capture | Live, names: Sequence[str] = ("",)) -> None:
         self.capture, self.names = capture, tuple(names)
 
     def close(self) -> None:
-        """Let go of files and interfaces; doing so twice is fine."""
+        """Close files and interfaces; doing so twice is fine."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -69,18 +70,19 @@ class _File(Source):
 
 
 def open_file(path: str | os.PathLike[str], *, bpf: str | None = None) -> _File:
-    """Open a pcap or pcapng file, of whose frames only those that pass the BPF filter will be seen.
+    """Open a pcap or pcapng file; only frames that pass the filter ``bpf`` are taken.
 
-    CaptureError when it is absent, empty, no capture, of an unsupported link layer, or the filter does not compile.
+    CaptureError if the file is absent, empty, not a capture or of an unsupported link layer, or if the filter does not
+    compile.
     """
     return _File(Capture(path, bpf))
 
 
 class Recorder:
-    """A pcap file of everything that is taken from live sources, in the order in which it is taken.
+    """A pcap file of every frame that is taken from live sources, in the order in which they are taken.
 
-    It ends at ``most_bytes`` or when it cannot be written, either told once in ``ended``; capturing goes on.
-    CaptureError when the file cannot be made.
+    The recording ends at ``most_bytes`` or when the file cannot be written; ``ended`` then has the reason, which is
+    also logged. Capturing goes on. CaptureError if the file cannot be made.
     """
 
     def __init__(self, path: Path, most_bytes: int) -> None:
@@ -92,7 +94,7 @@ class Recorder:
             raise CaptureError(f"{path}: {error.strerror}") from error
 
     def attach(self, live: Live, name: str, linktype: int, snaplen: int) -> None:
-        """Record what comes, from now on; CaptureError when the link layer of interface ``name`` is not the file's."""
+        """Record frames from now on. CaptureError if the link layer of interface ``name`` is not that of the file."""
         if self._linktype < 0:
             self._linktype = linktype
             os.write(self._file, pcapfile.file_header(snaplen, linktype))
@@ -101,48 +103,48 @@ class Recorder:
             raise CaptureError(f"{name}: link type {linktype} cannot go into {self.path}, which has {self._linktype}")
 
     def taken(self, live: Live) -> None:
-        """Write what was just taken."""
+        """Write the frames that were just taken."""
         if self.ended:
             return
         if failed := live.flush():
             self.ended = f"{self.path}: {os.strerror(failed)}"
         elif os.lseek(self._file, 0, os.SEEK_CUR) >= self._most:
-            self.ended = f"{self.path}: has reached its bound of {self._most} bytes"
+            self.ended = f"{self.path} has reached its bound of {self._most} bytes"
         if self.ended:
             live.record(-1)
-            logger.warning("recording ended: %s", self.ended)
+            logger.warning("recording ended, capturing goes on: %s", self.ended)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
 
 def own_macs() -> set[int]:
-    """MACs of this machine's interfaces."""
-    found = set()
+    """Return the MACs of this machine's interfaces."""
+    macs = set()
     for path in Path("/sys/class/net").glob("*/address"):
         try:
-            found.add(parse_mac(path.read_text().strip()))
-        except (OSError, ValueError):  # gone just now, or no Ethernet
+            macs.add(parse_mac(path.read_text().strip()))
+        except (OSError, ValueError):  # it went away just now, or it is not Ethernet
             continue
-    return found - {0}
+    return macs - {0}
 
 
 @dataclass
 class _Interface:
     name: str
-    fd: int = -1  # -1: away
+    fd: int = -1  # -1: not open
     retry_at: float = 0.0
     retry_s: float = RETRY_S[0]
 
 
 class Interfaces(Source):
-    """Live interfaces as one source: frames in the order of the system's times, in nanoseconds; no call waits for one.
+    """Live interfaces as one source of frames, in the order of the system's times, in nanoseconds.
 
-    What this machine sends on is left out (``settings.once``) when it was captured on its way in, and so is what more
-    than one interface shows, such as a bridge and its ports. One that goes away is opened again when it is back.
-    CaptureError when one cannot be opened at the start: there is none of that name, it is down, the right (CAP_NET_RAW)
-    is missing, its link layer is not supported, or the filter does not compile.
+    With ``settings.once`` a frame that this machine forwards is taken only on its way in, and one that several
+    interfaces show, such as a bridge and its ports, only once. An interface that goes away is opened again when it is
+    back. CaptureError if an interface cannot be opened at the start: there is none of that name, it is down, the right
+    (CAP_NET_RAW) is missing, its link layer is not supported, or the filter does not compile.
     """
 
     def __init__(
@@ -156,7 +158,7 @@ class Interfaces(Source):
         self._settings, self._recorder = s, recorder
         self._all = [_Interface(name) for name in names]
         self._poll = select.poll()
-        self._latest = 0  # rows of the last time; if any, frames may wait in libpcap, where poll does not see them
+        self._latest = 0  # rows of the last call; if there were any, frames may wait in libpcap, unseen by poll
         self.counters = {"interface_lost": 0, "interface_back": 0}
         try:
             for i in range(len(self._all)):
@@ -167,11 +169,11 @@ class Interfaces(Source):
 
     @property
     def down(self) -> list[str]:
-        """Names of the interfaces that are away now."""
+        """Names of the interfaces that are not open now."""
         return [interface.name for interface in self._all if interface.fd < 0]
 
     def each(self, take: Callable[[Source], int], timeout_s: float) -> int:
-        """Have ``take`` take frames, after waiting for one at most ``timeout_s``; returns how many rows it got."""
+        """Wait for a frame at most ``timeout_s``, then have ``take`` take frames; return how many rows it got."""
         self._wait(timeout_s)
         rows = take(self)
         self._latest = rows
@@ -183,14 +185,18 @@ class Interfaces(Source):
         return rows
 
     def count(self) -> dict[str, int]:
-        """Frames that came (``captured``) and those of them that were dropped since the buffer was full, those that the
-        interface dropped, those left out as ``seen_again`` (``seen_forgotten``: too many to know), and losses."""
+        """Return counters of frames and of interfaces that went away.
+
+        ``captured`` are all frames, ``dropped`` those lost to a full buffer, ``interface_dropped`` those lost by an
+        interface, ``seen_again`` those left out as seen before. ``seen_forgotten`` counts frames dropped from the table
+        of frames seen while they were still needed for that.
+        """
         self._own()
         keys = ("captured", "dropped", "interface_dropped", "seen_again", "seen_forgotten")
         return dict(zip(keys, self._live.statistics(), strict=True)) | self.counters
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all interfaces."""
         for i, interface in enumerate(self._all):
             self._live.shut(i)
             interface.fd = -1
@@ -242,11 +248,11 @@ class Interfaces(Source):
             return
         interface.retry_s = RETRY_S[0]
         self.counters["interface_back"] += 1
-        logger.warning("%s is back", interface.name)
+        logger.warning("interface %s is back and captured again", interface.name)
 
     def _lose(self, interface: _Interface, reason: str) -> None:
         self._poll.unregister(interface.fd)
         interface.fd = -1
         interface.retry_at = time.monotonic() + interface.retry_s
         self.counters["interface_lost"] += 1
-        logger.error("%s: %s; trying to open it again", interface.name, reason)
+        logger.error("interface %s went away and is not captured until it is back: %s", interface.name, reason)

@@ -1,8 +1,8 @@
 """A model bundle: a folder with manifest, models and self-test rows; its writer and its reader side by side.
 
-The manifest is everything the agent needs to decide: which columns, how they are scaled, what the scores are compared
-with. Nothing about a decision is configured elsewhere, so a bundle behaves alike on every gateway. Every file is named
-with its size and SHA-256, and nothing that is not named is read.
+The manifest has everything that the agent needs to decide: the columns, their scaling, the limits of scores. Nothing
+about a decision is configured elsewhere, so a bundle behaves alike on every gateway. Every file is named with its size
+and SHA-256, and a file that is not named is not read.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ BENIGN = "benign"
 
 
 class BundleError(Exception):
-    """A bundle that must not be used; the message names the folder, the file and why."""
+    """A bundle that must not be used; the message names the folder, the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Tail:
     bound: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from.
 
@@ -81,7 +81,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What of a decision is chosen, not computed; the trainer's configuration says it, the bundle carries it.
+    """The part of a decision that is chosen, not computed: set in the trainer's configuration, carried by the bundle.
 
     A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged, or ``count_votes`` of them by the counts
     rule, whose columns are sums over many packets already. The limit of a vote comes by ``method``: from rows (τ by
@@ -89,7 +89,7 @@ class Rules:
     ``budget`` of false alerts per device-week; ``vote_margin`` is how far it is kept from benign devices' highest vote
     at least. In a device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter:
     the limit of the score times ``warmup_score_factor``, the counts by bounds of their own. A class less probable than
-    ``reject`` is told as `unknown`.
+    ``reject`` is reported as `unknown`.
     """
 
     vote_k: int = settings.within(15, 1, 1000)
@@ -117,8 +117,8 @@ class Decision(Rules):
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound), in
-    warm-up ``warmup_counts`` does where it is higher.
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound); in
+    warm-up ``warmup_counts`` applies where it is higher.
     """
 
     full: Threshold
@@ -138,7 +138,7 @@ packet."""
 
 @dataclass(frozen=True)
 class PacketProfile:
-    """What episodes of a class look like: mean of each figure of `PROFILE_FIELDS`, and how far it may be off.
+    """The packets of a class's episodes: the mean of each figure of `PROFILE_FIELDS`, and how far it may be off.
 
     ``spread`` is the tolerance of an endless episode; the mean of n packets may be off by √(spread² + noise / n).
     """
@@ -165,7 +165,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What a bundle says of itself; see `Decision` for the rules and `Scaler` for ``scaler``.
+    """The description of a bundle; see `Decision` for the rules and `Scaler` for ``scaler``.
 
     ``normal`` is, per column, (median, 99.9 % quantile) of benign train rows in the column's own unit: what an
     explanation calls normal. ``generated`` is true when any training row came from generated traffic.
@@ -203,7 +203,7 @@ class BundleManifest:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be named, each once")
         if unknown := set(self.signatures) - set(self.classes):
-            raise ValueError(f"signatures of {', '.join(sorted(unknown))}, which are no classes here")
+            raise ValueError(f"signatures of {', '.join(sorted(unknown))}, which are not classes of this bundle")
         if not 1 <= len(self.version) <= MAX_VERSION:
             raise ValueError(
                 f"version {self.version[:80]!r}: {len(self.version)} characters, the bound is {MAX_VERSION}"
@@ -226,13 +226,13 @@ class Bundle:
 
     @property
     def classifier(self) -> Path | None:
-        """The classifier's .tflite file; None when the bundle has no classifier."""
+        """The classifier's .tflite file; None if the bundle has no classifier."""
         return self.path / CLASSIFIER if CLASSIFIER in self.manifest.files else None
 
     def selftest(self) -> dict[str, NDArray[Any]]:
-        """Arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count).
+        """Return arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count).
 
-        BundleError when the file holds anything else.
+        BundleError if the file holds anything else.
         """
         path, width = self.path / SELFTEST, len(self.manifest.columns)
         shapes = {"rows": (width,), "scores": ()}
@@ -245,22 +245,22 @@ class Bundle:
             if size > MAX_FILE_BYTES:
                 raise BundleError(f"{path}: unpacks to {size} bytes, bound {MAX_FILE_BYTES}")
             with np.load(content, allow_pickle=False) as data:
-                found = dict(data)
+                arrays = dict(data)
         except (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path}: not self-test rows: {error}") from error
-        if set(found) != set(shapes):
-            raise BundleError(f"{path}: holds {', '.join(sorted(found))}, expected {', '.join(shapes)}")
-        for name, array in found.items():
-            if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(found["rows"]), *shapes[name]):
+        if set(arrays) != set(shapes):
+            raise BundleError(f"{path}: holds {', '.join(sorted(arrays))}, expected {', '.join(shapes)}")
+        for name, array in arrays.items():
+            if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(arrays["rows"]), *shapes[name]):
                 shape = ", ".join(map(str, ("n", *shapes[name])))
                 raise BundleError(f"{path}: {name} is {array.dtype} {array.shape}, expected float32 ({shape})")
-        if not len(found["rows"]):
+        if not len(arrays["rows"]):
             raise BundleError(f"{path}: no rows")
-        return found
+        return arrays
 
 
 def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
-    """Write ``files`` and the manifest, whose ``files`` is filled in here; returns the bundle as `load` sees it."""
+    """Write ``files`` and the manifest, whose ``files`` is filled in here; return the bundle as `load` reads it."""
     path.mkdir(parents=True, exist_ok=True)
     entries = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=entries)
@@ -274,7 +274,7 @@ def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bund
 
 
 def load(path: str | Path) -> Bundle:
-    """Read and verify; BundleError when a file is missing, changed, too large or not what this agent can read."""
+    """Read and verify a bundle. BundleError if a file is missing, changed, too large or not readable by this agent."""
     path = Path(path)
     raw = _read(path, MANIFEST)
     try:
@@ -307,7 +307,7 @@ def load(path: str | Path) -> Bundle:
 
 
 def _finite(text: str) -> float:
-    """A number of the manifest: with a τ of NaN or infinity nothing would ever be detected."""
+    """Return a number of the manifest, which must be finite: with a τ of NaN or infinity nothing is ever detected."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is not a finite number")
@@ -328,7 +328,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a power cut leaves the old file or the new one, never half of one."""
+    """Write ``data`` to ``path`` so that a power cut leaves the old file or the new one, never a part of one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)

@@ -1,7 +1,7 @@
-"""Packet time without its steps backwards, for everything that measures how long something lasted.
+"""Packet time without its steps backwards, for every duration that is measured in packet time.
 
-A clock that was set, or captures judged in the wrong order, must neither end nor prolong what is measured in packet
-time. `kernel/stats.c` keeps the same rule for the statistics. No system clock is read here.
+A clock that was set, or captures judged in the wrong order, must neither end nor prolong such a duration.
+`kernel/stats.c` has the same rule for the statistics. No system clock is read here.
 """
 
 import numpy as np
@@ -32,11 +32,11 @@ class SteadyClock:
 
     @property
     def offset_ns(self) -> int:
-        """What steady time is ahead of packet time, in ns."""
+        """Nanoseconds by which steady time is ahead of packet time."""
         return self._offset_ns
 
     def at(self, t_ns: int) -> int:
-        """The steady time of a packet time, both in ns.
+        """Return the steady time of a packet time, both in ns.
 
         >>> clock = SteadyClock()
         >>> [clock.at(s * 10**9) // 10**9 for s in (1000, 990, 400, 401)]  # out of order, then a clock set back
@@ -50,7 +50,7 @@ class SteadyClock:
         return t_ns + self._offset_ns
 
     def each(self, t_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`at` of each of at least one packet time (n,), in their order: (n,)."""
+        """Return the steady times (n,) of packet times (n,), at least one, in the order in which they came."""
         steady = t_ns.astype(np.int64)
         newest = int(t_ns[0]) if self.newest_ns is None else self.newest_ns
         latest = max(newest, int(steady.max()))

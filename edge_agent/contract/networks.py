@@ -1,7 +1,7 @@
-"""Which addresses are inside, and how addresses and protocols are written.
+"""The monitored networks of a gateway, and the text of addresses and protocols.
 
-The monitored side of a gateway, the private ranges (one list for everybody), addresses of the kernel's rows as text and
-the names that Suricata's EVE gives to IP protocols.
+Here are the private ranges (one list for everybody), addresses of the kernel's rows as text and the names that
+Suricata's EVE gives to IP protocols.
 """
 
 import ipaddress
@@ -16,16 +16,17 @@ PRIVATE_NETWORKS = (
     *("0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
     *("::/64", "fc00::/7", "fe80::/10"),
 )
-"""The default monitored side: what RFC 1918, 3927, 4193, 4291 and 6598 reserve for local use.
+"""The default monitored side: the ranges that RFC 1918, 3927, 4193, 4291 and 6598 reserve for local use.
 
-Not `ipaddress`'s ``is_private``: that also holds for the documentation networks and others that nobody has inside.
+These are not the networks of `ipaddress`'s ``is_private``, which include the documentation networks and others that are
+not used inside.
 """
 
 _PRIVATE = tuple(map(ipaddress.ip_network, PRIVATE_NETWORKS))
 
 
 def is_private(text: str) -> bool:
-    """Whether a text is an address of `PRIVATE_NETWORKS`.
+    """Return True if a text is an address of `PRIVATE_NETWORKS`.
 
     >>> is_private("192.168.1.20"), is_private("198.51.100.7"), is_private("")
     (True, False, False)
@@ -39,14 +40,14 @@ def is_private(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Networks:
-    """Which addresses are the monitored side; everything else is remote and never blamed as a device."""
+    """The monitored side; every other address is remote and never reported as a device."""
 
     v4: tuple[tuple[int, int], ...]  # (network, mask) as 32-bit integers
     v6: tuple[tuple[int, int], ...]  # of the upper 64 bits
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Networks":
-        """From CIDR texts; ValueError names the one that is none, or an IPv6 prefix longer than 64 bits."""
+        """Return the networks of CIDR texts. ValueError for another text or an IPv6 prefix of more than 64 bits."""
         v4, v6 = [], []
         for text in texts:
             network = ipaddress.ip_network(text)
@@ -60,7 +61,10 @@ class Networks:
         return cls(tuple(v4), tuple(v6))
 
     def hold(self, address: NDArray[np.uint8], version: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Whether each address (n, 16) of IP ``version`` (n,) is monitored; rows without IP are (link layer, local)."""
+        """Return for each address (n, 16) of IP ``version`` (n,) if it is monitored, (n,).
+
+        Rows without IP are: their addresses are of the link layer, hence local.
+        """
         words = np.ascontiguousarray(address).view(">u8")[:, 0].astype(np.uint64)
         inside = version == 0
         for first, mask in self.v4:
@@ -71,7 +75,7 @@ class Networks:
 
 
 def address_text(address: NDArray[Any], version: Any) -> str:
-    """An address of the kernel's rows, 16 bytes of IP ``version`` 4 or 6, as text; "" without IP."""
+    """Return an address of the kernel's rows, 16 bytes of IP ``version`` 4 or 6, as text; "" without IP."""
     if version == 4:
         return str(ipaddress.IPv4Address(address[:4].tobytes()))
     if version == 6:
@@ -83,7 +87,7 @@ _PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 58: "IPV6-ICMP"}
 
 
 def protocol_name(number: int) -> str:
-    """EVE's name of an IP protocol, its number where it has none.
+    """Return EVE's name of an IP protocol, or its number if EVE has no name for it.
 
     >>> protocol_name(6), protocol_name(47)
     ('TCP', '47')

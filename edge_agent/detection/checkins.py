@@ -1,15 +1,16 @@
-"""From feature rows to quiet check-ins: a device that keeps coming back to a host which it had never used before.
+"""From feature rows to check-ins: a device keeps coming back to a host that it had never used before.
 
-Knows what a bot's keep-alive to its command server looks like when it is too slow for any damped statistic: a remote
-peer that is new to the device after the device's own were learnt, contacted again and again for a long time, at regular
-intervals with little said, or with attempts that nobody answers. Takes the rows that the detector takes; all times are
-packet times. Nothing here is learnt from attacks; `CheckInRule` says where its figures come from.
+This is the keep-alive of a bot to its command server when it is too slow for any damped statistic: a remote peer that
+is new to the device after the device's own peers were learnt, contacted again and again for a long time, at regular
+intervals with little data, or with attempts that nobody answers. The input are the rows that the detector takes; all
+times are packet times. Nothing here is learnt from attacks; `CheckInRule` has the origin of its figures.
 
-Regularity alone tells nothing: healthy devices are the most regular of all. What they hardly ever do is to begin with a
-host they never used and stay with it, unless that host stands in for one they leave: a cloud behind changing addresses.
-So a newcomer is excused when a regular peer of the same protocol and port fell silent as it began.
+Regularity alone is no sign of a bot: healthy devices are the most regular of all. But a healthy device hardly ever
+begins to use a host that it never used before and stays with it, unless that host replaces one that it leaves, such as
+a cloud behind changing addresses. So a newcomer is accepted if a regular peer of the same protocol and port fell silent
+as it began.
 
-Bounds. Each device has a table of remote peers, which gives up peers seen once or twice first; of each second of packet
+Bounds: each device has a table of remote peers, which evicts peers seen once or twice first. In each second of packet
 time only so many rows and pairs are looked at, so that a flood costs nothing here. Reaching a bound is counted.
 """
 
@@ -34,44 +35,47 @@ _SYN, _ACK = 2, 16
 _TCP = 6
 
 MAX_DEVICES, MAX_PEERS, MAX_ROUTERS = 1024, 64, 64
-"""Devices followed, remote peers of each (busy cameras have some twenty), MACs known to carry others' packets."""
+"""Devices followed, remote peers of each (busy cameras have about twenty), and MACs remembered as candidates for
+routers. Here a router is a MAC that carries packets of remote addresses both ways; `kernel/senders.c`, which cannot
+wait for that, and `capture/attach.py` have definitions of their own."""
 
 MAX_ROWS, MAX_PAIRS = 8192, 512
-"""Rows of one second that are looked at, and pairs of device and remote peer in them: the cost of a flood.
-Contacts that come in its other rows are not seen."""
+"""Rows of one second that are looked at, and pairs of device and remote peer in them: they bound the cost of a flood.
+Contacts in its other rows are not seen."""
 
 GAP_S = 2.0
-"""Seconds without a packet to a peer after which the next one is another contact; round trips are shorter."""
+"""Seconds without a packet to a peer after which the next packet begins another contact; round trips are shorter."""
 
 PAUSE_S = 600.0
 """Seconds without a contact after which a series of them is over."""
 
 HOLD_S = 1800.0
-"""Seconds that a detection stands for: an alert of check-ins ends so long after the last, and speaks no oftener."""
+"""Seconds for which a detection holds: an alert of check-ins ends so long after the last one and is not updated more
+often."""
 
-TELL_S = 60.0
-"""Seconds between two detections of one series at least."""
+REPORT_S = 60.0
+"""Least seconds between two detections of one series."""
 
 INTERVALS = 64
-"""Intervals of a series that regularity is judged by: the newest."""
+"""Number of the newest intervals of a series that its regularity is judged by."""
 
-HEIR_S, DAY_S = 300.0, 86_400.0
-"""Seconds for which old and new peer may overlap when one stands in for the other, and longest pause between them."""
+OVERLAP_S, DAY_S = 300.0, 86_400.0
+"""Seconds for which an old peer and the one that replaces it may overlap, and the longest pause between them."""
 
 
 @dataclass(frozen=True)
 class CheckInRule:
-    """When contacts with a newcomer are check-ins.
+    """The conditions under which contacts with a newcomer are check-ins.
 
-    ``contacts`` within at least ``span_s`` seconds and without a pause of `PAUSE_S`. ``spread`` is the quartile
-    coefficient of dispersion of the intervals, (Q3 - Q1) / (Q3 + Q1): 0 for a clock, 0.25 for one that is up to half
-    off, 0.66 for what comes at random times. ``size`` bounds the bytes of a contact, both ways: a TLS handshake and a
-    short message, but not a piece of music. ``accepted`` is the share of connection attempts up to which they count as
-    failing; no regularity is asked of those, malware waits at random. ``learn_s``: what a device uses in its first
-    seconds is its own business.
+    There must be ``contacts`` within at least ``span_s`` seconds and without a pause of `PAUSE_S`. ``spread`` is the
+    quartile coefficient of dispersion of the intervals, (Q3 - Q1) / (Q3 + Q1): 0 for a clock, 0.25 for one that is up
+    to half off, 0.66 for random times. ``size`` bounds the bytes of a contact, both ways: a TLS handshake and a short
+    message, but not a piece of music. ``accepted`` is the share of accepted connection attempts up to which they count
+    as failing; these need not be regular, since malware waits at random. A peer that a device uses in its first
+    ``learn_s`` seconds counts as its own.
 
-    Nothing had to be fitted: in 8.2 benign device-days the most persistent newcomer comes to 2 contacts in a series
-    (``python -m tests.bench.bench_checkins``), so the figures say what check-ins are, at ten times that distance.
+    No figure had to be fitted: in 8.2 benign device-days the most persistent newcomer has 2 contacts in a series
+    (``python -m tests.bench.bench_checkins``), and the figures require more than ten times as many.
     """
 
     learn_s: float = CHECK_IN_LEARN_S[1]
@@ -89,9 +93,9 @@ class CheckInRule:
 
 @dataclass(slots=True)
 class _Peer:
-    """A remote peer of one device: what is left of its contacts so far. Times are steady ns."""
+    """A remote peer of one device, with sums over its contacts so far. Times are steady ns."""
 
-    new: bool  # the device had learnt its own peers when it first used this one
+    new: bool  # the device had learnt its own peers before it first used this one
     proto: int
     port: int
     last_ns: int  # newest packet to it
@@ -102,20 +106,20 @@ class _Peer:
     bytes: int = 0  # the same, both ways
     sent: int = 0  # the same, to the peer
     opened: int = 0  # TCP connections it was asked for
-    accepted: int = 0  # those it agreed to
+    accepted: int = 0  # those of them that it accepted
     intervals: "array[float] | None" = None  # seconds between contacts, the last INTERVALS; most peers have none
     regular: bool = False  # it is, or was, visited as regularly as the rule asks
-    told_ns: int = 0  # newest detection of this series; 0: none
-    second: int = 0  # of packet time, whose sums are not yet in those above: a series is judged by what is over
+    reported_ns: int = 0  # newest detection of this series; 0: none
+    second: int = 0  # of packet time; its ``sums`` are not in those above, since a series is judged by whole seconds
     sums: tuple[int, ...] = (0, 0, 0, 0, 0)
 
     def add(self, second: int, sums: tuple[int, ...]) -> None:
-        """Packets, packets sent, bytes, connections asked for and accepted of one second, or of a part of it."""
+        """Add packets, packets sent, bytes, connections requested and accepted, of one second or a part of it."""
         self.sums = tuple(map(sum, zip(self.sums, sums, strict=True))) if second == self.second else sums
         self.second = second
 
     def add_interval(self, seconds: float) -> None:
-        """Another contact came so long after the one before."""
+        """Add a contact that came so many ``seconds`` after the one before."""
         if self.intervals is None:
             self.intervals = array("d")
         elif len(self.intervals) == INTERVALS:
@@ -123,7 +127,7 @@ class _Peer:
         self.intervals.append(seconds)
 
     def settle(self, second: int) -> None:
-        """Take over what was before ``second``."""
+        """Take the sums of the seconds before ``second`` into the series."""
         if second != self.second:
             packets, sent, size, opened, accepted = self.sums
             self.packets, self.sent, self.bytes = self.packets + packets, self.sent + sent, self.bytes + size
@@ -131,9 +135,9 @@ class _Peer:
             self.sums = (0, 0, 0, 0, 0)
 
     def begin(self, t_ns: int) -> None:
-        """Another series of contacts."""
+        """Begin another series of contacts."""
         self.began_ns = t_ns
-        self.contacts = self.packets = self.bytes = self.sent = self.opened = self.accepted = self.told_ns = 0
+        self.contacts = self.packets = self.bytes = self.sent = self.opened = self.accepted = self.reported_ns = 0
         self.intervals = None
 
 
@@ -143,23 +147,23 @@ class _Visitor:
     peers: dict[bytes, _Peer] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
     """Rows of one device and one remote peer in one second of packet time."""
 
     mac: int
     peer: bytes
-    row: int  # number in the batch of its first row that makes a contact, else of its first
+    row: int  # the number of its first row that makes a contact, else of its first row
     t_ns: int  # packet time of that row
     last_ns: int  # of its last row that makes a contact, else the same
-    contact: bool  # there is one: the device sent something that is not a repeated SYN
-    new: bool  # the device had not used the peer
+    contact: bool  # True if a row makes one: the device sent something that is not a repeated SYN
+    new: bool  # True if the device had not used the peer before
     second: int
     sums: tuple[int, ...]  # packets, those of them that were sent, bytes, connections asked for and accepted
 
 
 class CheckIns:
-    """Rows in, detections out. ``networks`` is the monitored side, as the detector has it."""
+    """Finds check-ins in rows. ``networks`` is the monitored side, as the detector has it."""
 
     def __init__(self, networks: Sequence[str] = PRIVATE_NETWORKS, rule: CheckInRule | None = None):
         self._networks = Networks.parse(networks)
@@ -175,30 +179,30 @@ class CheckIns:
             "checkins_peers_evicted": 0,
             "checkins_devices_evicted": 0,
             "checkins_newcomers": 0,  # remote peers first used after the device's own were learnt
-            "checkins_succeeded": 0,  # newcomers that stand in for a peer which fell silent
-            "checkins_series": 0,  # series told of
+            "checkins_succeeded": 0,  # newcomers that replace a peer which fell silent
+            "checkins_series": 0,  # series that were reported
         }
 
     def observe(self, rows: Rows) -> list[Detection]:
-        """Take ``rows`` in packet order; detections, in packet order, of series of contacts that are check-ins.
+        """Take ``rows`` in packet order; return detections, in packet order, of series of contacts that are check-ins.
 
-        A series gives one when it begins to be one, then at most one in `TELL_S` while it lasts.
+        A series is reported as soon as it fulfils the rule, then at most once in `REPORT_S` while it lasts.
         """
-        found: list[Detection] = []
+        detections: list[Detection] = []
         if not len(rows):
-            return found
+            return detections
         for pair in self._in_pairs(rows.meta):
             if self._carriers.get(pair.mac) == 3:
                 continue
             meta = rows.meta[pair.row]
             if (detection := self._see(pair, meta, rows.interface_of(meta))) is not None:
-                found.append(detection)
-        return found
+                detections.append(detection)
+        return detections
 
     # -- rows --
 
     def _in_pairs(self, meta: NDArray[Any]) -> Iterator[_Pair]:
-        """What went on between devices and remote peers, second by second, in order of each one's first row."""
+        """Yield the traffic between devices and remote peers of each second, in the order of its first rows."""
         looked = self._within_bound(meta["t_ns"])
         at = np.flatnonzero(looked & (meta["ip_version"] != 0) & (meta["dst_mac"] >> np.uint64(40) & np.uint64(1) == 0))
         some = meta[at]
@@ -243,12 +247,19 @@ class CheckIns:
                 continue
             i, j = int(row[g]), int(last[g])
             yield _Pair(
-                int(mac[i]), remote[i].tobytes(), int(at[i]), int(some["t_ns"][i]), int(some["t_ns"][j]),
-contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], accepted[g]),
-            )  # fmt: skip
+                mac=int(mac[i]),
+                peer=remote[i].tobytes(),
+                row=int(at[i]),
+                t_ns=int(some["t_ns"][i]),
+                last_ns=int(some["t_ns"][j]),
+                contact=contacts[g] > 0,
+                new=new[g] > 0,
+                second=second,
+                sums=(packets[g], sent[g], size[g], opened[g], accepted[g]),
+            )
 
     def _within_bound(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows are among the first `MAX_ROWS` of their second."""
+        """Return for each row if it is among the first `MAX_ROWS` of its second."""
         seconds = t_ns // _S
         if self._rows >= MAX_ROWS and int(seconds[0]) == int(seconds[-1]) == self._row_second:  # the flood's fast path
             self.counters["checkins_rows_skipped"] += len(seconds)
@@ -263,7 +274,10 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         return looked
 
     def _know_routers(self, some: NDArray[Any], out: NDArray[np.bool_]) -> None:
-        """Who carries other people's packets both ways has no peers of its own that could be told from theirs."""
+        """Remember the MACs that carry packets of remote addresses out (bit 1) or in (bit 2).
+
+        A MAC that carries both is a router, whose own peers cannot be told from those of the devices behind it.
+        """
         for bit, macs in ((1, some["dst_mac"][out & (some["dst_mac"] != some["src_mac"])]), (2, some["src_mac"][~out])):
             for mac in sorted(set(macs.tolist()))[:MAX_ROUTERS]:
                 if mac not in self._carriers and len(self._carriers) >= MAX_ROUTERS:
@@ -274,8 +288,8 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
     # -- contacts --
 
     def _see(self, pair: _Pair, meta: np.void, interface: str) -> Detection | None:
-        """One second of a device and a peer, or a part of it; nothing depends on where a batch ends."""
-        t_ns, found = self._clock.at(pair.t_ns), None
+        """Take in one second of a device and a peer, or a part of it; no result depends on where a batch ends."""
+        t_ns, detection = self._clock.at(pair.t_ns), None
         sends = pair.sums[1] > 0
         if sends:
             device = self._device(pair.mac, t_ns)
@@ -286,7 +300,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         peer = device.peers.get(pair.peer)
         if peer is None:
             if not sends:
-                return None  # what others send is none of the device's doing
+                return None  # the device did nothing: only the peer sent something
             new = pair.new and t_ns - device.first_ns >= self._rule.learn_s * _S
             peer = _Peer(new, int(meta["proto"]), int(meta["dport"]), t_ns, t_ns)
             self.counters["checkins_newcomers"] += new
@@ -297,17 +311,17 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
                 peer.begin(t_ns)
             else:
                 peer.add_interval((t_ns - peer.contact_ns) / _S)
-                found = self._judge(device, peer, t_ns, pair, meta, interface)
+                detection = self._judge(device, peer, t_ns, pair, meta, interface)
             peer.contact_ns, peer.contacts = t_ns, peer.contacts + 1
         if pair.contact:
             peer.last_ns = max(peer.last_ns, pair.last_ns + self._clock.offset_ns)
         peer.add(pair.second, pair.sums)
-        return found
+        return detection
 
     def _judge(
         self, device: _Visitor, peer: _Peer, t_ns: int, pair: _Pair, meta: np.void, interface: str
     ) -> Detection | None:
-        """What the contacts up to now, without the one that just begins, are."""
+        """Return a detection if the contacts so far, without the one that just begins, are check-ins to be reported."""
         rule = self._rule
         if peer.contacts < rule.contacts or t_ns - peer.began_ns < rule.span_s * _S:
             return None
@@ -317,16 +331,16 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         failing = peer.opened >= rule.contacts and peer.accepted <= rule.accepted * peer.opened
         if not failing and (spread > rule.spread or peer.bytes > rule.size * peer.contacts):
             return None
-        if peer.new and not peer.told_ns and self._succeeds(device, peer):
+        if peer.new and not peer.reported_ns and self._replaces_another(device, peer):
             peer.new = False
             self.counters["checkins_succeeded"] += 1
         if not peer.new:
             peer.regular = True
             return None
-        if peer.told_ns and t_ns - peer.told_ns < TELL_S * _S:
+        if peer.reported_ns and t_ns - peer.reported_ns < REPORT_S * _S:
             return None
-        self.counters["checkins_series"] += not peer.told_ns
-        peer.told_ns = t_ns
+        self.counters["checkins_series"] += not peer.reported_ns
+        peer.reported_ns = t_ns
         span_s = (t_ns - peer.began_ns) / _S
         top: tuple[tuple[str, float], ...]
         target, share = address_text(meta["dst"], meta["ip_version"]), peer.accepted / max(peer.opened, 1)
@@ -365,12 +379,12 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
             interface=interface,
         )
 
-    def _succeeds(self, device: _Visitor, peer: _Peer) -> bool:
-        """Whether the peer stands in for a regular one of its protocol and port; each has one heir."""
+    def _replaces_another(self, device: _Visitor, peer: _Peer) -> bool:
+        """Return True if the peer replaces a regular one of its protocol and port; each is replaced only once."""
         for old in device.peers.values():
             alike = old.regular and (old.proto, old.port) == (peer.proto, peer.port)
             pause_s = (peer.began_ns - old.contact_ns) / _S
-            if alike and old is not peer and -HEIR_S <= pause_s <= DAY_S:
+            if alike and old is not peer and -OVERLAP_S <= pause_s <= DAY_S:
                 old.regular = False
                 return True
         return False
@@ -388,11 +402,12 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
         return device
 
     def _admit(self, device: _Visitor, address: bytes, peer: _Peer) -> None:
-        """Into the table, where the least of all gives way: seen once or twice, then not regular, then the oldest."""
+        """Enter a peer into the table. A full table evicts the least important: irregular, rarely seen, then oldest."""
         peers = device.peers
         if len(peers) >= MAX_PEERS:
             least = min(
-                peers, key=lambda a: (peers[a].regular or peers[a].told_ns > 0, peers[a].contacts > 2, peers[a].last_ns)
+                peers,
+                key=lambda a: (peers[a].regular or peers[a].reported_ns > 0, peers[a].contacts > 2, peers[a].last_ns),
             )
             del peers[least]
             self.counters["checkins_peers_evicted"] += 1
@@ -400,7 +415,7 @@ contacts[g] > 0, new[g] > 0, second, (packets[g], sent[g], size[g], opened[g], a
 
 
 def _hashed(mac: NDArray[Any], remote: NDArray[Any], seconds: NDArray[Any]) -> NDArray[np.uint64]:
-    """One number for each device, peer (n, 16) and second, by odd multipliers (splitmix64's and others)."""
+    """Return one hash for each device, peer (n, 16) and second, by odd multipliers (splitmix64's and others)."""
     words = np.ascontiguousarray(remote).view(np.uint64)
     mixed: NDArray[np.uint64] = mac.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 0] * np.uint64(
         0xC2B2AE3D27D4EB4F
@@ -415,7 +430,7 @@ def _hashed(mac: NDArray[Any], remote: NDArray[Any], seconds: NDArray[Any]) -> N
 
 
 def _time(seconds: float) -> str:
-    """As people say it.
+    """Return a duration as text.
 
     >>> _time(1860), _time(36000)
     ('31 min', '10 h')

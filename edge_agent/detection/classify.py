@@ -1,9 +1,10 @@
-"""What an episode is called: the evidence of all its flagged rows, from attack type over family to `unknown`.
+"""The name of an episode from the evidence of all its flagged rows: attack type, else family, else `unknown`.
 
-A classifier always prefers one of the classes it knows, also for what it has never seen. So a name must also fit what
-the packets look like: protocol, flags, sizes, how many open something new, and what repeats from one to the next (a
-scan has one source port or ever another, a flood one target port or all), averaged over the episode and held against
-what each class looked like where it was learnt. Few packets fit more loosely than many.
+A classifier always prefers one of the classes it knows, even for traffic that it has never seen. So a name must also
+fit the profile of the packets: protocol, flags, sizes, how many open something new, and what repeats from one packet to
+the next (a scan has one source port or a new one each time, a flood one target port or all of them). The profile is
+averaged over the episode and compared with that of each class where it was learnt. Few packets fit more loosely than
+many.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,36 +23,36 @@ _SHORTEST, _LONGEST = 60.0, 1514.0
 _REPEATS = ("src", "dst", "sport", "dport", "length")
 
 FLOOR, FLOOR_REPEATS = 0.03, 0.1
-"""Least spread (1 σ) of a figure over episodes: a device's own packets between those of the attack shift every share,
-and each breaks what repeats twice."""
+"""Least spread (1 σ) of a figure over episodes. A device's ordinary packets among those of the attack shift every
+share, and each of them interrupts a repetition twice."""
 
 UNSEEN = 0.1
-"""Spread over episodes where no class was learnt from two."""
+"""Spread over episodes if no class was learnt from more than one."""
 
 PRIOR = 2.0
-"""Episodes' worth that the spread of all classes weighs in that of one (Smyth 2004, moderated variance)."""
+"""Weight, in episodes, of the spread of all classes in that of one class (Smyth 2004, moderated variance)."""
 
 KNOWN = 0.95
-"""Share of known episodes of another device that a class's tolerance must let pass."""
+"""Share of a class's episodes of a device left out that its tolerance must accept."""
 
 LEAST = 2.0
-"""Fewest σ of a tolerance."""
+"""Smallest width of a tolerance in σ."""
 
 BLOCK = 15
-"""Rows whose mean says how noisy means of few rows are; about a first vote."""
+"""Rows of the blocks whose means show how noisy the mean of few rows is; about as many as a first vote has."""
 
 
 def packet_profile(meta: NDArray[Any], before: NDArray[Any] | None = None) -> NDArray[np.float64]:
-    """What packets look like, (n, figures of `contract.bundle.SIGNATURE`), each 0 to 1.
+    """Return the profile of each packet, (n, `PROFILE_FIELDS`), figures from 0 to 1.
 
-    ``before`` is the packet (1,) before the first one, None when there was none. Means over rows are shares and mean
+    ``before`` is the packet (1,) before the first one, None if there was none. Means over rows are shares and mean
     sizes.
     """
     tcp = meta["proto"] == 6
     flags = meta["tcp_flags"]
     length = np.clip(np.log(np.maximum(meta["length"], 1) / _SHORTEST) / np.log(_LONGEST / _SHORTEST), 0.0, 1.0)
     earlier = np.concatenate([meta[:1] if before is None else before, meta[:-1]])[: len(meta)]
-    found = [
+    figures = [
         meta["proto"] == 17,
         tcp,
         tcp & (flags & (_SYN | _ACK) == _SYN),
@@ -64,16 +65,16 @@ def packet_profile(meta: NDArray[Any], before: NDArray[Any] | None = None) -> ND
     ]
     for name in _REPEATS:
         same = meta[name] == earlier[name]
-        found.append(same.all(axis=1) if same.ndim > 1 else same)
-    return np.stack(found, axis=1).astype(np.float64)
+        figures.append(same.all(axis=1) if same.ndim > 1 else same)
+    return np.stack(figures, axis=1).astype(np.float64)
 
 
 def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str, PacketProfile]:
-    """What classes look like, from (class, device, `packet_profile` (n, figures) in time order) of each attack.
+    """Return the profile of each class, from (class, device, `packet_profile` (n, figures) in time order) of attacks.
 
-    A figure's tolerance has three parts: how the class's episodes differ (moderated by how those of all classes do),
-    how means of few rows scatter, and a floor. How many σ it is wide is fitted so that `KNOWN` of the windows of
-    devices left out pass; nothing but known classes has a say.
+    A figure's tolerance has three parts: how much the class's episodes differ (moderated by how much those of all
+    classes do), how much means of few rows scatter, and a floor. Its width in σ is fitted so that `KNOWN` of the
+    windows of devices left out are accepted; only known classes are used for it.
     """
     groups: dict[str, list[tuple[str, NDArray[np.float64]]]] = {}
     for name, device, seen in episodes:
@@ -110,13 +111,13 @@ def learn(episodes: Sequence[tuple[str, str, NDArray[np.float64]]]) -> dict[str,
 
 
 def _noise(seen: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Variance of a mean of rows times their number, from means of neighbours: bursts of like rows count as few."""
+    """Return the variance of a mean of rows times their number, from means of neighbours: similar rows count as few."""
     blocks = seen[: len(seen) // BLOCK * BLOCK].reshape(-1, BLOCK, seen.shape[1]).mean(axis=1)
     return np.asarray(blocks.var(axis=0) * BLOCK)
 
 
 def _windows(seen: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """(rows, mean) of windows of 15, 30, 60 ... rows all along an attack, and of the whole."""
+    """Yield (rows, mean) of windows of 15, 30, 60 ... rows all along an attack, and of the whole attack."""
     sums = np.concatenate([np.zeros((1, seen.shape[1])), np.cumsum(seen, axis=0)])
     n = BLOCK
     while n < len(seen):
@@ -126,14 +127,14 @@ def _windows(seen: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float6
     yield len(seen), sums[-1] / len(seen)
 
 
-def fits(seen: NDArray[np.float64], rows: float, signature: PacketProfile) -> bool:
-    """Whether the mean looks (figures,) of an episode's ``rows`` are within a class's tolerance in every figure."""
-    tolerance = np.array(signature.spread) ** 2 + np.array(signature.noise) / max(rows, 1.0)
-    return bool(((seen - np.array(signature.mean)) ** 2 <= tolerance).all())
+def fits(seen: NDArray[np.float64], rows: float, profile: PacketProfile) -> bool:
+    """Return True if the mean profile (figures,) of an episode's ``rows`` is within a class's tolerance everywhere."""
+    tolerance = np.array(profile.spread) ** 2 + np.array(profile.noise) / max(rows, 1.0)
+    return bool(((seen - np.array(profile.mean)) ** 2 <= tolerance).all())
 
 
 def family(name: str) -> str:
-    """mirai.scan -> mirai; "" for a name of no family."""
+    """Return the family of a class, "" if it has none: mirai.scan -> mirai."""
     head, dot, _ = name.partition(".")
     return head if dot else ""
 
@@ -143,25 +144,25 @@ def name(
     probabilities: NDArray[np.float64],
     seen: NDArray[np.float64],
     rows: float,
-    signatures: Mapping[str, PacketProfile],
+    profiles: Mapping[str, PacketProfile],
     reject: float,
 ) -> tuple[str, float | None]:
-    """Class of an episode and its probability, None for `unknown`.
+    """Return the class of an episode and its probability, None for `unknown`.
 
-    ``probabilities`` (classes,) are the mean over flagged ``rows``, ``seen`` that of their `packet_profile`. The most
-    probable type, if it reaches ``reject`` and looks right; else its family, if the family reaches it and one of its
-    types looks right; else `unknown`. A class without a packet profile always looks right: it was learnt from rows
-    without packets.
+    ``probabilities`` (classes,) are the mean over flagged ``rows``, ``seen`` is that of their `packet_profile`. The
+    name is the most probable type if it reaches ``reject`` and its profile fits; else its family, if this reaches
+    ``reject`` and the profile of one of its types fits; else `unknown`. A class without a packet profile always fits:
+    it was learnt from rows without packets.
     """
     best = int(np.argmax(probabilities))
     if classes[best] == BENIGN:
         return UNKNOWN, None
-    right = {c for c in classes if c not in signatures or fits(seen, rows, signatures[c])}
-    if probabilities[best] >= reject and classes[best] in right:
+    fitting = {c for c in classes if c not in profiles or fits(seen, rows, profiles[c])}
+    if probabilities[best] >= reject and classes[best] in fitting:
         return classes[best], float(probabilities[best])
     kin = family(classes[best]) or classes[best]
     members = [i for i, c in enumerate(classes) if c != BENIGN and (family(c) or c) == kin]
     share = float(probabilities[members].sum())
-    if kin != classes[best] and share >= reject and any(classes[i] in right for i in members):
+    if kin != classes[best] and share >= reject and any(classes[i] in fitting for i in members):
         return kin, share
     return UNKNOWN, None

@@ -135,6 +135,17 @@ class Detector:
         """Return the detections that are not reported yet, when no more rows will come."""
         return self._report(self._stale_votes(None))
 
+    def take_over(self, before: "Detector") -> None:
+        """Go on where the detector of another bundle ends, which has the same networks and budget.
+
+        Steady time, budget and counters go on, and of every subject what does not depend on a model
+        (`Subject.under`). ``before`` must have reported everything (`finish`) and must not be used any more.
+        """
+        self._clock, self._senders, self.counters = before._clock, before._senders, before.counters
+        now_ns = (self._clock.newest_ns or 0) + self._clock.offset_ns
+        for key, subject in before._subjects.items():
+            self._subjects[key] = subject.under(key, now_ns, self._rules)
+
     def limits_of(self, mac: int) -> DeviceLimits | None:
         """Return a device's own limits; None without ``learn`` and for a device that is not remembered."""
         subject = self._subjects.get(mac)

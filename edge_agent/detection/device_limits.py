@@ -285,7 +285,7 @@ class Suspects:
 
     @property
     def room(self) -> int:
-        """How many more rows of this minute may be classified."""
+        """The number of rows of this minute that may still be classified."""
         return MAX_SUSPECTS - self.above_shared_limit
 
     def add(self, probabilities: NDArray[np.float64], profiles: NDArray[np.float64]) -> None:
@@ -299,7 +299,7 @@ class Suspects:
 
 
 class DeviceLimits:
-    """What one device's traffic on site says of its limits, as `factors` of the shared ones.
+    """The limits of one device, learnt from its traffic on site, as `factors` of the shared limits.
 
     A device noisier than those the model was fitted on gets limits of its own: the shared limit, shrunk (in logarithms)
     towards ``margin`` times the device's usual high minutes by its effective sample size. They are never below the
@@ -352,7 +352,7 @@ class DeviceLimits:
 
     @property
     def minutes(self) -> int:
-        """How many minutes with traffic were learnt from and are remembered."""
+        """The number of minutes with traffic that were learnt from and are remembered."""
         return len(self._minutes)
 
     def votes(self) -> dict[int, float]:
@@ -388,7 +388,7 @@ class DeviceLimits:
 
     @property
     def refused(self) -> str:
-        """Why a time of learning that is long enough is not believed; "" if it is, or is too short."""
+        """The reason for not believing a time of learning that is long enough; "" if there is no such reason."""
         return self._trust.refused
 
     @property

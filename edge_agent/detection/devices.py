@@ -52,7 +52,7 @@ _ORDER = {"stale": 0, "learning": 1, "active": 2}
 
 @dataclass(frozen=True)
 class Records:
-    """What is to be stored of devices: the records of some, and all row bursts of fewer, by MAC."""
+    """Data of devices to be stored: the records of some, and all row bursts of fewer, by MAC."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
@@ -241,34 +241,65 @@ class Devices:
         except StateUnwritableError:  # `_load` has logged it
             return
         for mac, model, record in elsewhere:
-            if len(self._absent) >= MAX_DEVICES:
-                break
-            limits, bursts, votes, rows = self._new(0), self._read_bursts(mac), {}, 0
             try:
-                stored = _unpack(limits, record)
-                for burst in bursts:
-                    values, _ = burst.rows()
-                    rows += len(values)
-                    if burst.kind == "loud":
-                        votes[burst.minute] = vote(values)
-                count_factor = self._count_factor(stored["bounds"]) if "bounds" in stored else math.inf
+                stored, minutes = _parts(record)
             except _UNREADABLE as error:
                 self._cannot_read(mac, error)
                 continue
-            if not math.isfinite(count_factor) or not limits.carry_over(votes, count_factor, rows):
-                logger.info(
-                    "device %s learns anew under model %s: too few of its rows are stored",
-                    self._who(mac),
-                    self._version,
-                )
+            self._carry_over_one(mac, model, stored, minutes, self._read_bursts(mac), vote)
+
+    def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float]) -> None:
+        """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` does with stored.
+
+        A device that was learnt under this model earlier keeps what is stored of that. Counters go on. ``before`` is
+        not changed.
+        """
+        for key, count in before.counts.items():
+            self.counts[key] += count
+        for mac, limits in before.known().items():
+            if mac in self._absent and self._absent[mac].learnt:
                 continue
-            self._take_over_bursts(limits, bursts, stored)
-            self._absent[mac], self._logged[mac] = limits, (limits.state, limits.refused)
+            stored, minutes = before._record(limits)
+            bursts = limits.sample.bursts if limits.sample else []
+            copies = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
+            self._carry_over_one(mac, before._model, stored, minutes, copies, vote)
+
+    def _carry_over_one(
+        self,
+        mac: int,
+        model: str,
+        stored: dict[str, Any],
+        minutes: NDArray[Any],
+        bursts: list[RowBurst],
+        vote: Callable[[NDArray[np.float32]], float],
+    ) -> None:
+        """Calculate a device's limits from its record under another ``model`` and from stored rows of it."""
+        if len(self._absent) >= MAX_DEVICES:
+            return
+        limits, votes, rows = self._new(0), {}, 0
+        try:
+            limits.restore(stored, minutes)
+            for burst in bursts:
+                values, _ = burst.rows()
+                rows += len(values)
+                if burst.kind == "loud":
+                    votes[burst.minute] = vote(values)
+            count_factor = self._count_factor(stored["bounds"]) if "bounds" in stored else math.inf
+        except _UNREADABLE as error:
+            self._cannot_read(mac, error)
+            return
+        if not math.isfinite(count_factor) or not limits.carry_over(votes, count_factor, rows):
             logger.info(
-                "device %s: its limits under model %s, %.3g times the model's, are calibrated from %d stored rows of "
-                "model %s…",
-                *(self._who(mac), self._version, limits.factors()[0], rows, model[:12]),
+                "device %s learns anew under model %s: too few of its rows are stored", self._who(mac), self._version
             )
+            return
+        self._take_over_bursts(limits, bursts, stored)
+        self._absent[mac], self._logged[mac] = limits, (limits.state, limits.refused)
+        logger.info(
+            "device %s: its limits under model %s, %.3g times the model's, are calibrated from %d stored rows of "
+            "model %s…",
+            *(self._who(mac), self._version, limits.factors()[0], rows, model[:12]),
+        )
 
     def _count_factor(self, before: list[float | None]) -> float:
         """Return how much higher counts are at most in units of this model's bounds than of those ``before``."""
@@ -342,10 +373,15 @@ class Devices:
 
     def _pack(self, limits: DeviceLimits) -> bytes:
         """Return one device's record, compressed: the length of the JSON part, that part, the minutes."""
-        stored, minutes = limits.record()
-        stored["bounds"] = [self._decision.counts.get(column) for column in COUNT_COLUMNS]
+        stored, minutes = self._record(limits)
         text = json.dumps(stored, separators=(",", ":")).encode()
         return zlib.compress(_HEAD.pack(len(text)) + text + minutes.tobytes(), 6)
+
+    def _record(self, limits: DeviceLimits) -> tuple[dict[str, Any], NDArray[Any]]:
+        """Return what must be stored of a device: plain values, with the bounds its counts are in units of; minutes."""
+        stored, minutes = limits.record()
+        stored["bounds"] = [self._decision.counts.get(column) for column in COUNT_COLUMNS]
+        return stored, minutes
 
     def _drop_one(self) -> None:
         """Forget the least recently seen device that is still learning; if none is, the least recently seen."""

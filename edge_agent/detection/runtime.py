@@ -1,7 +1,8 @@
-"""A .tflite file -> a callable on float rows, and a bundle's self-test; the only user of the interpreter.
+"""Running a bundle's networks: a .tflite file becomes a callable on float rows. Also the bundle's self-test.
 
-ai-edge-litert is tried first (64-bit, fastest int8), then tflite-runtime (the only one on 32-bit ARM). A runtime counts
-as usable once it has run the model: tflite-runtime imports under numpy 2 and fails only at the first interpreter.
+This is the only user of the interpreter. ai-edge-litert is tried first (64-bit, fastest int8), then tflite-runtime (the
+only one on 32-bit ARM). A runtime counts as usable once it has run the model: under numpy 2 tflite-runtime can be
+imported and fails only at the first interpreter.
 """
 
 import functools
@@ -19,21 +20,22 @@ from edge_agent.contract.scaling import Array, row_error
 RUNTIMES = (("litert", "ai_edge_litert.interpreter"), ("tflite", "tflite_runtime.interpreter"))
 
 BATCHES = (1, 16, 64, 256)
-"""Batch sizes an interpreter is resized to; others take the next one, since every resize re-plans the graph."""
+"""Batch sizes that an interpreter is resized to; others use the next larger, since every resize plans the graph
+anew."""
 
 
 class RuntimeUnavailable(Exception):
-    """No TFLite runtime works here; the message carries each one's own error."""
+    """No TFLite runtime works here; the message has the error of each."""
 
 
 class ModelError(Exception):
-    """A model that a runtime refuses, or whose shape is not what was asked for; the message names the file."""
+    """A model that a runtime refuses, or whose shape is not the expected one; the message names the file."""
 
 
 class Model:
     """One TFLite network of one input and one output, float32 in and out, shape (n, inputs) -> (n, outputs).
 
-    One thread always: two threads on busy cores cost up to 500 times the latency (spin barriers).
+    It always runs in one thread: two threads on busy cores cost up to 500 times the latency (spin barriers).
     """
 
     def __init__(self, path: str | Path):
@@ -56,7 +58,7 @@ class Model:
         raise ModelError(f"{path}: not a model that can run here: {'; '.join(errors)}")
 
     def __call__(self, rows: Array) -> Array:
-        """Run ``rows``; any number, in batches of at most 256."""
+        """Return the outputs of ``rows``, of any number, run in batches of at most 256."""
         out = np.empty((len(rows), self.outputs), dtype=np.float32)
         for start in range(0, len(rows), BATCHES[-1]):
             part = rows[start : start + BATCHES[-1]]
@@ -65,9 +67,9 @@ class Model:
         return out
 
     def input(self, rows: int) -> Array:
-        """The interpreter's own memory for so many ``rows``, at most 256, (rows, inputs): to be filled before `run`.
+        """Return the interpreter's own memory for so many ``rows`` (at most 256), (rows, inputs); fill it before `run`.
 
-        Let go of it before that call, or the interpreter refuses to run (RuntimeError).
+        Drop every reference to it before that call, or the interpreter refuses to run (RuntimeError).
         """
         self._rows = rows
         interpreter, at, _ = self._of_size(rows)
@@ -75,7 +77,7 @@ class Model:
         return view
 
     def run(self) -> Array:
-        """Run what `input` was filled with: the interpreter's own memory, (rows, outputs), good until the next call."""
+        """Run the rows in `input`; return the interpreter's own memory, (rows, outputs), valid until the next call."""
         interpreter, _, to = self._of_size(self._rows)
         interpreter.invoke()
         view: Array = interpreter.tensor(to)()[: self._rows]
@@ -88,25 +90,25 @@ class Model:
             at = interpreter.get_input_details()[0]["index"]
             interpreter.resize_tensor_input(at, [size, self.inputs])
             interpreter.allocate_tensors()
-            interpreter.tensor(at)()[:] = 0.0  # rows that are there for the size only are to be numbers
+            interpreter.tensor(at)()[:] = 0.0  # rows that only fill up the batch must be numbers
             self._interpreters[size] = interpreter, at, interpreter.get_output_details()[0]["index"]
-        found: tuple[Any, int, int] = self._interpreters[size]
-        return found
+        of_size: tuple[Any, int, int] = self._interpreters[size]
+        return of_size
 
 
 def _widths(interpreter: Any) -> tuple[int, int]:
-    """Columns in and out of a network of one float32 table each; ValueError when it is something else."""
-    found = []
+    """Return the columns in and out of a network of one float32 table each. ValueError for any other network."""
+    widths = []
     for details in (interpreter.get_input_details(), interpreter.get_output_details()):
         shape = [int(size) for size in details[0]["shape_signature"]]
         if len(details) != 1 or len(shape) != 2 or details[0]["dtype"] is not np.float32:
             raise ValueError(f"expected one float32 table in and out, found {len(details)} of shape {shape}")
-        found.append(shape[1])
-    return found[0], found[1]
+        widths.append(shape[1])
+    return widths[0], widths[1]
 
 
 def _runtimes() -> tuple[list[tuple[str, Any]], list[str]]:
-    """The runtimes that import, as (name, Interpreter class), and what the others said."""
+    """Return the runtimes that can be imported, as (name, Interpreter class), and the errors of the others."""
     usable, errors = [], []
     for name, module in RUNTIMES:
         try:
@@ -120,7 +122,7 @@ def _runtimes() -> tuple[list[tuple[str, Any]], list[str]]:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a platform may be from the converting machine.
+    """The largest differences between a platform's results and those of the converting machine.
 
     ``rmse`` bounds the difference of √score in z, plus ``rmse_share`` of √score. √score is the root mean square of
     z - rebuilt, so it moves by at most the root mean square of what the output moved. ``probability`` bounds a class's.
@@ -141,14 +143,14 @@ TOLERANCE = {
 }
 
 VARIANTS = tuple(TOLERANCE)
-"""The number formats a bundle's models can have, the usual one first."""
+"""The number formats that a bundle's models can have, the default first."""
 
 
 def selftest(bundle: Bundle) -> None:
     """Run the bundle's own rows through its models.
 
-    ModelError when a model does not load, fits the manifest's columns or classes badly, or gives other results than
-    where it was converted, by more than the variant's `TOLERANCE`; BundleError when the rows themselves are unusable.
+    ModelError if a model does not load, does not fit the manifest's columns or classes, or differs from the results
+    where it was converted by more than the variant's `TOLERANCE`. BundleError if the rows themselves are unusable.
     """
     manifest, data = bundle.manifest, bundle.selftest()
     allowed = TOLERANCE.get(manifest.variant)

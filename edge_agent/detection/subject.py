@@ -44,7 +44,7 @@ class JudgedRows:
     t_ns: NDArray[np.int64]
     flags: NDArray[np.integer]
     counts: NDArray[np.float64]
-    """`COUNT_COLUMNS` of the subject (n, columns), their ``bounds``, and the counts in units of these."""
+    """`COUNT_COLUMNS` of the subject (n, columns), tsuccessor ``bounds``, and the counts in units of these."""
     bounds: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
@@ -115,6 +115,20 @@ class Subject:
         """The learning of a device's own limits; None without learning, and for a victim: its rows are others'."""
         if rules.learn and not isinstance(key, bytes):
             self.learning = DeviceLearning(rules.learn(key, first_ns), rules)
+
+    def under(self, key: int | bytes, now_ns: int, rules: SubjectRules) -> "Subject":
+        """Return this subject, whose key is ``key``, as another bundle's rules judge it from steady time ``now_ns`` on.
+
+        What does not depend on a model goes on: since when the subject is known, its counts, its shed rows and its
+        aftermath. Its window is of the old limits and begins empty; so an alarm is over, and begins anew once the new
+        rules flag enough of what goes on. The old subject must not be used any more, nor have a pending vote.
+        """
+        successor = Subject(key, now_ns, rules)  # its own limits are learnt from now on
+        successor._first_ns, successor._last_vote_ns = self._first_ns, self._last_vote_ns
+        successor._last_flagged = self._last_flagged
+        successor._tally, successor._shed, successor._openings = self._tally, self._shed, self._openings
+        successor.aftermath = self.aftermath
+        return successor
 
     def report(self) -> list[Vote]:
         """Return the pending vote, if there is one, which counts as reported from now on."""
@@ -215,7 +229,7 @@ class Subject:
         )
 
     def cast_votes(self, rows: JudgedRows) -> list[Vote]:
-        """Let judged rows vote, in their order; return the votes to report."""
+        """Let judged rows vote, in tsuccessor order; return the votes to report."""
         due: list[Vote] = []
         at = 0
         while at < len(rows):
@@ -279,7 +293,7 @@ class Subject:
     def _score_aftermath(
         self, aftermath: Aftermath, rows: JudgedRows, at: int, end: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of their limits in an aftermath."""
+        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of tsuccessor limits in an aftermath."""
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]

@@ -1,4 +1,4 @@
-"""From a run folder to a bundle: what every variant keeps, what is refused, what a wrong run folder says."""
+"""From a run folder to a bundle: the bounds of every variant, refusals, and errors for a wrong run folder."""
 
 import json
 import os

@@ -260,7 +260,7 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
         (f"site: {'s' * 64}", "agent.yaml: site: 64 characters"),
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),
         ("networks: ['2001:db8::/96']", "agent.yaml: networks: 2001:db8::/96: an IPv6 network of more than 64 bits"),
-        ("names: {cam: x}", "agent.yaml: names: mac: 'cam' is no MAC address"),
+        ("names: {cam: x}", "agent.yaml: names: mac: 'cam' is not a MAC address"),
         ("extractor: {max_streams: 10}", "[extractor]: max_streams: 10, must be 64 to 1048575"),
         ("alerts: {end_s: 0}", "[alerts]: end_s: 0, must be 4 to 86400"),
         ("outbox: {max_bytes: 100}", "[outbox]: max_bytes: 100, must be 16384 to 1099511627776"),

@@ -62,7 +62,7 @@ class Gateway:
         self.outbox = Outbox(self.state)
         self.control = Control(self.config, self.state, self.outbox, self.line)
         self.alerter = Alerter("gw-001", "", ModelInfo("1"), "0.1.0", rng=random.Random(1), max_open=max_open)
-        self.alerter.silence = self.control.allowed
+        self.alerter.silence = self.control.suppressions
 
     def see(self, *detections):
         """The alerts that these cause: state, class and id of each."""
@@ -108,7 +108,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     assert gateway.settle() == [("end", "gafgyt.tcp")]
     assert gateway.see(at(30), at(61), at(200), at(300)) == []
     assert gateway.alerter.finish() == []
-    (entry,) = gateway.control.allowed.documents()
+    (entry,) = gateway.control.suppressions.documents()
     assert (entry["hits"], entry["reason"]) == (3, "backup job")  # the rest of the first episode, and two more
     assert gateway.alerter.counts.suppressed == 3
     assert gateway.alerter.open_episodes == 0
@@ -198,11 +198,11 @@ def test_entries_and_hits_survive_a_restart_and_their_time_does_not_begin_again(
     gateway.order("allow", device=MAC, classes=["gafgyt.tcp"], reason="r")
     gateway.see(CAMERA)
     gateway.control.close()
-    until = gateway.control.allowed.documents()[0]["until"]
+    until = gateway.control.suppressions.documents()[0]["until"]
     gateway.state.close()
     again = Gateway(tmp_path)
     assert again.see(CAMERA) == []
-    again_entry = again.control.allowed.documents()[0]
+    again_entry = again.control.suppressions.documents()[0]
     assert (again_entry["hits"], again_entry["until"]) == (2, until)
 
 
@@ -245,9 +245,9 @@ def test_the_broker_may_allow_one_device_for_a_day(gateway):
         gateway.order("mute", origin="broker", device=MAC, for_s=day + 1)
     gateway.order("mute", origin="broker", device=MAC, for_s=day)
     gateway.order("allow", origin="broker", device=MAC, classes=["unknown"], reason="r")  # as long as it may
-    ends = [entry.expires_s - entry.created_s for entry in gateway.control.allowed.active().values()]
+    ends = [entry.expires_s - entry.created_s for entry in gateway.control.suppressions.active().values()]
     assert ends == pytest.approx([day, day])
-    assert {entry["origin"] for entry in gateway.control.allowed.documents()} == {"broker"}
+    assert {entry["origin"] for entry in gateway.control.suppressions.documents()} == {"broker"}
 
 
 def test_the_broker_never_covers_the_gateway_itself_or_a_group_address(gateway):
@@ -279,8 +279,8 @@ def test_what_the_broker_says_is_done_once_answered_and_counted(gateway):
     assert where == "botwatch/v1/gw/gw-001/reply"
     assert (reply["id"], reply["ok"], reply["result"]["device"]) == ("c-1", True, MAC)
     assert gateway.broker("mute", command)[1] == reply  # QoS 1: delivered again
-    assert len(gateway.control.allowed.active()) == 1
-    assert gateway.control.allowed.documents()[0]["entry"] == reply["result"]["entry"]
+    assert len(gateway.control.suppressions.active()) == 1
+    assert gateway.control.suppressions.documents()[0]["entry"] == reply["result"]["entry"]
     # Another command of the same id, and the same after a restart
     assert "another command" in gateway.broker("status", {"id": "c-1"})[1]["error"]
     assert gateway.control.counts["commands_repeated"] == 1
@@ -326,13 +326,13 @@ def test_what_is_wrong_with_a_command_is_said_in_the_reply(gateway, verb, payloa
     assert words in reply["error"]
     assert Reply.read(reply).error == reply["error"]
     assert gateway.control.counts["commands_refused"] == 1
-    assert gateway.control.allowed.active() == {}
+    assert gateway.control.suppressions.active() == {}
 
 
 def test_a_retained_command_is_counted_and_nothing_else(gateway):
     assert gateway.broker("mute", {"id": "1", "device": MAC}, retained=True) is None
     assert gateway.control.counts["commands_retained"] == 1
-    assert gateway.control.allowed.active() == {}
+    assert gateway.control.suppressions.active() == {}
 
 
 def test_a_flood_of_commands_is_cut_off_and_counted(gateway):
@@ -444,7 +444,7 @@ def connected(folder, config, commands=True):
     gateway = Gateway(folder, broker=config)
     link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
-    gateway.alerter.silence = gateway.control.allowed
+    gateway.alerter.silence = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()
     thread = threading.Thread(target=link.run, args=(stop,))
     thread.start()
@@ -479,7 +479,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
         assert status == 0, said
         assert json.loads(said)["device"] == MAC
         assert gateway.see(CAMERA) == []
-        (entry,) = gateway.control.allowed.documents()
+        (entry,) = gateway.control.suppressions.documents()
         assert (entry["origin"], entry["reason"]) == ("broker", "new firmware")
         assert collector("gw-001", "mute", f"device={MAC}", "for=25h", *line)[1].endswith("not 90000\n")
         status, said = collector("gw-001", "status", *line)
@@ -511,7 +511,7 @@ def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
             wait_until(lambda: gateway.control.counts["commands_retained"] == 1)
             sender.publish("botwatch/v1/gw/gw-001/cmd/mute", command, qos=1, retain=True).wait_for_publish(5)
             wait_until(lambda: gateway.control.counts["commands_retained"] == 2)
-            assert gateway.control.allowed.active() == {}
+            assert gateway.control.suppressions.active() == {}
         sender.disconnect()
         sender.loop_stop()
 

@@ -40,7 +40,7 @@ def test_without_an_agent_the_list_changes_for_its_next_start(gateway):
     assert "needs a running agent" in orders.order(gateway.config, "learn", {"device": MAC})[0].error
     again = Gateway(gateway.config.outbox.path.parent)
     assert again.see(CAMERA) == []
-    assert list(again.control.allowed.active()) == [entry]
+    assert list(again.control.suppressions.active()) == [entry]
 
 
 def test_an_agent_that_is_stuck_gets_the_command_when_it_comes_round(gateway):

@@ -209,7 +209,7 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert "in the outbox" in told[1]
         assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and somebody subscribes" in told[2]
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
-        assert f"broker 127.0.0.1:{site.port}: the agent that runs is connected, MQTT 5" in checked
+        assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
         reply = json.loads(site.order("test-alert").stdout)
         assert reply["alerts"] == 2
         wait_until(lambda: len(site.collector.stored()) == 4)
@@ -318,7 +318,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         told(
             f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"
         )
-        assert "scoring.max_rows_per_s: changed, which needs a restart" in health()["config_refused"]
+        assert "scoring.max_rows_per_s: a change of this needs a restart" in health()["config_refused"]
         told(named + "\nalerts: {end_s: -1}\n", "agent.yaml [alerts]: end_s")
         assert "end_s" in health()["config_refused"]
         assert "Traceback" not in err.read_text()
@@ -328,7 +328,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         wait_until(lambda: alerts(site.folder), 20)
         ours = alerts(site.folder)[0]["alert"]["context"]["botwatch"]
         assert (ours["device"]["name"], ours["site"]) == ("cam", "here")
-        assert err.read_text().count("configuration refused") == 2
+        assert err.read_text().count("the changed configuration is refused") == 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("commands", ()), ("site", "s"), ("names", {"02:00:5e:10:00:01": "cam"})])

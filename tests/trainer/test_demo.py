@@ -1,4 +1,4 @@
-"""The demo's own rules: which captures are fitted and replayed, whose alerts count, when it must not end with 0."""
+"""The demo's own rules: captures to fit and to replay, alerts that count, and the exit status."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -293,7 +293,7 @@ def _short_fit(run: RunFolder, at: Index) -> tuple[float | None, float | None, f
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer audit`."""
     parser.description = (
-        "Look for leaks in a run's rows: columns that copy others, hold the time or separate attacks alone, and rows "
+        "Look for leaks in a run's rows: columns that copy others, hold the time or separate attacks alone, and rows\n"
         "on both sides of the split. Prints the findings and writes them into the run folder."
     )
     parser.epilog = f"example:\n  {PROG} runs/home"

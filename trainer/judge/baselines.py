@@ -311,7 +311,7 @@ def _rows(result: Result) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer baselines`."""
     parser.description = (
-        "Compare the autoencoder with simpler methods on a run's rows, at equal false alarms. Prints the findings and "
+        "Compare the autoencoder with simpler methods on a run's rows, at equal false alarms. Prints the findings and\n"
         "writes them into the run folder."
     )
     parser.epilog = f"example:\n  {PROG} runs/home --bundle bundles/home"

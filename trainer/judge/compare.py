@@ -380,10 +380,14 @@ def _intervals(results: Results) -> Table:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer compare`."""
     parser.description = (
-        "Evaluate several fits that differ in one thing. chrono: the config as it is, on later captures. lodo: each "
-        "device left out in turn. lofo: each attack and family left out of the classifier. cross: each source alone, "
-        "on the others. columns: with and without the per-device columns and the counts rule. models: a shared model "
-        "and one for each device."
+        "Fit, convert and evaluate several models that differ in one thing:\n"
+        "  chrono   the config as it is, on later captures\n"
+        "  lodo     each device left out in turn\n"
+        "  lofo     each attack and each family left out of the classifier\n"
+        "  cross    each source of captures alone, tried on the others\n"
+        "  columns  with and without the per-device columns and the counts rule\n"
+        "  models   one shared model, and one for each device\n"
+        "A fit whose result is in the folder already is not made again."
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
     parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
@@ -397,7 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the fits and the findings")
     evaluate.add_agent_config(parser)
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of fits of each kind, with seeds 1 to N (%(default)s)"
+        "--seeds", type=int, default=1, metavar="N", help="repeat each fit with seeds 1 to N (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most, instead of the config's")
 

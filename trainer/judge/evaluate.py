@@ -273,10 +273,10 @@ def _trial(attack: _Attack, device: str, host: InsideHost, frames: Sequence[Fram
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer evaluate`."""
     parser.description = (
-        "Try a finished bundle on captures (every attack alone and in every device's day, false alerts on benign "
-        "ones) by the agent that runs on gateways, or on rows. A source is a manifest of captures, a Parquet file of "
-        "rows, or a folder of the published files. Ends with status 1 when an attack with a goal was missed or a "
-        "benign device alerted."
+        "Try a finished bundle with the agent that runs on gateways: false alerts on benign captures, and every\n"
+        "attack alone and in every device's day. A source is a manifest of captures, a Parquet file of rows, or a\n"
+        "folder of the published files; rows are judged without an agent. Ends with status 1 when an attack with a\n"
+        "goal was missed or a benign device alerted."
     )
     parser.epilog = f"example:\n  {PROG} bundles/home captures --out runs/home --floor"
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `botwatch converter` wrote")

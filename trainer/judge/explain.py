@@ -364,8 +364,8 @@ def _deletion_figure(curve: Curve) -> Figure:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer explain`."""
     parser.description = (
-        "Explain detections and classifications of a run by LIME, with their stability and a deletion test. Prints the "
-        "findings and writes them into the run folder."
+        "Explain detections and classifications of a run by LIME, with their stability and a deletion test. Prints\n"
+        "the findings and writes them into the run folder."
     )
     parser.epilog = f"example:\n  {PROG} runs/home"
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")

@@ -33,8 +33,8 @@ COLUMNS = ("columns", "parameters", "epochs", "validation loss", "accuracy", "re
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer sweep`."""
     parser.description = (
-        "Train the autoencoder again and again: with the 2, 3, 4 ... best columns by Fisher score (--over columns), or "
-        "with each activation and optimiser (--over activation). Prints the findings and writes them into a folder."
+        "Train the autoencoder again and again: with the 2, 3, 4 ... best columns by Fisher score (--over columns),\n"
+        "or with each activation and optimiser (--over activation). Prints the findings and writes them into a folder."
     )
     parser.epilog = f"example:\n  {PROG} seed --data N-BaIoT --out runs/sweep --over columns"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, or the name of a preset")

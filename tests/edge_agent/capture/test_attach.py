@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.attach import ALONE_FRAMES, ALONE_S, Surroundings, longest_frame, merging
+from edge_agent.capture.attach import ALONE_FRAMES, ALONE_S, Attachment, longest_frame, merging
 from edge_agent.capture.features import Extractor
 from edge_agent.capture.sources import own_macs
 from tests.netns import MAC, ROOT, Wire, ip
@@ -34,14 +34,14 @@ line.close()
 """
 WATCH = """
 import json, sys, time, logging
-from edge_agent.capture.attach import ALONE_S, Surroundings
+from edge_agent.capture.attach import ALONE_S, Attachment
 from edge_agent.capture.sources import Interfaces
 from edge_agent.config import PRIVATE_NETWORKS
 from edge_agent.capture.features import Extractor
 logging.basicConfig(format="%(message)s")
 names, wanted = sys.argv[2:], int(sys.argv[1])
 live, extractor = Interfaces(names), Extractor(4096)
-around = Surroundings(names, PRIVATE_NETWORKS, time.monotonic() - ALONE_S - 1)
+around = Attachment(names, PRIVATE_NETWORKS, time.monotonic() - ALONE_S - 1)
 longest = 0
 def take(source):
     global longest
@@ -73,7 +73,7 @@ def transfer(source: str, target: str, address: str) -> None:
 
 
 def watched(wire: Wire, work: object, frames: int = 0) -> tuple[dict[str, int], str]:
-    """What `Surroundings` counts and warns of on the gateway's port while ``work`` is done."""
+    """What `Attachment` counts and warns of on the gateway's port while ``work`` is done."""
     process = wire.on_gateway(
         *(sys.executable, "-c", WATCH, str(frames), wire.port),
         cwd=ROOT,
@@ -163,7 +163,7 @@ ROUTER = MAC + 9
     ids=["two devices", "one device and what its router carries", "a public address, beyond NAT"],
 )
 def test_too_few_devices_are_warned_of_once_and_not_at_once(sent, said, caplog):
-    around = Surroundings(["lan0"], ("192.168.0.0/16",), 0.0)
+    around = Attachment(["lan0"], ("192.168.0.0/16",), 0.0)
     around.look(rows(sent))
     with caplog.at_level(logging.WARNING):
         around.beat(ALONE_S - 1, ALONE_FRAMES)

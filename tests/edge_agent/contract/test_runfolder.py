@@ -13,7 +13,9 @@ from edge_agent.contract.runfolder import ModelFile, Provenance, RunFolderError
 from edge_agent.contract.scaling import Scaler
 
 TAIL = Tail(level=0.2, scale=0.8, shape=0.0, peaks=400, days=2.5, limit=0.6, bound=0.9)
-LIMIT = Threshold(1.0, 0.5, 0.8, 0.9, TAIL, 3.0, 0.5, 0.1, 0.1, 0.9, 100)
+LIMIT = Threshold(
+    limit=1.0, highest=0.5, tau=0.8, quantile=0.9, tail=TAIL, n=3.0, mean=0.5, std=0.1, min=0.1, max=0.9, rows=100
+)
 MODEL = ModelFile(
     schemas=("nbaiot115-clean-1",),
     columns=("H_L5_mean", "H_L1_mean"),

@@ -262,7 +262,7 @@ SCAN = "file: day.pcap, device: c, label: mirai.scan"
         ("file: gone.pcap, device: c, label: benign", "names gone.pcap, which is not in"),
         ("file: day.pcap, device: c", "missing key 'label'"),
         ("file: day.pcap, device: c, label: benign, kinds: x", "unknown key 'kinds'"),
-        ('file: day.pcap, device: c, label: benign, mac: "02:00"', "'02:00' is no MAC address"),
+        ('file: day.pcap, device: c, label: benign, mac: "02:00"', "'02:00' is not a MAC address"),
         (f"{SCAN}, attack: {{start: 2024-10-04T00:00:40}}", "missing key 'end'"),
         (f"{SCAN}, attack: {{start: 2024-10-04T00:00:40, end: 2024-10-04T00:01:40}}", "need a time zone"),
         (f"{SCAN}, attack: {{start: 2024-10-05T00:00:40Z, end: 2024-10-04T00:01:40Z}}", "end is before start"),
@@ -347,7 +347,7 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
         (lambda f: f.with_columns(pl.lit("x").alias("HH_L1_pcc")), "column 'HH_L1_pcc' is not numeric"),
         (lambda f: f.with_columns(pl.lit(float("nan")).alias("HH_L1_pcc")), "row 1, column 'HH_L1_pcc': nan"),
         (lambda f: f.with_columns(pl.lit(None, pl.Float32).alias("HH_L1_pcc")), "row 1, column 'HH_L1_pcc': no value"),
-        (lambda f: f.with_columns(pl.lit("router").alias("mac")), "'router' is no MAC address"),
+        (lambda f: f.with_columns(pl.lit("router").alias("mac")), "'router' is not a MAC address"),
     ],
 )
 def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, said):

@@ -1,4 +1,4 @@
-"""Simpler methods on the same rows, and what is said when one is better."""
+"""Simpler methods on the same rows, and the report when one of them is better."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""When an alert is about the right subject: attacker, victim, server of check-ins."""
+"""The rule of whom an alert must be about: attacker, victim, server of check-ins."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fits that differ in one thing: which there are, and what is said of them side by side."""
+"""Fits that differ in one thing: the list of each kind, and the report on them side by side."""
 
 from dataclasses import replace
 from pathlib import Path

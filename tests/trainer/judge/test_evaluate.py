@@ -1,4 +1,4 @@
-"""A bundle judged on captures and on rows: what is counted, and against what."""
+"""A bundle judged on captures and on rows: the figures, and the rows and times they count."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -217,7 +217,7 @@ def test_a_run_of_other_columns_is_no_run_of_the_bundle(home, tmp_path, capsys):
 
 
 def test_windows_at_the_limit_are_told_apart_from_those_that_quantisation_should_not_change(home):
-    """A limit amid an attack's scores makes borderline windows; a limit that is another on one side makes others."""
+    """A limit amid an attack's scores makes borderline windows; another limit on one side changes clear ones, too."""
     of_bundle, of_run = bundles.load(home.bundle), runs.load(home.run)
     network = Scorer(of_run.autoencoder(), of_run.scaler, of_run.columns)
     rows = np.flatnonzero(of_run.label == "mirai.udpplain")

@@ -1,4 +1,4 @@
-"""Explanations by LIME: of what, how stable, how faithful."""
+"""Explanations by LIME: their rows, stability and fidelity."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Attacks carried over into another device's day."""
+"""Attacks moved into another device's day."""
 
 import struct
 from datetime import UTC, datetime

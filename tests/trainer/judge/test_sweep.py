@@ -45,7 +45,7 @@ def test_each_activation_is_tried_with_each_optimiser(config, make_table):
 
 
 def test_types_that_cannot_be_told_apart_count_once_in_recall(config, make_table):
-    """BASHLITE tcp and udp are one type, as to the classifier, however many rows each has."""
+    """BASHLITE tcp and udp are one type, as for the classifier, however many rows each has."""
     table = make_table(attacks={"gafgyt.tcp": 400, "gafgyt.udp": 200, "mirai.syn": 300, "mirai.ack": 100})
     (row,) = sweep.over_activation(config, table, ("tanh",), ("adam",), "cmd").tables[0].rows
     rates = fit.fit(config, table, lambda line: None).metrics["detection_rate"]
