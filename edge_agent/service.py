@@ -47,7 +47,7 @@ def run(
     learning = LearningStore(lambda: agent.devices, agent.extractor, publisher, save_s)
     control = publisher.control if publisher else None
     if publisher and control:
-        agent.alerter.silence = control.suppressions
+        agent.alerter.suppressions = control.suppressions
         control.describe("health", lambda: health.document().document())
         control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
         control.describe("broker", publisher.line)

@@ -1,4 +1,4 @@
-"""What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
+"""The memory of a gateway that survives a power cut, in one SQLite file; the only user of sqlite3.
 
 That is the outbox (alerts that wait for the broker, those it took in the last day, and the last alert of each open
 episode), what was learnt of each device and rows of it, the newest of some documents the agent publishes, suppressions,

@@ -152,7 +152,7 @@ _BY, _TS = _text(64, "who"), _time
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """What a command of this verb may say, and the words for it.
+    """The grammar of the commands of one verb, and the words by which people give them.
 
     ``about`` is a sentence for people. ``parts`` names the argument that is the id of the `messages.Chunk`s which
     follow the reply; "" when none do. ``local`` is an example of its arguments on the gateway's command line; None for

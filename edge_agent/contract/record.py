@@ -36,7 +36,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Spelling:
-    """What the annotation of a field says; see `spelt`."""
+    """The content of a field's annotation; see `spelt`."""
 
     key: str
     part: str

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from edge_agent.contract.alert import (
     CLASSES,
@@ -28,6 +28,10 @@ from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.messages import check_id, clean, uuid7
 from edge_agent.contract.record import longest
 from edge_agent.detection.detection import Detection
+
+if TYPE_CHECKING:  # a test alert does without both
+    from edge_agent.delivery.evidence import EvidenceStore
+    from edge_agent.delivery.suppressions import Suppressions
 
 _LARGEST = 1e300  # JSON has no infinity
 
@@ -47,39 +51,6 @@ class AlertCounts:
     foreign_class: int = 0  # detections of a class the contract does not know, reported as `unknown`
     suppressed: int = 0  # episodes of which no alert was made, from their start or from a new allow or mute on
     spoke_up: int = 0  # suppressed episodes that were followed by something that is not covered
-
-
-class Silence(Protocol):
-    """The allows and mutes in force, as an Alerter asks for them: a `suppressions.Suppressions`."""
-
-    def covers(self, detection: Detection) -> bool:
-        """Return True if no alert is to be made of this detection."""
-
-    def hit(self, detection: Detection) -> None:
-        """Count an episode that is suppressed from here on."""
-
-
-class _Nothing:
-    """No allow and no mute."""
-
-    def covers(self, detection: Detection) -> bool:
-        return False
-
-    def hit(self, detection: Detection) -> None:
-        """Never called, as nothing is covered."""
-
-
-class EvidenceKeeper(Protocol):
-    """The packets around episodes, as an Alerter asks for them: an `evidence.EvidenceStore`."""
-
-    def begin(self, id: str, detection: Detection, /) -> Evidence | None:
-        """Store the packets that led to an episode."""
-
-    def of(self, id: str, /) -> Evidence | None:
-        """Return what is stored of an open episode."""
-
-    def forget(self, id: str, /) -> Evidence | None:
-        """Return what is stored of an episode that ends."""
 
 
 @dataclass
@@ -117,9 +88,9 @@ class Alerter:
     the same seed and the same packets give the same alerts. ``evidence`` stores the packets around the beginning of
     each episode. Raises ValueError when an argument would make every alert invalid.
 
-    Two attributes may be set while running: ``clock`` says in every alert from then on if the system's clock, by which
-    live packets are stamped, is synchronised; ``silence`` has the allows and mutes in force (call `reconsider` when
-    they have changed).
+    Three attributes may be set while running, and hold for every alert from then on: ``clock`` says if the system's
+    clock, by which live packets are stamped, is synchronised; ``model`` names the bundle that decides; ``suppressions``
+    has the allows and mutes in force (call `reconsider` when they have changed).
     """
 
     def __init__(
@@ -134,7 +105,7 @@ class Alerter:
         end_s: float = 60.0,
         max_open: int = 256,
         rng: random.Random | None = None,
-        evidence: EvidenceKeeper | None = None,
+        evidence: "EvidenceStore | None" = None,
     ) -> None:
         check_id(gateway)
         for what, text, most in (
@@ -148,7 +119,7 @@ class Alerter:
             raise ValueError("max_open, update_s and end_s must be positive")
         self.gateway, self.model, self.agent_version = gateway, model, agent_version
         self.clock: Clock = "synced"
-        self.silence: Silence = _Nothing()
+        self.suppressions: Suppressions | None = None
         self.counts = AlertCounts()
         self.change(site, names or {}, update_s, end_s, max_open)
         self._evidence = evidence
@@ -173,7 +144,7 @@ class Alerter:
         alerts = self._end_quiet(now)
         subject = _subject(detection)
         episode = self._open.get(subject)
-        if episode is not None and episode.suppressed and not self.silence.covers(detection):
+        if episode is not None and episode.suppressed and not self._covered(detection):
             self.counts.spoke_up += 1
             del self._open[subject]
             episode = None
@@ -183,7 +154,7 @@ class Alerter:
                 oldest = min(self._open, key=lambda key: (not self._open[key].suppressed, self._open[key].voted))
                 alerts += self._end(self._open.pop(oldest), detection.t_ns)
             episode = self._open[subject] = self._begin(detection, now)
-            if self.silence.covers(detection):
+            if self._covered(detection):
                 self._suppress(episode)
             else:
                 alerts.append(self._alert(episode, "new", detection.t_ns))
@@ -211,14 +182,14 @@ class Alerter:
         return alerts
 
     def reconsider(self) -> list[Alert]:
-        """Return the ends of episodes that ``silence``, which has changed, covers now; they go on without alerts.
+        """Return the ends of episodes that ``suppressions``, which changed, cover now; they go on without alerts.
 
         This happens only now: an episode that was reported for one class that is covered and one that is not stays one
         episode.
         """
         alerts = []
         for episode in self._open.values():
-            if not episode.suppressed and self.silence.covers(episode.latest):
+            if not episode.suppressed and self._covered(episode.latest):
                 alerts += self._end(episode, self._steady_clock.newest_ns)
                 self._suppress(episode)
         return alerts
@@ -252,10 +223,14 @@ class Alerter:
         )
         return [begun, replace(begun, seq=2, state="end")]
 
+    def _covered(self, detection: Detection) -> bool:
+        return self.suppressions is not None and self.suppressions.covers(detection)
+
     def _suppress(self, episode: _Episode) -> None:
         episode.suppressed = True
         self.counts.suppressed += 1
-        self.silence.hit(episode.latest)
+        if self.suppressions:
+            self.suppressions.hit(episode.latest)
 
     def _steady(self, t_ns: int) -> int:
         steady = self._steady_clock.at(t_ns)

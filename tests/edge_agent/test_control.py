@@ -62,7 +62,7 @@ class Gateway:
         self.outbox = Outbox(self.state)
         self.control = Control(self.config, self.state, self.outbox, self.line)
         self.alerter = Alerter("gw-001", "", ModelInfo("1"), "0.1.0", rng=random.Random(1), max_open=max_open)
-        self.alerter.silence = self.control.suppressions
+        self.alerter.suppressions = self.control.suppressions
 
     def see(self, *detections):
         """The alerts that these cause: state, class and id of each."""
@@ -444,7 +444,7 @@ def connected(folder, config, commands=True):
     gateway = Gateway(folder, broker=config)
     link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
-    gateway.alerter.silence = gateway.control.suppressions
+    gateway.alerter.suppressions = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()
     thread = threading.Thread(target=link.run, args=(stop,))
     thread.start()
@@ -488,12 +488,12 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
 
 @needs_mosquitto
 def test_nobody_takes_commands_where_they_are_switched_off(tmp_path):
-    with Mosquitto(tmp_path / "broker") as broker:
+    with Mosquitto(tmp_path / "broker", "log_type all") as broker:
         config = config_of(broker)
         with connected(tmp_path, config):  # leaves a session that has subscribed
             pass
         with connected(tmp_path, config, commands=False) as gateway:
-            time.sleep(0.3)
+            wait_until(lambda: "UNSUBACK" in broker.log())
             status, said = collector("gw-001", "mute", f"device={MAC}", "--broker", broker.address)
             assert (status, "does not take commands" in said) == (1, True)
             assert gateway.link.counts.commands == 0

@@ -57,7 +57,7 @@ def at(seconds, detection=CAMERA, first=None, **changes):
     return replace(detection, t_ns=T0 + int(seconds * S), first_ns=first_ns, **changes)
 
 
-def said(alerts):
+def summary(alerts):
     """(state, seconds after T0, seq) of each alert; all of them valid."""
     for alert in alerts:
         SCHEMA.validate(alert.document())
@@ -94,7 +94,7 @@ detections = st.builds(
 
 
 @given(st.lists(detections, max_size=8), st.lists(times, max_size=3), st.dictionaries(words, words, max_size=3))
-def test_whatever_the_detector_says_the_alerts_are_valid_and_bounded(found, ticks, names):
+def test_whatever_the_detector_reports_the_alerts_are_valid_and_bounded(found, ticks, names):
     it = alerter(max_open=2, names={**names, "00:00:00:00:00:00": "x" * 100})
     alerts = [a for d in found for a in it.consider(d)] + [a for t in ticks for a in it.tick(t)] + it.finish()
     for alert in alerts:
@@ -114,10 +114,10 @@ def test_an_hour_of_flood_is_one_new_one_end_and_at_most_one_update_a_minute():
         changes = {"count": 20 + second, "packets": 100 + 1000 * second, "bytes": 6000 + 60_000 * second}
         alerts += it.consider(at(second, **changes))
     alerts += it.tick(T0 + 3660 * S - 1)
-    assert [state for state, _, _ in said(alerts)] == ["new"] + ["update"] * 60
+    assert [state for state, _, _ in summary(alerts)] == ["new"] + ["update"] * 60
     alerts += it.tick(T0 + 3700 * S)
-    assert said(alerts)[-1] == ("end", 3660.0, 62)
-    updates = [t for state, t, _ in said(alerts) if state == "update"]
+    assert summary(alerts)[-1] == ("end", 3660.0, 62)
+    updates = [t for state, t, _ in summary(alerts) if state == "update"]
     assert min(b - a for a, b in pairwise(updates)) >= 60
     end = alerts[-1]
     assert (end.count, end.packets, end.bytes) == (3620, 3_600_100, 216_006_000)
@@ -130,7 +130,7 @@ def test_end_comes_without_another_packet_of_that_device_and_does_not_wait_for_t
     it.consider(CAMERA)
     assert it.tick(T0 + 60 * S - 1) == []
     ends = it.tick(T0 + 7200 * S)
-    assert said(ends) == [("end", 60.0, 2)]
+    assert summary(ends) == [("end", 60.0, 2)]
     assert it.tick(T0 + 7201 * S) == []
 
 
@@ -138,7 +138,7 @@ def test_a_second_attack_after_the_end_is_a_new_episode_even_without_a_tick_betw
     it = alerter()
     first = it.consider(CAMERA)
     second = it.consider(at(61, first=60.5))
-    assert said(second) == [("end", 60.0, 2), ("new", 61.0, 1)]
+    assert summary(second) == [("end", 60.0, 2), ("new", 61.0, 1)]
     assert first[0].id == second[0].id != second[1].id
 
 
@@ -153,7 +153,7 @@ def test_totals_run_on_over_the_alarms_of_one_episode():
     assert (end.packets, end.bytes, end.count, end.duration_s) == (650, 6500, 130, 31.0)
 
 
-def test_a_sharper_class_is_told_at_once_but_not_more_often_than_updates_may_come():
+def test_a_sharper_class_is_reported_at_once_but_not_more_often_than_updates_may_come():
     it = alerter()
     alerts = it.consider(at(0, class_name="anomaly"))
     alerts += it.consider(at(2, class_name="gafgyt.tcp"))
@@ -161,7 +161,7 @@ def test_a_sharper_class_is_told_at_once_but_not_more_often_than_updates_may_com
     alerts += it.consider(at(61, class_name="gafgyt.udp"))
     alerts += it.consider(at(62, class_name="gafgyt.udp"))
     alerts += it.finish()
-    assert said(alerts) == [("new", 0.0, 1), ("update", 2.0, 2), ("update", 62.0, 3), ("end", 62.0, 4)]
+    assert summary(alerts) == [("new", 0.0, 1), ("update", 2.0, 2), ("update", 62.0, 3), ("end", 62.0, 4)]
     assert [alert.class_name for alert in alerts] == ["anomaly", "gafgyt.tcp", "gafgyt.udp", "gafgyt.udp"]
 
 
@@ -193,7 +193,7 @@ def test_a_victim_behind_a_router_is_named_and_the_router_is_not_called_infected
         "botwatch BASHLITE tcp flood against 192.168.1.80",
         "botwatch BASHLITE tcp flood against 192.168.1.81",
     ]
-    said(alerts)
+    summary(alerts)
     documents = [alert.document() for alert in alerts]
     assert documents[0]["alert"]["context"]["botwatch"]["device"] == {"ip": "192.168.1.80"}
     assert "b8:27:eb:12:34:56" not in json.dumps(documents)
@@ -206,7 +206,7 @@ def test_a_clock_set_back_neither_ends_nor_holds_an_episode():
     assert it.consider(hour_back) == []
     assert it.tick(hour_back.t_ns + 60 * S - 1) == []
     end = it.tick(hour_back.t_ns + 60 * S)
-    assert said(end) == [("end", -3540.0, 2)]
+    assert summary(end) == [("end", -3540.0, 2)]
     assert end[0].duration_s == 1.0
     assert it.counts.clock_steps == 1
 
@@ -226,7 +226,7 @@ def test_beyond_max_open_the_quietest_episode_is_closed_and_counted():
     it.consider(at(1, device_mac=2))
     it.consider(at(2, device_mac=1))
     alerts = it.consider(at(3, device_mac=3))
-    assert said(alerts) == [("end", 3.0, 2), ("new", 3.0, 1)]
+    assert summary(alerts) == [("end", 3.0, 2), ("new", 3.0, 1)]
     assert alerts[0].device.mac.endswith(":02")
     assert (it.open_episodes, it.counts.evicted) == (2, 1)
 
@@ -254,9 +254,9 @@ def test_the_end_of_what_was_cut_short_is_stamped_as_if_it_had_ended_by_itself_a
 ):
     one = alerter(update_s=1.0)
     new, last = one.consider(at(0)) + one.consider(at(5))
-    assert said([new, last]) == [("new", 0, 1), ("update", 5, 2)]
+    assert summary([new, last]) == [("new", 0, 1), ("update", 5, 2)]
     end = cut_short(last, T0 + int(restart_s * S), 60.0)
-    assert said([end]) == [("end", ended_s, 3)]
+    assert summary([end]) == [("end", ended_s, 3)]
     assert end.explanation == "the agent was restarted; sends to 120 hosts it never met"
     assert replace(end, seq=2, state="update", t_ns=last.t_ns, explanation=last.explanation) == last
 
@@ -275,7 +275,7 @@ def test_an_alert_names_the_interface_by_which_the_alarming_packet_came():
     it = alerter(update_s=10.0)
     alerts = [*it.consider(at(0, interface="eth0")), *it.consider(at(20, interface="wlan0")), *it.finish()]
     assert [alert.document()["in_iface"] for alert in alerts] == ["eth0", "wlan0", "wlan0"]
-    assert said(alerts)
+    assert summary(alerts)
     assert "in_iface" not in alerter().consider(CAMERA)[0].document()
 
 
