@@ -1,8 +1,8 @@
-"""`botwatch agent test-alert`: an alert that says it is a test goes the way of every alert, and each step is told.
+"""`botwatch agent test-alert`: sends an alert that is marked as a test the way of every alert, and reports each step.
 
-A running agent sends it itself, as its outbox has one owner. Where none runs the same outbox is opened here, the line
-to the broker is the agent's own, with its credentials, and what else waited is delivered, too. What the collector makes
-of it is told there: `botwatch collector alerts` marks it.
+A running agent sends it itself, because its outbox has one owner. Where none is running, the same outbox is opened
+here, and whatever else waits in it is delivered too, under the agent's own name and credentials. Whether the collector
+has stored the alert is seen there: `botwatch collector alerts` lists it, marked TEST.
 """
 
 import dataclasses
@@ -21,28 +21,29 @@ from edge_agent.publisher import Publisher
 from edge_agent.state import State
 
 _LOOK_S = 0.1
+"""Seconds between two looks into the outbox."""
 
 
 class NotDelivered(Exception):
-    """The broker does not have it; the message says why, and where it is."""
+    """The broker has not taken the test alert; the message says why, and where the alert is now."""
 
 
 def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]:
-    """Send it and say what happened, step by step; NotDelivered when the broker has not taken it within ``wait_s``.
+    """Send a test alert and yield what happened, step by step.
 
-    ``model`` is named in it when no agent runs. Raises CommandRefused when an agent runs and does not answer,
-    and BrokerError and StateError.
+    ``model`` is named in the alert where no agent is running. NotDelivered when the broker has not taken it within
+    ``wait_s`` seconds, CommandRefused when the running agent does not answer; also BrokerError and StateError.
     """
     path = orders.state_path(config)
     if orders.agent_runs(config):
         reply, _ = orders.order(config, "test-alert", {})
         if reply.error:
             raise CommandRefused(reply.error)
-        yield "an agent runs and has taken the order"
+        yield "an agent is running and has made the test alert"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
-    yield f"no agent runs with {path}: doing it here, as {config.gateway}"
-    # Commands are for the agent: to subscribe to them here would be to take them from it.
+    yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
+    # Commands are for the agent: a subscription here would take them away from it.
     config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
     publisher = Publisher(config, controlled=True)
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
@@ -54,7 +55,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
 
 
 def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[str]:
-    """Watch what a running agent does with it."""
+    """Yield what a running agent does with it."""
 
     def line() -> Mapping[str, Any]:
         reply, _ = orders.order(config, "status", {})
@@ -67,7 +68,7 @@ def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterat
 def _await(
     config: AgentConfig, state: State, id: str, wait_s: float, line: Callable[[], Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Tell when it is in the outbox, and when the broker has taken it from there."""
+    """Yield when it is in the outbox, and when the broker has taken it; ``line`` returns the connection's state."""
     deadline = time.monotonic() + wait_s
     queued = False
     while True:
@@ -78,14 +79,14 @@ def _await(
         if taken and all(taken):
             break
         if time.monotonic() >= deadline:
-            said = line()
-            why = said.get("trouble") or ("it does not answer" if said.get("connected") else "no connection yet")
-            where = f"it waits in {state.path}" if queued else "the disk takes nothing, it waits in memory"
+            now = line()
+            why = now.get("trouble") or ("it does not answer" if now.get("connected") else "no connection yet")
+            where = f"the alert waits in {state.path}" if queued else "the disk cannot be written, it waits in memory"
             raise NotDelivered(f"broker {config.broker.address}: {why}; {where} and is sent when the broker takes it")
         time.sleep(_LOOK_S)
     protocol = line().get("protocol", "")
-    heard = (
-        ", and somebody subscribes to alerts" if protocol == "5" else "; MQTT 3.1.1 cannot say whether anybody reads"
+    readers = (
+        ", and it has a subscriber for alerts" if protocol == "5" else "; MQTT 3.1.1 cannot tell if it has readers"
     )
-    yield f"broker {config.broker.address} has taken it (MQTT {protocol}){heard}"
-    yield "`botwatch collector alerts` lists it, marked TEST, when it is stored there; it is counted nowhere"
+    yield f"broker {config.broker.address} has taken it (MQTT {protocol}){readers}"
+    yield "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it is counted nowhere"

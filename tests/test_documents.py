@@ -73,7 +73,7 @@ def prose(document: Path) -> str:
 
 
 def spans(document: Path) -> list[str]:
-    """What stands in backticks outside of fenced blocks, on one line each."""
+    """The texts in backticks outside of fenced blocks, each on one line."""
     return [" ".join(text.replace("\\|", "|").split()) for text in re.findall(r"`([^`]+)`", prose(document))]
 
 
@@ -101,7 +101,7 @@ def tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def test_the_readme_is_a_front_door():
-    """Who needs more than this to know whether it is for them reads a manual, and that is in docs/."""
+    """A reader knows within a page whether botwatch is for them; everything else is in docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
@@ -207,20 +207,19 @@ def test_every_block_of_settings_is_one_that_is_read(document):
         assert block.language in ("sh", "yaml", "text"), "a block says what it is"
         if block.language == "yaml":
             tree = yaml.safe_load(block.text)
-            role = CaptureManifest if "captures" in tree else ROLES_READ[block.text.splitlines()[0].removeprefix("# ")]
-            settings.build(role, tree, document.name)
+            settings.build(CaptureManifest if "captures" in tree else TrainerConfig, tree, document.name)
 
 
 # --- commands that are named: each is one that would be taken ---
 
 
 class Taken(Exception):
-    """The parser has taken the arguments."""
+    """The parser has accepted the arguments."""
 
 
 @pytest.fixture
 def taken(monkeypatch, capsys):
-    """A function: why a command line is refused, "" when it is taken or only lacks what it needs."""
+    """A function: the reason why a command line is refused, "" if it is accepted or only lacks required arguments."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):
@@ -279,7 +278,7 @@ ROLE_TABLES = {"docs/models.md": "trainer"}
 
 @pytest.mark.parametrize("name", ROLE_TABLES)
 def test_every_sub_command_in_a_table_of_them_is_one_there_is(name, taken):
-    """Tables whose header says `botwatch ROLE …` and whose first column goes on from there."""
+    """The head of such a table is `botwatch ROLE …`, and its first column continues from there."""
     head = f"`botwatch {ROLE_TABLES[name]} …`"
     (rows,) = [rows for _, rows in tables(prose(ROOT / name)) if rows[0][0] == head]
     for row in rows[1:]:
@@ -306,7 +305,7 @@ MAY_END = {
     "botwatch agent rows": (0, 1),  # 1: no device has been learnt yet
     "botwatch trainer evaluate": (0, 1),  # 1: an attack was missed
 }
-"""Exit statuses that the documents tell of, by the beginning of a command; of all others 0."""
+"""Exit statuses that the documents describe, by a part of the command; all other commands must end with 0."""
 
 UNTIL_STOPPED = {"botwatch collector serve": "subscribed to", "--follow": "TEST"}
 """Commands that run until they are stopped, and what they have written when they do their work."""
@@ -358,7 +357,7 @@ class Site:
             )
 
     def attack(self) -> None:
-        """A device scans until the agent has alerted, and its evidence is complete."""
+        """A device scans until the agent has alerted."""
         self._wire.send(steady(scan(1500, "192.168.1.57", mac=MAC), 0, 1000), self.folder, 1000)
         log = self.folder / "agent.log"
         wait_until(lambda: re.search(r'"id":"([0-9a-f-]{36})"', log.read_text()), 30)
@@ -396,15 +395,15 @@ def stop(process: "subprocess.Popen[str]") -> int:
 def test_the_commands_of_a_document_for_the_gateway_run_in_its_order(name, site):
     waiting = []
     try:
-        for block in blocks(ROOT / "docs" / name):
-            for number, line in enumerate([] if block.not_run else block.commands()):
-                log = f"{name}.{number}.log"
-                if ready := next((ready for word, ready in UNTIL_STOPPED.items() if word in line), None):
-                    waiting.append((line, site.start(f"exec {line}", log)))
-                    wait_until(lambda path=site.folder / log, ready=ready: ready in path.read_text(), 30)
-                    continue
-                process = site.start(line, log)
-                assert process.wait(60) in statuses(line), f"{line}\n{(site.folder / log).read_text()}"
+        commands = [line for block in blocks(ROOT / "docs" / name) if not block.not_run for line in block.commands()]
+        for number, line in enumerate(commands, 1):
+            log = f"{name}.{number}.log"
+            if ready := next((ready for word, ready in UNTIL_STOPPED.items() if word in line), None):
+                waiting.append((line, site.start(f"exec {line}", log)))
+                wait_until(lambda path=site.folder / log, ready=ready: ready in path.read_text(), 30)
+                continue
+            process = site.start(line, log)
+            assert process.wait(60) in statuses(line), f"{line}\n{(site.folder / log).read_text()}"
     finally:
         ends = [(line, stop(process)) for line, process in waiting]
     assert [line for line, status in ends if status] == []

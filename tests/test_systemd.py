@@ -82,7 +82,7 @@ def test_the_installer_adds_the_drop_in_only_where_systemd_knows_it(tmp_path: Pa
     assert (f"systemd/system/{UNIT}.d/restart.conf" in files) == newer
     assert {"botwatch/agent.yaml", f"systemd/system/{UNIT}"} <= set(files)
     assert (tmp_path / "etc/systemd/system" / UNIT).read_text() == (UNITS / UNIT).read_text()
-    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch is not there" in done.stderr
+    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch does not exist" in done.stderr
 
 
 def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ _STARTS = {
 
 
 def _floors(peers: float, sockets: float) -> dict[str, float]:
-    """Return those counts, times a factor for each kind."""
+    """Return the counts of `_STARTS` by column, times a factor for each kind."""
     floors = {}
     for column in cols.COUNT_COLUMNS:
         _, decay, kind = column.split("_", 2)

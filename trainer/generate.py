@@ -1395,7 +1395,7 @@ class _Flow:
         self._data(True, size, head, ack, quick)
 
     def receive(self, size: int, head: bytes = b"", *, ack: bool = True) -> None:
-        """Send data to the device."""
+        """Let the device receive data."""
         self._data(False, size, head, ack, False)
 
     def close(self, *, reset: bool = False) -> None:

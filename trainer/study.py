@@ -223,10 +223,13 @@ def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "Row
     known = {key: rows for key, rows in counts.items() if rows is not None}
     leave_out = config.study.leave_out
     whole, used = catalogue.by_family(known), catalogue.by_family(known, leave_out)
-    published, their = catalogue.by_family(catalogue.PUBLISHED), catalogue.by_family(catalogue.PUBLISHED, leave_out)
+    published, published_used = (
+        catalogue.by_family(catalogue.PUBLISHED),
+        catalogue.by_family(catalogue.PUBLISHED, leave_out),
+    )
     family = np.array([classify.family(label) or label for label in table.labels])[table.label]
     rows: list[tuple[Cell, ...]] = [
-        (name, whole.get(name), used.get(name), int((family == name).sum()), published[name], their[name])
+        (name, whole.get(name), used.get(name), int((family == name).sum()), published[name], published_used[name])
         for name in (BENIGN, "mirai", "gafgyt")
     ]
     sizes = " / ".join(f"{main.run.metrics['rows'][part]:,}" for part in ("train", "optimise", "test"))
@@ -398,14 +401,14 @@ def _quantised(config: Config, table: "RowTable", main: Arm, out: Path, command:
         warnings: tuple[str, ...] = ()
     except FitError as error:
         warnings = (f"The preset's own model cannot run on gateways: {error}",)
-        own = dataclasses.replace(
+        usual = dataclasses.replace(
             config,
             scaling=Scaling(),
             autoencoder=Training(),
             classifier=dataclasses.replace(config.classifier, enabled=False),
         )
         try:
-            arm = _arm(own, table)
+            arm = _arm(usual, table)
             folder = out / "own"
             fit.save(arm.run, folder, command, 0.0)
             rows.append(("float32, own scaling and training", _figures(arm.test, arm.attack_test, arm.tau(n))))

@@ -17,7 +17,7 @@ static size_t left(struct span s)
     return (size_t)(s.end - s.at);
 }
 
-/* What is not payload goes on for `more` bytes from here. */
+/* Note that the headers end `more` bytes after this point. */
 static void headers_until(struct row_meta *row, struct span s, size_t more)
 {
     size_t length = (size_t)(s.at - s.frame) + (more < left(s) ? more : left(s));
@@ -34,7 +34,7 @@ static uint64_t mac(const uint8_t *p)
     return (uint64_t)be16(p) << 32 | (uint64_t)be16(p + 2) << 16 | be16(p + 4);
 }
 
-/* In one store of eight bytes, the rest being zero: the statistics read it back at once in words of eight. */
+/* Write an IPv4 address in one store of eight bytes, four of them zero: the statistics soon read it in words of eight. */
 static void put_ipv4(uint8_t address[16], const uint8_t *p)
 {
     uint64_t word = 0;
@@ -42,7 +42,7 @@ static void put_ipv4(uint8_t address[16], const uint8_t *p)
     memcpy(address, &word, 8);
 }
 
-/* Declared inline since decode_frame() calls it for every packet; kernel.h's declaration makes it a function for others, too. */
+/* Inline, since decode_frame() calls it for every packet; kernel.h's declaration makes it a function for others, too. */
 inline enum link_result link_read(int linktype, const uint8_t *frame, uint32_t captured, struct link_header *header)
 {
     enum { ETHERNET_BYTES = 14, SLL_BYTES = 16, SLL2_BYTES = 20, MAC_BYTES = 6, PACKET_OUTGOING = 4 };
@@ -97,7 +97,7 @@ static void set_ports(struct row_meta *row, enum port_class *ports, const uint8_
     *ports = WITH_PORTS;
 }
 
-/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later says that this is not
+/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later becomes true for all but
  * the first fragment. */
 static enum malformed skip_extensions(struct span *s, uint8_t *next, bool *fragment, bool *later)
 {
@@ -232,7 +232,7 @@ static enum malformed ipv4(struct span s, struct row_meta *row, enum port_class 
 
     size_t header = (size_t)(s.at[0] & 15) * 4, total = be16(s.at + 2);
     headers_until(row, s, header < 20 ? 20 : header);
-    if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cut a larger one (TSO) */
+    if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cuts a larger packet later (TSO) */
         return BAD_IP;
     if (total != 0 && total < left(s))
         s.end = s.at + total;
@@ -289,7 +289,7 @@ static enum malformed arp(struct span s, struct row_meta *row, enum port_class *
     return WELL_FORMED;
 }
 
-/* `s` is behind an EtherType. */
+/* Read the network layer; `s` begins after the EtherType `type`. */
 static enum malformed network(struct span s, uint16_t type, struct row_meta *row, enum port_class *ports)
 {
     for (int i = 0; i < MAX_TAGS; i++) {

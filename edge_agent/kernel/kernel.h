@@ -141,7 +141,7 @@ enum packet_flag {
     PORTS = 64,        /* sport and dport were read */
 };
 
-/* What Python sees of a packet: features.ROW_META is this struct. */
+/* The facts of a packet that Python sees: features.ROW_META is this struct. */
 struct row_meta {
     int64_t t_ns;        /* capture time since the epoch */
     uint64_t src_mac;    /* 48-bit value, first byte highest; 0 where the link layer has none */
@@ -159,10 +159,10 @@ struct row_meta {
     uint8_t headers;     /* captured bytes before the payload, link header included; 255 stands for that and more */
 };
 
-/* What stands where ports would be. TCP, UDP and quoted ports are one namespace, as published. */
+/* The meaning of a row's ports. TCP, UDP and quoted ports are one namespace, as published. */
 enum port_class { NO_PORTS, WITH_PORTS, ICMP_PORTS, ARP_PORTS };
 
-/* Why a frame, or a part of one, could not be read. Each is counted; only SHORT_LINK costs the row. */
+/* The reason why a frame, or a part of it, could not be read. Each is counted; only SHORT_LINK means that there is no row. */
 enum malformed {
     WELL_FORMED,
     SHORT_LINK,       /* shorter than its link header: no row */
@@ -250,7 +250,7 @@ enum capture_result capture_next(struct capture *c, struct frame *frame);
 const char *capture_reason(const struct capture *c);
 void capture_close(struct capture *c);
 
-/* What files and interfaces have in common. The header of a record in a pcap file: */
+/* Shared by files and interfaces. The header of a record in a pcap file: */
 struct plain_record {
     uint32_t seconds, fraction, captured, wire_length;
 };
@@ -269,12 +269,12 @@ struct live_settings {
     int snaplen;      /* bytes of a frame that are captured */
     int buffer;       /* bytes in which the system keeps frames until they are taken, of each interface */
     bool promiscuous, inbound;  /* inbound: only what the interface receives, not what this machine sends */
-    bool once;        /* leave out frames that were seen before, on their way through this machine */
+    bool once;        /* leave out frames that were seen before on their way through this machine */
 };
 
 struct live_stats {
     uint64_t received, dropped, interface_dropped;  /* of all interfaces; received includes those dropped: a full buffer */
-    uint64_t again, forgotten;  /* left out as seen before; given up by a full table while still wanted for that */
+    uint64_t again, forgotten;  /* left out as seen before; evicted from a full table while still needed for that */
 };
 
 struct live;
@@ -287,9 +287,9 @@ size_t live_count(const struct live *l);
 /* Open, or open again, one interface; false with the reason (without the name) in error[CAPTURE_ERROR]. */
 bool live_open(struct live *l, size_t i, char *error);
 void live_shut(struct live *l, size_t i);
-int live_fd(const struct live *l, size_t i);        /* what to poll; -1 when it is not open */
+int live_fd(const struct live *l, size_t i);        /* to be polled; -1 if it is not open */
 int live_linktype(const struct live *l, size_t i);
-const char *live_lost(struct live *l, size_t i);    /* why it was lost since this was last asked, or NULL */
+const char *live_lost(struct live *l, size_t i);    /* why it went away since the last call, or NULL if it did not */
 
 /* The next frame of all, or CAPTURE_IDLE; never anything else. When a frame waits for older ones of other interfaces,
  * live_held() says so, and poll() is of no use: try again in some milliseconds. */
@@ -311,7 +311,8 @@ struct once;
 struct once *once_new(uint64_t seed, bool several); /* several interfaces; NULL when memory is short */
 void once_free(struct once *o);
 void once_own(struct once *o, const uint64_t *macs, size_t count);
-/* Whether this frame was seen before: on another interface, or received and now sent on. Frames come in order of time. */
+/* Return whether this frame was seen before: on another interface, or received and now sent on. Frames come in order of
+ * time. */
 bool once_again(struct once *o, const struct frame *frame);
 uint64_t once_forgotten(const struct once *o);
 
@@ -326,7 +327,7 @@ struct ring *ring_new(uint32_t size, int64_t span_ns, uint32_t payload);
 void ring_free(struct ring *r);
 void ring_put(struct ring *r, const struct frame *frame, const struct row_meta *row);
 
-/* Whom a cut is about: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
+/* The subject of a cut: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
 struct subject {
     uint64_t mac;
     uint8_t ip_version, address[16]; /* as struct row_meta has it */
@@ -336,14 +337,14 @@ struct cut {
     int64_t from_ns, to_ns; /* to_ns excluded */
     struct subject subject;
     int linktype;
-    bool newest; /* where there is no room for all: the newest, not the oldest */
+    bool newest; /* if there is no room for all frames: the newest, not the oldest */
 };
 
-/* The link type of the subject's last frame in the time of `cut`, else of the last frame of anybody, else -1. */
+/* Return the link type of the subject's last frame in the time of `cut`; else that of the last frame at all; else -1. */
 int ring_linktype(const struct ring *r, const struct cut *cut);
 
-/* Write records of a pcap file with nanoseconds, in the order they came: the subject's, and others' where there is room
- * left. Returns the bytes written, at most `room`. */
+/* Write records of a pcap file with nanoseconds in the order in which frames came: those of the subject, and others where
+ * there is room left. Return the bytes written, at most `room`. */
 size_t ring_cut(const struct ring *r, const struct cut *cut, uint8_t *out, size_t room);
 
 size_t ring_bytes(const struct ring *r);
@@ -374,7 +375,7 @@ bool kernel_keep(struct kernel *k, uint32_t size, int64_t span_ns, uint32_t payl
 const struct ring *kernel_ring(const struct kernel *k); /* NULL without kernel_keep() */
 const char *kernel_simd(const struct kernel *k);
 
-/* Where rows go: `limit` rows of COLUMNS float or double and their metadata. */
+/* The place for rows: `limit` rows of COLUMNS float or double, and their metadata. */
 struct rows {
     void *values;
     bool doubles;
@@ -382,14 +383,14 @@ struct rows {
     size_t limit;
 };
 
-/* Where frames come from; `next` fills *frame or says why not. */
+/* A source of frames; `next` fills *frame or returns why there is none. */
 struct source {
     enum capture_result (*next)(void *context, struct frame *frame);
     void *context;
 };
 
-/* Take up to rows->limit frames, and more only while they have given no row at all. Returns the number of rows written;
- * 0 means that the source has ended or failed, which *result tells. */
+/* Take up to rows->limit frames, and more only while they have given no row at all. Return the number of rows written; 0 means
+ * that the source has ended or failed, as *result says. */
 size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result);
 
 enum { MAX_COUNTS = 48 };
@@ -428,7 +429,7 @@ struct scaling {
 void scale_rows(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs);
 void row_errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out);
 
-/* Of each row the highest of the values `at` in units of their bounds, at least 0. */
+/* Write for each row the highest of the values `at` in units of their bounds, at least 0. */
 void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
                     double *out);
 
@@ -449,8 +450,8 @@ struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const
                             const struct network6 *v6, size_t v6_count);
 void senders_free(struct senders *s);
 
-/* What is told of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order,
- * groups in the order of their first rows. */
+/* The facts of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order; groups are
+ * in the order of their first rows. */
 struct routes {
     int64_t *order, *starts;     /* [n], [n + 1] */
     uint8_t *incoming, *carries; /* its subject is its target; its sender is a router whose own row this is */
@@ -460,7 +461,7 @@ struct routes {
     uint32_t *slot, *group;      /* scratch: [slots], [n] */
     uint32_t slots;              /* a power of two, at least 2 n */
 };
-/* Rows in the order in which they came, at times t_ns that do not step back far. Returns how many groups there are. */
+/* Take in rows in the order in which they came, at times t_ns that do not step back far. Return the number of groups. */
 size_t senders_route(struct senders *s, const struct row_meta *rows, const int64_t *t_ns, size_t count, struct routes *out);
 
 struct senders_counts {
@@ -471,8 +472,8 @@ void senders_counts(const struct senders *s, struct senders_counts *out);
 
 /* ---- the process ---- */
 
-/* Give back to the system what the process was given to start with and does not use now, and let it keep little of what is
- * freed from now on. To be called when all is set up, and seldom after that; costs some page faults. For any thread. */
+/* Give memory that the process used to start and does not need now back to the system, and keep little of what is freed from
+ * now on. To be called when everything is set up, and seldom after that; it costs some page faults. For any thread. */
 void memory_give_back(void);
 
 #endif

@@ -1,13 +1,13 @@
-/* Which frames of a live capture are one that was seen before, on its way through this machine. Keys are 64-bit hashes of
- * what does not change on that way, in two tables of 16,384 entries:
+/* Recognises frames of a live capture that were seen before on their way through this machine. Keys are 64-bit hashes of the
+ * parts of a frame that do not change on that way, in two tables of 16,384 entries:
  *
  *     frames    MACs, addresses, ports, content    a bridge, its ports, a VLAN and what it lies on show one frame each
  *     packets   content                            a router sends under its own MAC, with NAT under its own address
  *
- * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; of TCP sequence, acknowledgement,
- * flags and window; of UDP and ICMP what is not port, identifier or checksum; and the payload as far as CONTENT_MAX.
- * Checksums and TCP options change in a router, and the TTL is one less behind it: what this machine says itself is not
- * taken for what a device said with the same words. Where a firewall sets the TTL, both sides of it count. */
+ * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; the sequence number,
+ * acknowledgement, flags and window of TCP; UDP and ICMP without ports, identifier and checksum; and the payload up to
+ * CONTENT_MAX. Checksums and TCP options change in a router. The TTL is one less behind it, so that a packet of this machine
+ * is not taken for a device's packet with the same content. Where a firewall sets the TTL, both copies count. */
 #include "kernel.h"
 
 #include <stdlib.h>
@@ -15,12 +15,12 @@
 
 enum { BUCKET_BITS = 11, BUCKETS = 1 << BUCKET_BITS, WAYS = 8, OWN_MAX = 64 };
 enum { CONTENT_MAX = 64 }; /* bytes from the IP header on; no snaplen cuts them, tags or not */
-enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: a full queue towards the internet delays its packets so long */
+enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: the longest delay of a packet in a full queue towards the internet */
 
 struct sight {
     uint64_t key;
     uint32_t t;       /* 2^20 ns */
-    uint16_t credit;  /* of a packet: how often it was received and not yet sent on */
+    uint16_t credit;  /* of a packet: how many more times it was received than sent on */
     uint8_t interface; /* of a frame: the only one where it counts */
     uint8_t used;
 };
@@ -98,7 +98,8 @@ static uint16_t be16(const uint8_t *p)
     return (uint16_t)(p[0] << 8 | p[1]);
 }
 
-/* Where the network layer begins and its type; tags and PPPoE, which differ between a VLAN and what it lies on, skipped. */
+/* Return where the network layer begins, and set its type. Tags and PPPoE are skipped: they differ between a VLAN and the
+ * interface below it. */
 static const uint8_t *network_layer(const uint8_t *p, const uint8_t *end, uint16_t *type)
 {
     for (int i = 0; i < 3; i++) {
@@ -119,7 +120,8 @@ static const uint8_t *network_layer(const uint8_t *p, const uint8_t *end, uint16
     return p;
 }
 
-/* An IP packet's content into `c`. Its own length bounds it: a received short frame has padding, a sent one has none. */
+/* Hash an IP packet's content into `c`, up to the packet's own length: a short frame has padding when received, not when
+ * sent. */
 static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
 {
     const uint8_t *start = p, *addresses;
@@ -167,7 +169,7 @@ static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
         if (proto != 17)
             c->packet = mixed(c->packet, be16(p));
         bool quotes = (proto == 1 && (p[0] == 3 || p[0] == 11 || p[0] == 12)) || (proto == 58 && p[0] < 128);
-        p = quotes ? end : p + 8; /* NAT changes what is quoted as well */
+        p = quotes ? end : p + 8; /* NAT changes the quoted packet as well */
     }
     c->packet = mixed_bytes(c->packet, p < end ? p : end, end);
 }
@@ -212,7 +214,7 @@ static struct sight *find(struct table *table, uint64_t key, uint32_t t)
     return NULL;
 }
 
-/* The entry of `key`, which is of now; a new one has neither credit nor interface and takes the place of the oldest. */
+/* Return the entry of `key`, marked as seen now. A new entry has neither credit nor interface and replaces the oldest. */
 static struct sight *keep(struct once *o, struct table *table, uint64_t key, uint32_t t)
 {
     struct sight *found = find(table, key, t);

@@ -9,10 +9,10 @@ enum { SEEN_BITS = 12, SEEN_KNOWN = 1 << 11, SEEN_TIME = SEEN_KNOWN - 1 };
 enum { DAY = 24 * 6 /* units */, SEEN_FORGOTTEN = 7 * DAY };
 static const int64_t SEEN_UNIT_NS = INT64_C(600000000000);
 
-/* Make place for a new entry: of a free or forgotten one, else of the oldest unknown, else of the oldest. Its position. */
+/* Return the position for a new entry: that of a free or forgotten one, else of the oldest unknown, else of the oldest. */
 int seen_room(const uint32_t bucket[WAYS], uint32_t unit, uint64_t *evicted);
 
-/* Put an entry in front and close the gap that `place` leaves. */
+/* Move the entry at `place` to the front, with a new value. */
 static inline void to_front(uint32_t bucket[WAYS], int place, uint32_t entry)
 {
     for (int i = place; i > 0; i--)
@@ -20,7 +20,7 @@ static inline void to_front(uint32_t bucket[WAYS], int place, uint32_t entry)
     bucket[0] = entry;
 }
 
-/* Units since an entry's time; none when the clock has stepped back (by a day at most, which 14 days can tell from age). */
+/* Return the units since an entry's time; 0 if the clock has stepped back (by at most a day, to be told from age). */
 static inline uint32_t idle(uint32_t entry, uint32_t unit)
 {
     uint32_t age = (unit - entry) & SEEN_TIME;
@@ -32,7 +32,7 @@ static inline bool seen_forgotten(uint32_t entry, uint32_t unit)
     return entry == 0 || idle(entry, unit) >= SEEN_FORGOTTEN;
 }
 
-/* True when the bucket did not hold the key, or had forgotten it; it does afterwards. */
+/* Note a visit of a key. Return true if the bucket did not hold the key or had forgotten it. */
 static inline bool seen_visit(uint32_t bucket[WAYS], uint64_t hash, uint32_t unit, uint64_t *evicted)
 {
     uint32_t mark = (uint32_t)(hash >> 44) << SEEN_BITS;
@@ -50,7 +50,7 @@ static inline bool seen_visit(uint32_t bucket[WAYS], uint64_t hash, uint32_t uni
         return true;
     }
     if ((entry & SEEN_KNOWN) == 0 && idle(entry, unit) < 2)
-        return false; /* keep the time of the first visit */
+        return false; /* the time of the first visit stays */
     to_front(bucket, place, mark | SEEN_KNOWN | unit);
     return false;
 }

@@ -55,7 +55,7 @@ static uint64_t mac_hash(const struct kernel *k, uint64_t base, uint64_t mac)
 
 enum kind { KIND_MAC = 1, KIND_IPV4 = 4, KIND_IPV6 = 6 };
 
-/* Keys and hashes of a decoded frame; their buckets start to travel. */
+/* Compute keys and hashes of a decoded frame and prefetch their buckets. */
 static void prepare(struct kernel *k, struct pending *p)
 {
     const struct row_meta *row = p->row;
@@ -131,7 +131,7 @@ static inline double gap(bool float_time, int64_t later, int64_t earlier)
     return (double)(int64_t)((uint64_t)later - (uint64_t)earlier) * 1e-9; /* unsigned: a forged state must not overflow */
 }
 
-/* A packet's time without the steps back of a clock that was set: what was seen by then goes on decaying. Without that no
+/* Return a packet's time without the steps back of a clock that was set, so that streams go on decaying. Without this no
  * stream would forget anything until the clock is where it was. */
 static int64_t steady(struct counters *c, int64_t t)
 {
@@ -248,7 +248,7 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
     bool pair_reply = pair->channel.last[p->self_pair ? p->pair_way : !p->pair_way] != NEVER;
     s.jitter = &pair->jitter[p->pair_way];
     if (*last == NEVER) {
-        s.gap[GAP_JITTER] = s.gap[GAP_HH]; /* its state is zero: any decay does */
+        s.gap[GAP_JITTER] = s.gap[GAP_HH]; /* its state is zero, so that any decay gives zero */
         s.jitter_value = k->settings.compat ? seconds(row->t_ns) : 0;
         *last = t;
     } else {
@@ -258,8 +258,8 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
             *last = t;
     }
 
-    struct channel *socket = table_find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot, now,
-                                  &fresh);
+    struct channel *socket = table_find(&k->table[SOCKETS], sizeof *socket, p->socket_key, 5, p->socket_hash, p->socket_slot,
+                                        now, &fresh);
     if (fresh)
         never(socket);
     advance(socket, p->socket_way, p->self_socket, float_time, t, &s.socket, &s.gap[GAP_HPHP], &s.gap[GAP_HPHP_CF3]);
@@ -286,7 +286,7 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
     k->write_row[doubles](&s, out);
 }
 
-/* Two instances, so that the many gaps of a row do not ask each time. */
+/* Two instances, so that `float_time` is not tested for each of the many gaps of a row. */
 static __attribute__((noinline)) void compute_row_ns(struct kernel *k, const struct pending *p, bool doubles, void *out)
 {
     compute_row(k, p, false, doubles, out);

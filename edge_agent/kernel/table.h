@@ -28,15 +28,15 @@ struct table {
     uint64_t evicted;
 };
 
-/* Bytes that table_place() takes for `capacity` records of `record` bytes each. */
+/* Return the bytes that table_place() takes for `capacity` records of `record` bytes each. */
 size_t table_bytes(uint32_t capacity, uint32_t record);
 /* Lay out a table at *memory, which is zero and aligned to LINE, and move *memory behind it. */
 void table_place(struct table *t, uint32_t capacity, uint32_t record, uint8_t **memory);
 size_t table_index_bytes(const struct table *t);
-/* Enter a new key: the number of its record, which still holds an evicted one. */
+/* Enter a new key into the index and return the number of its record, which may still hold an evicted stream. */
 uint32_t table_insert(struct table *t, uint64_t hash, uint32_t now);
 
-/* Which of 8 entries equal `want` above the lowest `shift` bits, as a bit mask. */
+/* Return a bit mask of those of 8 entries that equal `want` above the lowest `shift` bits. */
 static inline uint32_t match(const uint32_t entries[WAYS], uint32_t want, int shift)
 {
 #if defined(__SSE2__)
@@ -88,8 +88,8 @@ static inline bool equal_keys(const uint64_t *a, const uint64_t *b, int words)
     return difference == 0;
 }
 
-/* What makes a way the one to give up, higher first: met once or forgotten before the others, then age; 0 for a free way.
- * Without branches, for the vectoriser. */
+/* Rank the ways of a bucket for eviction, the highest first: streams met once or forgotten before others, then by age. A free
+ * way has rank 0. There are no branches, so that it can be vectorised. */
 static inline void rank_ways(const struct bucket *b, uint32_t now, int32_t rank[WAYS])
 {
     for (int i = 0; i < WAYS; i++) {
@@ -100,7 +100,7 @@ static inline void rank_ways(const struct bucket *b, uint32_t now, int32_t rank[
     }
 }
 
-/* The way to give up among two buckets: 0 .. 7 of a, 8 .. 15 of b; -1 when both are empty. */
+/* Return the way of two buckets to evict: 0 .. 7 of a, 8 .. 15 of b; -1 if both are empty. */
 static inline int victim(const struct bucket *a, const struct bucket *b, uint32_t now)
 {
     int32_t rank[2 * WAYS], worst = 0;
@@ -114,7 +114,7 @@ static inline int victim(const struct bucket *a, const struct bucket *b, uint32_
     return way;
 }
 
-/* The record of a key; a new one is zeroed and has its key. Every record begins with its key. `slot` is table_locate()'s guess. */
+/* Return the record of a key; a new record is zero but for its key. `slot` is table_locate()'s guess or NOWHERE. */
 static inline __attribute__((always_inline)) void *table_find(struct table *t, size_t size, const uint64_t *key, int words,
                                                               uint64_t hash, uint32_t slot, uint32_t now, bool *fresh)
 {
@@ -159,8 +159,8 @@ static inline __attribute__((always_inline)) void prefetch_record(const struct t
         __builtin_prefetch(start + i, 1);
 }
 
-/* Where table_find() will probably succeed, judged by the tag alone, with that record on its way, or the record that a new key
- * will probably get. Packets in between may change either. */
+/* Return where table_find() will probably find a key, judged by the tag alone, or NOWHERE. Prefetch that record, or the one
+ * that the new key will probably get. Packets in between may change either. */
 static inline __attribute__((always_inline)) uint32_t table_locate(const struct table *t, size_t size, uint64_t hash,
                                                                  uint32_t now)
 {

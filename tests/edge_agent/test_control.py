@@ -488,12 +488,12 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
 
 @needs_mosquitto
 def test_nobody_takes_commands_where_they_are_switched_off(tmp_path):
-    with Mosquitto(tmp_path / "broker") as broker:
+    with Mosquitto(tmp_path / "broker", "log_type all") as broker:
         config = config_of(broker)
         with connected(tmp_path, config):  # leaves a session that has subscribed
             pass
         with connected(tmp_path, config, commands=False) as gateway:
-            time.sleep(0.3)
+            wait_until(lambda: "UNSUBACK" in broker.log())
             status, said = collector("gw-001", "mute", f"device={MAC}", "--broker", broker.address)
             assert (status, "does not take commands" in said) == (1, True)
             assert gateway.link.counts.commands == 0

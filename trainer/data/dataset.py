@@ -219,8 +219,8 @@ def _exported(path: Path) -> pl.DataFrame:
     n = len(t_ns)
     if schema != cols.CLEAN or values.shape != (n, len(columns)) or device.shape != (n,) or t_ns.shape != (n,):
         raise DatasetError(f"{path}: rows of schema {schema}, shape {values.shape}, do not fit its {n} times")
-    own = {"t_ns": pl.Series(t_ns.astype(np.int64)), "device": pl.Series(device.tolist(), dtype=pl.String)}
-    return pl.DataFrame(own | {name: values[:, i] for i, name in enumerate(columns)})
+    facts = {"t_ns": pl.Series(t_ns.astype(np.int64)), "device": pl.Series(device.tolist(), dtype=pl.String)}
+    return pl.DataFrame(facts | {name: values[:, i] for i, name in enumerate(columns)})
 
 
 def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]:
@@ -239,9 +239,9 @@ def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]
     if "label" not in schema and entry.label is None:
         raise DatasetError(f"{path}: has no column 'label'; say in the config which label its rows have")
     builder.generated |= entry.generated
-    own = [c for c in schema if c in OWN_COLUMNS]
+    facts = [c for c in schema if c in OWN_COLUMNS]
     rows = pl.scan_parquet(path) if exported is None else exported.lazy()
-    frames = rows.select([*own, *builder.columns]).collect_batches(chunk_size=1 << 16)
+    frames = rows.select([*facts, *builder.columns]).collect_batches(chunk_size=1 << 16)
     row, held = 0, set()
     with Progress(f"reading {path.name}") as progress:
         for frame in frames:

@@ -222,7 +222,7 @@ def unpack(path: Path, out: Path, most: int) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer fetch`."""
     parser.description = (
-        "Download the published N-BaIoT files and check them against the first download. Only presets need them."
+        "Download the published N-BaIoT files and check them against the first download. Only the presets need them."
     )
     parser.epilog = f"example:\n  {PROG} --out N-BaIoT"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")

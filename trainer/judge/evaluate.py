@@ -67,7 +67,7 @@ class _Loaded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Attack:
+class _LoadedAttack:
     """A capture and the attack in it."""
 
     loaded: _Loaded
@@ -97,7 +97,7 @@ class _Material:
     """All that a bundle is tried on, and why some captures are left out."""
 
     benign: list[_Loaded]
-    attacks: list[_Attack]
+    attacks: list[_LoadedAttack]
     places: list[_Place]
     skipped: list[str]
 
@@ -112,7 +112,7 @@ def _read(manifests: Sequence[tuple[captures.CaptureManifest, Path]]) -> _Materi
                 frames = inject.read(root / capture.file)
                 loaded = _Loaded(capture=capture, generated=manifest.generated, frames=frames)
                 if capture.label != BENIGN:
-                    material.attacks.append(_Attack(loaded=loaded, source=inject.attack(frames, capture)))
+                    material.attacks.append(_LoadedAttack(loaded=loaded, source=inject.attack(frames, capture)))
                     continue
                 material.benign.append(loaded)
                 if capture.mac is not None:  # a manifest lists days in order: the last one of a device is taken
@@ -203,20 +203,20 @@ class _Trials:
             figures["flagged_learnt"] = limits.flagged / limits.judged if limits.judged else None
         return figures
 
-    def alone(self, attack: _Attack, *, learn: bool = False) -> AttackTrial:
+    def alone(self, attack: _LoadedAttack, *, learn: bool = False) -> AttackTrial:
         """Judge an attack capture as it is."""
         replayed = self._replay(attack.loaded.frames, learn=learn)
         self._step(f"{attack.name} alone{' while learning' if learn else ''}")
         return _trial(attack, "", attack.source.host, attack.source.frames, replayed)
 
-    def injected(self, attack: _Attack, place: _Place) -> AttackTrial:
+    def injected(self, attack: _LoadedAttack, place: _Place) -> AttackTrial:
         """Judge a device's day with the attack in it, as if the device carried it out."""
         moved = inject.carried(attack.source, place.host, place.at_ns)
         replayed = self._replay(_around(place, moved))
         self._step(f"{attack.name} in {place.day.capture.device}")
         return _trial(attack, place.day.capture.device, place.host, moved, replayed)
 
-    def alerted_at(self, rate: float, attack: _Attack, place: _Place) -> bool:
+    def alerted_at(self, rate: float, attack: _LoadedAttack, place: _Place) -> bool:
         """Judge a day with the attack in it at ``rate`` packets/s; return whether it is alerted within a minute."""
         start, most = place.at_ns, min(FLOOR_FRAMES, max(1, int(rate * FLOOR_S)))
         replayed = self._replay(_around(place, inject.carried(attack.source, place.host, start, rate, most)))
@@ -238,7 +238,9 @@ def _around(place: _Place, moved: Sequence[Frame]) -> Iterable[Frame]:
     return inject.merged([*before, *(frame for frame in place.day.frames if start <= frame[0] <= end)], moved)
 
 
-def _trial(attack: _Attack, device: str, host: InsideHost, frames: Sequence[Frame], replayed: Replayed) -> AttackTrial:
+def _trial(
+    attack: _LoadedAttack, device: str, host: InsideHost, frames: Sequence[Frame], replayed: Replayed
+) -> AttackTrial:
     """Hold the episodes against an attack that ``host`` carried out, or suffered, by ``frames``."""
     sent = np.array([frames[i][0] for i in attack.source.sent()])
     first, last = int(sent[0]), int(sent.max())

@@ -1,7 +1,7 @@
 """`botwatch trainer report`: everything known of a run in one HTML file that needs nothing else.
 
-Knows the order of findings on the page and what a run folder says of itself; page.html has the page's form, `charts`
-draws the figures. What findings say is the business of the analyses that wrote them. Equal runs give equal bytes.
+Knows the order of findings on the page and the facts in a run folder; page.html has the form of the page, `charts`
+draws the figures. The content of findings is the business of the analyses that wrote them. Equal runs give equal bytes.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def analyses() -> dict[str, Callable[[Path], Findings]]:
 
 
 def compute(run: Path, analyses: Mapping[str, Callable[[Path], Findings]]) -> None:
-    """Run those of ``analyses`` whose findings are missing or older than the model."""
+    """Run each of ``analyses`` whose findings are missing or older than the model."""
     model = run / runfolder.MODEL
     if not model.is_file():
         raise RunFolderError(f"{run}: not a run folder: {runfolder.MODEL} is missing")

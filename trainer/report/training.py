@@ -1,4 +1,4 @@
-"""What a run folder's own files say of its training, in the form of findings."""
+"""The training of a run, from the run folder's files, in the form of findings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

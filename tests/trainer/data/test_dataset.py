@@ -1,4 +1,4 @@
-"""Rows come in whole and labelled, or an error names the file, the column and the row."""
+"""Rows are read completely and with labels, or an error names the file, the column and the row."""
 
 import dataclasses
 import os
@@ -63,20 +63,20 @@ def test_reordered_columns_are_taken_by_name(tmp_path, write_rows):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda f: f.drop("HH_L1_pcc"), "column 'HH_L1_pcc' is missing"),
         (lambda f: f.with_columns(pl.lit("1").alias("label")), "unknown column 'label'"),
         (lambda f: f.rename({"HH_L1_pcc": "HH_L1_ppc"}), "unknown column 'HH_L1_ppc'"),
     ],
 )
-def test_a_file_with_wrong_columns_is_refused_by_file_and_column(tmp_path, write_rows, change, said):
+def test_a_file_with_wrong_columns_is_refused_by_file_and_column(tmp_path, write_rows, change, message):
     path = write_rows("1.benign.csv", change=change)
-    assert refused(tmp_path) == f"{path}: {said}"
+    assert refused(tmp_path) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize(
-    ("cell", "said"),
+    ("cell", "message"),
     [
         ("fast", "'fast' is not a number"),
         ("1.5.2", "'1.5.2' is not a number"),
@@ -87,13 +87,13 @@ def test_a_file_with_wrong_columns_is_refused_by_file_and_column(tmp_path, write
         (None, "no value instead of a number"),
     ],
 )
-def test_a_cell_that_is_no_finite_number_is_refused_by_file_row_and_column(tmp_path, write_rows, cell, said):
+def test_a_cell_that_is_no_finite_number_is_refused_by_file_row_and_column(tmp_path, write_rows, cell, message):
     def change(frame: pl.DataFrame) -> pl.DataFrame:
         column = [cell if i == 6 else v for i, v in enumerate(frame["H_L3_mean"])]
         return frame.with_columns(pl.Series("H_L3_mean", column, dtype=pl.String))
 
     path = write_rows("1.benign.csv", change=change)
-    assert refused(tmp_path) == f"{path}: row 7, column 'H_L3_mean': {said}"
+    assert refused(tmp_path) == f"{path}: row 7, column 'H_L3_mean': {message}"
 
 
 def test_a_line_cut_short_is_refused(tmp_path, write_rows):
@@ -108,7 +108,7 @@ def test_a_damaged_gz_file_is_refused(tmp_path, write_rows):
     assert str(path) in refused(tmp_path)
 
 
-def test_packed_files_are_refused_with_what_to_do(tmp_path, write_rows):
+def test_packed_files_are_refused_with_advice(tmp_path, write_rows):
     write_rows("uci/Danmini_Doorbell/benign_traffic.csv")
     (tmp_path / "uci/Danmini_Doorbell/mirai_attacks.rar").write_bytes(b"Rar!")
     assert refused(tmp_path / "uci").endswith("mirai_attacks.rar: is packed; unpack it into mirai_attacks/")
@@ -118,7 +118,7 @@ def test_packed_files_are_refused_with_what_to_do(tmp_path, write_rows):
     assert refused(tmp_path / "other/archive.zip").endswith("unpack it and name the folder")
 
 
-def test_a_folder_without_published_files_says_what_it_looked_for(tmp_path):
+def test_a_folder_without_published_files_is_refused_with_the_names_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     assert "neither 1.benign.csv (Kaggle) nor <Device>/benign_traffic.csv (UCI)" in refused(tmp_path)
     assert "no such folder" in refused(tmp_path / "nowhere")
@@ -221,7 +221,7 @@ def test_an_attack_without_mac_or_window_is_all_of_its_capture(tmp_path, write_p
 
 
 def test_the_days_of_a_device_pass_one_extractor_in_time_order(tmp_path, write_pcap, traffic):
-    """Its state carries on: on the second day no peer is new, whatever order the manifest names the days in."""
+    """Its state continues: on the second day no peer is new, whatever the order of days in the manifest."""
     days = [write_pcap(tmp_path / f"{d}.pcap", traffic(CAMERA, 50, START + d * DAY)) for d in range(2)]
     extractor, expected = Extractor(seed=0), []
     for day in days:
@@ -247,7 +247,7 @@ def test_a_capture_that_ends_early_is_used_up_to_there_with_a_warning(tmp_path, 
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no capture"])
-def test_a_file_that_is_no_capture_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_capture_is_refused(tmp_path, content):
     (tmp_path / "day.pcap").write_bytes(content)
     with pytest.raises(DatasetError, match=r"day\.pcap"):
         captured(manifest(tmp_path, "file: day.pcap, device: c, label: benign"))
@@ -257,7 +257,7 @@ SCAN = "file: day.pcap, device: c, label: mirai.scan"
 
 
 @pytest.mark.parametrize(
-    ("capture", "said"),
+    ("capture", "message"),
     [
         ("file: gone.pcap, device: c, label: benign", "names gone.pcap, which is not in"),
         ("file: day.pcap, device: c", "missing key 'label'"),
@@ -268,16 +268,16 @@ SCAN = "file: day.pcap, device: c, label: mirai.scan"
         (f"{SCAN}, attack: {{start: 2024-10-05T00:00:40Z, end: 2024-10-04T00:01:40Z}}", "end is before start"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_refused_in_one_line(tmp_path, write_pcap, traffic, capture, said):
+def test_a_manifest_that_is_wrong_is_refused_in_one_line(tmp_path, write_pcap, traffic, capture, message):
     write_pcap(tmp_path / "day.pcap", traffic(CAMERA, 3))
     with pytest.raises(DatasetError) as caught:
         captured(manifest(tmp_path, capture))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "manifest.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_manifest_can_lie_apart_from_its_captures(tmp_path, write_pcap, traffic):
+def test_a_manifest_can_be_in_another_folder_than_its_captures(tmp_path, write_pcap, traffic):
     write_pcap(tmp_path / "data/day.pcap", traffic(CAMERA, 3))
     folder = tmp_path / "here"
     entry = manifest(folder, "file: day.pcap, device: c, label: benign")
@@ -285,8 +285,8 @@ def test_a_manifest_can_lie_apart_from_its_captures(tmp_path, write_pcap, traffi
     assert len(captured(moved)) == 3
 
 
-def test_a_label_whose_capture_holds_no_row_of_it_is_still_known(tmp_path, write_pcap, traffic):
-    """So that a class without rows is an error and not a class less."""
+def test_a_label_without_rows_is_still_known(tmp_path, write_pcap, traffic):
+    """A class without rows must be an error, not a missing class."""
     write_pcap(tmp_path / "day.pcap", traffic(CAMERA, 3))
     write_pcap(tmp_path / "scan.pcap", traffic(CAMERA, 3))
     table = captured(
@@ -320,7 +320,7 @@ def test_extracted_rows_are_the_rows_of_the_capture(tmp_path, rows_file):
     assert groups(table) == {(mac(CAMERA), "benign"): 30, (mac(ROUTER), "benign"): 20}
 
 
-def test_extracted_rows_say_what_their_packet_was(rows_file):
+def test_extracted_rows_have_the_facts_of_their_packet(rows_file):
     frame = pl.read_parquet(rows_file)
     assert frame.columns == [*dataset.META_COLUMNS, *ALL_COLUMNS]
     row = frame.filter(pl.col("mac") == mac(CAMERA)).row(0, named=True)
@@ -330,7 +330,7 @@ def test_extracted_rows_say_what_their_packet_was(rows_file):
     assert row["time"].isoformat() == "2024-10-04T00:00:00+00:00"
 
 
-def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
+def test_device_and_label_columns_are_used_if_there_are_any(rows_file):
     frame = pl.read_parquet(rows_file)
     camera = pl.col("mac") == mac(CAMERA)
     label = pl.when(camera).then(pl.lit("mirai.scan")).otherwise(pl.lit("benign")).alias("label")
@@ -340,7 +340,7 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda f: f.drop("HH_L1_pcc"), "has no column 'HH_L1_pcc'"),
         (lambda f: f.with_columns(pl.lit(1).alias("speed")), "unknown column 'speed'"),
@@ -350,11 +350,11 @@ def test_device_and_label_columns_are_used_where_there_are_any(rows_file):
         (lambda f: f.with_columns(pl.lit("router").alias("mac")), "'router' is not a MAC address"),
     ],
 )
-def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, said):
+def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, message):
     change(pl.read_parquet(rows_file)).write_parquet(rows_file)
     with pytest.raises(DatasetError) as caught:
         load([DatasetEntry("rows", rows_file, label="benign")], ALL_COLUMNS, CLEAN, Limits())
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(rows_file) in str(caught.value)
 
 
@@ -368,7 +368,7 @@ def test_rows_without_labels_or_of_another_jitter_are_refused(rows_file, tmp_pat
         load([DatasetEntry("rows", tmp_path / "text.parquet", label="benign")], ALL_COLUMNS, CLEAN, Limits())
 
 
-def test_columns_of_the_counts_rule_come_along_where_every_source_has_them(tmp_path, rows_file, write_rows):
+def test_columns_of_the_counts_rule_are_added_if_every_source_has_them(tmp_path, rows_file, write_rows):
     without = tuple(c for c in NBAIOT_COLUMNS if not c.startswith("HH_jit"))
     mine = DatasetEntry("rows", rows_file, label="benign")
     assert len(load([mine], without, CLEAN, Limits()).columns) == 110

@@ -19,7 +19,7 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class Server(ThreadingHTTPServer):
-    """Gives ``content`` at every path; how well, its fields say."""
+    """Sends ``content`` for every path, with the faults that its fields describe."""
 
     content = CONTENT
     tag = '"one"'
@@ -77,7 +77,7 @@ def chosen(server: Server, **changes: object) -> FetchSettings:
 
 
 def get(server: Server, out: Path, **changes: object) -> list[float]:
-    """Fetch without waiting; the pauses that would have been."""
+    """Fetch without waiting; return the pauses that were skipped."""
     pauses: list[float] = []
     fetch.fetch(chosen(server, **changes), out, pauses.append)
     return pauses
@@ -90,20 +90,20 @@ def test_a_file_is_fetched_and_its_hash_recorded(server, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [fetch.RECORD, "nbaiot.bin"]
 
 
-def test_what_is_there_is_not_asked_for_again(server, tmp_path):
+def test_a_file_that_is_there_is_not_requested_again(server, tmp_path):
     get(server, tmp_path)
     get(server, tmp_path)
     assert server.asked == [None]
 
 
-def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.cuts = [300_000, 200_000]
     assert get(server, tmp_path) == [1.0, 2.0]
     assert (tmp_path / "nbaiot.bin").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_a_fetch_that_was_stopped_goes_on_next_time(server, tmp_path):
+def test_a_fetch_that_failed_is_resumed_by_the_next(server, tmp_path):
     server.cuts = [400_000]
     with pytest.raises(FetchError, match="connection cut after 400,000 of 1,024,000 bytes"):
         get(server, tmp_path, retries=0)
@@ -113,7 +113,7 @@ def test_a_fetch_that_was_stopped_goes_on_next_time(server, tmp_path):
     assert (tmp_path / "nbaiot.bin").read_bytes() == CONTENT
 
 
-def test_a_server_that_knows_no_ranges_gives_it_anew(server, tmp_path):
+def test_a_server_without_ranges_sends_the_file_again(server, tmp_path):
     server.cuts, server.ranges = [300_000], False
     get(server, tmp_path)
     assert (tmp_path / "nbaiot.bin").read_bytes() == CONTENT
@@ -151,7 +151,7 @@ def test_a_file_changed_on_disk_is_refused(server, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "asked"), [(404, 1), (403, 1), (503, 5)])
-def test_only_what_may_change_is_asked_for_again(server, tmp_path, status, asked):
+def test_only_a_temporary_error_is_tried_again(server, tmp_path, status, asked):
     server.status = status
     with pytest.raises(FetchError, match=f"answers {status}"):
         get(server, tmp_path)
@@ -174,9 +174,9 @@ def test_offline_is_one_readable_line(tmp_path, capsys):
     config = tmp_path / "nbaiot.yaml"
     config.write_text("files: [{name: a.zip, addresses: ['http://127.0.0.1:1/a.zip']}]\nretries: 0\n")
     assert main(["fetch", "--config", str(config), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "a.zip: cannot be fetched: http://127.0.0.1:1/a.zip" in said
-    assert len(said.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert "a.zip: cannot be fetched: http://127.0.0.1:1/a.zip" in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def zipped(**members: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Parts follow one another in time, never touch, and say when a device is too short for them."""
+"""Parts follow one another in time and never touch; a device that is too short for them is named."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_a_device_too_short_for_three_parts_only_trains_and_is_named():
     assert (part == TRAIN).all()
 
 
-def test_rows_without_times_are_kept_apart_by_rows_alone():
+def test_parts_without_times_are_separated_by_rows_alone():
     part, short = parts(
         np.zeros(100, dtype=np.int64), np.zeros(100, dtype=int), Split(gap_rows=5, gap_s=60, min_rows=5)
     )
@@ -64,6 +64,6 @@ def test_a_spread_is_bounded_ascending_and_within_the_rows(n, limit, block):
 
 
 @pytest.mark.parametrize("wrong", [{"train": 0.0}, {"train": 0.9}, {"gap_rows": -1}, {"min_rows": 0}])
-def test_a_split_that_cannot_be_is_refused(wrong):
+def test_an_impossible_split_is_refused(wrong):
     with pytest.raises(ValueError, match=r"must|more than 1"):
         Split(**wrong)

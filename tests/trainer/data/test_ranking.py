@@ -1,4 +1,4 @@
-"""Fisher scores are the published formula, copies do not count twice, constant columns have no score."""
+"""Fisher scores follow the published formula, copies do not count twice, constant columns have no score."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_copies_are_collapsed_and_reported():
     assert copies["MI_dir_L5_weight"] == "H_L5_weight"
 
 
-def test_a_column_whose_original_is_not_there_is_no_copy():
+def test_a_column_without_its_original_is_not_a_copy():
     assert best(("MI_dir_L5_weight",), np.array([1.0]), 1) == (("MI_dir_L5_weight",), {})
 
 

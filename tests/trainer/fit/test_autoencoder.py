@@ -1,4 +1,4 @@
-"""The autoencoder's shapes, training settings and what may watch a training."""
+"""The autoencoder's shapes, its training settings and the watches of a training."""
 
 import importlib.util
 
@@ -50,7 +50,7 @@ def test_every_optimiser_lowers_the_loss(optimiser, rows):
     assert history["loss"][-1] < history["loss"][0]
 
 
-def test_the_clipped_head_stays_between_0_and_1_and_cannot_rebuild_what_lies_outside(rows):
+def test_the_clipped_head_stays_between_0_and_1_and_cannot_rebuild_other_values(rows):
     linear, of_linear = autoencoder.train(rows, rows, QUICK, 1)
     clipped, of_clipped = autoencoder.train(rows, rows, QUICK, 1, Network(head="clipped"))
     out = autoencoder.predictor(clipped)(10 * rows)
@@ -72,7 +72,7 @@ def test_a_classifier_with_the_clipped_head_learns_classes_apart():
     assert (autoencoder.predictor(network)(inputs).argmax(axis=1) == numbers).mean() > 0.95
 
 
-def test_a_watch_sees_every_epoch_as_the_history_tells_it(rows):
+def test_a_watch_sees_the_same_epochs_as_the_history(rows):
     seen = []
     _, history = autoencoder.train(rows, rows, QUICK, 1, watch=lambda *epoch: seen.append(epoch))
     assert [(number, loss, check) for _, number, loss, check in seen] == list(
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_the_network_of_the_lowest_validation_loss(rows, tmp_pat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path):
+def test_a_missing_tensorboard_is_named(tmp_path):
     with pytest.raises(autoencoder.TrainingError, match="package tensorboard is not installed"):
         autoencoder.tensorboard(tmp_path)
 

@@ -1,4 +1,4 @@
-"""A run folder holds what was trained, and everything in it can be computed again from what else is in it."""
+"""A run folder holds the trained model, and each of its figures can be computed again from its other files."""
 
 import dataclasses
 import json
@@ -42,17 +42,17 @@ def config(table: RowTable, **changes: Any) -> Config:
 
 
 def silent(line: str) -> None:
-    """Instead of print."""
+    """Take the place of print."""
 
 
 @dataclasses.dataclass
 class Saved:
-    """A run, its folder, and what it said."""
+    """A run, its folder, and the lines that it printed."""
 
     table: RowTable
     run: fit.FittedModel
     path: Path
-    said: list[str]
+    lines: list[str]
 
     def json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text())
@@ -60,11 +60,11 @@ class Saved:
 
 @pytest.fixture(scope="module")
 def saved(make_table, tmp_path_factory) -> Saved:
-    table, said = make_table(), []
-    run = fit.fit(config(table), table, said.append)
+    table, lines = make_table(), []
+    run = fit.fit(config(table), table, lines.append)
     path = tmp_path_factory.mktemp("runs") / "home"
     fit.save(run, path, "botwatch trainer fit x.yaml --out home", 1.0)
-    return Saved(table, run, path, said)
+    return Saved(table, run, path, lines)
 
 
 def test_layers_have_the_published_sizes():
@@ -96,7 +96,7 @@ def test_tau_is_that_of_the_weights_in_the_folder(saved):
     assert _flat(dataclasses.asdict(again)) == pytest.approx(_flat(model["decision"]), rel=1e-5)
     mean, std = full.astype(np.float64).mean(), full.astype(np.float64).std()
     assert model["decision"]["full"]["tau"] == pytest.approx(mean + 10 * std, rel=1e-5)
-    assert any(f"τ = mean + 10·std = {model['decision']['full']['tau']:.6g}" in line for line in saved.said)
+    assert any(f"τ = mean + 10·std = {model['decision']['full']['tau']:.6g}" in line for line in saved.lines)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -107,8 +107,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def test_the_weights_kept_are_those_of_the_best_epoch():
-    """Also when later epochs made them worse."""
+def test_the_final_weights_are_those_of_the_best_epoch():
+    """This holds even if later epochs are worse."""
     rng = np.random.default_rng(0)
     train, check = (rng.normal(size=(n, 8)).astype(np.float32) for n in (600, 200))
     network, history = autoencoder.train(train, check, Training(epochs=30, batch=32, learning_rate=0.05, patience=5), 3)
@@ -127,7 +127,7 @@ def test_same_rows_and_seed_give_the_same_metrics(saved, make_table, tmp_path):
     assert other.metrics["threshold"] != saved.run.metrics["threshold"]
 
 
-def test_metrics_are_what_the_rows_say(saved):
+def test_metrics_can_be_computed_again_from_the_rows(saved):
     metrics, run, table = saved.json("metrics.json"), saved.run, saved.table
     parts = split(run.config, table)
     scorer = Scorer(autoencoder.predictor(run.network), run.scaler, run.columns)
@@ -139,22 +139,22 @@ def test_metrics_are_what_the_rows_say(saved):
         found = metrics["detection_rate"][label]
         assert found["rows"] == len(rows)
         assert found["full"] == pytest.approx((scorer.full(rows) > run.decision.full.tau).mean())
-    told = metrics["classifier"]
-    matrix = np.array(told["confusion"])
-    assert told["accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
-    assert told["recall"]["mirai.scan"] == pytest.approx(matrix[2, 2] / matrix[2].sum())
-    assert told["classes"] == ["benign", "gafgyt.udp", "mirai.scan"]
+    of_classes = metrics["classifier"]
+    matrix = np.array(of_classes["confusion"])
+    assert of_classes["accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert of_classes["recall"]["mirai.scan"] == pytest.approx(matrix[2, 2] / matrix[2].sum())
+    assert of_classes["classes"] == ["benign", "gafgyt.udp", "mirai.scan"]
 
 
-def test_the_classifier_learns_what_is_easy_to_tell_apart(saved, make_table):
+def test_the_classifier_learns_easy_classes(saved, make_table):
     table = make_table()
     slow = ClassifierSettings(training=Training(epochs=25, batch=64, learning_rate=0.02, patience=25))
     run = fit.fit(config(table, classifier=slow), table, silent)
     assert run.metrics["classifier"]["accuracy"] > 0.9
 
 
-def test_test_rows_and_attacks_have_no_say_in_what_is_trained(saved, make_table):
-    """Nor in what is decided: they change nothing but figures and, attack rows, the classifier."""
+def test_test_rows_and_attacks_do_not_influence_the_training(saved, make_table):
+    """They do not influence the decision either: they change figures only, and attack rows the classifier."""
     table = make_table()
     parts = split(saved.run.config, table)
     table.values[parts.part == TEST] *= 50
@@ -196,7 +196,7 @@ def test_the_folder_says_everything_the_converter_needs(saved):
     }
 
 
-def test_rows_kept_are_named_and_in_time_order_per_device(saved):
+def test_rows_in_the_folder_are_named_and_in_time_order_per_device(saved):
     rows = pl.read_parquet(saved.path / "rows.parquet")
     assert rows.columns == [*saved.table.columns, "part", "label", "device", "mac", "t_ns"]
     assert rows["mac"].dtype == pl.UInt64
@@ -236,11 +236,11 @@ def test_a_new_run_leaves_nothing_of_the_old_one(saved, make_table, tmp_path):
 
 
 def test_without_attacks_there_is_no_classifier_and_a_line_says_so(make_table, tmp_path):
-    table, said = make_table(attacks={}), []
-    run = fit.fit(config(table), table, said.append)
+    table, lines = make_table(attacks={}), []
+    run = fit.fit(config(table), table, lines.append)
     assert run.classes == ()
     assert run.metrics["classifier"] is None
-    assert "classifier: skipped, there are only benign rows" in said
+    assert "classifier: skipped, there are only benign rows" in lines
     fit.save(run, tmp_path, "x", 1.0)
     assert json.loads((tmp_path / "metrics.json").read_text())["detection_rate"] == {}
 
@@ -265,7 +265,7 @@ def test_a_class_with_no_rows_is_refused_by_name(make_table):
 
 
 @pytest.mark.parametrize("rows", [1, 30])
-def test_too_few_benign_rows_are_refused_with_what_is_needed(make_table, rows):
+def test_too_few_benign_rows_are_refused_with_the_number_needed(make_table, rows):
     table = make_table(benign=rows)
     with pytest.raises(FitError, match=f"{2 * rows} benign rows of 2 device.* too few: no device has 20 rows in each"):
         fit.fit(config(table), table, silent)
@@ -278,10 +278,10 @@ def test_attacks_alone_are_refused(make_table):
 
 
 def test_a_constant_column_is_named_and_does_no_harm(make_table):
-    table, said = make_table(), []
+    table, lines = make_table(), []
     table.values[:, 2] = 7.0
-    run = fit.fit(config(table, classifier=OFF), table, said.append)
-    assert f"constant in the benign train rows: {table.columns[2]}" in said
+    run = fit.fit(config(table, classifier=OFF), table, lines.append)
+    assert f"constant in the benign train rows: {table.columns[2]}" in lines
     assert run.metrics["columns"]["constant"] == [table.columns[2]]
     assert run.metrics["fisher"][table.columns[2]] is None
     assert run.scaler.scale[2] == scaling.SCALE_FLOOR
@@ -299,14 +299,14 @@ def test_raw_z_of_the_study_stays_available(make_table):
 
 
 def test_top_n_keeps_the_best_distinct_columns(make_table):
-    table, said = make_table(), []
+    table, lines = make_table(), []
     table.values[:, 0] = table.values[:, 1]  # MI_dir_L5_weight repeats H_L5_weight
     table.values[:, 1:3] += 1e6 * table.label[:, None]
     table.values[:, 0] = table.values[:, 1]
-    run = fit.fit(config(table, top_n=2, classifier=OFF), table, said.append)
+    run = fit.fit(config(table, top_n=2, classifier=OFF), table, lines.append)
     assert run.columns == ("H_L5_weight", "H_L5_mean")
     assert run.schemas == (CLEAN,)
-    assert any("1 columns repeat others and were not ranked: MI_dir_L5_weight" in line for line in said)
+    assert any("1 columns repeat others and were not ranked: MI_dir_L5_weight" in line for line in lines)
     assert run.rows.columns[:2] == ["H_L5_weight", "H_L5_mean"]
     assert set(COUNT_COLUMNS) <= set(run.rows.columns)  # the counts rule needs them whatever the model uses
 
@@ -328,7 +328,7 @@ def test_published_rows_have_no_counts_rule(make_table, tmp_path):
 
 
 def test_without_jitter_columns_compat_rows_make_a_clean_model(make_table):
-    """Both jitter modes agree on every other column, so such a model may go live."""
+    """Both jitter modes agree on every other column, so that such a model can judge live traffic."""
     kept, jitter = NBAIOT_COLUMNS[:20], tuple(c for c in NBAIOT_COLUMNS if c.startswith("HH_jit"))[:3]
     for columns, schema in ((kept, CLEAN), (kept + jitter, COMPAT)):
         table = make_table(columns=columns)

@@ -1,4 +1,4 @@
-"""Rows on disk: read once, whole, and trained on as in memory."""
+"""Rows on disk are read once and completely, and give the same training as rows in memory."""
 
 import json
 import resource
@@ -62,7 +62,7 @@ def prepared(made: Path) -> row_store.RowStore:
     return row_store.prepare(configs.load(made), CLEAN, made.parent / "store", block_rows=256)
 
 
-def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
+def test_a_store_holds_the_same_rows_as_a_table_in_memory(made):
     rows, table = prepared(made), fit.load(configs.load(made))
     assert rows.blocks > 10
     taken = rows.take(np.arange(len(rows)))
@@ -75,7 +75,7 @@ def test_a_store_holds_every_row_as_it_is_read_into_memory(made):
     assert (rows.take(some).values == taken.values[some]).all()
 
 
-def test_it_is_read_once(made):
+def test_sources_are_read_once(made):
     def written() -> list[tuple[int, int]]:
         files = [path.stat() for path in sorted(prepared(made).folder.glob("block-*"))]
         return [(file.st_ino, file.st_mtime_ns) for file in files]
@@ -168,7 +168,7 @@ def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path):
 
 
 def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, monkeypatch):
-    """Also those that are not in the run folder: measuring uses a bounded sample, training all rows."""
+    """Measuring uses a bounded sample, but training uses all rows, also those not in the run folder."""
     from trainer.fit import autoencoder, fit_from_disk
 
     seen: list[list[np.ndarray]] = []

@@ -1,10 +1,9 @@
-"""Learning from traffic as it comes: bounded, resumable, and in the end a run like any other."""
+"""Training on traffic as it comes: bounded memory, resumable, and in the end a run like any other."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from converter.__main__ import main as convert
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import scaling
 from edge_agent.detection.detector import Detector
+from tests.broker import wait_until
 from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.config import Config, DatasetEntry, Scaling
@@ -59,7 +59,7 @@ def test_a_stream_becomes_a_run_that_can_be_deployed(learnt, tmp_path):
     Detector(bundle)
 
 
-def test_it_has_learnt(learnt):
+def test_held_out_rows_are_reconstructed(learnt):
     """Held-out rows are rebuilt far better than by their mean, whose error is about 1 by definition of z."""
     run = runs.load(learnt)
     z = run.scaler.z(run.values[run.rows("test")])
@@ -68,7 +68,7 @@ def test_it_has_learnt(learnt):
     assert error < 0.7 * (inputs**2).mean()
 
 
-def test_rows_on_which_limits_stand_were_not_trained_on_nor_next_to_it(learnt):
+def test_rows_that_set_limits_were_not_trained_on(learnt):
     run = runs.load(learnt)
     held = run.values[np.concatenate([run.rows("optimise"), run.rows("test")])]
     trained = {row.tobytes() for row in run.values[run.rows("train")]}
@@ -85,14 +85,12 @@ def test_the_rows_in_memory_are_bounded():
     assert learner.waiting() < learner.config.autoencoder.batch
 
 
-def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(days, learnt, tmp_path):
-    """SIGKILL after the first checkpoint, wherever it is then; the same weights in the end."""
+def test_a_training_that_was_killed_resumes_with_the_same_result(days, learnt, tmp_path):
+    """SIGKILL comes at any time after the first checkpoint; the final weights are the same."""
     command = [sys.executable, "-m", "edge_agent.command", "trainer", "stream", *days, "--generated", "--every", "3000"]
     first = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
     checkpoint = tmp_path / "run" / fit_online.CHECKPOINT
-    deadline = time.monotonic() + 60
-    while not checkpoint.is_file() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: checkpoint.is_file() or first.poll() is not None, 60)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() in (-signal.SIGKILL, 0)
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
@@ -105,7 +103,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(days, learnt, 
     assert (one["numbers"] == other["numbers"]).all()
 
 
-def test_more_captures_go_on_from_what_was_learnt(days, tmp_path, capsys):
+def test_more_captures_resume_from_the_checkpoint(days, tmp_path, capsys):
     assert main(["stream", *days[:-1], "--out", str(tmp_path / "run"), "--generated"]) == 0
     capsys.readouterr()
     assert main(["stream", *days, "--out", str(tmp_path / "run"), "--generated"]) == 0

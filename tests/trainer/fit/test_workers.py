@@ -1,4 +1,4 @@
-"""One training on two processes gives what one process gives."""
+"""A training on two processes gives the same result as on one."""
 
 import json
 import os
@@ -32,8 +32,10 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 def test_two_workers_on_loopback_reach_the_loss_of_one(home: Home, tmp_path: Path, optimiser: str):
-    """The last batch of an epoch is odd and shared unevenly: its weight must be right. Adam does not mind gradients
-    that are all twice as large, SGD does."""
+    """The last batch of an epoch is odd and shared unevenly: its weight must be right.
+
+    Adam gives the same steps for gradients that are all twice as large, SGD does not.
+    """
     config = tmp_path / "fit.yaml"
     config.write_text(
         f"data: [{{kind: captures, path: {home.captures}, labels: [benign]}}]\n"
@@ -50,9 +52,9 @@ def test_two_workers_on_loopback_reach_the_loss_of_one(home: Home, tmp_path: Pat
         )
         for n in range(2)
     ]
-    said = [each.communicate(timeout=150)[0] for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
-    assert "worker 1 is done" in said[1]
+    output = [each.communicate(timeout=150)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], output
+    assert "worker 1 is done" in output[1]
     assert main(["fit", str(config), "--out", str(tmp_path / "one")]) == 0
     one, two = (json.loads((tmp_path / name / "history.json").read_text())["autoencoder"] for name in ("one", "two"))
     assert two["loss"] == pytest.approx(one["loss"], rel=0.01)
@@ -71,7 +73,7 @@ def test_two_workers_on_loopback_reach_the_loss_of_one(home: Home, tmp_path: Pat
         (["--workers", "127.0.0.1:1,nowhere"], "'nowhere' is not host:port"),
     ],
 )
-def test_workers_that_cannot_be_are_refused(home: Home, tmp_path: Path, capsys, words, reason):
+def test_invalid_addresses_of_workers_are_refused(home: Home, tmp_path: Path, capsys, words, reason):
     (tmp_path / "fit.yaml").write_text(f"data: [{{kind: captures, path: {home.captures}}}]\n")
     assert main(["fit", str(tmp_path / "fit.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     assert reason in capsys.readouterr().err
@@ -102,9 +104,9 @@ def test_workers_with_other_rows_do_not_train(home: Home, tmp_path: Path):
             "classifier: {enabled: false}\n"
         )
         both.append(started(config, tmp_path / str(number), team, number))
-    said = [each.communicate(timeout=60)[1] for each in both]
-    assert [each.returncode for each in both] == [2, 2], said
-    assert all("given different settings or rows" in each for each in said)
+    output = [each.communicate(timeout=60)[1] for each in both]
+    assert [each.returncode for each in both] == [2, 2], output
+    assert all("given different settings or rows" in each for each in output)
 
 
 def test_a_worker_that_dies_ends_the_others_with_a_reason(home: Home, tmp_path: Path):
@@ -121,15 +123,15 @@ def test_a_worker_that_dies_ends_the_others_with_a_reason(home: Home, tmp_path: 
         ):  # it trains; a death before the first step is noticed later, by TensorFlow's heartbeat
             break
     os.kill(both[1].pid, signal.SIGKILL)
-    said = both[0].communicate(timeout=60)[1]
+    output = both[0].communicate(timeout=60)[1]
     both[1].communicate()
-    assert both[0].returncode == 2, said
-    assert "another worker has stopped" in said
-    assert "Traceback" not in said
+    assert both[0].returncode == 2, output
+    assert "another worker has stopped" in output
+    assert "Traceback" not in output
     assert not (tmp_path / "out" / "model.json").exists()
 
 
-def test_nobody_waits_longer_than_the_bound():
+def test_no_worker_waits_longer_than_the_bound():
     for number, reason in ((0, "no worker connected from"), (1, "no answer from the first worker")):
         began = time.monotonic()
         with pytest.raises(WorkersError, match=reason):
@@ -137,7 +139,7 @@ def test_nobody_waits_longer_than_the_bound():
         assert time.monotonic() - began < 5
 
 
-def test_workers_meet_in_any_order_and_past_strangers():
+def test_workers_meet_in_any_order_and_ignore_strangers():
     team = addresses(3)
     host, port = team[0].split(":")
     failed: list[WorkersError] = []
@@ -169,7 +171,7 @@ def test_workers_meet_in_any_order_and_past_strangers():
     assert not failed
 
 
-def test_a_worker_with_another_list_is_told_so():
+def test_a_worker_with_another_list_is_refused():
     team = addresses(2)
 
     def wait_in_vain() -> None:

@@ -27,14 +27,14 @@ def test_a_run_without_findings_has_none(tmp_path):
     assert findings.load(tmp_path) == ()
 
 
-def test_what_is_not_finite_becomes_nothing(tmp_path):
+def test_a_number_that_is_not_finite_becomes_none(tmp_path):
     table = Table("T", ("a", "b"), ((math.nan, math.inf),))
     Findings("t", "T", "c", False, tables=(table,)).save(tmp_path)
     assert findings.load(tmp_path)[0].tables[0].rows == ((None, None),)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": 1}'])
-def test_a_file_that_is_no_findings_is_named(tmp_path, text):
+def test_a_file_that_holds_no_findings_is_named(tmp_path, text):
     (tmp_path / "findings").mkdir()
     (tmp_path / "findings" / "broken.json").write_text(text)
     with pytest.raises(findings.FindingsError, match=r"broken\.json"):

@@ -95,7 +95,7 @@ def test_text_from_data_is_text(page):
     assert "lead <i>" in page.text
 
 
-def test_what_a_reader_must_know_comes_first(page):
+def test_warnings_come_before_the_summary(page):
     assert page.text.index("beware <u>") < page.text.index("lead <i>") < page.text.index("How it was made")
 
 
@@ -111,7 +111,7 @@ def test_limits_settings_and_inputs_are_there(page):
     assert "SHA-256" in page.text
 
 
-def test_what_is_missing_is_named_with_its_command(home):
+def test_missing_findings_are_named_with_their_command(home):
     text = Page(report_page.page(home.run, ())).text
     for name, command in report_page.MISSING.items():
         assert f"Not here yet: {name}." in text
@@ -185,7 +185,7 @@ def test_a_run_folder_that_cannot_be_analysed_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_folder_that_is_no_run_is_named(tmp_path, capsys, content):
+def test_a_folder_that_is_not_a_run_is_named(tmp_path, capsys, content):
     if content is not None:
         (tmp_path / "model.json").write_text(content)
     assert main(["report", str(tmp_path), "--no-compute"]) == 2
