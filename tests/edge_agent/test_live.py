@@ -23,6 +23,7 @@ from edge_agent.config import CaptureConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.captures import mac_text
 from edge_agent.state import State
+from edge_agent.system import synchronised
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.netns import MAC, ROOT, Wire, ip, taking
@@ -159,7 +160,14 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, h
     capsys.readouterr()
     words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
     assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == told
+    replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {alert["in_iface"] for alert in told} == {"lan0"}
+    clock = "unsynced" if synchronised() is False else "synced"
+    assert {alert["alert"]["context"]["botwatch"]["clock"] for alert in told} == {clock}
+    for alert in told:  # what a file does not say: which interface it was, and how right the clock
+        del alert["in_iface"]
+        alert["alert"]["context"]["botwatch"]["clock"] = "synced"
+    assert replayed == told
     kept = {path.name: path.read_bytes() for path in (tmp_path / "evidence").iterdir()}
     assert kept == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert len(kept) == 1
