@@ -78,7 +78,7 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """How often an open episode sends updates, when it ends, and how many may be open."""
+    """Times of an episode: between its updates, and until it ends; and the number of episodes that may be open."""
 
     update_s: float = within(60.0, 0.1, 86_400.0)
     end_s: float = within(60.0, VOTE_LATE_S + 1, 86_400.0)  # or an episode would end before its vote is reported
