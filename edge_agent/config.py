@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.capture.live_settings import SNAPLENS, LiveSettings
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bounds import CHECK_IN_LEARN_S, DEVICE_LEARN_S, KEPT_ROWS_BYTES, VOTE_LATE_S
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import VERBS
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
 
