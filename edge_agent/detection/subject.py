@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.addresses import address_text
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.contract.networks import address_text
 from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.scored import ScoredRows, SubjectRules

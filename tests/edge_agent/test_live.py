@@ -23,6 +23,7 @@ from edge_agent.config import CaptureConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.captures import mac_text
 from edge_agent.state import State
+from edge_agent.system import synchronised
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.netns import MAC, ROOT, Wire, ip, taking
@@ -162,7 +163,9 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_says_the_same(wire, h
     replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert not any("in_iface" in alert for alert in replayed)  # a file has no interface, and its clock is not known
     assert {alert.pop("in_iface") for alert in told} == {wire.port}
-    for alert in (*told, *replayed):
+    clock = "unsynced" if synchronised() is False else "synced"
+    assert {alert["alert"]["context"]["botwatch"].pop("clock") for alert in told} == {clock}
+    for alert in replayed:
         del alert["alert"]["context"]["botwatch"]["clock"]
     assert replayed == told
     kept = {path.name: path.read_bytes() for path in (tmp_path / "evidence").iterdir()}
