@@ -36,7 +36,8 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_dependencies.py
+	$(BIN)/python -m tests.sizes
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench.bench_kernel

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.capture.live_settings import SNAPLENS, LiveSettings
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bounds import CHECK_IN_LEARN_S, DEVICE_LEARN_S, KEPT_ROWS_BYTES, VOTE_LATE_S
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import VERBS
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.contract.settings import check, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
 
@@ -78,7 +79,7 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """How often an open episode sends updates, when it ends, and how many may be open."""
+    """Times of an episode: between its updates, and until it ends; and the number of episodes that may be open."""
 
     update_s: float = within(60.0, 0.1, 86_400.0)
     end_s: float = within(60.0, VOTE_LATE_S + 1, 86_400.0)  # or an episode would end before its vote is reported

@@ -1,6 +1,6 @@
-"""How the agent is doing: the health message of each minute, and the clock that alerts are stamped with.
+"""The health of a running agent: the message of each minute, and the state of the clock that stamps alerts.
 
-What is only worth a line in the log, such as frames that were dropped, is logged here too, once each time it changes.
+Frames that were dropped, and a clock that is no longer synchronised, are logged here when that changes.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What was learnt of devices between two runs of the agent: stored in time, published, and taken up at the start.
+"""Storage of what was learnt of devices: written in time, published, and taken up by the agent's next run.
 
 Two files: the state file has each device's limits and rows (`detection.devices`), the file beside it what each device
 has contacted (`capture.features`), which is large and good for every model.

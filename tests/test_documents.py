@@ -207,7 +207,8 @@ def test_every_block_of_settings_is_one_that_is_read(document):
         assert block.language in ("sh", "yaml", "text"), "a block says what it is"
         if block.language == "yaml":
             tree = yaml.safe_load(block.text)
-            settings.build(CaptureManifest if "captures" in tree else TrainerConfig, tree, document.name)
+            kinds = {"captures": CaptureManifest, "data": TrainerConfig, "broker": CollectorConfig}
+            settings.build(next(kind for key, kind in kinds.items() if key in tree), tree, document.name)
 
 
 # --- commands that are named: each is one that would be taken ---

@@ -136,3 +136,14 @@ def test_each_role_imports_only_the_shared_parts_of_the_agent(package):
 def test_each_third_party_has_one_owner(third):
     users = {name for name, used in ALL.items() if any(within(m, third) for m in used)}
     assert users <= OWNERS[third]
+
+
+def test_one_class_name_stands_for_one_thing():
+    """A leading underscore makes no other name of it: readers and search tools see the same word."""
+    homes: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for name, tree in modules(package).items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name.lstrip("_"), []).append(name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}

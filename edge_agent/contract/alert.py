@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from edge_agent.contract import networks
+from edge_agent.contract import addresses
 from edge_agent.contract.messages import (
     MAX_EVIDENCE,
     community_id,
@@ -222,7 +222,7 @@ class Alert:
 
     def _metadata(self, info: AttackClass) -> dict[str, list[str]]:
         """Return lists of words, as the rules of Emerging Threats have them."""
-        techniques = _SCAN_INSIDE if info.kind == "scan" and networks.is_private(self.dest_ip) else info.techniques
+        techniques = _SCAN_INSIDE if info.kind == "scan" and addresses.is_private(self.dest_ip) else info.techniques
         columns = zip(*techniques, strict=True) if techniques else ((),) * 4
         tactic_id, tactic, technique_id, technique = ([*dict.fromkeys(column)] for column in columns)
         lists = {

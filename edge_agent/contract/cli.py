@@ -1,4 +1,4 @@
-"""How the commands of every role refuse, exit, and print text that came from elsewhere.
+"""The common ways in which the commands of every role refuse, exit, and print text that came from elsewhere.
 
 A command that cannot do what it was asked for prints one line on stderr, "botwatch agent: reason". It exits with
 `USAGE` when the command line, the configuration or a file named there is wrong, and with `FAILED` when the work itself

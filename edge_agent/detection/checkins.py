@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from edge_agent.capture import features
 from edge_agent.capture.features import Rows
+from edge_agent.contract.addresses import PRIVATE_NETWORKS, address_text, protocol_name
 from edge_agent.contract.bounds import CHECK_IN_LEARN_S
 from edge_agent.contract.clock import SteadyClock
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks, address_text, protocol_name
+from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
 
 _S = 1_000_000_000

@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from edge_agent.capture import features
 from edge_agent.capture.features import Rows, SenderTable
 from edge_agent.contract import columns as cols
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.report import Reporter

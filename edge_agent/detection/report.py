@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
+from edge_agent.contract.addresses import address_text, protocol_name
 from edge_agent.contract.bundle import BundleManifest
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.contract.networks import address_text, protocol_name
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.scorer import RowClassifier, Scorer

@@ -102,3 +102,10 @@ class ScoredRows:
     highest: NDArray[np.float64]
     """The highest of a row's counts in units of their bounds. They are the sender's; for a router's and a victim's rows
     `Subject.quiet_via_router` puts the subject's own in their place."""
+
+    def carried(self, index: NDArray[np.intp], *, victim: bool) -> NDArray[np.bool_]:
+        """Return which of a subject's rows have device columns that are not its own, but of all that a router carries.
+
+        A ``victim``'s rows are all like that; (n,) for rows ``index`` (n,).
+        """
+        return np.ones(len(index), dtype=bool) if victim else self.routes.carries[index]

@@ -17,14 +17,14 @@ Nothing here depends on how rows were cut into batches. The rule itself is `edge
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.addresses import address_text
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.contract.networks import address_text
 from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -147,7 +147,7 @@ class Subject:
         The sender's counts, which are in ``high`` (of all rows), are of all that it carries. So the subject's own are
         counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
-        carried = self._carried(scored, index)
+        carried = scored.carried(index, victim=self._victim)
         own = high[index[~carried]]
         if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own.max(initial=0.0) > NEAR:
             return False
@@ -193,7 +193,7 @@ class Subject:
     def _judge_piece(self, scored: ScoredRows, index: NDArray[np.intp]) -> JudgedRows:
         rules = self._rules
         values, flags, times = scored.rows.values, scored.flags[index], scored.t_ns[index]
-        carried = self._carried(scored, index)
+        carried = scored.carried(index, victim=self._victim)
         counts = np.empty((len(index), len(COUNT_COLUMNS)))
         if carried.any():  # a router is not judged by what it carries
             counts[carried] = self._tally.counts(times[carried], flags[carried])
@@ -421,10 +421,6 @@ class Subject:
             profile_sum=alarm.profile_sum,
         )
 
-    def _carried(self, scored: ScoredRows, index: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Return which rows have device columns that are not the subject's own, but of all that a router carries."""
-        return np.ones(len(index), dtype=bool) if self._victim else scored.routes.carries[index]
-
     # -- learning --
 
     def _by_minute(self, t_ns: NDArray[np.int64], index: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
@@ -439,11 +435,6 @@ class Subject:
             self._window.forget_flags()
         for minute, piece in learning.by_minute(t_ns, index):
             if minute > learning.minute:
-                learning.next_minute(minute, self._during(learning.minute))
+                voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
+                learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
             yield piece
-
-    def _during(self, minute: int) -> Literal["", "alarm", "aftermath"]:
-        """Return `alarm` for a minute of an alarm or with a vote in it, `aftermath` for one in an aftermath."""
-        if self._alarm or self._last_vote_ns >= minute * MINUTE_NS:
-            return "alarm"
-        return "aftermath" if self.aftermath else ""

@@ -22,9 +22,10 @@ from edge_agent.capture.features import Extractor, Rows, RowScaling, SenderTable
 from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.columns import ALL_COLUMNS, COUNT_COLUMNS, indices
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.detection.detector import MAX_SUBJECTS, Detector
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scorer import AT_ONCE

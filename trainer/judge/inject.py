@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from edge_agent.contract import networks
+from edge_agent.contract import addresses
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 
 S = 1_000_000_000
@@ -164,7 +164,7 @@ def merged(*parts: Sequence[Frame]) -> Iterator[Frame]:
 
 def _local(address: bytes) -> bool:
     """Return whether an IPv4 address belongs to a private network; 0.0.0.0 is no host's address yet."""
-    return any(address) and networks.is_private(str(IPv4Address(address)))
+    return any(address) and addresses.is_private(str(IPv4Address(address)))
 
 
 def _ends(data: bytes) -> tuple[bytes, ...]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edge_agent.capture.features import Extractor, Rows
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.alert import ModelInfo
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.detection.checkins import MAX_PEERS, MAX_ROWS, CheckInRule, CheckIns
 from edge_agent.detection.detection import Detection

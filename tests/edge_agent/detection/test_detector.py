@@ -19,10 +19,11 @@ from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE, parts
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import MAX_SUBJECTS, Detector

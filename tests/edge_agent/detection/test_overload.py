@@ -11,8 +11,9 @@ from edge_agent.capture.features import Extractor, Rows, RowScaling
 from edge_agent.config import AgentConfig, ScoringConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import scaling
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle
-from edge_agent.contract.networks import PRIVATE_NETWORKS, Networks
+from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.detector import Detector
 from tests.conftest import Home
