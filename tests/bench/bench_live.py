@@ -44,8 +44,8 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
 
 
-class _Message(ctypes.Structure):
-    """struct mmsghdr."""
+class _Header(ctypes.Structure):
+    """struct msghdr."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -55,8 +55,13 @@ class _Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_len", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint32),
     )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr: the length that was sent comes after the padding of the header."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint32))
 
 
 def frames_to_send() -> tuple[list[bytes], str]:
@@ -71,7 +76,7 @@ def flood(port: str, frames: list[bytes], rate: int, seconds: float) -> tuple[in
     vectors = (_Iovec * len(frames))(*((data, len(data)) for data in frames))
     messages = (_Message * len(frames))()
     for i in range(len(frames)):
-        messages[i].iov, messages[i].iov_len = ctypes.pointer(vectors[i]), 1
+        messages[i].header.iov, messages[i].header.iov_len = ctypes.pointer(vectors[i]), 1
     call = ctypes.CDLL(None, use_errno=True).sendmmsg
     size, sent, at = ctypes.sizeof(_Message), 0, 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as line:
