@@ -44,7 +44,7 @@ class JudgedRows:
     t_ns: NDArray[np.int64]
     flags: NDArray[np.integer]
     counts: NDArray[np.float64]
-    """`COUNT_COLUMNS` of the subject (n, columns), tsuccessor ``bounds``, and the counts in units of these."""
+    """`COUNT_COLUMNS` of the subject (n, columns), their ``bounds``, and the counts in units of these."""
     bounds: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
@@ -229,7 +229,7 @@ class Subject:
         )
 
     def cast_votes(self, rows: JudgedRows) -> list[Vote]:
-        """Let judged rows vote, in tsuccessor order; return the votes to report."""
+        """Let judged rows vote, in their order; return the votes to report."""
         due: list[Vote] = []
         at = 0
         while at < len(rows):
@@ -293,7 +293,7 @@ class Subject:
     def _score_aftermath(
         self, aftermath: Aftermath, rows: JudgedRows, at: int, end: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of tsuccessor limits in an aftermath."""
+        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of their limits in an aftermath."""
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]

@@ -242,6 +242,15 @@ def test_the_table_marks_generated_models_and_lets_no_name_command_the_terminal(
     assert out.count("(generated)") == 1
 
 
+def test_in_a_narrow_terminal_each_alert_is_a_line(listed, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["alerts", "--db", listed]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3
+    assert "1 (generated)" in out
+
+
 def test_lines_can_be_chosen_by_gateway_and_number(listed, capsys):
     assert main(["alerts", "--db", listed, "--json", "--gateway", "gw-002"]) == 0
     assert [json.loads(line)["host"] for line in capsys.readouterr().out.splitlines()] == ["gw-002"]

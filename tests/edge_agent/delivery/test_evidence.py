@@ -257,7 +257,7 @@ def test_it_travels_in_parts_that_make_the_whole(told):
         "count": len(payloads),
     }
     assert content == evidence.fetch(folder, id)
-    for wrong in ({"id": "x"}, {"part": 9}, {"count": "2"}, {"data": "?"}):
+    for wrong in ({"id": "x"}, {"part": 9}, {"part": False}, {"count": "2"}, {"data": "?"}):
         with pytest.raises(messages.MessageError, match="chunk"):
             messages.Chunk.read({**read[0].document(), **wrong})
 
