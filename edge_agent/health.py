@@ -45,7 +45,7 @@ class HealthMonitor:
         self._agent, self._interfaces, self._publisher, self._clock = agent, interfaces, publisher, clock
         self._next, self._frames = 0.0, 0
         self.refused = ""
-        """Why the configuration that was read last is not in use; "" if it is."""
+        """The reason why the configuration that was read last is not in use; "" if it is."""
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Attachment(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -114,6 +114,6 @@ class HealthMonitor:
         if alerter.clock == before:
             return
         if alerter.clock == "unsynced":
-            logger.warning("the system's clock is not synchronised: alerts say so, their times may be wrong")
+            logger.warning("the system's clock is not synchronised: alerts say so, and their times may be wrong")
         else:
             logger.info("the system's clock is synchronised")

@@ -1,4 +1,4 @@
-"""Who may import whom (ARCHITECTURE section 3): read from the source, imports within functions included."""
+"""The import rules of docs/architecture.md: read from the source, imports within functions included."""
 
 import ast
 import sys

@@ -260,4 +260,4 @@ def test_a_damaged_state_file_is_kept_aside_and_counted_and_the_agent_alerts(sit
             times = [parse_time(health["ts"]) for health in site.heard("health")]
             assert times[3] - times[0] > 1.5e9  # health_s is 1; a busy machine is late with one and not with the next
     assert (site.disk / "box.sqlite.corrupt").read_bytes() == b"no database " * 1000
-    assert site.said().count("cannot be used (file is not a database): moved to box.sqlite.corrupt") == 1
+    assert site.said().count("cannot be used (file is not a database) and is moved to box.sqlite.corrupt") == 1

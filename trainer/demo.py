@@ -1,7 +1,7 @@
 """`botwatch demo`: the whole chain on this machine, each part as the process a user would start.
 
 Captures -> fit -> bundle -> broker, collector and agents -> alerts as they come -> a closing table. This module knows
-the order of the commands and holds the collector's alerts against the manifest of what was replayed; it computes
+the order of the commands and compares the collector's alerts with the manifest of what was replayed; it computes
 nothing that the product computes elsewhere.
 """
 
@@ -360,7 +360,7 @@ def _stored(database: Path, out: Path) -> list[Alert]:
 
 
 def judge(capture: Capture, gateway: str, root: Path, alerts: Sequence[Alert]) -> Verdict:
-    """Hold one gateway's alerts against what its capture holds, by the rule of `botwatch trainer evaluate`."""
+    """Compare one gateway's alerts with the events of its capture, by the rule of `botwatch trainer evaluate`."""
     mac = captures.parse_mac(capture.mac) if capture.mac else None
     times = _times(root / capture.file, mac)
     start = capture.attack.start_ns if capture.attack else int(times[0]) if len(times) else 0

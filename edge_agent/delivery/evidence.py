@@ -30,7 +30,7 @@ _BLOCK = 4096  # bytes; files are counted in whole blocks of the disk, so that m
 
 
 class EvidenceError(Exception):
-    """Evidence that is not available; the message says of which episode and why."""
+    """Evidence that is not available; the message names the episode and the reason."""
 
 
 @dataclass
@@ -181,7 +181,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def fetch(folder: Path, id: str) -> bytes:
-    """Return the pcap of episode ``id``; EvidenceError when there is none, or no longer."""
+    """Return the pcap of episode ``id``; EvidenceError when it is not stored, or no longer."""
     name = f"{id}.pcap"
     if not is_uuid7(id):
         raise EvidenceError(f"{id[:60]!r} is not the id of an alert")
@@ -198,7 +198,7 @@ def fetch(folder: Path, id: str) -> bytes:
 def chunks(folder: Path, id: str) -> tuple[dict[str, object], Iterator[Chunk]]:
     """Return the reply to a command for evidence (``id``, ``sha256``, ``bytes``, ``count``), and ``count`` parts.
 
-    EvidenceError when there is none.
+    EvidenceError when no evidence is stored.
     """
     content = fetch(folder, id)
     count = max(-(-len(content) // CHUNK_BYTES), 1)

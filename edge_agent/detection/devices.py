@@ -52,7 +52,7 @@ _ORDER = {"stale": 0, "learning": 1, "active": 2}
 
 @dataclass(frozen=True)
 class Records:
-    """Data of devices to be stored: the records of some, and all row bursts of fewer, by MAC."""
+    """Data to be stored, by MAC: the records of some devices, and all row bursts of fewer."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
@@ -230,7 +230,7 @@ class Devices:
                 burst.saved = True
 
     def carry_over(self, vote: Callable[[NDArray[np.float32]], float]) -> None:
-        """Calculate the limits of devices that are known under another model only from their stored rows.
+        """Calculate from stored rows the limits of devices that are known only under another model.
 
         ``vote`` is `Detector.vote` under this model. StateError if the state cannot be read.
         """
@@ -249,7 +249,7 @@ class Devices:
             self._carry_over_one(mac, model, stored, minutes, self._read_bursts(mac), vote)
 
     def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float]) -> None:
-        """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` does with stored.
+        """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` treats stored ones.
 
         A device that was learnt under this model earlier keeps what is stored of that. Counters go on. ``before`` is
         not changed.
@@ -325,7 +325,11 @@ class Devices:
             self._absent[mac] = limits
             self._logged[mac] = limits.state, limits.refused
         if self._absent:
-            logger.info("%d devices are known from before under model %s", len(self._absent), self._version)
+            logger.info(
+                "the learnt limits of %d devices under model %s were read from the state file",
+                len(self._absent),
+                self._version,
+            )
 
     def _cannot_read(self, mac: int, error: Exception) -> None:
         self.counts["devices_unreadable"] += 1

@@ -173,7 +173,7 @@ def test_every_packet_is_counted_and_every_row_scored_or_shed(flooded):
 
 
 def test_the_log_tells_each_change_of_scoring_once(flooded):
-    lines = [line for line in flooded.said.splitlines() if " scoring: " in line]
+    lines = [line for line in flooded.said.splitlines() if " scoring changed " in line]
     assert lines
     assert len(lines) <= 6
-    assert " scoring: all, was " in lines[-1]
+    assert " to all: " in lines[-1]

@@ -299,10 +299,10 @@ def test_what_a_flood_does_to_scoring_is_in_log_and_health_and_a_replay_of_the_r
 
 def steps(log: str) -> list[str]:
     """What scoring changed to, line by line; each line must begin where the one before it ended."""
-    lines = re.findall(r"scoring: (\w+), was (\w+); \d+ rows shed so far", log)
-    assert [was for _, was in lines] == ["all", *(now for now, _ in lines)][: len(lines)]
-    assert all(now != was for now, was in lines)
-    return [now for now, _ in lines]
+    lines = re.findall(r"scoring changed from (\w+) to (\w+): .+; \d+ rows shed so far", log)
+    assert [was for was, _ in lines] == ["all", *(now for _, now in lines)][: len(lines)]
+    assert all(now != was for was, now in lines)
+    return [now for _, now in lines]
 
 
 LISTEN = """
