@@ -196,7 +196,10 @@ class Ingest:
             self.counts.rejected += 1
             # the 1st, 2nd, 4th, 8th ...: a flood of them must not fill the log
             if self.counts.rejected.bit_count() == 1:
-                logger.warning("rejected (%d so far): %s: %s", self.counts.rejected, rejection.topic, rejection.reason)
+                where = f" on {rejection.topic}" if rejection.topic else ""
+                logger.warning(
+                    "a message%s was rejected (%d so far): %s", where, self.counts.rejected, rejection.reason
+                )
 
     def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
         tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]

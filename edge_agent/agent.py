@@ -37,7 +37,7 @@ _SCORING = {
 
 
 class Agent:
-    """Packets in, alerts out.
+    """Turns packets into alerts.
 
     Some parts depend on the bundle: the detector, the limits of devices, and the model that alerts name. `take_over`
     changes them in one call. All others outlive a bundle: what devices have been seen doing, open episodes,

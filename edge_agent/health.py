@@ -61,7 +61,7 @@ class HealthMonitor:
         return self._publisher.health_s if self._publisher else 60.0
 
     def now(self) -> None:
-        """Make health due at once."""
+        """Let the next `beat` publish health, whenever it was due."""
         self._next = 0.0
 
     def beat(self, now: float) -> None:
@@ -74,7 +74,9 @@ class HealthMonitor:
         self._surroundings.beat(now, frames)
         lost = captured["dropped"] + captured["interface_dropped"]
         if lost > self._drops:
-            logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
+            logger.warning(
+                "%d frames were dropped before they could be read, %d since the start", lost - self._drops, lost
+            )
         if self._publisher:
             health = messages.encode(self.document().document())
             self._publisher.link.retain("health", health, qos=0, expires_s=int(HEALTH_LASTS * self._every_s))

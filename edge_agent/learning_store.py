@@ -40,7 +40,7 @@ class LearningStore:
     """Logs and, with a ``publisher``, publishes and stores what is learnt of devices.
 
     ``devices`` returns those in use, which another bundle replaces. The disk is written by a thread of its own, so that
-    a slow card does not hold up packets; what one write could not do is left to the next.
+    a slow card does not hold up packets; what one write could not store is left to the next.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ def recall(extractor: Extractor, path: Path) -> bool:
     except (FeatureStateError, OSError) as error:
         aside = path.with_name(path.name + ".corrupt")
         logger.error(
-            "%s cannot be read and is moved to %s, what devices have contacted is learnt anew: %s",
+            "%s cannot be read and is moved to %s, and what devices have contacted is learnt anew: %s",
             path,
             aside.name,
             error,

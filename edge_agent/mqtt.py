@@ -264,7 +264,7 @@ class Connection:
         return self._ended is not None or self._client.socket() is None
 
     def _call(self, verb: Callable[[], _Answer]) -> _Answer:
-        """Have paho do something, unless the connection is over."""
+        """Call a function of paho's, unless the connection is over."""
         if self._over():
             raise self._end()
         try:

@@ -117,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="use your own captures instead of generated ones: a folder with manifest.yaml (all benign captures of a "
         "device but the last are fitted), or with fit.yaml and replay.yaml",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of those manifests' files, if it is another")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder of the captures, if they are not beside their manifests"
+    )
     args = parser.parse_args(argv)
     began = time.monotonic()
 

@@ -146,8 +146,8 @@ class Attachment:
         self._logged_alone = True
         which = f"one device ({mac_text(next(iter(self._devices)))})" if self._devices else "no device"
         logger.warning(
-            "%s: %s seen with an address of the monitored networks. If there are more devices, this is the wrong side "
-            "of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
+            "%s: %s was seen with an address of the monitored networks. If there are more devices, this is the wrong "
+            "side of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
             ", ".join(self._names),
             which,
         )
@@ -157,7 +157,7 @@ class Attachment:
             return
         self._logged_merged = True
         logger.warning(
-            "a frame of %d bytes, longer than %s can carry: frames are merged, so sizes and rates are wrong; "
+            "a frame of %d bytes is longer than %s can carry: frames are merged, so sizes and rates are wrong; "
             "`botwatch agent check` prints how to switch merging off (on veth and virtio: at the other end)",
             length,
             ", ".join(self._names),

@@ -112,7 +112,7 @@ class Recorder:
             self.ended = f"{self.path} has reached its bound of {self._most} bytes"
         if self.ended:
             live.record(-1)
-            logger.warning("recording ended, capturing goes on: %s", self.ended)
+            logger.warning("the recording has ended, capturing goes on: %s", self.ended)
 
     def close(self) -> None:
         """Close the file."""

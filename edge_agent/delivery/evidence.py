@@ -113,7 +113,7 @@ class EvidenceStore:
         return self._stored[id]
 
     def of(self, id: str) -> Evidence | None:
-        """Return the evidence of an episode after `begin` and before `forget`."""
+        """Return the evidence of an episode between its `begin` and its `forget`."""
         return self._stored.get(id)
 
     def tick(self, t_ns: int) -> None:

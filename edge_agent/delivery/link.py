@@ -252,7 +252,7 @@ class Link:
             line.connection.unsubscribe(self._commands_filter)
 
     def _take(self, message: Incoming) -> None:
-        """Put a command where `received` finds it."""
+        """Store a command for `received` to return."""
         self.counts.commands += 1
         if len(self._incoming) >= _MAX_COMMANDS:
             self.counts.commands_lost += 1

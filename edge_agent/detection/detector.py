@@ -48,7 +48,7 @@ MAX_SUBJECTS = 4096
 
 
 class Detector:
-    """Rows in, detections out, for one bundle.
+    """Turns rows into detections by the rules of one bundle.
 
     With ``learn`` every device gets limits of its own from its traffic here: True keeps what is learnt in the detector;
     a function returns a device's `DeviceLimits` for its MAC and the steady time of its first row, and keeps them.

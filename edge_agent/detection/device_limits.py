@@ -88,7 +88,7 @@ class MinutePeaks:
         self.begin(forget_rows=True)
 
     def begin(self, *, forget_rows: bool) -> None:
-        """Begin a minute. With ``forget_rows`` its votes do not hold rows of the minute before."""
+        """Begin a minute. With ``forget_rows`` its votes do not include rows of the minute before."""
         self.every = self.quiet = Levels(0.0, 0.0)
         if forget_rows:
             self._rows = self._quiet_rows = np.zeros(0)  # scores of the last rows
@@ -383,7 +383,7 @@ class DeviceLimits:
 
     @property
     def stale_ns(self) -> int | None:
-        """The packet time since when the device goes beyond what it was known for; None if it does not."""
+        """The packet time at which the device began to go beyond what it was known for; None if it does not."""
         return self._staleness.since_ns
 
     @property

@@ -140,14 +140,14 @@ class Devices:
                 )
             elif limits.state == "stale":
                 logger.warning(
-                    "device %s is stale: for minutes it has gone beyond what it was known for. If this is intended (a "
-                    "firmware update, a new use), let it learn anew (`botwatch agent learn`); if not, look at its "
-                    "alerts",
+                    "device %s is stale: for some minutes its traffic has exceeded what it had learnt. If this is "
+                    "intended (a firmware update, a new use), let it learn anew (`botwatch agent learn`); if not, look "
+                    "at its alerts",
                     who,
                 )
             elif limits.state == "active":
                 score, counts = limits.factors()
-                capped = "; at the cap, so it is hardly protected" if limits.capped else ""
+                capped = "; that is the highest allowed, so the device is hardly protected" if limits.capped else ""
                 logger.info(
                     "device %s is active: its limits are %.3g (score) and %.3g (counts) times the model's%s",
                     *(who, score, counts, capped),

@@ -236,11 +236,11 @@ class VoteWindow:
         self.classes, self.profiles = _last(w, self.classes, classes), _last(w, self.profiles, profiles)
 
     def forget_hits(self) -> None:
-        """Count none of the rows any more as flagged by the rule in force: what comes now is not the same attack."""
+        """Stop counting any row as flagged by the rule in force: what comes now is not the same attack."""
         self.hits = self.counted = np.zeros_like(self.hits)
 
     def forget_flags(self) -> None:
-        """Count none of the rows any more as flagged by any rule."""
+        """Stop counting any row as flagged, by whatever rule."""
         self.settle()
         self.full = self.hits = self.counted = np.zeros_like(self.full)
 
@@ -283,7 +283,7 @@ class Alarm:
         """Sums over flagged rows; never changed in place, for votes refer to them."""
 
     def reportable(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return at which steady times (n,) a vote may be reported again: at most one a second is."""
+        """Return, for each steady time, if a vote may be reported again then, (n,): at most one a second is."""
         return t_ns >= self.reported_ns + _S
 
     def add(

@@ -55,7 +55,7 @@ class RowTable:
         return len(self.t_ns)
 
     def positions(self, columns: tuple[str, ...]) -> NDArray[np.intp]:
-        """Return the places of ``columns`` in this table."""
+        """Return the positions of ``columns`` in this table."""
         return np.array([self.columns.index(c) for c in columns], dtype=np.intp)
 
 

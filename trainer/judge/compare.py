@@ -405,7 +405,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="repeat each fit with seeds 1 to N (%(default)s)"
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most, instead of the config's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="most epochs of a fit, instead of the config's")
 
 
 def run(args: argparse.Namespace, command: str) -> int:

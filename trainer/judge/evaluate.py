@@ -313,7 +313,10 @@ def agent_config(path: Path | None) -> AgentConfig:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Run `botwatch trainer evaluate`: 0; 1 when an attack with a goal was missed or a benign device alerted; 2."""
+    """Run `botwatch trainer evaluate` and return the exit status.
+
+    It is 1 when an attack with a goal was missed or a benign device alerted, and 2 for an error, with the reason.
+    """
     try:
         bundle = bundles.load(args.bundle)
         if not 0 < args.base_rate <= 1:

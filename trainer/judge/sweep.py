@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", metavar="N,...", help=f"numbers of columns ({','.join(map(str, STEPS))})")
     parser.add_argument(
-        "--activations", metavar="NAME,...", help=f"of {', '.join(get_args(Activation))} ({','.join(ACTIVATIONS)})"
+        "--activations", metavar="NAME,...", help=f"some of {', '.join(get_args(Activation))} ({','.join(ACTIVATIONS)})"
     )
     parser.add_argument(
-        "--optimisers", metavar="NAME,...", help=f"of {', '.join(get_args(Optimiser))} ({','.join(OPTIMISERS)})"
+        "--optimisers", metavar="NAME,...", help=f"some of {', '.join(get_args(Optimiser))} ({','.join(OPTIMISERS)})"
     )
 
 
