@@ -171,7 +171,7 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
         store.close()
     c = ingest.counts
     logger.info(
-        "stopped: %d messages received; %d alerts stored, %d repeated, %d rejected, %d statuses, %d tests",
+        "stopped; messages: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
         *(c.received, c.stored, c.duplicates, c.rejected, c.statuses, c.tests),
     )
     return OK

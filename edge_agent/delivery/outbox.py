@@ -142,7 +142,7 @@ class Outbox:
             self._bound()
             return
         if self._failing:
-            logger.warning("%s can be written again: alerts are stored on the disk as before", self._state.path)
+            logger.warning("%s can be written again, and alerts are stored on the disk as before", self._state.path)
             self._failing = False
 
     def _bound(self) -> None:
