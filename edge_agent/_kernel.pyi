@@ -3,9 +3,8 @@
 import os
 from typing import Any, final
 
-COLUMNS: int
 ROW_META_SIZE: int
-ROW_META_LAYOUT: tuple[tuple[str, int, int], ...]
+ROW_META_OFFSETS: dict[str, int]
 NEW_PEER: int
 NEW_SOCKET: int
 FRAGMENT: int

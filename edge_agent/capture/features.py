@@ -23,6 +23,7 @@ from edge_agent._kernel import (
     NEW_PEER,
     NEW_SOCKET,
     PORTS,
+    ROW_META_OFFSETS,
     ROW_META_SIZE,
     TRUNCATED,
     Kernel,
@@ -55,14 +56,17 @@ __all__ = [
     "highest_ratios",
 ]
 
+_FORMATS = {
+    **{"t_ns": "i8", "src_mac": "u8", "dst_mac": "u8", "src": "(16,)u1", "dst": "(16,)u1"},
+    **{"sport": "u2", "dport": "u2", "length": "u4", "ethertype": "u2", "flags": "u1", "interface": "u1"},
+    **{"ip_version": "u1", "proto": "u1", "tcp_flags": "u1", "headers": "u1"},
+}
+
 ROW_META = np.dtype(
     {
-        "names": [
-            *("t_ns", "src_mac", "dst_mac", "src", "dst", "sport", "dport", "length"),
-            *("ethertype", "flags", "interface", "ip_version", "proto", "tcp_flags"),
-        ],
-        "formats": ["i8", "u8", "u8", "(16,)u1", "(16,)u1", "u2", "u2", "u4", "u2", "u1", "u1", "u1", "u1", "u1"],
-        "offsets": [0, 8, 16, 24, 40, 56, 58, 60, 64, 66, 67, 68, 69, 70],
+        "names": list(_FORMATS),
+        "formats": list(_FORMATS.values()),
+        "offsets": [ROW_META_OFFSETS[name] for name in _FORMATS],
         "itemsize": ROW_META_SIZE,
     }
 )
@@ -71,7 +75,8 @@ ROW_META = np.dtype(
 ``t_ns`` is since the epoch; MACs are 48-bit integers (0: none); addresses are 16 bytes, IPv4 in the first 4, the MAC in
 the first 6 where ``ip_version`` is 0; ``length`` is on the wire; ``flags`` are NEW_PEER, NEW_SOCKET, FRAGMENT,
 TRUNCATED, ICMP_QUOTED, ARP and PORTS (``sport`` and ``dport`` were read); ``interface`` is an index into
-`Rows.interfaces`.
+`Rows.interfaces`; ``headers`` are the captured bytes before the payload, 255 for that many and more. The fields leave
+no byte out: NumPy packs fields when arrays are joined, and the kernel would refuse rows of another size.
 """
 
 _POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}

@@ -454,13 +454,13 @@ static PyMethodDef module_methods[] = {
 
 /* ---- the module ---- */
 
-/* (name, offset, size) of every field, so that features.ROW_META can be compared with the struct that is compiled in. */
+/* Name -> offset of every field, from which features.ROW_META is built: the struct is the one that is compiled in. */
 static PyObject *layout(void)
 {
-#define FIELD(name) #name, (int)offsetof(struct row_meta, name), (int)sizeof(((struct row_meta *)0)->name)
-    return Py_BuildValue("((sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii)(sii))", FIELD(t_ns),
-                         FIELD(src_mac), FIELD(dst_mac), FIELD(src), FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length),
-                         FIELD(ethertype), FIELD(flags), FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags));
+#define FIELD(name) #name, (int)offsetof(struct row_meta, name)
+    return Py_BuildValue("{sisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
+                         FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype), FIELD(flags),
+                         FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers));
 #undef FIELD
 }
 
@@ -492,9 +492,8 @@ static int module_exec(PyObject *module)
         Py_DECREF(made);
     }
     PyObject *fields = layout();
-    failed = failed || fields == NULL || PyModule_AddObjectRef(module, "ROW_META_LAYOUT", fields) != 0 ||
+    failed = failed || fields == NULL || PyModule_AddObjectRef(module, "ROW_META_OFFSETS", fields) != 0 ||
              PyModule_AddIntConstant(module, "ROW_META_SIZE", sizeof(struct row_meta)) != 0 ||
-             PyModule_AddIntConstant(module, "COLUMNS", COLUMNS) != 0 ||
              PyModule_AddIntConstant(module, "NEW_PEER", NEW_PEER) != 0 ||
              PyModule_AddIntConstant(module, "NEW_SOCKET", NEW_SOCKET) != 0 ||
              PyModule_AddIntConstant(module, "FRAGMENT", FRAGMENT) != 0 ||

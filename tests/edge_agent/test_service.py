@@ -22,7 +22,7 @@ from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
 from tests.edge_agent.delivery.test_alerts import SCHEMA
-from tests.edge_agent.test_live import LISTEN, agent, alerts, state
+from tests.live import LISTEN, agent, alerts, state
 from tests.netns import MAC, ROOT, SEND, Wire, serving
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady

@@ -19,7 +19,6 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP as ScapyArp
 from scapy.layers.l2 import Ether
 
-from edge_agent import _kernel
 from edge_agent.capture.features import (
     ARP,
     FRAGMENT,
@@ -31,10 +30,12 @@ from edge_agent.capture.features import (
     TRUNCATED,
     Extractor,
     FeatureStateError,
+    SenderTable,
 )
 from edge_agent.capture.sources import open_file
 from edge_agent.contract.clock import BACKWARD_S
 from edge_agent.contract.columns import ALL_COLUMNS, DECAYS, NBAIOT_COLUMNS
+from edge_agent.contract.networks import Networks
 from tests import traffic
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
@@ -284,8 +285,7 @@ def streams(max_size: int) -> st.SearchStrategy[list[tuple[int, Spec]]]:
 
 
 def at_times(stream: Iterable[tuple[int, Spec]], linktype: int = 1) -> list[Frame]:
-    """Frames with these gaps, at most 60 s late: a longer step is a clock that was set, which the twin does not
-    know."""
+    """Frames with these gaps, at most 60 s late: a longer step is a clock that was set, unknown to the twin."""
     t = newest = START_NS
     frames = []
     for gap, spec in stream:
@@ -414,14 +414,30 @@ def test_what_cannot_be_read_is_counted_by_reason_and_leaves_the_row(reason: str
     assert extractor.counts()[f"malformed_{reason}"] == extractor.counts()["malformed"] == 1
 
 
-def test_row_meta_is_the_kernels_struct() -> None:
-    fields = {name: (offset, size) for name, offset, size in _kernel.ROW_META_LAYOUT}
-    assert ROW_META.names is not None
+def test_row_meta_leaves_out_no_byte_of_the_kernels_struct() -> None:
+    """Offsets and size are those of the struct that is compiled in, so each field must also have its size there."""
     assert ROW_META.fields is not None
-    assert set(fields) == set(ROW_META.names)
-    for name, (dtype, offset, *_) in ROW_META.fields.items():
-        assert fields[name] == (offset, dtype.itemsize), name
-    assert len(ALL_COLUMNS) == _kernel.COLUMNS
+    end = 0
+    for name, (dtype, offset, *_) in sorted(ROW_META.fields.items(), key=lambda field: field[1][1]):
+        assert offset == end, name
+        end += dtype.itemsize
+    assert end == ROW_META.itemsize
+
+
+def test_rows_that_were_joined_are_routed_as_they_were_in_one_piece() -> None:
+    """NumPy packs the fields of joined arrays; with a gap among them the rows were too short for the kernel."""
+    frames = at_times([(SECOND, Spec(src=i % 3, src_mac=i % 3, payload=i)) for i in range(40)])
+    whole, extractor = Extractor(64).push_frames(frames), Extractor(64)
+    joined = np.concatenate([extractor.push_frames(frames[at : at + 16]).meta for at in range(0, 40, 16)])
+    assert joined.dtype == ROW_META
+    assert joined.tobytes() == whole.meta.tobytes()
+    networks = Networks.parse(["10.0.0.0/8"])
+    one, other = (
+        SenderTable(16, None, networks.v4, networks.v6).route(meta, meta["t_ns"]) for meta in (joined, whole.meta)
+    )
+    assert one.keys == other.keys
+    for name in ("order", "starts", "chosen", "addresses"):
+        assert getattr(one, name).tolist() == getattr(other, name).tolist(), name
 
 
 def test_a_packet_from_the_past_decays_nothing_and_is_counted() -> None:
