@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="collector.yaml (default: the built-in defaults)")
-    common.add_argument("--db", metavar="URL", help="SQLite file or PostgreSQL URL, in place of the configured one")
+    common.add_argument(
+        "--db", metavar="URL", help="use this SQLite file or PostgreSQL URL instead of the configured one"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     text = "store alerts from the broker in the database until stopped (SIGINT, SIGTERM)"
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
     )
-    serve.add_argument("--broker", metavar="HOST:PORT", help="in place of the configured one")
+    serve.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of the configured one")
     serve.set_defaults(run=_serve)
 
     text = "list alerts in order of arrival, also while serve runs"
@@ -83,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     alerts.add_argument("--follow", action="store_true", help="keep running and show new alerts as they arrive")
     alerts.add_argument("--json", action="store_true", help="print the EVE documents, one per line")
-    alerts.add_argument("--last", type=_natural, default=50, metavar="N", help="list the last N (default 50; 0: all)")
+    alerts.add_argument(
+        "--last", type=_natural, default=50, metavar="N", help="list the last N alerts (default 50; 0: all)"
+    )
     alerts.add_argument("--gateway", metavar="ID", help="list only the alerts of this gateway")
     alerts.set_defaults(run=_alerts, broker=None)
 
@@ -99,12 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("gateway", metavar="GATEWAY")
     command.add_argument("verb", choices=tuple(VERBS), metavar="VERB")
     command.add_argument("pairs", nargs="*", metavar="KEY=VALUE")
-    command.add_argument("--broker", metavar="HOST:PORT", help="in place of the configured one")
+    command.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of the configured one")
     command.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="longest wait for the reply (default %(default)s s)"
     )
     command.add_argument(
-        "--out", type=Path, metavar="FILE", help="where `evidence` writes the pcap (default ALERT-ID.pcap)"
+        "--out", type=Path, metavar="FILE", help="file that `evidence` writes the pcap to (default ALERT-ID.pcap)"
     )
     command.set_defaults(run=_command)
     return parser
@@ -142,7 +146,7 @@ def _verb_help(name: str) -> str:
 
 
 def _pair(verb: str, item: str) -> tuple[str, object]:
-    """Return KEY=VALUE as the command's document has it."""
+    """Return the key and JSON value of KEY=VALUE, as the command's document has them."""
     key, equals, value = item.partition("=")
     if not equals:
         raise MessageError(f"{item[:40]!r} is not KEY=VALUE")
@@ -168,7 +172,7 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
         store.close()
     c = ingest.counts
     logger.info(
-        "stopped: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
+        "stopped; messages: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
         *(c.received, c.stored, c.duplicates, c.rejected, c.statuses, c.tests),
     )
     return OK

@@ -30,7 +30,7 @@ _PURGE_EVERY_S = 60.0
 
 @dataclass
 class IngestCounts:
-    """What happened how often, since the start."""
+    """Counters since the start."""
 
     received: int = 0
     stored: int = 0
@@ -55,14 +55,16 @@ class MessageJudge:
         if leaf == "status":
             return gateway, Status.read(decode(payload))
         if leaf != "alert":
-            raise MessageError(f"nothing is expected on .../{leaf}")
+            raise MessageError(f"no message is expected on .../{leaf}")
         document = decode(payload)
         error = next(self._validator.iter_errors(document), None)
         if error is not None:
             raise MessageError(f"schema: {error.json_path}: {error.message[:120]}")
         alert = Alert.read(document)
         if not gateway == document["host"] == alert.gateway:
-            raise MessageError(f"on the topic of {gateway} but of host {document['host']}, gateway {alert.gateway}")
+            raise MessageError(
+                f"came on the topic of {gateway}, but names host {document['host']}, gateway {alert.gateway}"
+            )
         return alert
 
 
@@ -194,7 +196,10 @@ class Ingest:
             self.counts.rejected += 1
             # the 1st, 2nd, 4th, 8th ...: a flood of them must not fill the log
             if self.counts.rejected.bit_count() == 1:
-                logger.warning("rejected (%d so far): %s: %s", self.counts.rejected, rejection.topic, rejection.reason)
+                where = f" on {rejection.topic}" if rejection.topic else ""
+                logger.warning(
+                    "a message%s was rejected (%d so far): %s", where, self.counts.rejected, rejection.reason
+                )
 
     def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
         tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
@@ -204,22 +209,22 @@ class Ingest:
         self.counts.statuses += len(arrivals) - len(tests)
 
     def purge(self) -> None:
-        """Delete what the retention does not cover, once a minute."""
+        """Delete alerts beyond the configured retention, once a minute."""
         if time.monotonic() < self._purge_at:
             return
         older = time.time_ns() - int(self.config.retention.days * 86_400e9)
         try:
             deleted = self._store.purge(older, self.config.retention.max_bytes)
         except StoreBusy as error:
-            logger.warning("database: %s; old alerts are deleted later", error)
+            logger.warning("database: %s; alerts beyond the configured retention are deleted later", error)
             deleted = 0
         if deleted:
-            logger.info("deleted %d alerts that the retention does not cover", deleted)
+            logger.info("deleted %d alerts beyond the configured retention", deleted)
         self._purge_at = time.monotonic() + (1.0 if deleted else _PURGE_EVERY_S)
 
 
 class _Inbox:
-    """Messages that are saved together: so many, or so long after the first."""
+    """Messages that are saved together, once there are enough of them or the first has waited long enough."""
 
     def __init__(self, config: CollectorConfig) -> None:
         self._config = config

@@ -1,6 +1,6 @@
 """One command to one gateway over a connection of its own: the reply, and the content that follows it in parts.
 
-What a command may say is `edge_agent.contract.commands`' knowledge, whether it is executed the gateway's.
+`edge_agent.contract.commands` knows what a command may say; the gateway decides whether to execute it.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _POLL_S = 0.1
 
 
 class OrderError(Exception):
-    """A command that could not be sent, or that nobody answered; the message says which."""
+    """A command that could not be sent or was not answered; the message says which."""
 
 
 def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float) -> tuple[Reply, bytes]:
@@ -62,7 +62,7 @@ def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float
 
 
 class _Exchange:
-    """A command, and what has come for it."""
+    """A command, and the messages that have come in reply to it."""
 
     def __init__(self, base: str, gateway: str, command: Command) -> None:
         self._gateway, self._command = gateway, command
@@ -74,7 +74,7 @@ class _Exchange:
         self._reply: Reply | None = None
 
     def act_on(self, connection: Connection, event: Event) -> None:
-        """Go on with the exchange. Raises OrderError when it cannot come to its end."""
+        """Take the next step of the exchange. Raises OrderError when it cannot be completed."""
         match event:
             case Connected():
                 replies = self._own_reply_topic if connection.protocol == "5" else self._reply_topic
@@ -92,7 +92,9 @@ class _Exchange:
             case Acknowledged(reason=reason, refused=True):
                 connection.disconnect(f"refuses the command: {reason}")
             case Acknowledged(unheard=True):
-                raise OrderError(f"{self._gateway} does not take commands: unknown to this broker, or `commands: []`")
+                raise OrderError(
+                    f"{self._gateway} does not take commands: the broker does not know it, or it has `commands: []`"
+                )
             case Incoming():
                 self._take(event)
 
@@ -111,11 +113,11 @@ class _Exchange:
             self._reply = reply
 
     def complete(self) -> bool:
-        """Return True if the reply is there with all that follows it."""
+        """Return True if the reply and all parts that follow it have come."""
         return self._reply is not None and (bool(self._reply.error) or len(self._parts) >= self._expected())
 
     def missing(self) -> str:
-        """Return what has not come, in words."""
+        """Describe the part of the answer that has not come."""
         if self._reply is not None:
             return f"{len(self._parts)} of {self._expected()} parts came from {self._gateway} in time"
         return f"no reply from {self._gateway}: is it running, and does it take commands?"
@@ -127,10 +129,10 @@ class _Exchange:
             return self._reply, b""
         content = b"".join(self._parts.get(part, b"") for part in range(self._expected()))
         if hashlib.sha256(content).hexdigest() != self._reply.result.get("sha256"):
-            raise OrderError(f"what came from {self._gateway} does not have the sha256 of its reply")
+            raise OrderError(f"the content from {self._gateway} does not match the sha256 in its reply")
         return self._reply, content
 
     def _expected(self) -> int:
-        """How many parts follow the reply that is there."""
+        """Return the number of parts that follow the reply that has come."""
         count = (self._reply.result or {}).get("count") if self._reply and self._parts_topic else 0
         return count if isinstance(count, int) and 0 <= count <= _MAX_PARTS else _MAX_PARTS

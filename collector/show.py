@@ -1,4 +1,4 @@
-"""How an alert reads for a person: as a row of a table, and as one line of a list that grows.
+"""The form in which people read an alert: a row of a table, or one line of a list that grows.
 
 Words that come from gateways are printed without characters that a terminal would obey. Which alerts are shown, and
 where, is the command's decision.
@@ -43,7 +43,7 @@ def alert_line(alert: Alert) -> Text:
 
 
 def _headline(alert: Alert) -> Text:
-    """What is reported, in a colour by state and severity."""
+    """Return the words for what is reported, in a colour by state and severity."""
     style = "dim" if alert.state == "end" else "bold red" if CLASSES[alert.class_name].severity == 1 else "yellow"
     if alert.test:
         style = "cyan"

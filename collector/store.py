@@ -157,7 +157,7 @@ class Rejection:
 
 
 class Fresh(NamedTuple):
-    """How many alerts of a batch were new; ``tests``, those sent by hand, are not among ``alerts``."""
+    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``."""
 
     alerts: int
     tests: int

@@ -83,7 +83,7 @@ def _version(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """One variant of a run's networks, converted and measured; ``files`` are by their names in a bundle."""
+    """One variant of a run's networks, converted and measured; ``files`` has contents by name in a bundle."""
 
     files: dict[str, bytes]
     decision: "Decision"

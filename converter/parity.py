@@ -96,7 +96,7 @@ class ClassFlips:
 
     @property
     def share(self) -> float:
-        """Changed share of all rows; 0 without rows."""
+        """The share of all rows whose class changed; 0 without rows."""
         return self.changed / self.rows if self.rows else 0.0
 
 
@@ -156,7 +156,9 @@ class Observer:
     def seen(self) -> tuple[ParityRows, list[Outcome]]:
         """Return the rows and the output of each pair for them; ValueError when there were no rows."""
         if not self._part:
-            raise ValueError("every row is a train row of an attack: nothing to compute τ from or to compare")
+            raise ValueError(
+                "every row is a train row of an attack, so there is nothing to compute τ from or to compare"
+            )
         part, label = np.concatenate(self._part), np.concatenate(self._label)
         benign = label == BENIGN
         rows = ParityRows(

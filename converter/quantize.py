@@ -1,4 +1,4 @@
-"""From Keras networks to .tflite bytes in four variants, and facts about the bytes that need no run of them.
+"""From Keras networks to .tflite bytes in four variants, and facts about the bytes that are read without running them.
 
 This is the only user of TensorFlow in this package, and imports it when it is first needed. Inputs and outputs are
 float32 in every variant; scaling, clipping and the residual are the Scaler's and stay in float.
@@ -23,7 +23,7 @@ TFLITE_2_14 = {"FULLY_CONNECTED": 11, "TANH": 3, "SOFTMAX": 3, "QUANTIZE": 3, "D
 """Newest version of each operator that tflite-runtime 2.14 (the only one on 32-bit ARM) runs."""
 
 KERAS_BATCH = 8192
-"""Rows that Keras predicts at a time."""
+"""Number of rows that Keras predicts at a time."""
 
 
 def load_keras(path: Path, inputs: int, outputs: int) -> Any:

@@ -19,7 +19,7 @@ from edge_agent.contract.runfolder import ModelFile, RunFolderError
 from edge_agent.contract.scaling import Array, Scaler
 
 BLOCK = 32_768
-"""Rows held in memory at a time: 18 MB of 140 float32 columns."""
+"""Number of rows held in memory at a time: 18 MB of 140 float32 columns."""
 
 
 @dataclass(frozen=True, kw_only=True)

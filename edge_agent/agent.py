@@ -25,13 +25,19 @@ BATCH = 4096
 """Frames taken at a time: large enough for the models' batches, small enough that an alert is not late."""
 
 GATHERED_NS = 1_000_000_000
-"""Frames that are older than this have certainly been taken when the loop finds that nobody sends."""
+"""Age in ns from which on all frames have certainly been taken when the loop finds no more frames."""
 
 logger = logging.getLogger(__name__)
 
+_SCORING = {
+    "all": "every row is scored again",
+    "shared": "more packets come than the budget of rows allows, and each device gets its share",
+    "sparse": "far more packets come than the budget of rows allows, and fewer than one row in ten is scored",
+}
+
 
 class Agent:
-    """Packets in, alerts out.
+    """Turns packets into alerts.
 
     Some parts depend on the bundle: the detector, the limits of devices, and the model that alerts name. `take_over`
     changes them in one call. All others outlive a bundle: what devices have been seen doing, open episodes,
@@ -106,10 +112,11 @@ class Agent:
         """Let another bundle judge from the next batch on; return the alerts that the one in use had still to report.
 
         It is called between two batches, so no packet is lost. Open episodes go on under their ids. Of every device and
-        victim it stays known since when it has been seen, what it has opened, and the aftermath of an alarm. Windows of
-        votes begin empty, because they are of the old limits: of an attack that goes on, nothing is reported until k of
-        its rows are above the new ones. Limits that devices have learnt are calculated anew from their stored rows; a
-        device with too few of them learns anew, and at most the minute at hand is lost to learning. Counters go on.
+        victim the agent still knows since when it has been seen, what it has opened, and the aftermath of an alarm.
+        Windows of votes begin empty, because they rest on the old limits: an attack that goes on is not reported until
+        k of its rows are above the new ones. Limits that devices have learnt are calculated anew from their stored
+        rows; a device with too few of them learns anew, and at most the minute at hand is lost to learning. Counters go
+        on.
 
         The bundle that is in use already changes nothing. BundleError, `runtime.ModelError` or StateError when the
         bundle cannot be used: then the one in use stays.
@@ -122,7 +129,7 @@ class Agent:
         detector.take_over(self.detector)
         self._sha256, self.devices, self.detector = bundle.sha256, devices, detector
         before, self.alerter.model = self.alerter.model.version, _model_info(bundle)
-        logger.info("model %s is in use, it was %s", self.alerter.model.version, before)
+        logger.info("model %s is in use now, in place of model %s", self.alerter.model.version, before)
         return alerts
 
     def change(self, config: AgentConfig) -> None:
@@ -146,7 +153,10 @@ class Agent:
         detections = self.detector.observe(rows)
         if self.detector.step != self._step:
             shed = self.detector.counters["shed"]
-            logger.warning("scoring: %s, was %s; %d rows shed so far", self.detector.step, self._step, shed)
+            logger.warning(
+                "scoring changed from %s to %s: %s; %d rows shed so far",
+                *(self._step, self.detector.step, _SCORING[self.detector.step], shed),
+            )
             self._step = self.detector.step
         yield from self._consider(detections)
         yield from self._consider(self.checkins.observe(rows) if self.checkins else ())

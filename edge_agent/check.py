@@ -57,7 +57,7 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         yield from _interface(name, config)
     if len(config.capture.interfaces) > 1:
         for name in sorted(way_out() & set(config.capture.interfaces)):
-            text = "leads to the internet, and its frames cannot be told apart by device behind NAT: remove it from "
+            text = "leads to the internet, where all devices have one address behind NAT: remove it from "
             yield Finding(name, True, text + "capture.interfaces")
     yield from _broker(config)
     yield _clock(bundle)
@@ -161,7 +161,7 @@ def _certificate(key: str, path: Path) -> Finding:
 
 
 def not_after(pem: str) -> float:
-    """Return when the first certificate in ``pem`` expires, in Unix seconds; ValueError when there is none.
+    """Return when the first certificate in ``pem`` expires, in Unix seconds; ValueError when it holds none.
 
     The structure is that of RFC 5280, section 4.1. The standard library reads it only from a connection's peer.
     """

@@ -337,7 +337,7 @@ class Control:
             active = self.suppressions.active().values()
             if any(old.same_as(entry) and old.origin == "local" for old in active):
                 raise CommandRefused(
-                    "an entry about the same was made on the gateway, and the broker cannot replace it"
+                    "an entry that covers the same was made on the gateway, and the broker cannot replace it"
                 )
             others = sum(old.origin == "broker" and not old.same_as(entry) for old in active)
             if others >= (most := self._config.control.remote_entries):
@@ -359,7 +359,9 @@ class Control:
         if device == ALL_DEVICES:
             raise CommandRefused("through the broker a command must name one device")
         if for_s > most_s:
-            raise CommandRefused(f"through the broker at most {most_s:.0f} s (control.remote_hours), not {for_s:.0f}")
+            raise CommandRefused(
+                f"made through the broker it lasts at most {most_s:.0f} s (control.remote_hours), not {for_s:.0f}"
+            )
         if device in own_addresses():
             raise CommandRefused(
                 f"{device} is the gateway itself, whose alerts only a command on the gateway can suppress"

@@ -45,7 +45,7 @@ class HealthMonitor:
         self._agent, self._interfaces, self._publisher, self._clock = agent, interfaces, publisher, clock
         self._next, self._frames = 0.0, 0
         self.refused = ""
-        """Why the configuration that was read last is not in use; "" if it is."""
+        """The reason why the configuration that was read last is not in use; "" if it is."""
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
         self._surroundings = Attachment(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
@@ -61,7 +61,7 @@ class HealthMonitor:
         return self._publisher.health_s if self._publisher else 60.0
 
     def now(self) -> None:
-        """Make health due at once."""
+        """Let the next `beat` publish health, whenever it was due."""
         self._next = 0.0
 
     def beat(self, now: float) -> None:
@@ -74,7 +74,9 @@ class HealthMonitor:
         self._surroundings.beat(now, frames)
         lost = captured["dropped"] + captured["interface_dropped"]
         if lost > self._drops:
-            logger.warning("%d frames were dropped before they could be read, %d in all", lost - self._drops, lost)
+            logger.warning(
+                "%d frames were dropped before they could be read, %d since the start", lost - self._drops, lost
+            )
         if self._publisher:
             health = messages.encode(self.document().document())
             self._publisher.link.retain("health", health, qos=0, expires_s=int(HEALTH_LASTS * self._every_s))
@@ -114,6 +116,6 @@ class HealthMonitor:
         if alerter.clock == before:
             return
         if alerter.clock == "unsynced":
-            logger.warning("the system's clock is not synchronised: alerts say so, their times may be wrong")
+            logger.warning("the system's clock is not synchronised: alerts say so, and their times may be wrong")
         else:
             logger.info("the system's clock is synchronised")

@@ -1,7 +1,7 @@
 """Storage of what was learnt of devices: written in time, published, and taken up by the agent's next run.
 
 Two files: the state file has each device's limits and rows (`detection.devices`), the file beside it what each device
-has contacted (`capture.features`), which is large and good for every model.
+has contacted (`capture.features`), which is large and valid for every model.
 """
 
 import logging
@@ -31,7 +31,7 @@ SAVED_AN_HOUR = 500_000
 """Bytes written in an hour at most, to spare the card: where there is more to write, it is written less often."""
 
 MAX_SEEN = 32 << 20
-"""Bytes of the largest file of what devices have seen that is read."""
+"""Largest size in bytes of a file of what devices have seen; a larger one is not read."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class LearningStore:
     """Logs and, with a ``publisher``, publishes and stores what is learnt of devices.
 
     ``devices`` returns those in use, which another bundle replaces. The disk is written by a thread of its own, so that
-    a slow card does not hold up packets; what one write could not do is left to the next.
+    a slow card does not hold up packets; what one write could not store is left to the next.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class LearningStore:
                 self._trouble = ""
             except (StateError, OSError) as error:
                 if str(error) != self._trouble:
-                    logger.error("what was learnt of devices cannot be stored, it is tried again: %s", error)
+                    logger.error("what was learnt of devices cannot be stored and will be tried again: %s", error)
                 self._trouble = str(error)
             give_back_memory()  # what was packed and written, and was needed for a moment
 
@@ -141,7 +141,7 @@ def recall(extractor: Extractor, path: Path) -> bool:
     except (FeatureStateError, OSError) as error:
         aside = path.with_name(path.name + ".corrupt")
         logger.error(
-            "%s cannot be read and is moved to %s, what devices have contacted is learnt anew: %s",
+            "%s cannot be read and is moved to %s, and what devices have contacted is learnt anew: %s",
             path,
             aside.name,
             error,

@@ -30,7 +30,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_agent.contract.broker import BrokerConfig, BrokerError, Versions, alert_in, explain, last_words, plain
 
 _BROKEN = (MQTTException, OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
-"""What paho raises on a broken or rogue broker; it ends the connection and never the thread."""
+"""Exceptions that paho raises on a broken or rogue broker; they end the connection and never the thread."""
 
 _NO_SUBSCRIBER = 0x10  # MQTT 5: "No matching subscribers"
 _OVERHEAD = 16  # bytes of a PUBLISH packet beside topic, payload and correlation data, at most
@@ -264,7 +264,7 @@ class Connection:
         return self._ended is not None or self._client.socket() is None
 
     def _call(self, verb: Callable[[], _Answer]) -> _Answer:
-        """Have paho do something, unless the connection is over."""
+        """Call a function of paho's, unless the connection is over."""
         if self._over():
             raise self._end()
         try:
@@ -361,7 +361,7 @@ class Connection:
 
 
 def _client(dialer: Dialer, level: int) -> mqtt.Client:
-    """A client of paho's under MQTT ``level`` 5 or 4, not yet connected."""
+    """Return a client of paho's under MQTT ``level`` 5 or 4, not yet connected."""
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=dialer.client_id,

@@ -152,7 +152,7 @@ class Publisher:
             self._thread.join(max(self._stopped + STOP_S - time.monotonic(), 0.0))
             if self._thread.is_alive():
                 logger.info(
-                    "broker %s is slow: the agent ends without it; the outbox keeps what it has not taken",
+                    "broker %s is slow, and the agent ends without it; alerts that it has not taken stay in the outbox",
                     self.link.config.address,
                 )
             if left := self.outbox.save():

@@ -127,7 +127,9 @@ class Reload:
         if publisher:
             publisher.change(new)
         self._config = new
-        logger.info("configuration read again: %s", f"{', '.join(keys)} taken up" if keys else "nothing has changed")
+        logger.info(
+            "the configuration was read again: %s", f"{', '.join(keys)} taken up" if keys else "nothing has changed"
+        )
         return ""
 
     def _refuse(self, reason: str) -> str:

@@ -243,8 +243,8 @@ class State:
         if not claimed and self._in_use():
             raise StateError(f"{self.path}: {error}; another agent uses it")
         logger.error(
-            "state %s cannot be used (%s): moved to %s; the agent goes on without the alerts, suppressions and limits "
-            "in it",
+            "state file %s cannot be used (%s) and is moved to %s; the agent goes on without the alerts, suppressions "
+            "and limits in it",
             *(self.path, error, aside.name),
         )
         try:
@@ -325,7 +325,7 @@ class State:
             except OSError as error:
                 if error.errno not in DISK_TROUBLE:
                     raise StateError(f"{self.path}: {error.strerror}") from error
-                return True  # a disk that does not even take a name; nobody else gets further
+                return True  # the disk does not even take a new file, so no other process gets further
         deadline = time.monotonic() + wait_s
         while True:
             try:

@@ -81,12 +81,18 @@ def _await(
         if time.monotonic() >= deadline:
             now = line()
             why = now.get("trouble") or ("it does not answer" if now.get("connected") else "no connection yet")
-            where = f"the alert waits in {state.path}" if queued else "the disk cannot be written, it waits in memory"
+            where = (
+                f"the alert waits in {state.path}"
+                if queued
+                else "the disk cannot be written, so the alert waits in memory"
+            )
             raise NotDelivered(f"broker {config.broker.address}: {why}; {where} and is sent when the broker takes it")
         time.sleep(_LOOK_S)
     protocol = line().get("protocol", "")
     readers = (
-        ", and it has a subscriber for alerts" if protocol == "5" else "; MQTT 3.1.1 cannot tell if it has readers"
+        ", and it has a subscriber for alerts"
+        if protocol == "5"
+        else "; under MQTT 3.1.1 it is unknown if anybody subscribes"
     )
     yield f"broker {config.broker.address} has taken it (MQTT {protocol}){readers}"
     yield "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it is counted nowhere"

@@ -231,4 +231,4 @@ def test_a_damaged_state_file_is_moved_aside_and_counted_and_the_agent_alerts(si
             times = [parse_time(health["ts"]) for health in heard("health")]
             assert times[3] - times[0] > 1.5e9  # health_s is 1; on a busy machine one may be late and the next not
     assert (site.disk / "box.sqlite.corrupt").read_bytes() == b"no database " * 1000
-    assert site.log().count("cannot be used (file is not a database): moved to box.sqlite.corrupt") == 1
+    assert site.log().count("cannot be used (file is not a database) and is moved to box.sqlite.corrupt") == 1

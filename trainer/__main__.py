@@ -20,7 +20,7 @@ MODULES = {
     "explain": ("trainer.judge.explain", "explain a run's detections by LIME"),
     "baselines": ("trainer.judge.baselines", "compare the autoencoder with simpler methods"),
     "audit": ("trainer.judge.audit", "look for leaks in a run's rows"),
-    "report": ("trainer.report.page", "show everything known of a run in one HTML file"),
+    "report": ("trainer.report.page", "show everything that is known of a run in one HTML file"),
     "evaluate": ("trainer.judge.evaluate", "judge a finished bundle on captures or rows"),
     "generate": ("trainer.generate", "write labelled captures of generated devices and attacks"),
     "study": ("trainer.study", "repeat the original studies' experiments, with the honest numbers beside theirs"),
@@ -69,7 +69,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
     fit = commands.add_parser(
         "fit",
-        help="train as a config says: a run folder with models, scaler, τ and metrics",
+        help="train as a config says, into a run folder with models, scaler, τ and metrics",
         description="Split and scale rows, train autoencoder and classifier, compute τ, measure, write the run folder.",
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --out runs/home --top-n 20",
         formatter_class=raw,

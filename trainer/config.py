@@ -93,7 +93,7 @@ class ClassifierSettings:
     # of the train part; more rows are sampled evenly, and classes with fewer weigh as much as the others
     rows_per_class: int = within(20_000, 1, 10**9)
     classes: dict[str, str] = within({}, 0, 10_000)  # label -> class, for labels trained as one
-    merge: bool = True  # types of a family that the rows do not tell apart become one class
+    merge: bool = True  # types of a family that the rows do not distinguish become one class
     hidden: tuple[int, ...] = within((8, 8), 0, 32)  # widths of the hidden layers
     head: Literal["softmax", "clipped"] = "softmax"  # clipped: min(1, max(0, w·h + b)) per class, a baseline
     training: Training = Training(epochs=200, batch=256, patience=15)

@@ -1,7 +1,7 @@
 """`botwatch demo`: the whole chain on this machine, each part as the process a user would start.
 
 Captures -> fit -> bundle -> broker, collector and agents -> alerts as they come -> a closing table. This module knows
-the order of the commands and holds the collector's alerts against the manifest of what was replayed; it computes
+the order of the commands and compares the collector's alerts with the manifest of what was replayed; it computes
 nothing that the product computes elsewhere.
 """
 
@@ -117,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="use your own captures instead of generated ones: a folder with manifest.yaml (all benign captures of a "
         "device but the last are fitted), or with fit.yaml and replay.yaml",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of those manifests' files, if it is another")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder of the captures, if they are not beside their manifests"
+    )
     args = parser.parse_args(argv)
     began = time.monotonic()
 
@@ -360,7 +362,7 @@ def _stored(database: Path, out: Path) -> list[Alert]:
 
 
 def judge(capture: Capture, gateway: str, root: Path, alerts: Sequence[Alert]) -> Verdict:
-    """Hold one gateway's alerts against what its capture holds, by the rule of `botwatch trainer evaluate`."""
+    """Compare one gateway's alerts with the events of its capture, by the rule of `botwatch trainer evaluate`."""
     mac = captures.parse_mac(capture.mac) if capture.mac else None
     times = _times(root / capture.file, mac)
     start = capture.attack.start_ns if capture.attack else int(times[0]) if len(times) else 0

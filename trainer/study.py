@@ -702,7 +702,7 @@ class DeviceModel:
     cells: tuple[Cell, ...]
     row_fpr: float
     window: int | None
-    """Shortest majority window without an alarm on benign rows; None if there is none."""
+    """Shortest majority window without an alarm on benign rows; None if every window alarms."""
 
 
 def _per_device(config: Config, table: "RowTable", main: Arm) -> Part:

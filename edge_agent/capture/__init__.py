@@ -1,1 +1,1 @@
-"""The way in: where packets come from, and the rows of statistics the kernel makes of them."""
+"""The agent's input: sources of packets, and the rows of statistics that the kernel makes of them."""

@@ -1,4 +1,4 @@
-"""The place where the agent captures: if frames are merged before they can be seen, and if devices can be told apart.
+"""Checks of the place where the agent captures: are frames merged, and can devices be distinguished?
 
 Linux merges received frames of a connection (GRO, LRO) and sends several as one (TSO), and a capture shows the merged
 frames: too few and too long. A merged frame below the MTU cannot be recognised, so merging must be switched off; frames
@@ -87,7 +87,7 @@ def _lowest(name: str, depth: int = 4) -> Iterator[str]:
 
 
 def _active(name: str, wanted: dict[str, str]) -> list[str]:
-    """Return those of the ``wanted`` features that are on, by ethtool's ioctl."""
+    """Return the ``wanted`` features that are switched on, by ethtool's ioctl."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
 
         def ask(form: str, *head: int, more: int = 0) -> bytes:
@@ -110,10 +110,10 @@ def _active(name: str, wanted: dict[str, str]) -> list[str]:
 
 
 class Attachment:
-    """Tells from the frames if the interfaces are attached at the wrong place; each finding is logged once.
+    """Recognises from the frames that interfaces are attached at the wrong place, and logs each finding once.
 
     A gateway's LAN side shows devices under MACs of their own; beyond NAT there is only the router's. This machine's
-    MACs and those that send packets of remote addresses do not count as devices.
+    MACs and MACs that send packets of remote addresses do not count as devices.
     """
 
     def __init__(self, names: Sequence[str], networks: Sequence[str], began: float) -> None:
@@ -140,14 +140,14 @@ class Attachment:
             self._devices -= self._routers
 
     def beat(self, now: float, frames: int) -> None:
-        """Log a warning if there are no devices to tell apart after ``frames`` frames, at time ``now``."""
+        """Log a warning if no two devices have been seen by time ``now``, after ``frames`` frames."""
         if self._logged_alone or len(self._devices) > 1 or now - self._began < ALONE_S or frames < ALONE_FRAMES:
             return
         self._logged_alone = True
         which = f"one device ({mac_text(next(iter(self._devices)))})" if self._devices else "no device"
         logger.warning(
-            "%s: %s seen with an address of the monitored networks. If there are more devices, this is the wrong side "
-            "of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
+            "%s: %s was seen with an address of the monitored networks. If there are more devices, this is the wrong "
+            "side of NAT: capture where devices are attached (docs/gateway.md, Where to attach)",
             ", ".join(self._names),
             which,
         )
@@ -157,7 +157,7 @@ class Attachment:
             return
         self._logged_merged = True
         logger.warning(
-            "a frame of %d bytes, longer than %s can carry: frames are merged, so sizes and rates are wrong; "
+            "a frame of %d bytes is longer than %s can carry: frames are merged, so sizes and rates are wrong; "
             "`botwatch agent check` prints how to switch merging off (on veth and virtio: at the other end)",
             length,
             ", ".join(self._names),

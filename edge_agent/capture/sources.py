@@ -112,7 +112,7 @@ class Recorder:
             self.ended = f"{self.path} has reached its bound of {self._most} bytes"
         if self.ended:
             live.record(-1)
-            logger.warning("recording ended, capturing goes on: %s", self.ended)
+            logger.warning("the recording has ended, capturing goes on: %s", self.ended)
 
     def close(self) -> None:
         """Close the file."""
@@ -143,7 +143,7 @@ class Interfaces(Source):
 
     With ``settings.once`` a frame that this machine forwards is taken only on its way in, and one that several
     interfaces show, such as a bridge and its ports, only once. An interface that goes away is opened again when it is
-    back. CaptureError if an interface cannot be opened at the start: there is none of that name, it is down, the right
+    back. CaptureError if an interface cannot be opened at the start: no interface has that name, it is down, the right
     (CAP_NET_RAW) is missing, its link layer is not supported, or the filter does not compile.
     """
 

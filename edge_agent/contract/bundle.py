@@ -113,7 +113,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision(Rules):
-    """When scores become a detection; computed by `edge_agent.detection.calibrate` from benign rows alone.
+    """The rules and limits by which scores become a detection, which `calibrate` computes from benign rows alone.
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
@@ -319,7 +319,7 @@ def _read(path: Path, name: str) -> bytes:
         with open(path / name, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise BundleError(f"{path}: no bundle: {name} is missing") from error
+        raise BundleError(f"{path}: not a bundle: {name} is missing") from error
     except OSError as error:
         raise BundleError(f"{path / name}: cannot be read: {error}") from error
     if len(content) > MAX_FILE_BYTES:

@@ -142,7 +142,10 @@ _FOR = Argument(
     help="how long it lasts: 90s, 15m, 24h, 7d (default {})",
 )
 _REASON = Argument(
-    read=_text(200, "a reason"), option="--reason", metavar="TEXT", help="why; it is stored and shown by `status`"
+    read=_text(200, "a reason"),
+    option="--reason",
+    metavar="TEXT",
+    help="the reason, which is stored and shown by `status`",
 )
 _BY, _TS = _text(64, "who"), _time
 
@@ -210,7 +213,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "unallow": Verb(
         about="end an allow, so that alerts are sent again",
-        arguments={"entry": replace(_ENTRY, option="", metavar="N", help="its number, as `status` shows it")},
+        arguments={"entry": replace(_ENTRY, option="", metavar="N", help="number of the entry, as `status` shows it")},
         required=("entry",),
         local="3",
     ),
@@ -253,7 +256,7 @@ VERBS: Mapping[str, Verb] = {
         local="cam-entrance",
     ),
     "replay": Verb(
-        about="send alerts again that the broker has taken since a time",
+        about="send again the alerts that the broker has taken since a time",
         arguments={"since": Argument(read=_time, write=format_time, parse=_parse_since)},
         required=("since",),
     ),

@@ -31,9 +31,9 @@ class Networks:
         return cls(tuple(v4), tuple(v6))
 
     def hold(self, address: NDArray[np.uint8], version: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return for each address (n, 16) of IP ``version`` (n,) if it is monitored, (n,).
+        """Return, for each address (n, 16) of IP ``version`` (n,), if it is monitored, (n,).
 
-        Rows without IP are: their addresses are of the link layer, hence local.
+        Rows without IP count as monitored: their addresses are of the link layer, hence local.
         """
         words = np.ascontiguousarray(address).view(">u8")[:, 0].astype(np.uint64)
         inside = version == 0

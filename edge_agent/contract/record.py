@@ -9,7 +9,7 @@ form:
 
 `write`, `read` and `grammar` are the writer, the reader and the JSON Schema of such a class. A field that has a default
 may be absent, and is left out when its value is empty (None, False, "" or ()). The fields of one class may lie in
-several objects, which are told apart by ``part``. Standard library only.
+several objects; ``part`` names the object of a field. Standard library only.
 """
 
 import types
@@ -57,7 +57,7 @@ def spelt(
 
 
 def one_of(options: Iterable[str]) -> Form:
-    """The form of a text that is one of ``options``."""
+    """Return the form of a text that is one of ``options``."""
     known = tuple(options)
 
     def read(value: object) -> str:
@@ -148,7 +148,7 @@ def _fields(cls: type) -> tuple[_Field, ...]:
 
 
 def _form(hint: Any) -> Form:
-    """The form that belongs to a type."""
+    """Return the form that belongs to a type."""
     if get_origin(hint) is Literal:
         return one_of(get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):  # only with None: `write` leaves that out

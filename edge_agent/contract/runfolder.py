@@ -2,7 +2,7 @@
 
 It is the whole interface between trainer and converter: the Keras networks, ``model.json`` with everything that decides
 a detection, the raw rows with the part each one was used for, and how it was made. The names and the JSON files are
-written and read here, side by side; what is inside a Keras or a Parquet file is known by those who open it.
+written and read here, side by side; the content of Keras and Parquet files is known by the modules that open them.
 """
 
 import json
@@ -43,7 +43,7 @@ class ModelFile:
     """The content of model.json, in the order in which it is written.
 
     ``scaler`` is as `Scaler.to_json` gives it. ``normal`` is, per column, (median, 99.9 % quantile) of benign train
-    rows in the column's own unit. ``classes`` are those of the classifier, benign first; empty where there is none.
+    rows in the column's own unit. ``classes`` are those of the classifier, benign first; empty without a classifier.
     ``signatures`` holds the packet profile of each class that was learnt from packets. ``generated`` is true when any
     row came from generated traffic. ``provenance`` names what the model was made of, for the bundle's manifest.
     """
@@ -102,7 +102,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """Return the keys and values of a JSON file of a run folder; RunFolderError when it has none."""
+    """Return the keys and values of a JSON file of a run folder; RunFolderError when it does not hold any."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:

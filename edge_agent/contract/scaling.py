@@ -78,7 +78,7 @@ def fit(
     clip: float | None = 10.0,
     floor: float = SCALE_FLOOR,
 ) -> Scaler:
-    """Return a scaler fitted on benign train rows (n, k). ScalingError if there are none or one is not finite."""
+    """Return a scaler fitted on benign train rows (n, k). ScalingError without rows, or if a value is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2 or not len(x):
         raise ScalingError(f"no rows to fit a scaler on (shape {x.shape})")

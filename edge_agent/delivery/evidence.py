@@ -30,7 +30,7 @@ _BLOCK = 4096  # bytes; files are counted in whole blocks of the disk, so that m
 
 
 class EvidenceError(Exception):
-    """Evidence that is not available; the message says of which episode and why."""
+    """Evidence that is not available; the message names the episode and the reason."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class EvidenceStore:
         return self._stored[id]
 
     def of(self, id: str) -> Evidence | None:
-        """Return the evidence of an episode after `begin` and before `forget`."""
+        """Return the evidence of an episode between its `begin` and its `forget`."""
         return self._stored.get(id)
 
     def tick(self, t_ns: int) -> None:
@@ -181,7 +181,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def fetch(folder: Path, id: str) -> bytes:
-    """Return the pcap of episode ``id``; EvidenceError when there is none, or no longer."""
+    """Return the pcap of episode ``id``; EvidenceError when it is not stored, or no longer."""
     name = f"{id}.pcap"
     if not is_uuid7(id):
         raise EvidenceError(f"{id[:60]!r} is not the id of an alert")
@@ -198,7 +198,7 @@ def fetch(folder: Path, id: str) -> bytes:
 def chunks(folder: Path, id: str) -> tuple[dict[str, object], Iterator[Chunk]]:
     """Return the reply to a command for evidence (``id``, ``sha256``, ``bytes``, ``count``), and ``count`` parts.
 
-    EvidenceError when there is none.
+    EvidenceError when no evidence is stored.
     """
     content = fetch(folder, id)
     count = max(-(-len(content) // CHUNK_BYTES), 1)

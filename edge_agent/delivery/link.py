@@ -32,7 +32,7 @@ __all__ = ["BrokerConfig", "Incoming", "Link", "LinkCounts"]
 
 logger = logging.getLogger(__name__)
 
-_STEADY_S = 10.0  # a connection that lasted so long was not one of those that end as soon as they are made
+_STEADY_S = 10.0  # a connection that lasted this long was a working one
 _MAX_LOGGED = 16  # problems that are logged between two steady connections
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _GOODBYE_S = 0.8  # how long the last alerts and the last status may take
@@ -43,7 +43,7 @@ _MAX_CORRELATION = 256  # bytes of correlation data that a reply gives back
 
 @dataclass
 class LinkCounts(ShipmentCounts):
-    """What happened how often, since the start; ``refused`` includes refusals of the agent's own documents."""
+    """Counters since the start; ``refused`` includes refusals of the agent's own documents."""
 
     connects: int = 0
     failures: int = 0  # attempts to connect, and connections, that failed
@@ -65,7 +65,7 @@ class _Document:
 
 @dataclass
 class _Line:
-    """One connection and what was said on it; the next one begins with nothing said."""
+    """One connection and the state of the exchange on it; the next connection begins with a new one."""
 
     connection: Connection
     shipment: Shipment
@@ -126,7 +126,7 @@ class Link:
             stop.wait(wait)
 
     def retain(self, leaf: str, payload: bytes, *, qos: Literal[0, 1] = 1, expires_s: int | None = None) -> None:
-        """Let ``.../<leaf>`` say ``payload``: published, retained, now and on every new connection, until the next one.
+        """Publish ``payload`` on ``.../<leaf>``, retained, now and on every new connection until it is replaced.
 
         Under MQTT 5 a broker forgets it after ``expires_s``. For any thread. Nothing is stored over a restart.
         """
@@ -166,12 +166,12 @@ class Link:
         return _MAX_COMMANDS - len(self._replies)
 
     def resend(self) -> None:
-        """Begin again with the oldest message of the outbox, where others wait again. For any thread."""
+        """Begin again with the oldest message of the outbox, where delivered ones wait again. For any thread."""
         self._resend = True
         self.wake()
 
     def wake(self) -> None:
-        """Have `run` look: there is something new in the outbox, or ``stop`` was set. For any thread."""
+        """Make `run` look at once: there is something new in the outbox, or ``stop`` was set. For any thread."""
         with suppress(OSError):  # full: it will wake anyway
             self._wake_w.send(b"\0")
 
@@ -229,7 +229,7 @@ class Link:
             self._settle(line, answers)
 
     def _begin(self, line: _Line) -> None:
-        """Publish who is there, on a connection that has just been accepted."""
+        """Publish the agent's status and subscribe, on a connection that has just been accepted."""
         self.counts.connects += 1
         self.protocol, self.connected, self.trouble = line.connection.protocol, True, ""
         self._connected_at = time.monotonic()
@@ -252,7 +252,7 @@ class Link:
             line.connection.unsubscribe(self._commands_filter)
 
     def _take(self, message: Incoming) -> None:
-        """Put a command where `received` finds it."""
+        """Store a command for `received` to return."""
         self.counts.commands += 1
         if len(self._incoming) >= _MAX_COMMANDS:
             self.counts.commands_lost += 1
@@ -279,7 +279,9 @@ class Link:
             self.trouble = problem
             if problem not in line.logged:
                 line.logged.add(problem)
-                logger.error("broker %s %s; what waits is stored and sent again later", self.config.address, problem)
+                logger.error(
+                    "broker %s %s; the messages stay stored and are sent again later", self.config.address, problem
+                )
         elif news is not None:
             self.trouble = ""
 

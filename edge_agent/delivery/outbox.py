@@ -59,7 +59,7 @@ class Outbox:
         self, state: State, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S
     ) -> None:
         if max_rows < 1 or max_bytes < MAX_PAYLOAD:
-            raise ValueError(f"outbox: at least 1 row and {MAX_PAYLOAD} bytes")
+            raise ValueError(f"outbox: must hold at least 1 row and {MAX_PAYLOAD} bytes")
         self.counts = OutboxCounts()
         self._state, self._max_rows, self._max_bytes, self._keep_s = state, max_rows, max_bytes, keep_s
         self._given = 0  # the last row handed to ``send``
@@ -142,7 +142,7 @@ class Outbox:
             self._bound()
             return
         if self._failing:
-            logger.warning("%s can be written again, alerts are stored on the disk as before", self._state.path)
+            logger.warning("%s can be written again, and alerts are stored on the disk as before", self._state.path)
             self._failing = False
 
     def _bound(self) -> None:

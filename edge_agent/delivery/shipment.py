@@ -1,11 +1,11 @@
-"""The outbox's way to the broker on one connection: which messages are under way, and which rest since it refused them.
+"""The outbox's way to the broker on one connection: which are under way, and which rest because it refused them.
 
 A message leaves the outbox only when the broker has acknowledged it without an error. Under MQTT 5 a broker says when
 it refuses a message; under 3.1.1 it cannot, and a refused message looks like a delivered one. A broker that has no
 subscriber for a message throws it away: under MQTT 5 it says so, and the message waits.
 
-Of a topic that the broker refuses one message is tried at a time, less and less often, and the others are passed over:
-those of a gateway's former name may not hold up those of its new one.
+Of a topic that the broker refuses, one message at a time is tried, less and less often, and the others are passed over,
+so that messages under a gateway's former name do not hold up those under its new one.
 """
 
 import logging
@@ -26,12 +26,12 @@ _ALL = ""  # the topic under which all topics are held
 
 @dataclass
 class ShipmentCounts:
-    """How many messages of the outbox came to what, since the start."""
+    """Counters of the outbox's messages since the start, by what became of them."""
 
     published: int = 0  # handed to the broker, repeats included
     acknowledged: int = 0
     repeated: int = 0  # acknowledged on an earlier connection, and sent again on a new one
-    unheard: int = 0  # thrown away by the broker since nobody subscribes; the message stays in the outbox
+    unheard: int = 0  # discarded by the broker because nobody subscribes; the message stays in the outbox
     refused: int = 0  # refusals by the broker, repeats included; the message stays in the outbox
 
 
@@ -47,7 +47,7 @@ class _Hold:
 class Shipment:
     """Sends the messages of ``outbox`` over ``connection``, at most ``inflight`` at a time.
 
-    What it leaves unacknowledged when the connection ends, the next one's sends again.
+    The next connection's shipment sends again what is unacknowledged when the connection ends.
     """
 
     def __init__(self, outbox: Outbox, connection: Connection, inflight: int, counts: ShipmentCounts) -> None:
@@ -70,7 +70,7 @@ class Shipment:
 
     @property
     def window(self) -> int:
-        """How many messages may be under way: as many as configured, or fewer where the broker takes fewer."""
+        """The number of messages that may be under way: as configured, or fewer where the broker takes fewer."""
         return min(self._inflight, self._connection.receive_maximum)
 
     def begin_again(self) -> None:
@@ -157,7 +157,7 @@ class Shipment:
         return True
 
     def _hold(self, topic: str) -> None:
-        """Let ``topic`` rest. The messages under way together count as one refusal: where one is refused most are."""
+        """Let ``topic`` rest. The messages under way count as one refusal, since usually all of them are refused."""
         hold, now = self._holds.setdefault(topic, _Hold(Backoff(1.0, _MAX_HOLD_S))), time.monotonic()
         if now >= hold.until:
             hold.until = now + hold.backoff.next()

@@ -2,7 +2,7 @@
 
 This is the keep-alive of a bot to its command server when it is too slow for any damped statistic: a remote peer that
 is new to the device after the device's own peers were learnt, contacted again and again for a long time, at regular
-intervals with little data, or with attempts that nobody answers. The input are the rows that the detector takes; all
+intervals with little data, or with attempts that are not answered. The input is the rows that the detector takes; all
 times are packet times. Nothing here is learnt from attacks; `CheckInRule` has the origin of its figures.
 
 Regularity alone is no sign of a bot: healthy devices are the most regular of all. But a healthy device hardly ever
@@ -277,7 +277,7 @@ class CheckIns:
     def _know_routers(self, some: NDArray[Any], out: NDArray[np.bool_]) -> None:
         """Remember the MACs that carry packets of remote addresses out (bit 1) or in (bit 2).
 
-        A MAC that carries both is a router, whose own peers cannot be told from those of the devices behind it.
+        A MAC that carries both is a router, whose own peers cannot be separated from those of devices behind it.
         """
         for bit, macs in ((1, some["dst_mac"][out & (some["dst_mac"] != some["src_mac"])]), (2, some["src_mac"][~out])):
             for mac in sorted(set(macs.tolist()))[:MAX_ROUTERS]:

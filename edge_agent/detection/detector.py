@@ -48,7 +48,7 @@ MAX_SUBJECTS = 4096
 
 
 class Detector:
-    """Rows in, detections out, for one bundle.
+    """Turns rows into detections by the rules of one bundle.
 
     With ``learn`` every device gets limits of its own from its traffic here: True keeps what is learnt in the detector;
     a function returns a device's `DeviceLimits` for its MAC and the steady time of its first row, and keeps them.
@@ -92,7 +92,7 @@ class Detector:
 
     @property
     def step(self) -> Literal["all", "shared", "sparse"]:
-        """How much is scored: `all` rows, a `shared` budget of them, or `sparse`: fewer than one in ten.
+        """The extent of scoring: `all` rows, a `shared` budget of them, or `sparse`: fewer than one in ten.
 
         It gets worse after one bad second, and better after ten good ones.
         """
@@ -139,7 +139,7 @@ class Detector:
     def take_over(self, before: "Detector") -> None:
         """Go on where the detector of another bundle ends, which has the same networks and budget.
 
-        Steady time, budget and counters go on, and of every subject what does not depend on a model
+        Steady time, budget and counters go on, and so does the state of every subject that does not depend on a model
         (`Subject.under`). ``before`` must have reported everything (`finish`) and must not be used any more.
         """
         self._clock, self._senders, self.counters = before._clock, before._senders, before.counters
@@ -159,7 +159,7 @@ class Detector:
         return float(vote_statistic(scores, rule.k, rule.w).max(initial=0.0)) / self._decision.full.limit
 
     def _score_rows(self, rows: Rows) -> ScoredRows:
-        """Find out whose rows they are, and score those that may be scored."""
+        """Assign rows to their subjects, and score the rows that may be scored."""
         t_ns = self._clock.each(rows.meta["t_ns"])
         self.counters["clock_steps"] = self._clock.steps
         rows = Rows(np.ascontiguousarray(rows.values, dtype=np.float32), rows.meta, rows.interfaces)
@@ -215,7 +215,7 @@ class Detector:
 
 
 def _check_usable(bundle: Bundle) -> None:
-    """BundleError when live rows cannot be judged by a bundle."""
+    """Raise BundleError when live rows cannot be judged by a bundle."""
     manifest, decision = bundle.manifest, bundle.manifest.decision
     if cols.COMPAT in manifest.schemas:
         raise BundleError(

@@ -30,7 +30,7 @@ from edge_agent.detection.reservoir import RowSample
 from edge_agent.detection.vote import vote_statistic
 
 LEARN_ROWS, LEARN_MIN_S, LEARN_MAX_S = 2000, DEVICE_LEARN_S, 86_400.0
-"""A device has learnt after so many packets and so many seconds, at the latest after a day."""
+"""A device has learnt after this many packets and this many seconds, or after a day at the latest."""
 
 MINUTE_NS = 60_000_000_000
 
@@ -41,7 +41,7 @@ USUAL_QUANTILE = 0.99
 """Quantile of a device's minutes that its limits rest on: a camera's bursts were seen to fill one minute in thirty."""
 
 SPOILT_SHARE, SPOILT_MINUTES = 0.05, 3
-"""Share of the minutes that may be an attack's without raising the limit: one run of so many of them, or any few."""
+"""Minutes that may be an attack's without raising the limit: one run of this share of them, or any of this number."""
 
 PRIOR_MINUTES = 3.0
 """Independent minutes that the shared limit weighs as much as."""
@@ -50,10 +50,10 @@ SCORE_CAP, COUNTS_CAP = 16.0, 4.0
 """Highest factors of the shared limits; a device that reaches one is nearly unprotected."""
 
 RECENT_MINUTES, ALARM_SHARE = 30, 0.1
-"""Among its last so many minutes with traffic, a device that is believed was in an alarm in at most this share."""
+"""A device is believed only if it was in an alarm in at most this share of its last so many minutes with traffic."""
 
 CARRY_BURSTS = 8
-"""Loud bursts of rows, of remembered minutes, that the limits under another model can be calculated from."""
+"""Fewest loud row bursts of remembered minutes from which the limits under another model can be calculated."""
 
 STALE_MINUTES, STALE_OF, STALE_OVER = 8, 10, 1.25
 """A device is stale when so many of its last so many minutes with traffic exceed all it was known for by this factor;
@@ -88,7 +88,7 @@ class MinutePeaks:
         self.begin(forget_rows=True)
 
     def begin(self, *, forget_rows: bool) -> None:
-        """Begin a minute. With ``forget_rows`` its votes do not hold rows of the minute before."""
+        """Begin a minute. With ``forget_rows`` its votes do not include rows of the minute before."""
         self.every = self.quiet = Levels(0.0, 0.0)
         if forget_rows:
             self._rows = self._quiet_rows = np.zeros(0)  # scores of the last rows
@@ -204,8 +204,8 @@ class Trust:
     """The judgement of a device's time of learning: not yet, refused with a reason, or believed.
 
     ``known`` is what the device's limits rest on, in units of the shared limits; it is set exactly when the judgement
-    is "believed", together with the time ``since_ns``, and never rises afterwards. ``refused`` is the reason against
-    it, "" if there is none; it is empty once the device is believed.
+    is "believed", together with the time ``since_ns``, and never rises afterwards. ``refused`` is the reason for a
+    refusal; it is "" without one and once the device is believed.
     """
 
     def __init__(self) -> None:
@@ -213,9 +213,9 @@ class Trust:
         self.since_ns: int | None = None
         self.refused = ""
         self.suspicion = ""
-        """The attack that the device's rows above the shared limit look like; "" if they look like none."""
+        """The attack that the device's rows above the shared limit look like; "" if there is no such attack."""
         self.vouched = False
-        """True if somebody said that the device is well: a suspicion is then no reason to refuse."""
+        """True if a person has vouched for the device: a suspicion is then no reason to refuse."""
         self.alarms: list[bool] = []
         """For each of the last `RECENT_MINUTES` minutes with traffic: True if there was an alarm in it."""
 
@@ -224,7 +224,7 @@ class Trust:
         self.alarms = [*self.alarms, alarm][-RECENT_MINUTES:]
 
     def judge(self, t_ns: int, minutes: MinuteMemory, margin: float) -> None:
-        """Believe a time of learning that is long enough, or say why not; it is judged again after the next minute.
+        """Believe a time of learning that is long enough, or note why not; it is judged again after the next minute.
 
         A device that was infected before the agent started would otherwise teach that its attack is normal.
         """
@@ -240,7 +240,7 @@ class Trust:
 
 
 class Staleness:
-    """Tells since when a device that has learnt goes beyond what it was known for: ``since_ns``, None if it does not.
+    """Finds when a device that has learnt began to go beyond what it was known for: ``since_ns``; None if it does not.
 
     Single minutes do not count, neither those beyond nor those within: `STALE_MINUTES` of the last `STALE_OF` change
     the state, so that a device on the brink does not change it all the time.
@@ -378,12 +378,12 @@ class DeviceLimits:
 
     @property
     def learnt_ns(self) -> int | None:
-        """When the device had learnt (packet time); None if it has not yet."""
+        """The packet time at which the device had learnt; None if it has not yet."""
         return self._trust.since_ns
 
     @property
     def stale_ns(self) -> int | None:
-        """Since when the device goes beyond what it was known for (packet time); None if it does not."""
+        """The packet time at which the device began to go beyond what it was known for; None if it does not."""
         return self._staleness.since_ns
 
     @property
@@ -429,7 +429,7 @@ class DeviceLimits:
             self.flagged += flagged
 
     def suspect(self, name: str) -> None:
-        """Note the attack that the device's `suspects` look like; "" if they look like none."""
+        """Note the attack that the device's `suspects` look like; "" if there is no such attack."""
         self._trust.suspicion = name
 
     def end_minute(self, t_ns: int, during: Literal["", "alarm", "aftermath"] = "") -> None:
@@ -458,7 +458,7 @@ class DeviceLimits:
         self.suspects.above_shared_limit = 0
 
     def relearn(self) -> None:
-        """Forget everything and begin again with the next rows: somebody says that the device is well and changed."""
+        """Forget everything and begin again with the next rows: a person vouches for the device."""
         self._begin(self.latest_ns)
         self._trust.vouched = self.anew = True
 
@@ -549,35 +549,35 @@ class DeviceLimits:
             "sampled": self.sample.minutes if self.sample else 0,
         }, self._minutes.stored()
 
-    def restore(self, kept: Mapping[str, Any], minutes: NDArray[Any]) -> None:
-        """Continue from a `record`. ValueError, KeyError or TypeError for anything else; then this is of no use."""
+    def restore(self, record: Mapping[str, Any], minutes: NDArray[Any]) -> None:
+        """Continue from a `record`. ValueError, KeyError or TypeError for anything else: discard this object then."""
         trust, staleness = self._trust, self._staleness
-        self.first_ns, self.latest_ns = _integer(kept, "first_ns"), _integer(kept, "latest_ns")
-        self.rows, self.left_out = _integer(kept, "rows"), _integer(kept, "left_out")
-        self.judged, self.flagged = _integer(kept, "judged"), _integer(kept, "flagged")
-        trust.since_ns = None if kept["learnt_ns"] is None else _integer(kept, "learnt_ns")
-        staleness.since_ns = None if kept["stale_ns"] is None else _integer(kept, "stale_ns")
-        trust.refused, trust.suspicion = _text(kept, "refused"), _text(kept, "looks_like")
-        trust.vouched = bool(_integer(kept, "vouched"))
-        score, counts = (float(factor) for factor in kept["factors"])
+        self.first_ns, self.latest_ns = _integer(record, "first_ns"), _integer(record, "latest_ns")
+        self.rows, self.left_out = _integer(record, "rows"), _integer(record, "left_out")
+        self.judged, self.flagged = _integer(record, "judged"), _integer(record, "flagged")
+        trust.since_ns = None if record["learnt_ns"] is None else _integer(record, "learnt_ns")
+        staleness.since_ns = None if record["stale_ns"] is None else _integer(record, "stale_ns")
+        trust.refused, trust.suspicion = _text(record, "refused"), _text(record, "looks_like")
+        trust.vouched = bool(_integer(record, "vouched"))
+        score, counts = (float(factor) for factor in record["factors"])
         self._factors = Levels(min(max(score, 1.0), SCORE_CAP), min(max(counts, 1.0), COUNTS_CAP))
-        known = kept["highest"]
+        known = record["highest"]
         trust.known = None if known is None else Levels(float(known[0]), float(known[1]))
-        trust.alarms = [bool(alarm) for alarm in kept["alarms"]][-RECENT_MINUTES:]
-        staleness.beyond = [bool(beyond) for beyond in kept["over"]][-STALE_OF:]
+        trust.alarms = [bool(alarm) for alarm in record["alarms"]][-RECENT_MINUTES:]
+        staleness.beyond = [bool(beyond) for beyond in record["over"]][-STALE_OF:]
         self._minutes = MinuteMemory(minutes)
-        self.carried = int(kept.get("carried", 0))  # not in records of earlier versions
+        self.carried = int(record.get("carried", 0))  # not in records of earlier versions
 
 
-def _integer(kept: Mapping[str, Any], key: str) -> int:
-    value = kept[key]
+def _integer(record: Mapping[str, Any], key: str) -> int:
+    value = record[key]
     if not isinstance(value, int):
         raise ValueError(f"{key} is {value!r}")
     return value
 
 
-def _text(kept: Mapping[str, Any], key: str) -> str:
-    value = kept[key]
+def _text(record: Mapping[str, Any], key: str) -> str:
+    value = record[key]
     if not isinstance(value, str):
         raise ValueError(f"{key} is {value!r}")
     return value

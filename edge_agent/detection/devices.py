@@ -52,7 +52,7 @@ _ORDER = {"stale": 0, "learning": 1, "active": 2}
 
 @dataclass(frozen=True)
 class Records:
-    """Data of devices to be stored: the records of some, and all row bursts of fewer, by MAC."""
+    """Data to be stored, by MAC: the records of some devices, and all row bursts of fewer."""
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
@@ -144,14 +144,14 @@ class Devices:
                 )
             elif limits.state == "stale":
                 logger.warning(
-                    "device %s is stale: for minutes it has gone beyond what it was known for. If this is intended (a "
-                    "firmware update, a new use), let it learn anew (`botwatch agent learn`); if not, look at its "
-                    "alerts",
+                    "device %s is stale: for some minutes its traffic has exceeded what it had learnt. If this is "
+                    "intended (a firmware update, a new use), let it learn anew (`botwatch agent learn`); if not, look "
+                    "at its alerts",
                     who,
                 )
             elif limits.state == "active":
                 score, counts = limits.factors()
-                capped = "; at the cap, so it is hardly protected" if limits.capped else ""
+                capped = "; that is the highest allowed, so the device is hardly protected" if limits.capped else ""
                 logger.info(
                     "device %s is active: its limits are %.3g (score) and %.3g (counts) times the model's%s",
                     *(who, score, counts, capped),
@@ -236,7 +236,7 @@ class Devices:
         self._anew.difference_update(records.anew)
 
     def carry_over(self, vote: Callable[[NDArray[np.float32]], float]) -> None:
-        """Calculate the limits of devices that are known under another model only from their stored rows.
+        """Calculate from stored rows the limits of devices that are known only under another model.
 
         ``vote`` is `Detector.vote` under this model. StateError if the state cannot be read.
         """
@@ -256,7 +256,7 @@ class Devices:
                 self._carry_over_one(mac, model, stored, minutes, self._read_bursts(mac), vote)
 
     def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float] | None) -> None:
-        """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` does with stored.
+        """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` treats stored ones.
 
         A device that was learnt under this model earlier keeps what is stored of that, unless it was ordered to learn
         anew since (`relearn`). Where there are too many devices, those that were seen last are known. Without ``vote``
@@ -342,7 +342,11 @@ class Devices:
             self._absent[mac] = limits
             self._logged[mac] = limits.state, limits.refused
         if self._absent:
-            logger.info("%d devices are known from before under model %s", len(self._absent), self._version)
+            logger.info(
+                "the learnt limits of %d devices under model %s were read from the state file",
+                len(self._absent),
+                self._version,
+            )
 
     def _cannot_read(self, mac: int, error: Exception) -> None:
         self.counts["devices_unreadable"] += 1

@@ -1,6 +1,6 @@
 """The wording of a detection's reason: which statistics made the error, and one plain sentence about the worst.
 
-The sentence holds a column's value against what the fit learnt to be normal. An attack moves a statistic at every decay
+The sentence compares a column's value with what the fit learnt to be normal. An attack moves a statistic at every decay
 at once, and its copies with it. So what is named is a statistic (packets between these hosts), by the column of it that
 says it most clearly; five columns would often be five times the same.
 """

@@ -1,4 +1,4 @@
-"""Which rows of a device teach its own limits, and what they teach.
+"""Learning from a device's rows: which of them teach its own limits, and what they teach.
 
 The arithmetic of these limits is `edge_agent.detection.device_limits`'s knowledge, alarms are the subject's.
 """
@@ -14,7 +14,7 @@ from edge_agent.detection.scored import ScoredRows, SubjectRules
 
 
 class DeviceLearning:
-    """What the rows of one device teach its own limits, minute by minute of packet time."""
+    """Teaches one device's own limits from its rows, minute by minute of packet time."""
 
     __slots__ = ("_rules", "limits", "minute")
 
@@ -71,8 +71,7 @@ class DeviceLearning:
         limits.note_judged(len(full), int(full.sum()))
 
     def _classify_suspects(self, rows: Rows, above: NDArray[np.intp]) -> None:
-        """Classify rows above the shared limit that were not flagged since the device still learns: the first few of
-        each minute."""
+        """Classify the first few rows of each minute above the shared limit, not flagged while the device learns."""
         suspects, classifier = self.limits.suspects, self._rules.classifier
         if self.limits.learnt or classifier is None or not suspects.room or not len(above):
             return

@@ -116,7 +116,7 @@ def _runtimes() -> tuple[list[tuple[str, Any]], list[str]]:
         except (ImportError, AttributeError, OSError) as error:
             errors.append(f"{module}: {error}")
     if not usable:
-        raise RuntimeUnavailable("no TFLite runtime: " + "; ".join(errors))
+        raise RuntimeUnavailable("no TFLite runtime works: " + "; ".join(errors))
     return usable, errors
 
 

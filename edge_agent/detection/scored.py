@@ -1,4 +1,4 @@
-"""What all subjects share: the limits and networks that rows are judged by, and the scored rows of one batch."""
+"""Data that all subjects share: the limits and networks that rows are judged by, and the scored rows of one batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _S = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectRules:
-    """What all subjects are judged by: limits and networks of one bundle."""
+    """The limits and networks of one bundle, by which all subjects are judged."""
 
     decision: Decision
     vote: VoteRule
@@ -35,11 +35,11 @@ class SubjectRules:
     """Selects the model's columns from those of a row."""
     counts_at: NDArray[np.uint32]
     loudness_at: int
-    """Where `COUNT_COLUMNS` and the packet weight of λ = 1 stand in a row."""
+    """Positions of `COUNT_COLUMNS` and of the packet weight of λ = 1 in a row."""
     one_each: NDArray[np.int64]
     """A one for each row of the window: what rows account for when none is shed."""
     learn: Callable[[int, int], DeviceLimits] | None
-    """Returns a device's own limits for its MAC and the steady time of its first row; None: there are none."""
+    """Returns a device's own limits for its MAC and the steady time of its first row; None: none has any."""
 
     @classmethod
     def of(
@@ -84,7 +84,7 @@ class SubjectRules:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRows:
-    """All rows of one `Detector.observe` call, with what is known of each before it is known whose they are."""
+    """All rows of one `Detector.observe` call, with the facts known of each before rows are assigned to subjects."""
 
     rows: Rows
     t_ns: NDArray[np.int64]

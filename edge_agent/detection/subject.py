@@ -52,7 +52,7 @@ class JudgedRows:
     strict: NDArray[np.float64]
     """Factor of the shared limit of the score, for warm-up and a device's own limits."""
     may_hit: NDArray[np.bool_]
-    """False for rows that say nothing of a victim: those that open nothing."""
+    """False for rows that say nothing about a victim, because they open nothing."""
     full: NDArray[np.bool_]
     """Flagged by the full rule."""
     loudness: NDArray[np.float64]
@@ -85,7 +85,7 @@ class _RuledRows:
     count_ratios: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     hits: NDArray[np.bool_]
-    """Above any limit; ``counted`` where a count is."""
+    """True for rows above any limit; ``counted`` for rows whose count is above its bound."""
     counted: NDArray[np.bool_]
 
 
@@ -106,13 +106,13 @@ class Subject:
         self._tally, self._shed, self._openings = Tally(), Shed(), Openings()
         self._alarm: Alarm | None = None
         self.aftermath: Aftermath | None = None
-        """What is remembered of the last attack; there is one whenever there is an alarm."""
+        """The memory of the last attack; it exists whenever there is an alarm."""
         self.pending: Vote | None = None
         """The newest vote, as long as it is not reported."""
         self._last_vote_ns = 0
         self._last_flagged: NDArray[Any] | None = None  # the last classified packet (1,) of ROW_META
         self.learning: DeviceLearning | None = None
-        """The learning of a device's own limits; None without learning, and for a victim: its rows are others'."""
+        """The learning of a device's own limits; None without learning, and for a victim, whose rows others send."""
         if rules.learn and not isinstance(key, bytes):
             self.learning = DeviceLearning(rules.learn(key, first_ns), rules)
 
@@ -161,7 +161,7 @@ class Subject:
         return True
 
     def absorb_quiet_rows(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
-        """Take in rows ``index`` of which none comes near a limit. Most are like that, and little of them is kept."""
+        """Take in rows ``index``, none of which comes near a limit. Little is stored of them."""
         if self.learning:
             for piece in self._by_minute(scored.t_ns, index):
                 self.learning.see_quiet(scored, piece)
@@ -347,7 +347,7 @@ class Subject:
         return taken, due
 
     def _begin_alarm(self, rows: JudgedRows, row: int) -> Alarm:
-        """Begin an alarm at ``row``, and its aftermath where there is none from an earlier one."""
+        """Begin an alarm at ``row``, and an aftermath unless that of an earlier alarm still lasts."""
         self._alarm = Alarm(self._window)
         if self.aftermath is None:
             self.aftermath = Aftermath(int(rows.t_ns[row]), rows.counts[row].copy())

@@ -15,7 +15,7 @@ TALLY_S = 64
 """Seconds between the moments that a subject's own counts are referred to; 2^(5·64) is far within a float64."""
 
 MAX_OPENED = 256
-"""How many of a subject's most recent "opened a peer or socket" times are kept, to find where a count began to rise."""
+"""Number of a subject's latest times of opening a peer or socket that are kept, to find where a count began to rise."""
 
 _S = 1_000_000_000
 _OPENS = features.NEW_PEER | features.NEW_SOCKET
@@ -65,9 +65,9 @@ class Tally:
     ) -> NDArray[np.float64] | None:
         """Take in rows as `counts` does and return the highest count of each in units of its bound, (n,).
 
-        None, and nothing is taken in, where one comes near its bound. Unless ``every`` row is looked at, rows whose
-        counts cannot be the highest of a minute have 0: a count is highest where something is opened, or where the
-        minute begins.
+        If one comes near its bound, nothing is taken in, and None is returned. Unless ``every`` row is looked at, rows
+        whose counts cannot be the highest of a minute have 0: a count is highest where something is opened, or where
+        the minute begins.
         """
         late = np.maximum.accumulate(np.maximum(t_ns, self._latest_ns))
         looked = flags & _OPENS != 0
@@ -105,8 +105,8 @@ class Openings:
         """Return the time since when a count grows towards its ``bound``, which takes a slow scan a minute to reach.
 
         ``column`` is its number in `COUNT_COLUMNS`; what was opened until ``after_ns`` does not count. None if nothing
-        was opened. This is the change time of Page's CUSUM (1954): where what was opened, less what the rate that just
-        keeps the count at its bound would have opened, was lowest.
+        was opened. This is the change time of Page's CUSUM (1954): the moment at which the number opened, less the
+        number that a rate just sustaining the bound would have opened, was lowest.
         """
         t_ns, flags = self._opened.T
         kind = features.NEW_PEER if _COUNTS_PEERS[column] else features.NEW_SOCKET
@@ -127,8 +127,9 @@ class Shed:
         self.packets = self.bytes = 0
 
     def attribute(self, judged: NDArray[np.bool_], sizes: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Return the numbers (m,) of the ``judged`` rows, and the packets and bytes that each accounts for: its own
-        and those of the rows before it that were not judged."""
+        """Return the numbers (m,) of the ``judged`` rows, and the packets and bytes that each accounts for.
+
+        These are its own and those of the rows before it that were not judged."""
         at = np.flatnonzero(judged)
         if len(at) == len(judged) and not self.packets:
             return at, np.ones(len(at), dtype=np.int64), sizes

@@ -36,7 +36,7 @@ AFTERMATH_S = 1000.0
 """Seconds after its last vote for which a subject is judged by what is new; a count of λ = 0.01 falls to 1/1000."""
 
 FRESH_S = 10.0
-"""Seconds over which a count of its own must have grown for there to be something new."""
+"""Seconds over which a count must have grown for its growth to count as new."""
 
 MEMORY_S = 100.0
 """Seconds over which a count of λ = 0.01 must have grown past its bound: its memory. For faster ones it is `FRESH_S`.
@@ -90,12 +90,12 @@ def count_in_window(past: NDArray[np.bool_], now: NDArray[np.bool_], w: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class VoteRule:
-    """How many of a subject's last rows begin an alarm, and with how many fewer it is over."""
+    """The numbers of flagged rows, among a subject's last ones, by which an alarm begins and ends."""
 
     k: int
     """Rows above any limit that begin an alarm."""
     w: int
-    """Rows that are looked back at."""
+    """Number of the last judged rows that are looked at."""
     count_k: int
     """Rows above a bound of the counts rule that begin an alarm: fewer, since a count is a sum over many packets."""
 
@@ -113,7 +113,7 @@ class VoteRule:
         return self if n >= self.w else VoteRule(k=-(-self.k * n // self.w), w=n, count_k=self.count_k)
 
     def begins(self, window: "VoteWindow", hits: NDArray[np.bool_], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return at which of the rows that follow ``window`` (n,) an alarm begins if there is none: (n,).
+        """Return, for each of the n rows that follow ``window``, if an alarm would begin there, (n,).
 
         ``hits`` are the rows above any limit, ``counted`` those above a bound of the counts rule.
         """
@@ -122,7 +122,7 @@ class VoteRule:
         return (flagged >= self.k) | (by_count >= self.count_k)
 
     def ends(self, window: "VoteWindow", hits: NDArray[np.bool_], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return at which of the rows that follow ``window`` (n,) an alarm is over: (n,).
+        """Return, for each of the n rows that follow ``window``, if an alarm would be over there, (n,).
 
         That takes fewer than half of the rows that began it, so that an alarm does not flap. An alarm whose subject is
         silent is over by `silent`.
@@ -168,7 +168,7 @@ def _half(votes: int) -> int:
 class VoteWindow:
     """The last ``w`` judged rows of a subject, oldest first, in arrays of (n,) or (n, columns).
 
-    Quiet rows, which nothing flagged, wait in a list until `settle`: most devices are quiet, and nobody looks at them.
+    Quiet rows, which nothing flagged, wait in a list until `settle`: most devices are quiet and never need the arrays.
     """
 
     def __init__(self, w: int, class_count: int) -> None:
@@ -236,11 +236,11 @@ class VoteWindow:
         self.classes, self.profiles = _last(w, self.classes, classes), _last(w, self.profiles, profiles)
 
     def forget_hits(self) -> None:
-        """Count none of the rows any more as flagged by the rule in force: what comes now is not the same attack."""
+        """Stop counting any row as flagged by the rule in force: what comes now is not the same attack."""
         self.hits = self.counted = np.zeros_like(self.hits)
 
     def forget_flags(self) -> None:
-        """Count none of the rows any more as flagged by any rule."""
+        """Stop counting any row as flagged, by whatever rule."""
         self.settle()
         self.full = self.hits = self.counted = np.zeros_like(self.full)
 
@@ -283,7 +283,7 @@ class Alarm:
         """Sums over flagged rows; never changed in place, for votes refer to them."""
 
     def reportable(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return at which steady times (n,) a vote may be reported again: at most one a second is."""
+        """Return, for each steady time, if a vote may be reported again then, (n,): at most one a second is."""
         return t_ns >= self.reported_ns + _S
 
     def add(
@@ -304,7 +304,7 @@ class Alarm:
 
 
 class Aftermath:
-    """What is remembered of a subject from the beginning of an alarm on, in order to tell what is new from what is old.
+    """The memory of a subject from the beginning of an alarm on, which distinguishes what is new from what is old.
 
     It changes only from one second of packet time to the next (`next_second`), wherever batches are cut.
     """
@@ -342,10 +342,10 @@ class Aftermath:
             self._older.pop(0)
 
     def new_counts(self, counts: NDArray[np.float64], t_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what of the ``counts`` (n, `COUNT_COLUMNS`) of one second's rows is new, of the same shape.
+        """Return the new part of the ``counts`` (n, `COUNT_COLUMNS`) of one second's rows, of the same shape.
 
-        That is what goes on, and not what the alarm began with: the growth over `MEMORY_S` where a column remembers as
-        long, as far as the last seconds bear it out.
+        It belongs to what goes on, not to what the alarm began with: the growth over `MEMORY_S` where a column
+        remembers as long, as far as the last seconds bear it out.
         """
         fresh = _grown(counts, t_ns, self._recent[0])
         grown = _grown(counts, t_ns, self._older[0])
@@ -359,7 +359,7 @@ class Aftermath:
 def _grown(
     counts: NDArray[np.float64], t_ns: NDArray[np.int64], reference: tuple[int, NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Counts (n, columns) less what remains of the earlier ``reference`` after decay; fast columns are left whole."""
+    """Return counts (n, columns) less the decayed rest of the earlier ``reference``; fast columns are left whole."""
     then, old = reference
     new = counts.copy()
     new[:, _SLOW:] -= old[_SLOW:] * np.exp2(-COUNT_DECAYS[_SLOW:] * (np.maximum(t_ns - then, 0)[:, None] / _S))

@@ -56,7 +56,7 @@
  *
  * A pair or socket record belongs to an unordered pair: way[0] is the direction whose source is the smaller key. Both
  * directions are decayed on every packet of either, hence one time t. CF3 is the sum of residual products, with a time C
- * of its own. Because both directions share t, the published rule (FEATURES.md section 3) reduces to
+ * of its own. Because both directions share t, the rule of the published extractor reduces to
  *
  *     gap > 0, t_rec == C   CF3 *= f; CF3 *= f   (decayed for each direction)
  *     gap > 0, t_rec >  C   CF3 *= D(now - C); C = now
@@ -95,7 +95,7 @@
  *     bucket   8 entries, the latest inserted or refreshed first
  *
  * An unknown entry keeps the time of its first visit; met again two units later (10 to 20 minutes) it becomes known, and a
- * known one keeps the time of its last visit. A full bucket gives up its oldest unknown entry, else its oldest known one: a
+ * known one keeps the time of its last visit. A full bucket evicts its oldest unknown entry, else its oldest known one: a
  * flood replaces its own entries. An entry idle for 7 to 13 days is forgotten (idle for longer it looks younger by 14
  * days). Two keys are confused with probability 8 in 2^20 per look-up, which can hide one new socket and nothing else.
  *
@@ -113,7 +113,7 @@
  *
  * What is kept within the span never fills more than three quarters of the ring, so that it always reaches back for the
  * span and a batch of frames that are ahead of their alerts. For that all senders together have an allowance of bytes, of
- * which half may be spent at once and the whole comes back within the span; each sender (MAC; 256 are told apart) has a
+ * which half may be spent at once and the whole comes back within the span; each sender (MAC; 256 at a time) has a
  * quarter of it. A flood thus keeps its first packets and then an even sample, and leaves room for the others. What is left
  * out is counted. The ring is not part of the saved state.
  */
@@ -156,7 +156,7 @@ struct row_meta {
     uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
-    uint8_t headers;     /* captured bytes before the payload, link header included; 255 stands for that and more */
+    uint8_t headers;     /* captured bytes before the payload, link header included; 255 means 255 or more */
 };
 
 /* The meaning of a row's ports. TCP, UDP and quoted ports are one namespace, as published. */
@@ -205,7 +205,7 @@ enum ethertype {
 
 enum direction { DIRECTION_UNKNOWN, RECEIVED, SENT };
 
-/* What the link header of a frame says. */
+/* The content of a frame's link header. */
 struct link_header {
     uint64_t src_mac, dst_mac; /* 48-bit values, first byte highest; 0 where the link layer has none */
     uint16_t type;             /* enum ethertype of what follows */

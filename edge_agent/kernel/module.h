@@ -1,4 +1,4 @@
-/* What the files of the Python face share; they alone include Python.h. */
+/* Declarations shared by the files of the Python face, which alone include Python.h. */
 #ifndef BOTWATCH_MODULE_H
 #define BOTWATCH_MODULE_H
 

@@ -2,7 +2,7 @@
  *
  *     struct saved | per table: buckets, used records | seen sets of the used devices
  *
- * What is loaded may have been written by anybody: nothing of it may lead outside the tables. */
+ * The bytes that are loaded may have been written by anybody: no part of them may lead outside the tables. */
 #include "state.h"
 
 #include <string.h>

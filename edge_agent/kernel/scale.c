@@ -63,7 +63,7 @@ INLINE v8 magnitude(v8 x)
 INLINE v8 log_of_one_more(v8 x)
 {
     const int32_t root = 0x3f3504f3, small = 0x33d6bf95, large = 0x7f7fffff; /* sqrt(1/2), 1e-7 and FLT_MAX */
-    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* what is no number stays none */
+    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* NaN stays NaN */
     v8 some = (v8)((v8i)x & ~beyond);
     v8i bits = (v8i)(some + 1.0f), e = (bits - root) >> 23; /* 1 + f is from sqrt(1/2) to twice that */
     v8 f = choose(negative(e | -e), (v8)(bits - (e << 23)) - 1.0f, some);

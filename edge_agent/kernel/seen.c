@@ -1,4 +1,4 @@
-/* What a seen set seldom does: making place for an entry. The look-up is inline in seen.h. */
+/* The rare operation on a seen set: making place for an entry. The look-up is inline in seen.h. */
 #include "seen.h"
 
 int seen_room(const uint32_t bucket[WAYS], uint32_t unit, uint64_t *evicted)

@@ -20,7 +20,7 @@ static inline void to_front(uint32_t bucket[WAYS], int place, uint32_t entry)
     bucket[0] = entry;
 }
 
-/* Return the units since an entry's time; 0 if the clock has stepped back (by at most a day, to be told from age). */
+/* Return the units since an entry's time; 0 if the clock has stepped back (by at most a day: more counts as age). */
 static inline uint32_t idle(uint32_t entry, uint32_t unit)
 {
     uint32_t age = (unit - entry) & SEEN_TIME;

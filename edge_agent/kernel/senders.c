@@ -1,5 +1,5 @@
 /* Assigns rows to subjects and decides which of them are scored, row after row, so that neither depends on where batches are
- * cut. What a subject is, edge_agent/detection/detector.py explains.
+ * cut. edge_agent/detection/detector.py explains what a subject is.
  *
  * A packet with a remote source address either came in through a router, and then its subject is its target, or its sender
  * has forged the address, and then its subject is the sender. What a MAC has sent so far decides. Here a router ("relays")

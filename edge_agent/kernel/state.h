@@ -25,7 +25,7 @@ struct way {
     double residual[LANES];
 };
 
-/* What HH and HpHp have in common. */
+/* The part that HH and HpHp have in common. */
 struct channel {
     uint64_t key[5]; /* two addresses, kind (sockets: | class << 8 | port << 16 | port << 32) */
     int64_t t, c;
@@ -87,7 +87,7 @@ bool lanes_choose(enum simd simd, row_writer *writers[2], const char **name);
 enum { HOSTS, MACS, PAIRS, SOCKETS, DEVICES, TABLES };
 static const int64_t OFFSET_MAX = INT64_C(1) << 60; /* 36 years of steps back; contract/clock.py has the same */
 
-/* What only counts. Saved as it is. */
+/* Counters, saved as they are. */
 struct counters {
     uint64_t frames, rows, clock_backward, evicted_seen_peers, evicted_seen_sockets;
     uint64_t malformed[MALFORMED_KINDS];

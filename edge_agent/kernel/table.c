@@ -1,4 +1,4 @@
-/* What a table seldom does: being laid out, and entering a new key. The look-up is inline in table.h. */
+/* The rare operations on a table: laying it out, and entering a new key. The look-up is inline in table.h. */
 #include "table.h"
 
 static void *carve(uint8_t **at, size_t bytes)

@@ -315,7 +315,7 @@ def test_it_needs_nothing_of_the_agent_but_the_contract_and_the_mqtt_client():
 @pytest.mark.parametrize(
     ("sends", "words"),
     [
-        (lambda content: content[:-1] + b"?", "does not have the sha256 of its reply"),
+        (lambda content: content[:-1] + b"?", "does not match the sha256 in its reply"),
         (lambda content: content[:48_000], "1 of 2 parts came"),
     ],
 )

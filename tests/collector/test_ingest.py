@@ -66,7 +66,7 @@ def test_the_example_and_a_status_are_accepted():
         (TOPIC, changed(f"{OURS}.gateway", "gw-002"), "on the topic of gw-001"),
         ("botwatch/v1/gw/GW 1/alert", json.dumps(EXAMPLE).encode(), "gateway"),
         ("botwatch/v2/gw/gw-001/alert", json.dumps(EXAMPLE).encode(), "topic"),
-        ("botwatch/v1/gw/gw-001/health", b"{}", "nothing is expected"),
+        ("botwatch/v1/gw/gw-001/health", b"{}", "no message is expected"),
         ("botwatch/v1/gw/gw-001/status", b'{"state":"tired"}', "state"),
         (TOPIC, changed("event_type", "dns"), "event_type"),
         (TOPIC, changed("alert", ...), "required"),

@@ -175,7 +175,7 @@ def test_every_packet_is_counted_and_every_row_scored_or_shed(flooded):
 
 
 def test_each_change_of_scoring_is_logged_once(flooded):
-    lines = [line for line in flooded.log.splitlines() if " scoring: " in line]
+    lines = [line for line in flooded.log.splitlines() if " scoring changed " in line]
     assert lines
     assert len(lines) <= 6
-    assert " scoring: all, was " in lines[-1]
+    assert " to all: " in lines[-1]

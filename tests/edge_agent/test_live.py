@@ -242,10 +242,10 @@ def test_log_and_health_show_what_a_flood_does_to_scoring_and_a_replay_of_the_re
 
 def steps(log: str) -> list[str]:
     """Return the states that scoring changed to; the log must give for each change the state before it."""
-    lines = re.findall(r"scoring: (\w+), was (\w+); \d+ rows shed so far", log)
-    assert [was for _, was in lines] == ["all", *(now for now, _ in lines)][: len(lines)]
-    assert all(now != was for now, was in lines)
-    return [now for now, _ in lines]
+    lines = re.findall(r"scoring changed from (\w+) to (\w+): .+; \d+ rows shed so far", log)
+    assert [was for was, _ in lines] == ["all", *(now for _, now in lines)][: len(lines)]
+    assert all(now != was for was, now in lines)
+    return [now for _, now in lines]
 
 
 def test_an_interface_that_cannot_be_captured_is_refused_in_one_line(home, tmp_path, capsys):

@@ -323,7 +323,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
 
         assert site.order("status", "--timeout", "2").returncode == 1
         named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
-        told(named, "read again: site, names, commands taken up")
+        told(named, "was read again: site, names, commands taken up")
         wait_until(lambda: site.order("status", "--timeout", "2").returncode == 0)
         assert json.loads(site.order("status").stdout)["commands"] == ["status"]
         assert "config_refused" not in health()

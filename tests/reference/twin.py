@@ -220,7 +220,7 @@ def quoted_ports(p: Packet, proto: int, data: bytes) -> None:
         p.flags |= PORTS | ICMP_QUOTED
 
 
-# ---- statistics (FEATURES.md section 3) ----
+# ---- statistics, as published ----
 
 
 class Damped:

@@ -86,7 +86,7 @@ def fill(builder: RowBuilder, entries: Sequence[DatasetEntry]) -> None:
                 if name not in names:
                     raise DatasetError(f"{entry.path}: has no {kind} {name!r}; it has {', '.join(sorted(names))}")
         if builder.seen == before:
-            raise DatasetError(f"{entry.path}: holds no row that is asked for")
+            raise DatasetError(f"{entry.path}: holds no row of the wanted devices and labels")
 
 
 def _available(entry: DatasetEntry) -> frozenset[str]:
@@ -235,7 +235,7 @@ def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]
             raise DatasetError(f"{path}: column {column!r} is not numeric but {kind}")
     made_as = cols.CLEAN if exported is not None else pl.read_parquet_metadata(path).get(SCHEMA_KEY)
     if made_as is not None and made_as != builder.jitter_schema and _has_jitter(builder.columns):
-        raise DatasetError(f"{path}: rows are of schema {made_as}, asked for is {builder.jitter_schema}")
+        raise DatasetError(f"{path}: rows are of schema {made_as}, but the config asks for {builder.jitter_schema}")
     if "label" not in schema and entry.label is None:
         raise DatasetError(f"{path}: has no column 'label'; say in the config which label its rows have")
     builder.generated |= entry.generated

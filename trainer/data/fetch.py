@@ -227,7 +227,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"example:\n  {PROG} --out N-BaIoT"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--config", type=Path, metavar="FILE", help="addresses (default: configs/nbaiot.yaml)")
-    parser.add_argument("--from", dest="address", metavar="URL", help="one address instead of the config's")
+    parser.add_argument(
+        "--from", dest="address", metavar="URL", help="download from this address instead of those of the config"
+    )
 
 
 def run(args: argparse.Namespace, command: str) -> int:

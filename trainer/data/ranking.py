@@ -1,4 +1,4 @@
-"""A ranking of columns by how well they tell classes apart: Fisher scores, with copies left out."""
+"""A ranking of columns by how well they separate classes: Fisher scores, with copies left out."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -45,7 +45,8 @@ class RowTable:
     """Sender of each row's packet, (n,); 0 where it is unknown."""
     generated: bool
     profiles: Array | None = None
-    """Packet profile of each row, (n, PROFILE_FIELDS), see `edge_agent.detection.classify`; NaN where there is none."""
+    """Packet profile of each row, (n, PROFILE_FIELDS), see `edge_agent.detection.classify`; NaN for rows without
+    packets."""
     inputs: dict[str, str] = field(default_factory=dict)
     """File name -> SHA-256 of every file that was read."""
     warnings: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class RowTable:
         return len(self.t_ns)
 
     def positions(self, columns: tuple[str, ...]) -> NDArray[np.intp]:
-        """Return the places of ``columns`` in this table."""
+        """Return the positions of ``columns`` in this table."""
         return np.array([self.columns.index(c) for c in columns], dtype=np.intp)
 
 

@@ -1,4 +1,4 @@
-"""The classes of attacks in a table of rows: the network that tells them apart, and the packet profile of each.
+"""The classes of attacks in a table of rows: the network that distinguishes them, and the packet profile of each.
 
 Nothing here has a say in what is detected; a class only names a detection. Importing this module imports TensorFlow.
 """
@@ -24,7 +24,7 @@ from trainer.fit.row_parts import FitError, Index, Parts, scored
 
 @dataclass(frozen=True, kw_only=True)
 class AttackClasses:
-    """A fitted classifier and everything measured on it; all empty when the rows have nothing to tell apart."""
+    """A fitted classifier and everything measured on it; all empty when the rows hold fewer than two classes."""
 
     names: tuple[str, ...] = ()
     """Names of the classes, benign first."""
@@ -55,7 +55,9 @@ def learn(
     class_of = [options.classes.get(label, label) for label in table.labels]
     for label, name in zip(table.labels, class_of, strict=True):
         if name not in CLASSES and name != BENIGN:
-            raise FitError(f"label {label!r}: {name!r} is no class an alert can carry; known: {', '.join(CLASSES)}")
+            raise FitError(
+                f"label {label!r}: {name!r} is not a class that an alert can carry; known: {', '.join(CLASSES)}"
+            )
 
     def inputs(values: Array) -> Array:
         return scaler.network_input(scaler.z(values))

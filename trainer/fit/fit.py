@@ -67,7 +67,7 @@ class FittedModel:
     network: Any
     classes: tuple[str, ...]
     classifier: Any
-    """The network of the classifier; None when there was nothing to tell apart."""
+    """The network of the classifier; None when there were fewer than two classes."""
     profiles: dict[str, PacketProfile]
     """Packet profiles of the classes that were learnt from packets."""
     decision: Decision
@@ -207,7 +207,7 @@ def choose_columns(
     if config.top_n is None:
         return columns
     if ranked is None:
-        raise FitError("top_n ranks columns by what tells labels apart: rows of at least two labels are needed")
+        raise FitError("top_n ranks columns by how they separate labels: rows of at least two labels are needed")
     try:
         chosen, copies = ranking.best(columns, np.array([ranked[c] for c in columns]), config.top_n)
     except ValueError as error:
@@ -274,7 +274,7 @@ def _decide(config: Config, table: RowTable, sample: dict[str, Index], scores: S
     try:
         return calibrate.decide(benign_scores, chosen.n, bounds, warmup_counts=warmup, **rules)
     except ValueError as error:
-        raise FitError(f"no τ: {error}") from error
+        raise FitError(f"τ cannot be computed: {error}") from error
 
 
 def _measure(

@@ -164,7 +164,7 @@ class Learner:
         replace_file(path, file.getvalue())
 
     def load(self, path: Path, sources: Sequence[str]) -> None:
-        """Resume from a checkpoint; StreamError if the file is none, or has other columns or sources."""
+        """Resume from a checkpoint; StreamError if the file is not a checkpoint, or has other columns or sources."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)

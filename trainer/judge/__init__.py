@@ -1,1 +1,1 @@
-"""What a fitted model or a bundle is worth: evaluation, comparisons, baselines, audits."""
+"""The judgement of fitted models and bundles: evaluation, comparisons, baselines, audits."""

@@ -304,7 +304,7 @@ def report(results: list[Result], run: RunFolder, command: str) -> Findings:
 
 
 def _rows(result: Result) -> str:
-    """Return after how many rows the method votes, as text."""
+    """Return the number of rows after which the method votes, as text."""
     return "no vote" if result.rows_to_vote is None else f"{result.rows_to_vote:.0f} rows (median)"
 
 

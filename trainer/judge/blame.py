@@ -1,6 +1,6 @@
 """The rule by which an alert counts as a detection of an attack: it must be about the right subject.
 
-`botwatch trainer evaluate` and the demo hold alerts against captures by this one rule.
+`botwatch trainer evaluate` and the demo compare alerts with captures by this one rule.
 """
 
 from collections.abc import Sequence

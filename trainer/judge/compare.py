@@ -187,7 +187,7 @@ def _source(entry: DatasetEntry) -> str:
 
 
 def evaluated(fit: ComparedFit, folder: Path, seed: int, agent: AgentConfig) -> Evaluation:
-    """Fit, convert and evaluate in ``folder``, as far as an equal earlier call has not left its result there."""
+    """Fit, convert and evaluate in ``folder``, unless an equal earlier call has left its result there."""
     text = yaml.safe_dump(configs.plain(replace(fit.config, seed=seed)), sort_keys=False, allow_unicode=True)
     files = [str(root / c.file) for manifest, root in fit.tried for c in manifest.captures]
     marks = {
@@ -391,7 +391,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
     parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
-    parser.add_argument("--by", choices=KINDS, default="chrono", help="what differs (%(default)s)")
+    parser.add_argument(
+        "--by", choices=KINDS, default="chrono", help="the property in which the fits differ (%(default)s)"
+    )
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"
     )
@@ -403,7 +405,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="repeat each fit with seeds 1 to N (%(default)s)"
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most, instead of the config's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="most epochs of a fit, instead of the config's")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
@@ -437,7 +439,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    """Return the trainer's configuration with what the command line changes."""
+    """Return the trainer's configuration with the changes of the command line."""
     config = configs.load(args.trainer_config)
     if args.root is not None:
         data = tuple(replace(e, root=args.root.resolve()) if e.kind == "captures" else e for e in config.data)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PROG = "botwatch trainer evaluate"
 
 AT = 0.4
-"""Where in a device's day an attack is put: the share of the day that has passed."""
+"""The places in a device's day where an attack is put: shares of the day that have passed."""
 
 AFTER_S = 150.0
 """Seconds of the day that follow an attack: an alert ends a minute after its last vote."""
@@ -241,7 +241,7 @@ def _around(place: _Place, moved: Sequence[Frame]) -> Iterable[Frame]:
 def _trial(
     attack: _LoadedAttack, device: str, host: InsideHost, frames: Sequence[Frame], replayed: Replayed
 ) -> AttackTrial:
-    """Hold the episodes against an attack that ``host`` carried out, or suffered, by ``frames``."""
+    """Compare the episodes with an attack that ``host`` carried out, or suffered, by ``frames``."""
     sent = np.array([frames[i][0] for i in attack.source.sent()])
     first, last = int(sent[0]), int(sent.max())
     hits = detections(replayed.episodes, expected_subject(attack.source, host), first)
@@ -283,7 +283,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"example:\n  {PROG} bundles/home captures --out runs/home --floor"
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `botwatch converter` wrote")
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="manifest or its folder, or rows")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the manifests' files, if it is another")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder of the captures, if they are not beside their manifests"
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="also write the findings into this folder")
     parser.add_argument("--run", type=Path, metavar="RUN", help="also compare with the Keras network of this run")
     add_agent_config(parser)
@@ -311,7 +313,10 @@ def agent_config(path: Path | None) -> AgentConfig:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Run `botwatch trainer evaluate`: 0; 1 when an attack with a goal was missed or a benign device alerted; 2."""
+    """Run `botwatch trainer evaluate` and return the exit status.
+
+    It is 1 when an attack with a goal was missed or a benign device alerted, and 2 for an error, with the reason.
+    """
     try:
         bundle = bundles.load(args.bundle)
         if not 0 < args.base_rate <= 1:

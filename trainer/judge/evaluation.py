@@ -27,8 +27,8 @@ class Day:
     """A benign capture, of which every alert is a false one.
 
     ``packets`` are the rows that were scored, ``shed`` those that the budget of rows left out, and ``flagged`` those
-    above a limit. Figures by an agent that learns limits on site are None where none was tried, or where the capture
-    ends before the device has learnt.
+    above a limit. Figures by an agent that learns limits on site are None where no such agent was tried, or where the
+    capture ends before the device has learnt.
     """
 
     capture: str

@@ -132,7 +132,9 @@ def analyse(path: Path) -> Findings:
 
 
 def explained(run: RunFolder, command: str, seeds: int = SEEDS) -> Findings:
-    """Explain some detections and classifications, with fidelity and stability, and put more to the deletion test."""
+    """Explain some detections and classifications, and put further detections to the deletion test.
+
+    Each explanation comes with its fidelity and stability."""
     explainer, predict = Explainer(run), run.autoencoder()
     limit = run.decision.full.limit
 

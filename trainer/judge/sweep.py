@@ -41,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="PATH", help="path of the config's first data source")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the findings into")
     parser.add_argument(
-        "--over", choices=("columns", "activation"), default="columns", help="what varies (%(default)s)"
+        "--over", choices=("columns", "activation"), default="columns", help="the property that varies (%(default)s)"
     )
     parser.add_argument("--steps", metavar="N,...", help=f"numbers of columns ({','.join(map(str, STEPS))})")
     parser.add_argument(
-        "--activations", metavar="NAME,...", help=f"of {', '.join(get_args(Activation))} ({','.join(ACTIVATIONS)})"
+        "--activations", metavar="NAME,...", help=f"some of {', '.join(get_args(Activation))} ({','.join(ACTIVATIONS)})"
     )
     parser.add_argument(
-        "--optimisers", metavar="NAME,...", help=f"of {', '.join(get_args(Optimiser))} ({','.join(OPTIMISERS)})"
+        "--optimisers", metavar="NAME,...", help=f"some of {', '.join(get_args(Optimiser))} ({','.join(OPTIMISERS)})"
     )
 
 

@@ -113,7 +113,7 @@ def test_merged_frames_are_counted_and_what_check_says_ends_them(wire, home, tmp
     counted, warned = watched(wire, both)
     assert counted["frames_merged"] > 10
     assert counted["longest"] > 1522
-    assert re.search(r"a frame of \d+ bytes, longer than lan0 can carry: .*`botwatch agent check`", warned)
+    assert re.search(r"a frame of \d+ bytes is longer than lan0 can carry: .*`botwatch agent check`", warned)
     (line,) = checked(wire, home, tmp_path)
     assert line.startswith("WRONG  lan0: merges frames")
     (command,) = re.findall(r"`(ethtool -K lan0 [a-z -]+)`", line)
@@ -158,7 +158,7 @@ ROUTER = MAC + 9
     [
         ([packet("192.168.1.5", "8.8.8.8", mac=MAC), packet("192.168.1.6", "8.8.8.8", mac=MAC + 1)], None),
         ([packet("192.168.1.5", "8.8.8.8", mac=MAC), packet("8.8.8.8", "192.168.1.5", mac=ROUTER)], "one device (02:"),
-        ([packet("81.2.3.4", "8.8.8.8", mac=MAC), packet("8.8.8.8", "81.2.3.4", mac=ROUTER)], "no device seen"),
+        ([packet("81.2.3.4", "8.8.8.8", mac=MAC), packet("8.8.8.8", "81.2.3.4", mac=ROUTER)], "no device was seen"),
     ],
     ids=["two devices", "one device and what its router carries", "a public address, beyond NAT"],
 )
@@ -191,4 +191,4 @@ def test_on_the_wan_side_of_a_gateway_its_own_mac_is_no_device(wire, tmp_path):
 
     counted, warned = watched(wire, both, ALONE_FRAMES)
     assert counted["captured"] >= 200
-    assert "lan0: no device seen with an address of the monitored networks" in warned
+    assert "lan0: no device was seen with an address of the monitored networks" in warned

@@ -93,8 +93,7 @@ JITTER_MEANS = [index("HH_jit", decay, "mean") for decay in DECAYS]
 
 
 def assert_as_published(values: np.ndarray[Any, Any]) -> None:
-    """115 columns of Kitsune's 20,000 packets, within what FEATURES.md section 4 measured for the stable form (rounded
-    up).
+    """115 columns of Kitsune's 20,000 packets, within what was measured for the stable form, rounded up.
 
     Relative errors where the reference is above 1e-3 of its column's spread; std and pcc only as far as the reference
     itself has digits: its SS/w - mean² leaves noise on streams of constant size.
@@ -286,7 +285,7 @@ def streams(max_size: int) -> st.SearchStrategy[list[tuple[int, Spec]]]:
 
 
 def at_times(stream: Iterable[tuple[int, Spec]], linktype: int = 1) -> list[Frame]:
-    """Frames with these gaps, at most 60 s late: beyond that the kernel assumes a clock that was set, the twin not."""
+    """Frames with these gaps, at most 60 s late: a longer step is a clock that was set, unknown to the twin."""
     t = newest = START_NS
     frames = []
     for gap, spec in stream:

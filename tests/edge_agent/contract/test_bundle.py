@@ -91,7 +91,7 @@ def test_missing_file_is_named(made: Bundle, name: str) -> None:
 
 
 def test_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="nowhere: no bundle"):
+    with pytest.raises(BundleError, match="nowhere: not a bundle"):
         bundle.load(tmp_path / "nowhere")
 
 

@@ -286,7 +286,7 @@ def test_while_the_disk_is_full_messages_wait_in_memory_and_none_is_lost(path):
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
-    again = f"{path} can be written again, alerts are stored on the disk as before"
+    again = f"{path} can be written again, and alerts are stored on the disk as before"
     assert [line.rpartition(": ")[2].partition(";")[0] for line in said][1:] == [again], said
     assert "alerts stay in memory, at most 2000" in said[0]
     outbox = Outbox(State(path))

@@ -130,11 +130,11 @@ def test_each_change_of_scoring_is_one_line_in_the_log_of_a_replay(bundle, tmp_p
     (tmp_path / "flood.pcap").write_bytes(pcap(flood, nanoseconds=True))
     agent, steps = Agent(AgentConfig(scoring=ScoringConfig(500)), bundle, seed=1), []
     replay(agent, [tmp_path / "flood.pcap"], lambda _: None, lambda _: steps.append(agent.detector.step))
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("scoring: ")]
-    assert [line.partition(";")[0] for line in lines] == [
-        "scoring: shared, was all",
-        "scoring: sparse, was shared",
-        "scoring: all, was sparse",
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("scoring changed ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "scoring changed from all to shared",
+        "scoring changed from shared to sparse",
+        "scoring changed from sparse to all",
     ]
     assert {"shared", "sparse"} <= set(steps)
     counts = agent.counts()

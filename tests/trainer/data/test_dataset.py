@@ -361,7 +361,7 @@ def test_a_file_of_rows_that_is_wrong_is_refused(rows_file, change, message):
 def test_rows_without_labels_or_of_another_jitter_are_refused(rows_file, tmp_path):
     with pytest.raises(DatasetError, match="has no column 'label'"):
         load([DatasetEntry("rows", rows_file)], ALL_COLUMNS, CLEAN, Limits())
-    with pytest.raises(DatasetError, match=f"rows are of schema {CLEAN}, asked for is {COMPAT}"):
+    with pytest.raises(DatasetError, match=f"rows are of schema {CLEAN}, but the config asks for {COMPAT}"):
         load([DatasetEntry("rows", rows_file, label="benign")], ALL_COLUMNS, COMPAT, Limits())
     (tmp_path / "text.parquet").write_text("no rows")
     with pytest.raises(DatasetError, match="not a Parquet file of rows"):

@@ -254,7 +254,7 @@ def test_labels_can_be_trained_as_one_class(make_table):
 
 def test_a_class_no_alert_can_carry_is_refused(make_table):
     table = make_table(attacks={"worm": 200})
-    with pytest.raises(FitError, match="label 'worm': 'worm' is no class an alert can carry"):
+    with pytest.raises(FitError, match="label 'worm': 'worm' is not a class that an alert can carry"):
         fit.fit(config(table), table, silent)
 
 
