@@ -462,9 +462,14 @@ class DeviceLimits:
         self._begin(self.latest_ns)
         self._trust.vouched = self.anew = True
 
-    def vouch_as(self, before: "DeviceLimits") -> None:
-        """Learn anew under this model as ``before`` does under another (`relearn`)."""
-        self._trust.vouched, self.anew = before._trust.vouched, before.anew
+    def judge_as(self, before: "DeviceLimits") -> None:
+        """Begin with the judgement of ``before``, of another model: vouched for, or refused until it is judged again.
+
+        A device that looks infected must not get the wide limits of one that has just come.
+        """
+        trust, known = self._trust, before._trust
+        trust.vouched, trust.refused, trust.alarms = known.vouched, known.refused, list(known.alarms)
+        self._factors = self._fit()
 
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""
