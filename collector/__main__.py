@@ -36,6 +36,7 @@ PROG = "botwatch collector"
 
 _FOLLOW_S = 0.25  # how often --follow looks
 _PAGE = 1_000  # alerts read at a time
+_TABLE_WIDTH = 120  # columns of a terminal from which a table can be read; in a narrower one each alert is a line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,9 +185,9 @@ def _alerts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     try:
         after = store.before_last(arguments.last, arguments.gateway) if arguments.last else 0
         console = _console()
-        if not arguments.follow and not arguments.json:
-            if not console.is_terminal:  # a file or a pipe has no width to fit into
-                console.width = 250
+        if not console.is_terminal:  # a file or a pipe has no width to fit into
+            console.width = 250
+        if not arguments.follow and not arguments.json and console.width >= _TABLE_WIDTH:
             console.print(alert_table(map(_alert, _pages(store, after, arguments.gateway))))
             return OK
         while True:

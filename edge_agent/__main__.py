@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -484,7 +485,8 @@ def _order(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"running": running, **(reply.result or {})}, ensure_ascii=False, indent=1))
     else:
-        for line in orders.lines(reply, running):
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in orders.lines(reply, running, width):
             print(line)
     return OK
 

@@ -124,8 +124,7 @@ class Agent:
         if bundle.sha256 == self._sha256:
             return []
         devices, detector = self._judges(bundle)
-        if self._config.learning.enabled:
-            devices.take_over(self.devices, detector.vote)
+        devices.take_over(self.devices, detector.vote if self._config.learning.enabled else None)
         alerts = list(self._consider(self.detector.finish()))
         detector.take_over(self.detector)
         self._sha256, self.devices, self.detector = bundle.sha256, devices, detector

@@ -509,15 +509,19 @@ class State:
         now_s: float,
         keep_s: float,
         runs: Mapping[int, Iterable[tuple[str, int, bytes | None]]] | None = None,
+        *,
+        anew: Iterable[int] = (),
     ) -> None:
         """Store ``(mac, record)`` of devices under a model, and delete records that are older than ``keep_s`` seconds.
 
         ``runs`` are, by MAC, all row bursts of a device: ``(kind, minute, packed)``, with None for one that is stored
-        already. Row bursts of a device with no record are deleted.
+        already. Row bursts of a device with no record are deleted. ``anew`` are MACs of which other models' records are
+        deleted, too.
         """
         with self._transaction() as db:
             rows = [(model, mac, now_s, record) for mac, record in records]
             db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
+            db.executemany("DELETE FROM learnt WHERE mac = ? AND model != ?", [(mac, model) for mac in anew])
             db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
             for mac, bursts in (runs or {}).items():
                 now = list(bursts)

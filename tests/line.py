@@ -1,4 +1,4 @@
-"""Both ends of a line over a real broker, for tests: an agent's link in a thread, a listener, a site's certificates."""
+"""Both ends of a connection through a real broker: an agent's link in a thread, a subscriber, a site's certificates."""
 
 import datetime
 import json
@@ -20,7 +20,7 @@ def config_of(broker, **changes):
 
 @contextmanager
 def in_thread(run):
-    """``run`` with a stop of its own, which is set at the end."""
+    """Run ``run(stop)`` in a thread; the event ``stop`` is set at the end of the block."""
     stop = threading.Event()
     thread = threading.Thread(target=run, args=(stop,))
     thread.start()
@@ -34,14 +34,14 @@ def in_thread(run):
 
 @contextmanager
 def running(config, outbox):
-    """A link in its thread, stopped cleanly at the end."""
+    """Run a link in a thread; it is stopped cleanly at the end of the block."""
     link = Link(config, outbox, gateway="gw-001", agent="0.1.0")
     with in_thread(link.run):
         yield link
 
 
 class Listener:
-    """A subscriber with a session that outlives restarts of the broker; collects (topic, payload) of all it gets."""
+    """A subscriber whose session outlives restarts of the broker; ``got`` are the (topic, payload) of all messages."""
 
     def __init__(self, broker, filters=("botwatch/#",), tls=None, name="listener"):
         self.got, self.subscribed = [], threading.Event()
@@ -70,7 +70,7 @@ class Listener:
 
 
 def make_certificates(folder):
-    """A site authority, the broker's certificate for 127.0.0.1, one for gw-001, a stranger's authority, bad ones."""
+    """Write a site's authority and certificates, those of a stranger's authority, and some that must be refused."""
     from ipaddress import IPv4Address
 
     from cryptography import x509
@@ -93,7 +93,7 @@ def make_certificates(folder):
             .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(host))]), critical=False)
-            # Python 3.13 verifies strictly: identifiers of both keys, and an authority that may sign
+            # Python 3.13 verifies strictly: it wants identifiers of both keys, and an authority that may sign
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
             .add_extension(

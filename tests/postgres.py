@@ -1,6 +1,6 @@
-"""A real PostgreSQL for tests: Debian's binaries on a folder of their own, behind a Unix socket; no system service.
+"""A real PostgreSQL for tests: Debian's binaries with a temporary folder and a Unix socket; no system service.
 
-PostgreSQL refuses to run as root, so root hands it to the user that Debian's package makes, or to nobody.
+PostgreSQL refuses to run as root; root starts it as the user that Debian's package makes, or as `nobody`.
 """
 
 import os
@@ -20,7 +20,7 @@ INSTALL = "PostgreSQL is not installed: there is no /usr/lib/postgresql/*/bin/in
 
 
 def programs() -> Path:
-    """The folder of the newest version's initdb; without one the test fails, or is skipped where nobody may install."""
+    """Return the folder of the newest initdb; without one the test fails, or is skipped where none can be installed."""
     folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if not folders:
         if os.getuid() == 0 or os.environ.get("CI"):
@@ -30,7 +30,7 @@ def programs() -> Path:
 
 
 class Postgres:
-    """A server with one superuser, ``botwatch``, who needs no password; `database` makes an empty database."""
+    """A server with one superuser, ``botwatch``, without a password; `database` makes an empty database."""
 
     def __init__(self) -> None:
         self._programs = programs()
@@ -52,7 +52,7 @@ class Postgres:
         return self
 
     def start(self) -> None:
-        """Start the server, which listens when this returns."""
+        """Start the server; it listens when this returns."""
         options = ["-c", "listen_addresses=", "-c", "fsync=off", "-k", self._folder]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -67,7 +67,7 @@ class Postgres:
     def stop(self) -> None:
         """Stop the server; clients lose their connections."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # a "fast shutdown": clients are cut off
+            self._process.send_signal(signal.SIGINT)  # a "fast shutdown", which ends the connections
             self._process.wait(30)
 
     def _answers(self) -> bool:
@@ -80,7 +80,7 @@ class Postgres:
         return f"postgresql+psycopg://botwatch@/{name}?host={self._folder}"
 
     def database(self) -> str:
-        """The URL of a new, empty database."""
+        """Make an empty database and return its URL."""
         self._made += 1
         name = f"test_{self._made}"
         engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")

@@ -1,4 +1,7 @@
-"""What pyproject.toml declares and what the code imports are the same, in both directions; read by parsing both."""
+"""pyproject.toml declares every dependency that the code imports, and the code imports every one that it declares.
+
+Both files and code are parsed.
+"""
 
 import ast
 import re
@@ -16,13 +19,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BY_NAME = {
     "tflite-runtime": ("edge_agent/detection/runtime.py", "importlib.import_module(module).Interpreter"),
     "ai-edge-litert": ("edge_agent/detection/runtime.py", "importlib.import_module(module).Interpreter"),
-    "psycopg": ("collector/store.py", "self._engine = create_engine(parsed)"),  # the driver that the URL names
+    "psycopg": ("collector/store.py", "self._engine = create_engine(parsed)"),  # the driver is named by the URL
     "amqtt": ("trainer/demo.py", "from amqtt.broker import Broker"),  # in the source of a child process
 }
-"""Drivers and runtimes that no import statement names: where they are loaded, and the line that does it."""
+"""Drivers and runtimes that no import statement names -> the file and the line that load them."""
 
 TOOLS = {"mypy", "pytest-timeout", "ruff", "types-jsonschema", "types-pyyaml"}
-"""Of the extra `dev`: programs and plug-ins that are run and never imported."""
+"""Programs and plug-ins of the extra `dev` that are run and never imported."""
 
 PROVIDES = {
     "ai-edge-litert": {"ai_edge_litert"},
@@ -33,22 +36,23 @@ PROVIDES = {
     "tensorflow": {"tensorflow", "keras"},
     "tensorflow-cpu": {"tensorflow", "keras"},
 }
-"""Distributions whose modules have other names than they; what is not installed here cannot be asked."""
+"""Modules of distributions that have other names, or that may not be installed here and so cannot be asked."""
 
 
 def distribution(requirement: str) -> str:
-    """The name in a requirement, as the index normalises it."""
+    """Return the name in a requirement, as the index normalises it."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
 def declared(*extras: str) -> set[str]:
-    """Distributions of the base and of ``extras``, without our own."""
-    wanted = [*PROJECT["dependencies"], *(one for extra in extras for one in PROJECT["optional-dependencies"][extra])]
+    """Return the distributions of the base and of ``extras``, without our own."""
+    optional = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
     return {distribution(requirement) for requirement in wanted} - {"botwatch"}
 
 
 def provided(name: str) -> set[str]:
-    """Top-level modules that a distribution brings."""
+    """Return the top-level modules of a distribution."""
     installed = {
         module
         for module, owners in packages_distributions().items()
@@ -58,7 +62,7 @@ def provided(name: str) -> set[str]:
 
 
 def imported(package: str) -> dict[str, set[str]]:
-    """Top-level modules from outside that a package imports, imports within functions included -> by which files."""
+    """Return the foreign top-level modules that a package imports, also within functions -> the files that do."""
     modules: dict[str, set[str]] = {}
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -82,10 +86,10 @@ ROLES = {
     "collector": ("collector",),
     "tests": ("dev", "trainer", "converter", "collector"),
 }
-"""Package -> the extras it may take from, beside the base."""
+"""Package -> the extras that it may import from, beside the base."""
 
 OPTIONAL = {("edge_agent", "rich"), ("converter", "keras")}
-"""(package, module) that is used where it is there and done without where it is not, or comes with another."""
+"""(package, module) that is used only if it is installed, or that another distribution brings."""
 
 
 @pytest.mark.parametrize("package", ROLES)
@@ -116,13 +120,13 @@ def test_every_tool_of_the_developers_is_run_or_imported():
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_what_is_loaded_by_name_is_declared_and_loaded_where_it_is_said(name):
+def test_a_dependency_that_is_loaded_by_name_is_declared_and_loaded_by_the_line_named_here(name):
     file, line = BY_NAME[name]
     assert line in (ROOT / file).read_text()
     assert name in declared(*PROJECT["optional-dependencies"])
 
 
-def test_a_requirement_is_split_from_its_name():
+def test_the_name_is_taken_from_a_requirement():
     assert distribution("types-PyYAML") == "types-pyyaml"
     assert distribution("numpy>=1.23.2,<3; platform_machine != 'armv7l'") == "numpy"
     assert distribution("psycopg[binary]>=3.2,<4") == "psycopg"

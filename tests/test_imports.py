@@ -1,4 +1,4 @@
-"""The import rules of docs/architecture.md: read from the source, imports within functions included."""
+"""The import rules of docs/architecture.md, checked in the source, imports within functions included."""
 
 import ast
 import sys
@@ -18,12 +18,12 @@ OWNERS = {
     "sqlite3": {"edge_agent.state"},
     "sqlalchemy": {"collector.store"},
 }
-"""Third parties (and the native part) -> the only modules that know them."""
+"""Third parties and the native kernel -> the only modules that may import them."""
 
 FOLDERS = ("contract", ("state", "progress", "mqtt", "capture"), "detection", "delivery")
-"""The agent's folders and low modules from the bottom: each imports from its own floor and those below only.
+"""The agent's folders and low modules, from the bottom: each imports only from its own floor and from those below.
 
-What is not named is a service file: it may import any of them, and none of them may import it.
+All other modules are service files: they may import any of these, and none of these may import them.
 """
 
 SHARED = {
@@ -31,30 +31,30 @@ SHARED = {
     "converter": ("contract", "detection", "progress"),
     "collector": ("contract", "mqtt"),
 }
-"""What each role takes from the agent."""
+"""Parts of the agent that each role may import."""
 
 
 def modules(package: str) -> dict[str, ast.Module]:
-    """Every module of a package by its dotted name."""
-    found = {}
+    """Return every module of a package by its dotted name."""
+    trees = {}
     for path in (ROOT / package).rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
-    return found
+        trees[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return trees
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """What a module imports, as far as it can be a module: `from a import b` gives a and a.b."""
-    found = set()
+    """Return what a module imports, as far as it can be a module: `from a import b` gives a and a.b."""
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            found |= {str(name.value) for name in node.args if isinstance(name, ast.Constant)}
-    return found
+            names |= {str(name.value) for name in node.args if isinstance(name, ast.Constant)}
+    return names
 
 
 ALL = {name: imports(tree) for package in PACKAGES for name, tree in modules(package).items()}
@@ -65,12 +65,12 @@ def within(name: str, module: str) -> bool:
 
 
 def floor(name: str) -> int:
-    """The floor of one of the agent's modules: its place in `FOLDERS`, or above all of them."""
+    """Return the floor of one of the agent's modules: its place in `FOLDERS`, or the number above all of them."""
     part = [*name.split("."), ""][1]
     return next((i for i, names in enumerate(FOLDERS) if part == names or part in names), len(FOLDERS))
 
 
-def test_there_is_something_to_look_at():
+def test_the_modules_were_read():
     assert {"edge_agent.detection.detector", "trainer.fit.fit", "converter.parity", "collector.store"} <= set(ALL)
     assert "edge_agent._kernel" in ALL["edge_agent.capture.features"]
 
@@ -83,7 +83,7 @@ def test_within_the_agent_imports_point_downwards():
                     assert floor(other) <= floor(name), f"{name} imports {other}"
 
 
-def test_no_import_of_the_agent_leads_back_to_where_it_came_from():
+def test_no_module_imports_itself_by_way_of_others():
     for start in ALL:
         seen: set[str] = set()
         ahead = [start]
@@ -94,7 +94,7 @@ def test_no_import_of_the_agent_leads_back_to_where_it_came_from():
                 ahead.append(other)
 
 
-def test_contract_imports_nothing_of_the_agent_but_itself():
+def test_contract_imports_no_other_part_of_the_agent():
     for name, used in ALL.items():
         if within(name, "edge_agent.contract"):
             outside = {m for m in used if m.split(".")[0] in PACKAGES and not within(m, "edge_agent.contract")}
@@ -103,7 +103,7 @@ def test_contract_imports_nothing_of_the_agent_but_itself():
             assert third <= {"numpy", "yaml"}, f"{name} imports {third}"
 
 
-def test_the_agent_needs_nobody_and_nothing_heavy():
+def test_the_agent_imports_no_other_role_and_nothing_heavy():
     for name, used in ALL.items():
         if within(name, "edge_agent"):
             assert not {m.split(".")[0] for m in used} & (HEAVY | {"trainer", "converter", "collector"}), name
@@ -118,7 +118,7 @@ def test_the_roles_do_not_import_one_another(package):
 
 
 @pytest.mark.parametrize("package", SHARED)
-def test_of_the_agent_each_role_imports_only_what_is_shared(package):
+def test_each_role_imports_only_the_shared_parts_of_the_agent(package):
     allowed = [f"edge_agent.{part}" for part in SHARED[package]]
     for name, used in ALL.items():
         if within(name, package):

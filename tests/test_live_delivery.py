@@ -130,10 +130,10 @@ def fill(disk: Path) -> Path:
 
 
 @contextmanager
-def ended(process: "subprocess.Popen[str]") -> Iterator[None]:
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
     """Kill a process at the end of the block if it still runs."""
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait(10)

@@ -58,7 +58,7 @@ def test_the_drop_in_for_newer_systemd_is_only_that() -> None:
 
 
 def installed(root: Path) -> "tuple[subprocess.CompletedProcess[str], list[str]]":
-    """What the installer said, and the files below etc."""
+    """Run the installer; return its result and the files below etc."""
     command = ["sh", str(UNITS / "install.sh"), "--root", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return done, sorted(str(path.relative_to(root / "etc")) for path in (root / "etc").rglob("*") if path.is_file())
@@ -90,8 +90,8 @@ def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(t
     library.parent.mkdir(parents=True)
     library.touch()
     installed(tmp_path)
-    own = tmp_path / "etc/botwatch/agent.yaml"
-    own.write_text("gateway: gw-7\n")
+    config = tmp_path / "etc/botwatch/agent.yaml"
+    config.write_text("gateway: gw-7\n")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")}
     done, _ = installed(tmp_path)
     assert done.stdout == ""
@@ -101,10 +101,10 @@ def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(t
     done, files = installed(tmp_path)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["wrote", "removed"]
     assert files == ["botwatch/agent.yaml", f"systemd/system/{UNIT}"]
-    assert own.read_text() == "gateway: gw-7\n"
+    assert config.read_text() == "gateway: gw-7\n"
 
 
-def test_the_installer_asked_wrongly_says_how(tmp_path: Path) -> None:
+def test_a_usage_error_of_the_installer_is_one_line(tmp_path: Path) -> None:
     for words in (["--roof", "x"], ["--root"], ["--root", str(tmp_path / "absent")]):
         done = subprocess.run(["sh", str(UNITS / "install.sh"), *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2
@@ -115,7 +115,7 @@ def test_a_hangup_is_what_a_reload_of_the_unit_sends() -> None:
     assert "ExecReload=/bin/kill -HUP $MAINPID\n" in (UNITS / UNIT).read_text()
 
 
-def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
+def test_the_loop_notifies_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(1)

@@ -265,7 +265,7 @@ class Chunk:
             id = check_uuid7(id)
         except MessageError as error:
             raise MessageError(f"chunk: id: {error}") from error
-        if not isinstance(part, int) or not isinstance(count, int) or not 0 <= part < count <= 1_000_000:
+        if type(part) is not int or type(count) is not int or not 0 <= part < count <= 1_000_000:  # no bool
             raise MessageError(f"chunk: part {str(part)[:20]} of {str(count)[:20]}")
         try:
             content = base64.b64decode(str(data), validate=True)

@@ -25,8 +25,8 @@ from edge_agent.contract.messages import MessageError, check_uuid7, format_time,
 class Form:
     """The JSON form of a type: its grammar in JSON Schema, and the functions that write and read a value.
 
-    ``read`` raises ValueError (a MessageError is one) for what the grammar does not allow; bounds are left to a judge
-    who applies the grammar.
+    ``read`` raises ValueError (a MessageError is one), TypeError or OverflowError for what the grammar does not allow;
+    bounds are left to a judge who applies the grammar.
     """
 
     schema: Mapping[str, Any]
@@ -184,7 +184,7 @@ def read(cls: type, document: object, part: str = "") -> dict[str, Any]:
         if entry.key in document:
             try:
                 values[entry.name] = entry.form.read(document[entry.key])
-            except ValueError as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise MessageError(f"{part}{'.' if part else ''}{entry.key}: {error}") from error
         elif not entry.optional:
             raise MessageError(f"{part}{'.' if part else ''}{entry.key}: missing")

@@ -387,6 +387,11 @@ class DeviceLimits:
         return self._staleness.since_ns
 
     @property
+    def vouched(self) -> bool:
+        """True if somebody said that the device is well, and had it learn anew."""
+        return self._trust.vouched
+
+    @property
     def refused(self) -> str:
         """The reason for not believing a time of learning that is long enough; "" if there is no such reason."""
         return self._trust.refused
@@ -456,6 +461,10 @@ class DeviceLimits:
         """Forget everything and begin again with the next rows: a person vouches for the device."""
         self._begin(self.latest_ns)
         self._trust.vouched = self.anew = True
+
+    def vouch_as(self, before: "DeviceLimits") -> None:
+        """Learn anew under this model as ``before`` does under another (`relearn`)."""
+        self._trust.vouched, self.anew = before._trust.vouched, before.anew
 
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""

@@ -56,6 +56,8 @@ class Records:
 
     learnt: list[tuple[int, bytes]] = field(default_factory=list)
     bursts: dict[int, list[RowBurst]] = field(default_factory=dict)
+    anew: frozenset[int] = frozenset()
+    """Devices that learn anew: what is stored of them under other models is to be deleted."""
 
     @property
     def size(self) -> int:
@@ -89,6 +91,7 @@ class Devices:
         self._logged: dict[int, tuple[str, str]] = {}  # state and reason, as in the log
         self._saved: dict[int, tuple[float, str]] = {}  # when, and in which state
         self._bursts_saved_s: dict[int, float] = {}
+        self._anew: set[int] = set()  # they learn anew, which is not stored yet
         self.counts = {"devices_forgotten": 0, "devices_unreadable": 0, "runs_unreadable": 0, "runs_dropped": 0}
         if state:
             self._load(state)
@@ -117,6 +120,7 @@ class Devices:
             return False
         limits.relearn()
         self._saved.pop(mac, None)
+        self._anew.add(mac)
         logger.info("device %s learns anew, as requested", self._who(mac))
         return True
 
@@ -199,8 +203,9 @@ class Devices:
 
     def records(self, now_s: float, *, everything: bool = False) -> Records:
         """Return what is to be stored of each device that has changed: for `keep`, which another thread may call."""
-        records = Records()
-        for mac, limits in self._present.items():
+        records = Records(anew=frozenset(self._anew))
+        absent = {mac: self._absent[mac] for mac in records.anew if mac in self._absent}
+        for mac, limits in {**absent, **self._present}.items():
             saved_s, state = self._saved.get(mac, (0.0, ""))
             if everything or limits.state != "active" or state != "active" or now_s - saved_s >= ACTIVE_SAVE_S:
                 records.learnt.append((mac, self._pack(limits)))
@@ -220,7 +225,7 @@ class Devices:
             for mac, of_device in records.bursts.items()
         }
         try:
-            self._state.learnt_put(self._model, records.learnt, now_s, KEEP_S, bursts)
+            self._state.learnt_put(self._model, records.learnt, now_s, KEEP_S, bursts, anew=records.anew)
         except BaseException:
             for mac in bursts:
                 self._bursts_saved_s.pop(mac, None)
@@ -228,6 +233,7 @@ class Devices:
         for of_device in records.bursts.values():
             for burst in of_device:
                 burst.saved = True
+        self._anew.difference_update(records.anew)
 
     def carry_over(self, vote: Callable[[NDArray[np.float32]], float]) -> None:
         """Calculate from stored rows the limits of devices that are known only under another model.
@@ -246,23 +252,36 @@ class Devices:
             except _UNREADABLE as error:
                 self._cannot_read(mac, error)
                 continue
-            self._carry_over_one(mac, model, stored, minutes, self._read_bursts(mac), vote)
+            if len(self._absent) < MAX_DEVICES:
+                self._carry_over_one(mac, model, stored, minutes, self._read_bursts(mac), vote)
 
-    def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float]) -> None:
+    def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float] | None) -> None:
         """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` treats stored ones.
 
-        A device that was learnt under this model earlier keeps what is stored of that. Counters go on. ``before`` is
-        not changed.
+        A device that was learnt under this model earlier keeps what is stored of that, unless it was ordered to learn
+        anew since (`relearn`). Where there are too many devices, those that were seen last are known. Without ``vote``
+        limits are not in use, and only counters go on. ``before`` is not changed.
         """
         for key, count in before.counts.items():
             self.counts[key] += count
-        for mac, limits in before.known().items():
-            if mac in self._absent and self._absent[mac].learnt:
+        self._anew |= before._anew
+        if vote is None:
+            return
+        here = before.known()
+        for mac in [mac for mac in self._absent if mac not in here][max(MAX_DEVICES - len(here), 0) :]:
+            del self._absent[mac]
+        for mac, limits in reversed(here.items()):
+            if mac not in self._absent and len(self._absent) >= MAX_DEVICES:
                 continue
-            stored, minutes = before._record(limits)
-            bursts = limits.sample.bursts if limits.sample else []
-            copies = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
-            self._carry_over_one(mac, before._model, stored, minutes, copies, vote)
+            if limits.vouched and not limits.learnt:
+                self._absent[mac] = self._new(limits.latest_ns)
+                self._absent[mac].vouch_as(limits)
+                self._logged.pop(mac, None)
+            elif mac not in self._absent or not self._absent[mac].learnt:
+                stored, minutes = before._record(limits)
+                bursts = limits.sample.bursts if limits.sample else []
+                copies = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
+                self._carry_over_one(mac, before._model, stored, minutes, copies, vote)
 
     def _carry_over_one(
         self,
@@ -274,8 +293,6 @@ class Devices:
         vote: Callable[[NDArray[np.float32]], float],
     ) -> None:
         """Calculate a device's limits from its record under another ``model`` and from stored rows of it."""
-        if len(self._absent) >= MAX_DEVICES:
-            return
         limits, votes, rows = self._new(0), {}, 0
         try:
             limits.restore(stored, minutes)

@@ -82,7 +82,8 @@ class Reporter:
         number, count = vote.count_at
         column = COUNT_COLUMNS[number]
         normal = self._normal.get(column, ())
-        return ((column, count),), explain.count(column, count, vote.limit, int(vote.meta["dport"]), normal)
+        port, victim = int(vote.meta["dport"]), vote.role == "victim"
+        return ((column, count),), explain.count(column, count, vote.limit, port, normal, victim=victim)
 
     def _name(self, vote: Vote) -> tuple[str, float]:
         """Return the class of all rows that the alarm has flagged so far, and the confidence in it.

@@ -1,10 +1,10 @@
 """From capture bytes to scored and voted rows on one core: ``python -m tests.bench.bench_agent [BUNDLE]``.
 
-packets_20000.pcap (of Kitsune's network) again and again, its times moved on by its length each time, through the
-agent's own extractor and detector with a trained int8 bundle, that of the tests' generated home where none is named;
-every packet is decoded, extracted and scored. Medians of passes in processor time of one thread. Beside it the agent
-as `run` has it, with learning, check-ins and the evidence ring, at the capture's own pace of some 20 packets a second.
-What is done once a second or a minute for each device is most of that, so it is told as the share of a core it takes.
+packets_20000.pcap (of Kitsune's network) goes through the agent's extractor and detector over and over, each time with
+later times, with a trained int8 bundle (by default that of the tests' generated home); every packet is decoded,
+extracted and scored. The figures are medians of passes in processor time of one thread. Then the agent as `run` has it,
+with learning, check-ins and the evidence ring, at the capture's own pace of some 20 packets a second. Most of that is
+work that is done once a second or a minute for each device, so it is given as the share of a core.
 """
 
 import os
@@ -41,7 +41,7 @@ clock = time.thread_time_ns
 
 
 def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]:
-    """Nanoseconds a packet of each step, on one batch again and again; a batch is more than the processor's cache."""
+    """Return nanoseconds a packet of each step, on one batch over and over; a batch exceeds the processor's cache."""
     monitored = Networks.parse(PRIVATE_NETWORKS)
     senders = SenderTable(MAX_SUBJECTS, budget, monitored.v4, monitored.v6)
     counts_at = np.array(indices(COUNT_COLUMNS), dtype=np.uint32)
@@ -80,13 +80,13 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
             began = clock()
             step()
             times[name].append((clock() - began) / n)
-    found = {name: statistics.median(each) for name, each in times.items()}
-    found["error"] -= found[f"autoencoder, {bundle.manifest.variant}"] / len(blocks)
-    return found
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    medians["error"] -= medians[f"autoencoder, {bundle.manifest.variant}"] / len(blocks)
+    return medians
 
 
 def length_ns(file: Path) -> int:
-    """Nanoseconds from a capture's first packet to its last."""
+    """Return the nanoseconds from a capture's first packet to its last."""
     extractor, first, last = Extractor(seed=1), 0, 0
     with open_file(file) as source:
         while len(rows := extractor.push(source, BATCH)):
@@ -95,7 +95,7 @@ def length_ns(file: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 when it is slower than the least asked for."""
+    """Print the table; return 1 if the rate is below the least that is wanted."""
     data = data_folder()
     if len(argv) > 1:
         print("usage: python -m tests.bench.bench_agent [BUNDLE]", file=sys.stderr)
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
             for _ in range(PASSES + 1):
                 spent, judged, rows = 0, 0, 0
                 while rows < count:
-                    batch = None  # its memory is the next one's, as in the agent
+                    batch = None  # the next batch reuses its memory, as in the agent
                     began = clock()
                     batch = extractor.push(source, min(BATCH, count - rows))
                     spent, between = spent + clock() - began, clock()

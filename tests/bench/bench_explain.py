@@ -22,7 +22,7 @@ GOAL_MS = 5.0
 
 
 def median_ms(work: Callable[[], object], times: int = 300) -> float:
-    """Median time of ``work`` in milliseconds, after a warm-up."""
+    """Return the median time of ``work`` in milliseconds, after a warm-up."""
     taken = []
     for _ in range(times + 20):
         began = time.perf_counter()
@@ -32,7 +32,7 @@ def median_ms(work: Callable[[], object], times: int = 300) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 when an explanation takes longer than the goal."""
+    """Print the table; return 1 if an explanation takes longer than the goal."""
     if len(argv) != 1:
         print("usage: python -m tests.bench.bench_explain BUNDLE", file=sys.stderr)
         return 2

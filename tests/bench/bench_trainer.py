@@ -1,4 +1,4 @@
-"""What training costs: ``python -m tests.bench.bench_trainer [--full]``.
+"""The cost of training: ``python -m tests.bench.bench_trainer [--full]``.
 
 180,000 rows of 115 columns, low-rank with noise: seconds an epoch at our setting (batch 1,024) and at the study's
 (batch 64) on the same rows, and memory and storage of `trainer stream` against a batch training. ``--full`` trains both
@@ -16,14 +16,14 @@ ROWS, COLUMNS = 180_000, 115
 
 
 def rows(count: int) -> np.ndarray:
-    """Scaled rows as an autoencoder sees them."""
+    """Return scaled rows as an autoencoder gets them."""
     rng = np.random.default_rng(1)
     latent = rng.standard_normal((count, 12)) @ rng.standard_normal((12, COLUMNS)) / 3
     return np.clip(latent + 0.3 * rng.standard_normal((count, COLUMNS)), -10, 10).astype(np.float32)
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now."""
+    """Return the resident memory of this process now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         print(f"{name:<34} {seconds:6.2f} s an epoch{more}", flush=True)
 
     before = resident_mb()
-    table = np.abs(rows(400_000)).repeat(2, axis=1)[:, :140]  # what a batch training holds
+    table = np.abs(rows(400_000)).repeat(2, axis=1)[:, :140]  # as a batch training holds it
     held = resident_mb() - before
     del table
     learner = fit_online.Learner(Config((DatasetEntry("captures", __file__),)))  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def gateway(broker, folder, name="gw-001"):
         thread.join(10)
 
 
-def test_what_is_no_alert_of_that_gateway_is_kept_aside_and_counted_and_the_next_one_stored(tmp_path):
+def test_a_message_that_is_no_alert_of_its_gateway_is_set_apart_and_counted_and_the_next_one_stored(tmp_path):
     with any_broker(tmp_path / "broker") as broker, Collector(broker, tmp_path / "c.sqlite") as collector:
         with publisher(broker, MQTTProtocolVersion.MQTTv311) as send:
             send("botwatch/v1/gw/gw-001/alert", b"not JSON at all")
@@ -242,6 +242,15 @@ def test_the_table_marks_generated_models_and_lets_no_name_command_the_terminal(
     assert out.count("(generated)") == 1
 
 
+def test_in_a_narrow_terminal_each_alert_is_a_line(listed, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["alerts", "--db", listed]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3
+    assert "1 (generated)" in out
+
+
 def test_lines_can_be_chosen_by_gateway_and_number(listed, capsys):
     assert main(["alerts", "--db", listed, "--json", "--gateway", "gw-002"]) == 0
     assert [json.loads(line)["host"] for line in capsys.readouterr().out.splitlines()] == ["gw-002"]
@@ -310,7 +319,7 @@ def test_it_needs_nothing_of_the_agent_but_the_contract_and_the_mqtt_client():
         (lambda content: content[:48_000], "1 of 2 parts came"),
     ],
 )
-def test_evidence_that_is_not_what_the_gateway_told_is_not_written(tmp_path, capsys, sends, words):
+def test_evidence_that_differs_from_the_announced_is_not_written(tmp_path, capsys, sends, words):
     """A gateway whose words and parts do not fit, over a real broker."""
     id_, content = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", bytes(50_000)
     told = {"id": id_, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "count": 2}

@@ -149,7 +149,7 @@ class Breaking(MessageJudge):
         return super().judge(topic, payload)
 
 
-def test_a_message_that_breaks_the_judge_is_kept_aside_like_any_other_that_is_refused(caplog):
+def test_a_message_that_breaks_the_judge_is_stored_apart_like_any_refused_one(caplog):
     store = AlertStore("sqlite://")
     ingest = Ingest(CollectorConfig(), store, Breaking())
     batch = [message(TOPIC, b"puzzle"), message(TOPIC, numbered(1)), message(TOPIC, b"puzzle")]
@@ -266,13 +266,13 @@ batches = st.lists(st.tuples(any_topics, any_payloads()), min_size=1, max_size=8
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(batches)
-def test_whatever_comes_on_any_topic_is_stored_or_kept_aside_and_counted_and_can_be_shown(given_messages):
+def test_any_message_on_any_topic_is_stored_or_set_apart_counted_and_can_be_shown(given_messages):
     check_batch("sqlite://", given_messages)
 
 
 @settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given_messages=batches)
-def test_whatever_comes_is_stored_or_kept_aside_by_postgresql_too(postgres, given_messages):
+def test_postgresql_also_stores_any_message_or_sets_it_apart(postgres, given_messages):
     check_batch(postgres.database(), given_messages)
 
 

@@ -66,7 +66,7 @@ def test_a_large_batch_is_stored_whole(store):
     assert len(store.episodes()) == 100
 
 
-def test_the_last_word_on_a_gateway_is_kept(store):
+def test_the_last_status_of_a_gateway_is_stored(store):
     for state in ("online", "offline"):
         store.save([Arrival(("gw-001", Status(state, "b", "0.1.0", 5)), 6)])
     store.save([Arrival(("gw-002", Status("online", "b", "0.1.0", 5)), 6)])

@@ -125,7 +125,7 @@ def test_a_file_without_a_certificate_is_wrong(config: AgentConfig, tmp_path: Pa
         assert problem in finding.text
 
 
-def test_a_disk_that_cannot_be_written_or_is_too_small_is_said_with_the_remedy(
+def test_a_disk_that_cannot_be_written_or_is_too_small_is_reported_with_the_remedy(
     config: AgentConfig, tmp_path: Path
 ) -> None:
     assert not found(config)["evidence"].wrong

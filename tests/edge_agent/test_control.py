@@ -114,7 +114,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     assert gateway.alerter.open_episodes == 0
 
 
-def test_what_is_allowed_and_turns_into_something_else_is_told(gateway):
+def test_an_allowed_episode_whose_class_changes_is_reported(gateway):
     gateway.order("allow", device=MAC, classes=["gafgyt.scan"], reason="asset scanner")
     scan = {"class_name": "gafgyt.scan"}
     assert gateway.see(at(0, **scan), at(10, **scan)) == []
@@ -273,7 +273,7 @@ def test_the_broker_can_make_so_many_entries_and_replaces_none_of_the_gateways(t
         gateway.order("mute", origin="broker", device=MAC, for_s=60)
 
 
-def test_what_the_broker_says_is_done_once_answered_and_counted(gateway):
+def test_a_command_from_the_broker_is_carried_out_once_answered_and_counted(gateway):
     command = {"id": "c-1", "device": MAC, "by": "alice"}
     where, reply, _ = gateway.broker("mute", command)
     assert where == "botwatch/v1/gw/gw-001/reply"
@@ -320,7 +320,7 @@ def test_a_repeat_is_known_after_a_restart(tmp_path):
         ("learn", {"id": "1", "device": MAC}, "cannot do that"),
     ],
 )
-def test_what_is_wrong_with_a_command_is_said_in_the_reply(gateway, verb, payload, words):
+def test_the_reply_says_what_is_wrong_with_a_command(gateway, verb, payload, words):
     _, reply, _ = gateway.broker(verb, payload)
     assert not reply["ok"]
     assert words in reply["error"]
@@ -487,7 +487,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
 
 
 @needs_mosquitto
-def test_nobody_takes_commands_where_they_are_switched_off(tmp_path):
+def test_an_agent_takes_no_commands_where_they_are_switched_off(tmp_path):
     with Mosquitto(tmp_path / "broker", "log_type all") as broker:
         config = config_of(broker)
         with connected(tmp_path, config):  # leaves a session that has subscribed
@@ -517,7 +517,7 @@ def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
 
 
 @needs_mosquitto
-def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):
+def test_under_the_acl_we_ship_only_the_operator_gives_commands(site, tmp_path):
     def config_file(name):
         where = {"ca_file": "ca.crt", "cert_file": f"{name}.crt", "key_file": f"{name}.key"}
         lines = "".join(f"  {key}: {site.folder / file}\n" for key, file in where.items())

@@ -189,9 +189,9 @@ def test_a_packet_that_a_router_forwards_or_sends_itself_gives_one_row(wire, wor
     for mac, address in sender.items():
         sent = meta[(meta["proto"] == 17) & (meta["src_mac"] == mac)]
         assert {socket.inet_ntoa(row["src"][:4].tobytes()) for row in sent} == {address}
-    own = {mac_of(wire.gateway, "lan0"), mac_of(wire.gateway, "wan0")}
-    assert set(meta["src_mac"].tolist()) == set(sender) | own
-    assert int(np.isin(meta["src_mac"], list(own))[meta["proto"] == 17].sum()) == 300
+    of_gateway = {mac_of(wire.gateway, "lan0"), mac_of(wire.gateway, "wan0")}
+    assert set(meta["src_mac"].tolist()) == set(sender) | of_gateway
+    assert int(np.isin(meta["src_mac"], list(of_gateway))[meta["proto"] == 17].sum()) == 300
 
 
 def test_direction_both_gives_forwarded_packets_twice_and_in_leaves_out_the_routers_own(wire, world, tmp_path):

@@ -77,7 +77,7 @@ def test_a_message_that_its_receiver_did_not_acknowledge_comes_again_and_one_tha
             assert until(other, Incoming).payload == b"second"
 
 
-def test_a_broker_says_of_a_message_whether_it_is_refused_or_nobody_subscribes(tmp_path):
+def test_an_acknowledgement_distinguishes_refused_messages_from_those_without_subscriber(tmp_path):
     answers = {b"bad": DENIED, b"unheard": NO_SUBSCRIBER}
     with Scripted(lambda _, payload: answers.get(payload, 0)) as broker, connected(broker, "one") as one:
         reached = []
@@ -101,7 +101,7 @@ def test_the_broker_names_its_bounds_and_a_message_beyond_them_does_not_fit(tmp_
         assert not one.fits(TOPIC, bytes(50), correlation=bytes(20))
 
 
-def test_after_its_end_every_verb_says_why_and_what_came_before_is_not_lost():
+def test_after_its_end_every_verb_gives_the_reason_and_earlier_messages_are_not_lost():
     with Scripted(lambda *_: 0, after_connect=True) as broker:
         connection = Dialer(BrokerConfig().at(broker.address), "one").dial()
         with closing(connection):

@@ -283,7 +283,7 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
 
 
 @needs_mosquitto
-def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, tmp_path: Path) -> None:
+def test_a_test_alert_without_subscriber_or_broker_is_reported_and_waits(wire: Wire, tmp_path: Path) -> None:
     process, port = mosquitto(wire, tmp_path / "broker")
     box = tmp_path / "box.sqlite"
     words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")

@@ -11,6 +11,7 @@ from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.alert import Alert, ModelInfo
 from edge_agent.contract.bundle import Bundle, BundleError, Decision
+from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.detection.test_detector import other_bundle
@@ -113,6 +114,70 @@ def test_what_was_learnt_of_devices_is_carried_over(bundle, tmp_path, kept):
         agent.devices.keep(agent.devices.records(1e9, everything=True), 1e9)
         assert entry(Agent(AgentConfig(), bundle, state=state).devices)["state"] == "active"
         state.close()
+
+
+def lived(bundle: Bundle, state: State | None = None, minutes: float = 22) -> Agent:
+    """An agent that has known a quiet device for so long."""
+    agent, frames = Agent(AgentConfig(), bundle, seed=0, state=state), list(life(minutes))
+    for at in range(0, len(frames), 50):
+        list(agent.judge(agent.extractor.push_frames(frames[at : at + 50])))
+    return agent
+
+
+def store(devices: Devices, now_s: float) -> None:
+    devices.keep(devices.records(now_s, everything=True), now_s)
+
+
+def test_counters_go_on_without_learning_too(bundle, tmp_path):
+    state = State(tmp_path / "s.sqlite")
+    state.learnt_put(bundle.sha256, [(7, b"")], 1e9, 1e6)
+    agent = Agent(SHARED, bundle, seed=0, state=state)
+    assert agent.counts()["devices_unreadable"] == 1
+    agent.take_over(of_model(bundle, "7", 1.0))
+    assert agent.counts()["devices_unreadable"] == 1
+    state.close()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_device_that_was_ordered_to_learn_anew_does_so_under_every_model(bundle, tmp_path, stored):
+    """Else the limits of before its change would come back with the model before, and nobody would notice."""
+    state, other = State(tmp_path / "s.sqlite"), of_model(bundle, "7", 1.0)
+    agent = lived(bundle, state)
+    store(agent.devices, 1e9)
+    agent.take_over(other)
+    assert entry(agent.devices)["state"] == "active"
+    agent.devices.relearn(PLUG_MAC)
+    if stored:
+        store(agent.devices, 1e9 + 1)
+        assert entry(Agent(AgentConfig(), other, state=state).devices)["state"] == "learning"
+        assert PLUG_MAC not in Devices(bundle, state=state).known()
+    agent.take_over(bundle)
+    assert entry(agent.devices)["state"] == "learning"
+    assert agent.devices.known()[PLUG_MAC].vouched
+    state.close()
+
+
+def test_a_device_that_is_away_learns_anew_after_a_restart_too(bundle, tmp_path):
+    state = State(tmp_path / "s.sqlite")
+    store(lived(bundle, state).devices, 1e9)
+    devices = Devices(bundle, state=state)
+    devices.relearn(PLUG_MAC)
+    store(devices, 1e9 + 1)
+    assert entry(Devices(bundle, state=state))["state"] == "learning"
+    state.close()
+
+
+def test_devices_that_are_here_come_before_those_that_the_other_model_knew_once(bundle, tmp_path):
+    state, other = State(tmp_path / "s.sqlite"), of_model(bundle, "7", 1.0)
+    agent, gone = lived(bundle, state), Devices(other, state=state)
+    for mac in range(MAX_DEVICES):
+        gone.limits_of(mac, BEGIN)
+    store(gone, 1e9)
+    agent.take_over(other)
+    known = agent.devices.known()
+    assert known[PLUG_MAC].learnt
+    assert len(known) == MAX_DEVICES
+    state.close()
 
 
 def test_what_devices_have_contacted_stays_known(bundle, frames):

@@ -203,7 +203,7 @@ static void *filled(struct fuzz *f, size_t size) /* a block of exactly `size` by
     return block;
 }
 
-/* Rows as the kernel makes them, and at times as nobody does. */
+/* Rows as the kernel makes them, and some that it never makes. */
 static void route_rows(struct fuzz *f, const struct row_meta *from, size_t rows)
 {
     if (rows == 0)

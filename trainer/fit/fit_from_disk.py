@@ -93,7 +93,7 @@ def train(
     for i in range(0, len(validation), step):
         values = sample.values[np.ix_(sample_parts.optimise[i : i + step], at)]
         validation[i : i + step] = scaler.network_input(scaler.z(values))
-    batches = _batches(rows, columns, train_rows, scaler, config.autoencoder.batch)
+    batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch)
     del parts, benign
     print(f"training on {counts['train']:,} rows; at most {part_rows:,} of each part are used to measure")
     network, history = autoencoder.train(
@@ -135,14 +135,18 @@ def _scaler(config: Config, rows: RowStore, columns: tuple[str, ...], numbers: I
     return running.scaler()
 
 
-def _batches(
+def epochs(
     rows: RowStore,
     columns: tuple[str, ...],
     numbers: Index,
     scaler: Scaler,
     size: int,
 ) -> autoencoder.Batches:
-    """Return epochs over the rows of these numbers: blocks in random order, `MIX` of them shuffled together."""
+    """Return a function: random generator -> the batches of an epoch over the rows of these numbers (n,), ascending.
+
+    Every row is in one batch of ``size`` rows, the last of which may be smaller. Blocks come in random order, and `MIX`
+    of them are shuffled together.
+    """
     blocks = np.unique(numbers // rows.block_rows)
     starts = np.searchsorted(numbers, blocks * rows.block_rows)
     ends = np.searchsorted(numbers, (blocks + 1) * rows.block_rows)

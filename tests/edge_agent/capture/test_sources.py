@@ -77,7 +77,7 @@ def test_every_link_layer_is_read(path: Path, linktype: int) -> None:
     assert rows.meta["dport"].tolist() == [443, 40000] * 3
 
 
-def test_pcapng_blocks_nobody_knows_are_skipped(path: Path) -> None:
+def test_unknown_pcapng_blocks_are_skipped(path: Path) -> None:
     unknown = craft.block(0x0BAD0BAD, b"some vendor's own") + craft.block(0x80000BAD, b"")
     path.write_bytes(craft.pcapng(conversation(), extra=unknown))
     assert len(read(path)) == 6

@@ -114,6 +114,11 @@ def test_an_alert_of_which_little_is_known_leaves_out_what_is_not():
         ({"test": "no"}, "test: 'no' is not true or false"),
         ({"model": "mine"}, "model: ModelInfo: not a JSON object"),
         ({"last_seen": "now"}, "last_seen: time 'now'"),
+        ({"score": 10**400}, "score: "),
+        ({"top_features": 5}, "top_features: "),
+        ({"top_features": [5]}, "top_features: "),
+        ({"top_features": [["HH_L1_weight", None]]}, "top_features: "),
+        ({"top_features": [["HH_L1_weight", 10**400]]}, "top_features: "),
     ],
 )
 def test_a_document_that_is_no_alert_is_refused_by_the_name_of_its_key(changes, reason):

@@ -53,7 +53,7 @@ EVER = {"from_ns": 0, "to_ns": 2 * START}
 @pytest.mark.parametrize("transport", ["tcp", "udp", "echo", "error tcp", "error udp", "igmp"])
 @pytest.mark.parametrize("network", ["ipv4", "ipv6", "arp"])
 @pytest.mark.parametrize("tags", ["", "vlan", "qinq", "pppoe"])
-def test_of_a_packet_everything_but_its_payload_is_kept(network, tags, transport):
+def test_a_packet_is_stored_without_its_payload(network, tags, transport):
     if network == "arp" and tags == "pppoe":
         pytest.skip("there is none")
     length, data = craft.craft(craft.Spec(network=network, tags=tags, transport=transport, payload=100))
@@ -65,7 +65,7 @@ def test_of_a_packet_everything_but_its_payload_is_kept(network, tags, transport
     assert found == data[: len(data) - (0 if network == "arp" else dropped)]
 
 
-def test_payload_is_kept_when_asked_for():
+def test_payload_is_stored_if_configured():
     data = packet(PLUG, "203.0.113.9", size=300)
     frames = [(START, len(data), data)]
     assert len(kept(frames, Cut(**EVER))[1][0][2]) == 14 + 20 + 8
@@ -111,7 +111,7 @@ def test_a_flood_is_thinned_and_leaves_room_for_the_others():
 
 
 @pytest.mark.parametrize("senders", [1, 4, 200])
-def test_whoever_sends_the_ring_reaches_back_for_its_span(senders):
+def test_the_ring_reaches_back_for_its_span_however_many_devices_send(senders):
     frames = [
         (START + i * S // 20_000, 60, packet(i, "203.0.113.9", mac=0x020000000100 + i % senders))
         for i in range(200_000)
@@ -257,7 +257,7 @@ def test_it_travels_in_parts_that_make_the_whole(told):
         "count": len(payloads),
     }
     assert content == evidence.fetch(folder, id)
-    for wrong in ({"id": "x"}, {"part": 9}, {"count": "2"}, {"data": "?"}):
+    for wrong in ({"id": "x"}, {"part": 9}, {"part": False}, {"count": "2"}, {"data": "?"}):
         with pytest.raises(messages.MessageError, match="chunk"):
             messages.Chunk.read({**read[0].document(), **wrong})
 
@@ -319,7 +319,7 @@ def test_a_disk_that_takes_nothing_costs_the_evidence_and_not_the_alert(tmp_path
         evidence.EvidenceStore(tmp_path / "file", lambda cut: (-1, b""), seconds=5.0, most_bytes=1 << 20)
 
 
-def test_what_is_not_ip_is_kept_without_its_payload():
+def test_frames_without_ip_are_stored_without_their_payload():
     question = arp(CAM, "192.168.38.21", "192.168.38.1")
     unknown = b"\xff" * 6 + CAM.to_bytes(6, "big") + b"\x88\x8e" + b"secret" * 10
     found = kept([(START, 60, question), (START + 1, 74, unknown)], Cut(**EVER))[1]

@@ -221,7 +221,7 @@ def test_a_broker_that_does_not_speak_mqtt_5_gets_3_1_1(tmp_path, outbox, listen
         wait_until(lambda: listener.states()[-1:] == ["stopped"])
 
 
-def test_a_port_that_accepts_and_says_nothing_or_rubbish_is_only_a_trouble(outbox):
+def test_a_port_that_accepts_and_answers_nothing_or_rubbish_is_only_reported(outbox):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -340,7 +340,7 @@ class Rogue(Scripted):
         line.recv(4096)
 
 
-def test_whatever_a_rogue_broker_says_alerts_arrive_when_a_right_one_is_there(outbox):
+def test_after_whatever_a_rogue_broker_sent_alerts_arrive_at_a_correct_one(outbox):
     """Of those it acknowledged it has them, as far as the agent can know: the later ones arrive."""
     seed = random.SystemRandom().randrange(2**32)
     print("seed", seed)
@@ -370,7 +370,7 @@ def test_after_a_long_outage_all_goes_out_in_order_and_a_new_alert_does_not_wait
         assert link.counts.refused == link.counts.unheard == 0
 
 
-def test_one_thread_speaks_to_the_broker_whoever_has_something_to_say(tmp_path, outbox, listening, monkeypatch):
+def test_one_thread_talks_to_the_broker_whichever_thread_publishes(tmp_path, outbox, listening, monkeypatch):
     """Else a thread that publishes and one in a callback of paho's could wait for each other for good."""
     speaking = set()
 
@@ -421,13 +421,13 @@ def test_waits_between_attempts_grow_with_jitter_within_their_bounds_also_when_a
     assert len({round(wait, 3) for wait in waits[3:]}) > 1
 
 
-def test_nobody_listens_on_the_port_of_these_tests():
+def test_nothing_listens_on_the_port_of_these_tests():
     """The tests above that expect a refused connection rely on it."""
     with socket.socket() as s:
         assert s.connect_ex(("127.0.0.1", free_port())) != 0
 
 
-def test_an_agent_whose_line_has_ended_says_so_and_does_not_go_on_in_silence(tmp_path, caplog):
+def test_an_agent_whose_link_has_ended_logs_it_and_fails(tmp_path, caplog):
     with any_broker(tmp_path / "broker") as broker:
         config = AgentConfig(outbox=OutboxConfig(path=tmp_path / "box.sqlite"), broker=config_of(broker))
         with Publisher(config).running() as publisher:

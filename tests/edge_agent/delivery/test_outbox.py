@@ -93,7 +93,7 @@ def test_the_bound_in_bytes_holds_too(path):
     assert state.outbox_size().waiting_bytes == 10 * MAX_PAYLOAD
 
 
-def test_rows_a_broker_took_are_kept_for_their_time_only(path):
+def test_rows_that_a_broker_accepted_are_stored_for_a_limited_time(path):
     state = State(path)
     outbox = Outbox(state, keep_s=0.0)
     outbox.put([("t", b"1", False), ("t", b"2", False)])
@@ -156,7 +156,7 @@ def test_an_empty_file_is_a_new_one(path):
     assert Outbox(state).depth() == 0
 
 
-def test_a_newer_agents_file_is_kept_aside_and_the_agent_starts(path, caplog):
+def test_the_file_of_a_newer_agent_is_moved_aside_and_the_agent_starts(path, caplog):
     state = State(path)
     Outbox(state).put([("t", b"waits", False)])
     state.close()
@@ -333,7 +333,7 @@ def test_a_file_that_is_damaged_while_it_is_used_costs_nothing_that_comes_after(
     assert caplog.text.count("moved to state.sqlite.corrupt") == 1
 
 
-def test_an_acknowledgement_costs_the_same_however_many_rows_are_kept(path):
+def test_an_acknowledgement_costs_the_same_however_many_rows_are_stored(path):
     """Counted in steps of SQLite's machine, of which there were as many as rows kept."""
     steps = []
 

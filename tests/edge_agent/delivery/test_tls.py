@@ -91,7 +91,7 @@ def test_a_certificate_error_is_one_readable_line_at_either_end(
             assert (link.trouble[: len(words)], ingest.trouble[: len(words)]) == (words, words)
         [found] = [f for f in findings(AgentConfig(broker=config), "no bundle") if f.what.startswith("broker")]
         assert found.wrong
-        assert found.said.startswith(words)
+        assert found.text.startswith(words)
     lines = [line for line in caplog.messages if str(broker.port) in line]
     assert len(lines) == 2
     assert all(words in line and "\n" not in line and len(line) < 200 for line in lines)

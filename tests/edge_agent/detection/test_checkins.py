@@ -83,7 +83,7 @@ SERIES = {name: list(frames) for name, frames in SERIES.items()}
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_check_ins_are_told_within_the_hour(name):
+def test_check_ins_are_reported_within_the_hour(name):
     found = told(home(3), SERIES[name])
     assert found
     assert {d.dest_ip for d in found} == {SERVER}
@@ -118,16 +118,16 @@ BENIGN = {
 
 
 @pytest.mark.parametrize("name", BENIGN)
-def test_what_healthy_devices_do_is_not_told(name):
+def test_the_traffic_of_healthy_devices_is_not_reported(name):
     assert told(home(4), BENIGN[name]) == []
 
 
-def test_contacts_at_random_times_are_not_told():
+def test_contacts_at_random_times_are_not_reported():
     times = 2 * HOUR + np.cumsum(np.random.default_rng(3).exponential(20.0, 400) * S).astype(int)
     assert told(home(4), (frame for t in times.tolist() for frame in exchange(t, SERVER, 40_000, 23))) == []
 
 
-def test_a_cloud_that_moves_to_another_address_is_not_told_but_a_server_beside_it_is():
+def test_a_cloud_that_moves_to_another_address_is_not_reported_but_a_server_beside_it_is():
     """The newcomer has the protocol and port of a regular peer; only where that one fell silent it is its heir."""
     checkins, move = CheckIns(), 2 * HOUR
     moved = list(held(OTHER_CLOUD, move, 4 * HOUR, 30.0, 0.05, 8883, 60))

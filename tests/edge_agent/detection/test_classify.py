@@ -122,7 +122,7 @@ def test_names_go_from_type_over_family_to_unknown(probabilities, signatures, ex
     assert probability == (None if expected[1] is None else pytest.approx(expected[1]))
 
 
-def test_a_family_that_is_a_class_itself_is_told_as_that():
+def test_a_family_that_is_itself_a_class_is_reported_as_that_class():
     classes = ("benign", "mirai", "mirai.scan")
     told = classify.name(
         classes, np.array([0.0, 0.8, 0.2]), np.full(len(PROFILE_FIELDS), 0.5), 100, {"mirai": ANY}, 0.5

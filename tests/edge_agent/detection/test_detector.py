@@ -521,6 +521,8 @@ def test_the_published_flood_is_reported_by_its_victim(bundle, real_captures):
     replay(agent, [real_captures / "attack" / "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng"], alerts.append)
     assert alerts
     assert {(a.role, a.device.ip, a.device.mac) for a in alerts} == {("victim", "10.10.10.10", "")}
+    assert any("is reached from" in a.explanation for a in alerts)
+    assert not any("reaches" in a.explanation or "e+" in a.explanation for a in alerts)
 
 
 def test_hosts_that_answer_a_scan_are_not_blamed(judge, plug):

@@ -112,7 +112,7 @@ def test_time_that_the_agent_was_away_teaches_nothing(bundle, tmp_path):
     state.close()
 
 
-def test_a_record_that_cannot_be_read_is_forgotten_counted_and_said(bundle, tmp_path, caplog):
+def test_an_unreadable_record_is_forgotten_counted_and_logged(bundle, tmp_path, caplog):
     state = State(tmp_path / "s.sqlite")
     devices = Devices(bundle, state=state)
     lived(devices, bundle, life(3))

@@ -99,7 +99,7 @@ def test_one_run_spans_rows_that_came_in_one_by_one():
     assert loud.rows()[0][:, 0] == pytest.approx(np.arange(21, 41), rel=0.01)
 
 
-def test_nothing_of_an_alarm_of_its_aftermath_or_of_the_minute_before_it_is_kept(bundle):
+def test_no_row_of_an_alarm_its_aftermath_or_the_minute_before_is_stored(bundle):
     devices = Devices(bundle)
     lived(devices, bundle, life(60), steady(scan(120 * 5, mac=PLUG_MAC), BEGIN + 30 * MINUTE + MINUTE // 2, 5))
     own = devices.limits_of(PLUG_MAC, BEGIN)
@@ -110,7 +110,7 @@ def test_nothing_of_an_alarm_of_its_aftermath_or_of_the_minute_before_it_is_kept
     assert min(own_minutes) < 20
 
 
-def test_flagged_rows_are_not_kept_though_no_alarm_came_of_them(bundle):
+def test_flagged_rows_are_not_stored_even_without_an_alarm(bundle):
     """Five rows of a flood now and then are flagged, and fewer than a vote."""
     rows = Extractor(4096, seed=1).push_frames(merged(life(20)))
     devices = Devices(bundle)
@@ -126,14 +126,14 @@ def test_flagged_rows_are_not_kept_though_no_alarm_came_of_them(bundle):
     assert max(float(run.rows()[0].max()) for run in sample.bursts) < 1e6
 
 
-def test_of_a_device_that_is_not_believed_nothing_is_kept(bundle):
+def test_no_rows_are_stored_of_a_device_whose_limits_are_refused(bundle):
     devices = Devices(bundle)
     lived(devices, bundle, life(22), flood(0, 22, 50))
     assert "looks like" in entry(devices)["reason"]
     assert devices.limits_of(PLUG_MAC, BEGIN).sample.bursts == []
 
 
-def test_learning_anew_forgets_what_was_kept(bundle):
+def test_learning_anew_forgets_the_stored_rows(bundle):
     devices = Devices(bundle)
     lived(devices, bundle, life(20))
     sample = devices.limits_of(PLUG_MAC, BEGIN).sample
@@ -332,7 +332,7 @@ def test_an_agent_with_a_new_bundle_says_what_it_is_calibrated_from(home, bundle
     state.close()
 
 
-def test_a_device_of_which_too_little_is_kept_learns_anew(bundle, tmp_path):
+def test_a_device_with_too_few_stored_rows_learns_anew(bundle, tmp_path):
     state = State(tmp_path / "s.sqlite")
     devices = Devices(bundle, state=state)
     lived(devices, bundle, life(20))

@@ -16,7 +16,7 @@ from trainer import config as configs
 from trainer.__main__ import main
 from trainer.data import dataset, row_store
 from trainer.data.row_table import DatasetError, RowTable
-from trainer.fit import fit
+from trainer.fit import fit, fit_from_disk
 from trainer.fit.row_parts import split
 from trainer.judge import runs
 
@@ -83,25 +83,28 @@ def test_sources_are_read_once(made):
     assert written() == written()
 
 
-def test_a_second_reader_waits_for_the_first(made, monkeypatch):
-    """Two workers of one machine with one store: one of them reads the sources."""
-    readings, fill, begun = [], dataset.fill, threading.Event()
+def test_readers_at_the_same_time_read_the_sources_once(made):
+    """Workers of one machine share a store: one reads the sources, and the others wait. A second reading would show.
 
-    def slow(builder, entries):
-        readings.append(1)
-        begun.set()
-        fill(builder, entries)
+    It would replace the files, or take them away from a reader that had already finished.
+    """
+    results: list[tuple[row_store.RowStore, list[tuple[int, int]]]] = []
+    together = threading.Barrier(4)
 
-    monkeypatch.setattr(dataset, "fill", slow)
-    found: list[row_store.RowStore] = []
-    first, second = (threading.Thread(target=lambda: found.append(prepared(made))) for _ in range(2))
-    first.start()
-    assert begun.wait(10)
-    second.start()
-    for each in (first, second):
-        each.join(20)
-    assert len(readings) == 1
-    assert found[0] == found[1]
+    def read() -> None:
+        together.wait(10)
+        rows = prepared(made)
+        files = [path.stat() for path in sorted(rows.folder.glob("block-*"))]
+        results.append((rows, [(file.st_ino, file.st_mtime_ns) for file in files]))
+
+    readers = [threading.Thread(target=read) for _ in range(together.parties)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert len(results) == len(readers)
+    assert all(result == results[0] for result in results)
+    assert len(results[0][1]) == results[0][0].blocks
 
 
 def test_a_reading_that_was_cut_off_begins_anew(made):
@@ -167,19 +170,8 @@ def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path):
     assert whole["train"] == len(memory.rows("train"))
 
 
-def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, monkeypatch):
-    """Measuring uses a bounded sample, but training uses all rows, also those not in the run folder."""
-    from trainer.fit import autoencoder, fit_from_disk
-
-    seen: list[list[np.ndarray]] = []
-    learn = autoencoder.train
-
-    def train(batches, *rest, **more):
-        for epoch in range(2):
-            seen.append([x.copy() for x, _, _ in batches(np.random.default_rng(epoch))])
-        return learn(batches, *rest, **more)
-
-    monkeypatch.setattr(fit_from_disk.autoencoder, "train", train)
+def test_every_train_row_takes_part_in_every_epoch_and_no_other(made):
+    """Also those that are not in the run folder: measuring uses a bounded sample, training all rows."""
     rows, chosen = prepared(made), configs.load(made)
     run = fit_from_disk.train(chosen, rows, part_rows=512)
     parts = split(chosen, rows.index())
@@ -187,12 +179,14 @@ def test_every_train_row_takes_part_in_every_epoch_and_no_other(made, tmp_path, 
     scaler = scaling.fit(values)
     assert run.scaler.mean == pytest.approx(scaler.mean)
     expected = run.scaler.network_input(run.scaler.z(values))
-    for epoch in seen:
+    batches = fit_from_disk.epochs(rows, run.columns, np.sort(parts.train), run.scaler, 128)
+    both = [[x.copy() for x, _, _ in batches(np.random.default_rng(seed))] for seed in range(2)]
+    for epoch in both:
         assert {len(x) for x in epoch[:-1]} == {128}
         got = np.concatenate(epoch)
         assert got.shape == expected.shape
         assert (np.sort(got, axis=0) == np.sort(expected, axis=0)).all()
-    assert not (np.concatenate(seen[0]) == np.concatenate(seen[1])).all()
+    assert not (np.concatenate(both[0]) == np.concatenate(both[1])).all()
     assert run.metrics["rows"]["train"] <= 512 < run.metrics["whole"]["train"] == len(parts.train)
 
 

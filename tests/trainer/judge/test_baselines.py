@@ -52,14 +52,14 @@ def result(name: str, alerted: int, to_vote: float | None) -> Result:
     )
 
 
-def test_a_method_that_finds_more_is_said_first(home):
+def test_a_method_that_detects_more_is_named_first(home):
     run = runs.load(home.run, most=100)
     found = baselines.report([result("autoencoder", 3, 20), result("box plot", 4, 30)], run, "command")
     assert found.warnings[0].startswith("box plot (made up) beats the autoencoder")
     assert found.tables[0].rows[0][0] == "box plot"
 
 
-def test_a_method_that_finds_as_many_but_sooner_is_said_too(home):
+def test_a_method_that_detects_as_many_but_sooner_is_named_too(home):
     run = runs.load(home.run, most=100)
     sooner = baselines.report([result("autoencoder", 3, 20), result("PCA", 3, 10)], run, "command")
     later = baselines.report([result("autoencoder", 3, 20), result("PCA", 3, 25)], run, "command")

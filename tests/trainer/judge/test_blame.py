@@ -71,7 +71,7 @@ def test_an_alert_must_be_about_the_attacker_the_victim_or_the_server(about, exp
     assert blames(about, expected) is right
 
 
-def test_an_attack_tells_whom_to_expect():
+def test_the_device_to_expect_follows_from_the_attack():
     device = InsideHost(bytes.fromhex("02005e100001"), bytes([10, 9, 8, 7]), bytes(6))
     frames = list(steady(scan(20), 5 * S, 10))
     capture = capture_of(PLUG_MAC)

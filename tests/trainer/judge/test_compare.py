@@ -160,7 +160,7 @@ def test_the_command_fits_converts_and_evaluates_and_remembers(home, tmp_path, c
         (["--by", "cross"], "two"),
     ],
 )
-def test_what_cannot_be_compared_is_said(home, tmp_path, capsys, words, reason):
+def test_a_comparison_that_cannot_be_made_is_refused_with_the_reason(home, tmp_path, capsys, words, reason):
     (tmp_path / "fit.yaml").write_text(f"data: [{{kind: captures, path: {home.captures}}}]\n")
     assert main(["compare", str(tmp_path / "fit.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     assert reason in capsys.readouterr().err

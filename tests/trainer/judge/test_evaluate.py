@@ -47,7 +47,7 @@ def test_every_attack_is_tried_alone_and_in_the_day_of_every_device(evaluation):
     assert evaluation.skipped == ()
 
 
-def test_attacks_are_found_soon_and_the_time_told_is_theirs(evaluation):
+def test_attacks_are_detected_soon_and_the_reported_times_are_theirs(evaluation):
     scans = [trial for trial in evaluation.injected if trial.label == "mirai.scan"]
     for trial in scans:
         assert trial.alerted

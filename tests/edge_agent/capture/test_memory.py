@@ -1,4 +1,4 @@
-"""Memory of the whole process: what starting took is given back, and nothing that was in it is lost."""
+"""Memory of the whole process: the memory that only starting needed is given back, and everything still works."""
 
 import subprocess
 import sys
@@ -17,19 +17,19 @@ def resident():
 
 frames = list(steady(scan(500), 10**18, 100.0))
 before = Extractor(64, seed=1).push_frames(frames).values.tobytes()
-library, own = resident()[1], resident()[0]
+library, private = resident()[1], resident()[0]
 give_back_memory()
-library_after, own_after = resident()[1], resident()[0]
+library_after, private_after = resident()[1], resident()[0]
 after = Extractor(64, seed=1).push_frames(frames).values.tobytes()
 assert before == after
 assert np.linalg.inv(np.eye(3)).sum() == 3.0
-print(library, library_after, own, own_after)
+print(library, library_after, private, private_after)
 """
 
 
-def test_libraries_pages_of_the_start_are_given_back_and_all_goes_on_working() -> None:
+def test_pages_of_libraries_that_only_the_start_needed_are_given_back_and_everything_still_works() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    library, after, own, own_after = map(int, done.stdout.split())
-    assert after < 0.7 * library
-    assert own_after <= own
+    library, library_after, private, private_after = map(int, done.stdout.split())
+    assert library_after < 0.7 * library
+    assert private_after <= private
