@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(READY)
 	$(BIN)/botwatch demo
 
-# The same on published captures of real devices and attacks ($(BOTWATCH_DATA)): the table in the README.
+# The same on published captures of real devices and attacks ($(BOTWATCH_DATA)): the table in docs/measured.md.
 real: $(READY)
 	$(BIN)/botwatch demo --captures configs/captures --root $(BOTWATCH_DATA)/pcap --out real
 
@@ -36,7 +36,8 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_dependencies.py
+	$(BIN)/python -m tests.sizes
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench.bench_kernel

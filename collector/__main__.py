@@ -1,4 +1,4 @@
-"""`botwatch collector`: serve takes alerts from the broker into the database, alerts lists them, command orders."""
+"""`botwatch collector`: `serve` stores alerts from the broker, `alerts` lists them, `command` orders a gateway."""
 
 import argparse
 import getpass
@@ -11,37 +11,36 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collector.ingest import CollectorConfig, Ingest, OrderError, order
-from collector.store import Store, StoredAlert, StoreError
+from collector.config import CollectorConfig
+from collector.ingest import Ingest
+from collector.order import OrderError, order
+from collector.store import AlertStore, StoredAlert, StoreError
+from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerError
-from edge_agent.contract.messages import (
-    CLASSES,
-    VERBS,
-    Alert,
-    Command,
-    MessageError,
-    format_time,
-    parse_duration,
-)
+from edge_agent.contract.cli import FAILED, OK, refuse
+from edge_agent.contract.commands import VERBS, Command, typed
+from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
 logger = logging.getLogger("collector")
 
+PROG = "botwatch collector"
+
 _FOLLOW_S = 0.25  # how often --follow looks
 _PAGE = 1_000  # alerts read at a time
+_TABLE_WIDTH = 120  # columns of a terminal from which a table can be read; in a narrower one each alert is a line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did its work, 1 when it could not, 2 when it was asked wrongly."""
+    """Run one command and return its exit status, as `edge_agent.contract.cli` lists them."""
     arguments = _parser().parse_args(argv)
     try:
         config = load(CollectorConfig, arguments.config) if arguments.config else CollectorConfig()
@@ -51,107 +50,107 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = replace(config, broker=config.broker.at(arguments.broker))
         return int(arguments.run(arguments, config))
     except (SettingsError, BrokerError) as error:
-        print(f"botwatch collector: {error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error)
     except StoreError as error:
-        print(f"botwatch collector: {error}", file=sys.stderr)
-        return 1
+        return refuse(PROG, error, FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="botwatch collector",
-        description="Takes alerts from the broker into a database, lists them, and sends commands to gateways.",
+        prog=PROG,
+        description="Stores alerts from the broker in a database, lists them, and sends commands to gateways.",
         epilog="example: botwatch collector serve --broker localhost:1883 --db alerts.sqlite",
         formatter_class=raw,
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", metavar="FILE", help="collector.yaml; without it the defaults")
-    common.add_argument("--db", metavar="URL", help="SQLite file or SQLAlchemy URL, instead of the configuration's")
+    common.add_argument("--config", metavar="FILE", help="collector.yaml (default: the built-in defaults)")
+    common.add_argument(
+        "--db", metavar="URL", help="use this SQLite file or PostgreSQL URL instead of the configured one"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    text = "take alerts from the broker into the database until stopped (SIGINT, SIGTERM)"
+    text = "store alerts from the broker in the database until stopped (SIGINT, SIGTERM)"
     example = "example: botwatch collector serve --config configs/collector.yaml --broker localhost:1883"
     serve = commands.add_parser(
         "serve", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
     )
-    serve.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's")
+    serve.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of the configured one")
     serve.set_defaults(run=_serve)
 
-    text = "list alerts in the order they came; also while serve runs"
+    text = "list alerts in order of arrival, also while serve runs"
     example = "example: botwatch collector alerts --db alerts.sqlite --follow"
     alerts = commands.add_parser(
         "alerts", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
     )
-    alerts.add_argument("--follow", action="store_true", help="go on and show new ones as they come")
-    alerts.add_argument("--json", action="store_true", help="the EVE documents, one a line")
-    alerts.add_argument("--last", type=_natural, default=50, metavar="N", help="the last N (default 50; 0: all)")
-    alerts.add_argument("--gateway", metavar="ID", help="only those of this gateway")
+    alerts.add_argument("--follow", action="store_true", help="keep running and show new alerts as they arrive")
+    alerts.add_argument("--json", action="store_true", help="print the EVE documents, one per line")
+    alerts.add_argument(
+        "--last", type=_natural, default=50, metavar="N", help="list the last N alerts (default 50; 0: all)"
+    )
+    alerts.add_argument("--gateway", metavar="ID", help="list only the alerts of this gateway")
     alerts.set_defaults(run=_alerts, broker=None)
 
     text = "send a command to a gateway's agent and print its reply"
     example = (
         "example: botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml\n\n"
-        + "\n".join(f"  {name:11}{verb.about}: {', '.join(verb.arguments) or '-'}" for name, verb in VERBS.items())
-        + "\n\nfor=, instead of for_s=, takes 90s, 15m, 24h; since= also takes how long ago; classes= a,b"
+        + "\n".join(_verb_help(name) for name in VERBS)
+        + "\n\nfor= takes 90s, 15m or 24h; since= takes a time or an age such as 15m; classes=a,b"
     )
     command = commands.add_parser(
         "command", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
     )
     command.add_argument("gateway", metavar="GATEWAY")
     command.add_argument("verb", choices=tuple(VERBS), metavar="VERB")
-    command.add_argument("said", nargs="*", metavar="KEY=VALUE")
-    command.add_argument("--broker", metavar="HOST:PORT", help="instead of the configuration's")
+    command.add_argument("pairs", nargs="*", metavar="KEY=VALUE")
+    command.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of the configured one")
     command.add_argument(
-        "--timeout", type=float, default=10.0, metavar="S", help="for the reply (default %(default)s s)"
+        "--timeout", type=float, default=10.0, metavar="S", help="longest wait for the reply (default %(default)s s)"
     )
-    command.add_argument("--out", type=Path, metavar="FILE", help="of evidence, the pcap (default ALERT-ID.pcap)")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="file that `evidence` writes the pcap to (default ALERT-ID.pcap)"
+    )
     command.set_defaults(run=_command)
     return parser
 
 
 def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     try:
-        said = dict(_said(item) for item in arguments.said)
+        pairs = dict(_pair(arguments.verb, item) for item in arguments.pairs)
         id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
         who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
-        command = Command.read(arguments.verb, {"id": id_, **who, **said})
+        command = Command.read(arguments.verb, {"id": id_, **who, **pairs})
         reply, content = order(config.broker, arguments.gateway, command, arguments.timeout)
     except MessageError as error:
-        print(f"botwatch collector: {error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error)
     except OrderError as error:
-        print(f"botwatch collector: {error}", file=sys.stderr)
-        return 1
+        return refuse(PROG, error, FAILED)
     if reply.error:
-        print(f"botwatch collector: {_plain(arguments.gateway)}: {_plain(reply.error)}", file=sys.stderr)
-        return 1
+        return refuse(PROG, f"{arguments.gateway}: {reply.error}", FAILED)
     if content:
         file = arguments.out or Path(f"{command.arguments['alert']}.pcap")
         try:
             file.write_bytes(content)
         except OSError as error:
-            print(f"botwatch collector: {file}: {error.strerror}", file=sys.stderr)
-            return 1
+            return refuse(PROG, error, FAILED, file=file)
         print(f"{file}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-        return 0
+        return OK
     print(json.dumps(reply.result, indent=1))  # in ASCII: a gateway's words must not move the cursor
-    return 0
+    return OK
 
 
-def _said(item: str) -> tuple[str, object]:
-    """KEY=VALUE as the command's document has it."""
+def _verb_help(name: str) -> str:
+    """Return what a verb does, and the keys that it takes."""
+    keys = [f"{argument.word or key}=…" for key, argument in VERBS[name].arguments.items()]
+    return f"  {name}: {VERBS[name].about}\n      {' '.join(keys) or '(no keys)'}"
+
+
+def _pair(verb: str, item: str) -> tuple[str, object]:
+    """Return the key and JSON value of KEY=VALUE, as the command's document has them."""
     key, equals, value = item.partition("=")
     if not equals:
         raise MessageError(f"{item[:40]!r} is not KEY=VALUE")
-    if key == "for":
-        return "for_s", parse_duration(value)
-    if key == "since" and "T" not in value:
-        return key, format_time(time.time_ns() - int(parse_duration(value) * 1e9))
-    if key == "classes":
-        return key, value.split(",")
-    return key, int(value) if key in ("entry", "port", "for_s") and value.isascii() and value.isdigit() else value
+    return typed(verb, key, value, time.time_ns())
 
 
 def _natural(text: str) -> int:
@@ -165,7 +164,7 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    store = Store(config.db, max_rejected=config.max_rejected)
+    store = AlertStore(config.db, max_rejected=config.max_rejected)
     try:
         ingest = Ingest(config, store)
         ingest.run(stop)
@@ -173,105 +172,53 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
         store.close()
     c = ingest.counts
     logger.info(
-        "stopped: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
+        "stopped; messages: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests",
         *(c.received, c.stored, c.duplicates, c.rejected, c.statuses, c.tests),
     )
-    return 0
+    return OK
 
 
 def _alerts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
-    store = Store(config.db, create=False)
+    from collector.show import alert_line, alert_table
+
+    store = AlertStore(config.db, create=False)
     try:
         after = store.before_last(arguments.last, arguments.gateway) if arguments.last else 0
-        if not arguments.follow and not arguments.json:
-            _print_table(_pages(store, after, arguments.gateway))
-            return 0
         console = _console()
+        if not console.is_terminal:  # a file or a pipe has no width to fit into
+            console.width = 250
+        if not arguments.follow and not arguments.json and console.width >= _TABLE_WIDTH:
+            console.print(alert_table(map(_alert, _pages(store, after, arguments.gateway))))
+            return OK
         while True:
             for row in _pages(store, after, arguments.gateway):
                 after = row.n
                 if arguments.json:
                     print(json.dumps(json.loads(row.document)))
                 else:
-                    console.print(_line(Alert.read(json.loads(row.document))), soft_wrap=True)
+                    console.print(alert_line(_alert(row)), soft_wrap=True)
             sys.stdout.flush()
             if not arguments.follow:
-                return 0
+                return OK
             time.sleep(_FOLLOW_S)
     except KeyboardInterrupt:
-        return 0
+        return OK
     except BrokenPipeError:  # `| head` has seen enough; Python must not complain about it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return OK
     finally:
         store.close()
 
 
-def _pages(store: Store, after: int, gateway: str | None) -> Iterator[StoredAlert]:
-    """All alerts after number ``after``, read a page at a time."""
+def _alert(row: StoredAlert) -> Alert:
+    return Alert.read(json.loads(row.document))
+
+
+def _pages(store: AlertStore, after: int, gateway: str | None) -> Iterator[StoredAlert]:
+    """Return all alerts after number ``after``, read a page at a time."""
     while page := store.alerts(after, _PAGE, gateway):
         yield from page
         after = page[-1].n
-
-
-def _print_table(rows: Iterable[StoredAlert]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table("time (UTC)", "gateway", "state", "alert", "device", box=SIMPLE_HEAD, pad_edge=False)
-    for number in ("confidence", "packets", "seconds"):
-        table.add_column(number, justify="right")
-    table.add_column("model")
-    for row in rows:
-        alert = Alert.read(json.loads(row.document))
-        table.add_row(
-            *(_when(alert), _plain(alert.gateway), alert.state, _headline(alert), _plain(alert.device.name)),
-            *(
-                ("", "", "")
-                if alert.test
-                else (f"{alert.confidence:.2f}", str(alert.packets), f"{alert.duration_s:.1f}")
-            ),
-            _model(alert),
-        )
-    console = _console()
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console.width = 250
-    console.print(table)
-
-
-def _line(alert: Alert) -> "Text":
-    """One alert on one line, for a list that grows."""
-    from rich.text import Text
-
-    name = f" ({_plain(alert.device.name)})" if alert.device.name else ""
-    line = Text(f"{_when(alert)}  {_plain(alert.gateway)}  {alert.state:<6}  ")
-    line += _headline(alert)
-    if alert.test:
-        return line
-    totals = f"{alert.packets} packets in {alert.duration_s:.1f} s"
-    return line + Text(f"{name}  confidence {alert.confidence:.2f}, {totals}, model {_model(alert)}")
-
-
-def _headline(alert: Alert) -> "Text":
-    from rich.text import Text
-
-    style = "dim" if alert.state == "end" else "bold red" if CLASSES[alert.class_name].severity == 1 else "yellow"
-    if alert.test:
-        style = "cyan"
-    return Text(_plain(alert.signature.removeprefix("botwatch ")), style)
-
-
-def _model(alert: Alert) -> str:
-    return f"{_plain(alert.model.version)}{' (generated)' if alert.model.generated else ''}"
-
-
-def _when(alert: Alert) -> str:
-    return format_time(alert.t_ns)[:23].replace("T", " ")
-
-
-def _plain(text: str) -> str:
-    """Words from a gateway, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _console() -> "Console":

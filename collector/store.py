@@ -1,8 +1,8 @@
 """Alerts, episodes, gateways and rejected messages in a database; the only user of SQLAlchemy.
 
-SQLite by default, PostgreSQL by URL: both know INSERT ... ON CONFLICT, which is what makes a message that arrives twice
-harmless. Everything in one `Store.save` is committed together or not at all, so the caller may acknowledge all of it
-when it returns. Whether a message deserves a row is `ingest`'s decision.
+SQLite by default, PostgreSQL by URL: both know INSERT ... ON CONFLICT, which makes a message that arrives twice
+harmless. Everything in one `AlertStore.save` is committed together or not at all, so the caller may acknowledge all of
+it when it returns. Which messages are accepted is `collector.ingest`'s decision.
 """
 
 import dataclasses
@@ -37,12 +37,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
-from edge_agent.contract.messages import CLASSES, Alert, Status
+from edge_agent.contract.alert import CLASSES, Alert
+from edge_agent.contract.messages import Status
 
-MAX_KEPT = 4096  # bytes of a rejected payload that are kept
+MAX_KEPT = 4096  # bytes of a rejected payload that are stored
 _PURGE_ROWS = 5_000  # rows a purge deletes in one transaction, so that it never holds up the alerts for long
+_SAMPLE_ROWS = 1_000  # newest alerts, from whose size that of all is estimated (PostgreSQL)
+_ROW_BYTES = 400  # of a row beside its document, entries in indexes included (PostgreSQL)
 
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts rows only with INTEGER PRIMARY KEY
 
@@ -53,7 +63,7 @@ _alert = Table(
     _metadata,
     Column("n", _Number, primary_key=True, autoincrement=True),  # order of arrival; what `--follow` follows
     Column("id", String(36), nullable=False),  # the episode
-    Column("seq", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
     Column("gateway", String(63), nullable=False),
     Column("received_ns", BigInteger, nullable=False),
     Column("t_ns", BigInteger, nullable=False),  # the gateway's time
@@ -70,7 +80,7 @@ _episode = Table(
     "episode",
     _metadata,
     Column("id", String(36), primary_key=True),
-    Column("seq", Integer, nullable=False),  # of the message that says the rest, the highest that came
+    Column("seq", BigInteger, nullable=False),  # of the message that the rest is from: the highest received
     Column("gateway", String(63), nullable=False),
     Column("site", String(63), nullable=False),
     Column("received_ns", BigInteger, nullable=False),
@@ -116,20 +126,20 @@ _rejected = Table(
 
 
 class StoreError(Exception):
-    """The database cannot be used: what it said, in one line."""
+    """The database cannot be used; the message is its own reason, in one line."""
 
 
 class StoreBusy(StoreError):
-    """It cannot be used now (locked, full, not reachable), but the same may work later."""
+    """The database cannot be used now (locked, full, read-only, not reachable), but the same may work later."""
 
 
 class BadRow(StoreError):
-    """It refuses this row and would again."""
+    """The database refuses a row and would refuse it again."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message that was accepted: what it says, when it came (Unix ns), and an alert's text."""
+    """A message that was accepted: its content, its time of arrival (Unix ns), and an alert's text."""
 
     message: Alert | tuple[str, Status]  # a status with its gateway
     received_ns: int
@@ -138,7 +148,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A message that was not, and why."""
+    """A message that was not accepted, and the reason."""
 
     topic: str
     payload: bytes
@@ -147,7 +157,7 @@ class Rejection:
 
 
 class Fresh(NamedTuple):
-    """Alerts that were not there, and those that were sent by hand, which nobody may count with them."""
+    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``."""
 
     alerts: int
     tests: int
@@ -155,7 +165,7 @@ class Fresh(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredAlert:
-    """One row of the alert table: its place in the order of arrival, when it came, and the EVE document's text."""
+    """One row of the alert table: its number in order of arrival, its time of arrival (Unix ns), the EVE document."""
 
     n: int
     received_ns: int
@@ -163,14 +173,14 @@ class StoredAlert:
 
 
 def database_url(db: str) -> str:
-    """``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names."""
+    """Return ``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names."""
     return db if "://" in db else f"sqlite:///{db}"
 
 
-class Store:
+class AlertStore:
     """The database at ``url``; tables are made when missing, unless ``create`` is False.
 
-    At most ``max_rejected`` rejected messages are kept, the newest. Raises StoreError when it cannot be opened.
+    At most ``max_rejected`` rejected messages are stored, the newest. Raises StoreError when it cannot be opened.
     """
 
     def __init__(self, url: str, *, create: bool = True, max_rejected: int = 1_000) -> None:
@@ -185,10 +195,13 @@ class Store:
             raise StoreError(f"db {shown}: SQLite and PostgreSQL are supported")
         if not create and backend == "sqlite" and not Path(parsed.database or "").is_file():
             raise StoreError(f"db {shown}: no such file")  # SQLite would make an empty one
+        self._is_postgresql = backend == "postgresql"
+        if parsed.drivername == "postgresql":  # without a driver SQLAlchemy means psycopg2
+            parsed = parsed.set(drivername="postgresql+psycopg")
         try:
             self._engine = create_engine(parsed)
-            self._insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-            if self._engine.dialect.name == "sqlite":
+            self._insert = postgresql.insert if self._is_postgresql else sqlite.insert
+            if not self._is_postgresql:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
                 _metadata.create_all(self._engine)
@@ -196,17 +209,19 @@ class Store:
             else:
                 with self._engine.connect() as db:
                     db.execute(select(_alert.c.n).limit(1))
-        except (ImportError, SQLAlchemyError) as error:
+        except ImportError as error:
+            raise StoreError(f"db {shown}: {_line(error)}; is the extra botwatch[postgresql] installed?") from error
+        except SQLAlchemyError as error:
             raise StoreError(f"db {shown}: {_line(error)}") from error
 
     def _update(self) -> None:
-        """Give an older version's tables the columns they lack."""
+        """Add the columns that an older version's tables lack."""
         if "test" not in {column["name"] for column in inspect(self._engine).get_columns("alert")}:
             with self._engine.begin() as db:
                 db.execute(text("ALTER TABLE alert ADD COLUMN test BOOLEAN NOT NULL DEFAULT FALSE"))
 
     def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> Fresh:
-        """Commit all of it; returns how many alerts were new, the others being repeats.
+        """Commit all of it and return how many alerts were new; the others are repeats.
 
         Raises StoreBusy or BadRow, and then nothing was saved.
         """
@@ -216,22 +231,30 @@ class Store:
                 self._save_statuses(db, arrivals)
                 self._save_rejections(db, rejections)
                 return fresh
-        except OperationalError as error:
-            raise StoreBusy(_line(error)) from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreBusy(_line(error)) from error
-            raise BadRow(_line(error)) from error
+            raise (StoreBusy if self._may_pass(error) else BadRow)(_line(error)) from error
         except (SQLAlchemyError, OverflowError, UnicodeError) as error:
             raise BadRow(_line(error)) from error
+
+    def _may_pass(self, error: DBAPIError) -> bool:
+        """Return True if the database is to blame and not a row.
+
+        PostgreSQL reports a database that is read-only as InternalError, and one whose tables or rights somebody is
+        changing as ProgrammingError; SQLite reports both as OperationalError, and rows as ProgrammingError, too.
+        """
+        busy = (OperationalError, InternalError, *((ProgrammingError,) if self._is_postgresql else ()))
+        return error.connection_invalidated or isinstance(error, busy)
 
     def _save_alerts(self, db: Connection, arrivals: Sequence[Arrival]) -> Fresh:
         if not arrivals:
             return Fresh(0, 0)
         rows = [_alert_row(a) for a in arrivals]
-        statement = self._insert(_alert).on_conflict_do_nothing(index_elements=["id", "seq"])
-        told = statement.returning(_alert.c.id, _alert.c.seq, _alert.c.test)
-        fresh = {(id, seq): test for id, seq, test in db.execute(told, rows)}
+        statement = (
+            self._insert(_alert)
+            .on_conflict_do_nothing(index_elements=["id", "seq"])
+            .returning(_alert.c.id, _alert.c.seq, _alert.c.test)
+        )
+        fresh = {(id, seq): test for id, seq, test in db.execute(statement, rows)}
         latest: dict[str, dict[str, Any]] = {}
         counted = [a for a in arrivals if isinstance(a.message, Alert) and not a.message.test]
         for row in map(_episode_row, counted):
@@ -252,7 +275,8 @@ class Store:
         for arrival in arrivals:
             if isinstance(arrival.message, tuple):
                 gateway, status = arrival.message
-                rows[gateway] = {**dataclasses.asdict(status), "gateway": gateway, "received_ns": arrival.received_ns}
+                row = {**dataclasses.asdict(status), "gateway": gateway, "received_ns": arrival.received_ns}
+                rows[gateway] = _without_nul(row)
         if rows:
             upsert = self._insert(_gateway)
             changes = {c.name: upsert.excluded[c.name] for c in _gateway.c if c.name != "gateway"}
@@ -278,55 +302,67 @@ class Store:
     def purge(self, older_than_ns: int, max_bytes: int) -> int:
         """Delete some alerts received before ``older_than_ns``, or the oldest while the database is over ``max_bytes``.
 
-        Returns how many went; few at a time, so call it again until none does.
+        Returns how many were deleted; few at a time, so call it again until that is 0.
         """
         try:
             with self._engine.begin() as db:
                 oldest = select(_alert.c.n).order_by(_alert.c.n).limit(_PURGE_ROWS)
-                if self._bytes(db) <= max_bytes:
+                if self._bytes(db, max_bytes) <= max_bytes:
                     oldest = oldest.where(_alert.c.received_ns < older_than_ns)
-                gone = db.execute(delete(_alert).where(_alert.c.n.in_(oldest))).rowcount
+                deleted = db.execute(delete(_alert).where(_alert.c.n.in_(oldest))).rowcount
                 # An episode goes with the last of its alerts.
                 since = db.scalar(select(_alert.c.received_ns).order_by(_alert.c.n).limit(1))
                 db.execute(delete(_episode).where(_episode.c.received_ns < (older_than_ns if since is None else since)))
-                return gone
+                return deleted
         except SQLAlchemyError as error:
             raise StoreBusy(_line(error)) from error
 
-    @staticmethod
-    def _bytes(db: Connection) -> int:
-        """What the database takes on the disk, without the pages that deletions left for reuse."""
-        if db.dialect.name == "postgresql":
-            return int(db.scalar(text("SELECT pg_database_size(current_database())")) or 0)
-        pages, free, size = (
-            int(db.scalar(text(f"PRAGMA {what}")) or 0) for what in ("page_count", "freelist_count", "page_size")
-        )
-        return (pages - free) * size
+    def _bytes(self, db: Connection, enough: int) -> int:
+        """Return the bytes in use on the disk, without the space that deletions left for reuse.
+
+        PostgreSQL does not know the latter: beyond ``enough`` bytes in all, what the alerts take is estimated.
+        """
+        if not self._is_postgresql:
+            pages, free, size = (
+                int(db.scalar(text(f"PRAGMA {name}")) or 0) for name in ("page_count", "freelist_count", "page_size")
+            )
+            return (pages - free) * size
+        size = int(db.scalar(text("SELECT pg_database_size(current_database())")) or 0)
+        if size <= enough:
+            return size
+        newest = select(_alert.c.document).order_by(_alert.c.n.desc()).limit(_SAMPLE_ROWS).subquery()
+        document = float(db.scalar(select(func.avg(func.pg_column_size(newest.c.document)))) or 0.0)
+        rows = int(db.scalar(select(func.count()).select_from(_alert)) or 0)
+        return int(rows * (document + _ROW_BYTES))
 
     def alerts(self, after: int = 0, limit: int | None = None, gateway: str | None = None) -> list[StoredAlert]:
-        """The first ``limit`` alerts that came after number ``after``, in order of arrival."""
+        """Return the first ``limit`` alerts that came after number ``after``, in order of arrival."""
         query = select(_alert.c.n, _alert.c.received_ns, _alert.c.document).where(_alert.c.n > after)
         if gateway is not None:
             query = query.where(_alert.c.gateway == gateway)
         return [StoredAlert(*row) for row in self._read(query.order_by(_alert.c.n).limit(limit))]
 
     def before_last(self, count: int, gateway: str | None = None) -> int:
-        """The number after which the last ``count`` alerts come."""
+        """Return the number after which the last ``count`` alerts come."""
         query = select(_alert.c.n).order_by(_alert.c.n.desc()).offset(count).limit(1)
         if gateway is not None:
             query = query.where(_alert.c.gateway == gateway)
         return next((int(row.n) for row in self._read(query)), 0)
 
-    def episodes(self) -> list[dict[str, Any]]:
-        """Every episode in its last known state, by the time of its first message; none of tests."""
-        return [dict(row._mapping) for row in self._read(select(_episode).order_by(_episode.c.id))]
+    def episodes(self, after: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the first ``limit`` episodes after the one with id ``after``, each in its last known state.
+
+        They are in order of their ids, which is that of their first messages. Tests make no episodes.
+        """
+        query = select(_episode).where(_episode.c.id > after).order_by(_episode.c.id).limit(limit)
+        return [dict(row._mapping) for row in self._read(query)]
 
     def gateways(self) -> dict[str, str]:
-        """What each gateway last said of itself, or its last will: online, offline or stopped."""
+        """Return the last known state of each gateway, from itself or its last will: online, offline or stopped."""
         return {row.gateway: row.state for row in self._read(select(_gateway))}
 
     def rejections(self) -> list[Rejection]:
-        """The rejected messages that are kept, their payloads cut to MAX_KEPT bytes."""
+        """Return the rejected messages that are stored, oldest first, their payloads cut to MAX_KEPT bytes."""
         rows = self._read(select(_rejected).order_by(_rejected.c.n))
         return [Rejection(row.topic, row.payload, row.reason, row.received_ns) for row in rows]
 
@@ -343,7 +379,7 @@ class Store:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Readers beside the writer (WAL), and a commit that is on the disk before the broker is told (FULL)."""
+    """Allow readers beside the writer (WAL), and have a commit on the disk before it is acknowledged (FULL)."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 
@@ -368,7 +404,7 @@ def _alert_row(arrival: Arrival) -> dict[str, Any]:
 def _episode_row(arrival: Arrival) -> dict[str, Any]:
     alert = arrival.message
     assert isinstance(alert, Alert)
-    return {
+    row = {
         "id": alert.id,
         "seq": alert.seq,
         "gateway": alert.gateway,
@@ -389,14 +425,20 @@ def _episode_row(arrival: Arrival) -> dict[str, Any]:
         "model": alert.model.version,
         "generated": alert.model.generated,
     }
+    return _without_nul(row)
 
 
-def _storable(words: str, most: int) -> str:
-    """Words of unknown origin as any database takes them."""
-    return words.encode("utf-8", "replace").decode().replace("\0", "?")[:most]
+def _without_nul(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with each character NUL, which PostgreSQL refuses in texts, as a question mark."""
+    return {name: value.replace("\0", "?") if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _storable(text: str, most: int) -> str:
+    """Return text of unknown origin in a form that any database takes, cut to ``most`` characters."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")[:most]
 
 
 def _line(error: BaseException) -> str:
-    """The database's own words, without SQLAlchemy's statement and link."""
+    """Return the database's own message, without SQLAlchemy's statement and link."""
     cause = getattr(error, "orig", None) or error
     return (str(cause) or type(cause).__name__).splitlines()[0][:200]

@@ -1,7 +1,7 @@
-"""`botwatch converter RUN --out DIR`: a run folder becomes a bundle, or one line says why not.
+"""`botwatch converter RUN --out DIR`: make a bundle of a run folder, or say in one line why that is refused.
 
-This shell reads, reports and decides what a failure means; how networks are converted is `quantize`'s knowledge, what
-a conversion may change `parity`'s. A refused variant leaves no bundle; the parity report goes into the run folder.
+This shell reads, reports and decides what a failure means; `quantize` knows how networks are converted, and `parity`
+how much a conversion may change. A refused variant leaves no bundle; the parity report goes into the run folder.
 """
 
 import argparse
@@ -22,62 +22,70 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract import cli, runfolder
+from edge_agent.contract.alert import MAX_VERSION
+from edge_agent.contract.runfolder import RunFolderError
+from edge_agent.detection.runtime import VARIANTS
 from edge_agent.progress import Progress
-from edge_agent.runtime import VARIANTS
 
 if TYPE_CHECKING:
-    from converter.parity import Parity, Predict, Rows, Side
-    from converter.run import Run
+    from converter.parity import Parity, ParityRows, Predict, Side
+    from converter.run import CheckedRun
     from edge_agent.contract.bundle import Bundle, Decision
 
+PROG = "botwatch converter"
+
 REPORT_JSON, REPORT_MD = "parity.json", "parity.md"
+"""Names of the parity report in the run folder."""
 
 REPRESENTATIVE_ROWS = 1000
 """Rows that fix the int8 ranges. More of them widen the ranges: fewer saturated rows, coarser steps."""
+
 SELFTEST_ROWS = 64
+"""Rows of the bundle's self-test."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when the bundle was written, 1 when its variant was refused, 2 on a wrong command line or run folder."""
+    """Run `botwatch converter`: 0 when the bundle was written, 1 when its variant was refused, 2 for a usage error."""
     parser = argparse.ArgumentParser(
-        prog="botwatch converter",
-        description="Convert the networks of a run to TFLite, compare every variant with them, write one as a bundle.",
-        epilog="example: botwatch converter runs/home --out bundles/home",
+        prog=PROG,
+        description="Convert the networks of a run to TFLite, compare every variant with them, and write one as a "
+        "bundle. A variant that changes too many decisions is refused: then no bundle is written, and the status is 1. "
+        "The comparison is printed and written into the run folder.",
+        epilog=f"example: {PROG} runs/home --out bundles/home",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle")
-    parser.add_argument("--variant", choices=VARIANTS, default="int8", help="what is written (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the bundle into")
+    parser.add_argument("--variant", choices=VARIANTS, default="int8", help="variant to write (default: %(default)s)")
     parser.add_argument(
         "--bundle-version",
         type=_version,
         metavar="V",
-        help="the bundle's version (default: the run's date and +1, as 2026.11.23+1)",
+        help="version of the bundle (default: the run's date and +1, as in 2026.11.23+1)",
     )
     options = parser.parse_args(argv)
 
-    from converter.run import RunError
     from edge_agent.contract.bundle import BundleError
-    from edge_agent.runtime import ModelError, RuntimeUnavailable
+    from edge_agent.detection.runtime import ModelError, RuntimeUnavailable
 
     try:
         return _convert(options.run, options.out, options.variant, options.bundle_version)
-    except (RunError, BundleError, ModelError, RuntimeUnavailable, OSError) as error:
-        print(f"botwatch converter: {error}", file=sys.stderr)
-        return 2
+    except (RunFolderError, BundleError, ModelError, RuntimeUnavailable, OSError) as error:
+        return cli.refuse(PROG, error)
 
 
 def _version(text: str) -> str:
+    """Return a bundle's version; argparse's error when it is not a name that an alert can carry."""
     if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+-]*", text) or len(text) > MAX_VERSION:
         raise argparse.ArgumentTypeError(f"{text!r}: expected at most {MAX_VERSION} letters, digits, '.', '+' and '-'")
     return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Converted:
-    """One variant of a run's networks, converted and measured."""
+    """One variant of a run's networks, converted and measured; ``files`` has contents by name in a bundle."""
 
-    files: dict[str, bytes]  # by their names in a bundle
+    files: dict[str, bytes]
     decision: "Decision"
     parity: "Parity"
     networks: "Mapping[str, Predict]"
@@ -92,27 +100,26 @@ def _convert(path: Path, out: Path, variant: str, version: str | None) -> int:
         return deliver(run, variants(run, Path(folder)), variant, version or f"{run.created:%Y.%m.%d}+1", out)
 
 
-def deliver(run: "Run", converted: "dict[str, Converted]", variant: str, version: str, out: Path) -> int:
+def deliver(run: "CheckedRun", converted: "dict[str, Converted]", variant: str, version: str, out: Path) -> int:
     """Report on every variant and write ``variant`` as a bundle: 0; or 1 and no bundle when it breaks a bound."""
-    _report(run, [found.parity for found in converted.values()])
-    for name, found in converted.items():
-        if name != variant and found.parity.failures:
-            print(f"{name} could not be deployed: {'; '.join(found.parity.failures)}")
+    _report(run, [one.parity for one in converted.values()])
+    for name, one in converted.items():
+        if name != variant and one.parity.failures:
+            print(f"{name} could not be deployed: {'; '.join(one.parity.failures)}")
     if reasons := converted[variant].parity.failures:
-        print(f"botwatch converter: {variant} refused: {'; '.join(reasons)}", file=sys.stderr)
-        return 1
+        return cli.refuse(PROG, f"{variant} refused: {'; '.join(reasons)}", cli.FAILED)
     bundle = write(run, converted[variant], variant, version, out)
     sizes = ", ".join(f"{name} {entry.bytes:,}" for name, entry in bundle.manifest.files.items())
     print(f"wrote {out}: {variant} bundle {version}, bytes: {sizes}; manifest SHA-256 {bundle.sha256[:16]}…")
-    return 0
+    return cli.OK
 
 
-def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dict[str, Converted]":
-    """Each variant of the run's networks: converted into ``folder``, with its own τ, compared with Keras."""
+def variants(run: "CheckedRun", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dict[str, Converted]":
+    """Convert each wanted variant of the run's networks into ``folder``, with its own τ, and compare it with Keras."""
     from converter import parity, quantize
     from converter import run as runs
     from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER
-    from edge_agent.runtime import BATCHES, Model
+    from edge_agent.detection.runtime import Model
 
     inputs = _representative(run)
     width = len(run.model.columns)
@@ -122,7 +129,7 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
     keras = {"keras": {name: quantize.keras_predict(network) for name, network in originals.items()}}
     rows, (float_side,) = _observe(run, keras)
     if changed := runs.difference(float_side.decision, run.model.decision):
-        raise runs.RunError(f"{run.path}: models and rows are not of one run: {changed}")
+        raise RunFolderError(f"{run.path}: models and rows are not of one run: {changed}")
 
     files: dict[str, dict[str, bytes]] = {variant: {} for variant in wanted}
     models: dict[str, dict[str, Predict]] = {variant: {} for variant in wanted}
@@ -135,29 +142,40 @@ def variants(run: "Run", folder: Path, wanted: Sequence[str] = VARIANTS) -> "dic
             progress.step(note=f"{name} to {variant}")
     _, sides = _observe(run, models)
 
-    found = {}
+    converted = {}
     with _progress("timing", len(originals) * len(wanted)) as progress:
         for variant, side in zip(wanted, sides, strict=True):
             times, defects = {}, []
             for name, predict in models[variant].items():
                 times[name] = {batch: parity.microseconds(predict, inputs[name], batch) for batch in (1, 64)}
-                if missing := quantize.missing_biases(files[variant][name]):
-                    defects.append(
-                        f"{missing} layers of {name} have no bias: tflite-runtime 2.14 crashes on them on ARM"
-                    )
-                defects += [f"{name} {defect}" for defect in parity.unsteady(predict, inputs[name], BATCHES)]
+                defects += _defects(name, files[variant][name], predict, inputs[name])
                 progress.step(note=f"{name}, {variant}")
             sizes = {name: len(content) for name, content in files[variant].items()}
-            compared = parity.compare(variant, rows, side, float_side, sizes, times, defects)
-            found[variant] = Converted(files[variant], side.decision, compared, models[variant])
-    return found
+            converted[variant] = Converted(
+                files=files[variant],
+                decision=side.decision,
+                parity=parity.compare(variant, rows, side, float_side, sizes, times, defects),
+                networks=models[variant],
+            )
+    return converted
 
 
-def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tuple[Rows, list[Side]]":
-    """The run's rows, and what each of ``networks`` says of them and decides with its own τ."""
+def _defects(name: str, content: bytes, predict: "Predict", inputs: NDArray[np.float32]) -> list[str]:
+    """Return why a converted network must not be deployed, whatever its scores."""
+    from converter import parity, quantize
+    from edge_agent.detection.runtime import BATCHES
+
+    defects = [f"{name} {defect}" for defect in parity.unsteady(predict, inputs, BATCHES)]
+    if missing := quantize.missing_biases(content):
+        defects.insert(0, f"{missing} layers of {name} have no bias: tflite-runtime 2.14 crashes on them on ARM")
+    return defects
+
+
+def _observe(run: "CheckedRun", networks: "Mapping[str, Mapping[str, Predict]]") -> "tuple[ParityRows, list[Side]]":
+    """Return the run's rows, and the scores and decision, with its own τ, of each of ``networks``."""
     from converter import parity
     from converter import run as runs
-    from edge_agent import calibrate
+    from edge_agent.detection import calibrate
 
     observer = parity.Observer(networks.values(), run.scaler, run.model.columns)
     with _progress(f"scoring by {', '.join(networks)}", -(-run.rows // runs.BLOCK)) as progress:
@@ -167,37 +185,32 @@ def _observe(run: "Run", networks: "Mapping[str, Mapping[str, Predict]]") -> "tu
     try:
         rows, outcomes = observer.seen()
     except ValueError as error:
-        raise runs.RunError(f"{run.path / runs.ROWS}: {error}") from error
+        raise RunFolderError(f"{run.path / runfolder.ROWS}: {error}") from error
     known = rows.benign & ~rows.test
+    sides = []
     try:
-        return rows, [
-            parity.Side(
-                o,
-                calibrate.recalibrate(
-                    run.model.decision,
-                    calibrate.Benign(
-                        o.full[known], o.fast[known], rows.groups[known], rows.optimise[known], rows.t_ns[known]
-                    ),
-                ),
+        for outcome in outcomes:
+            benign = calibrate.Benign(
+                outcome.full[known], outcome.fast[known], rows.groups[known], rows.optimise[known], rows.t_ns[known]
             )
-            for o in outcomes
-        ]
+            sides.append(parity.Side(outcome, calibrate.recalibrate(run.model.decision, benign)))
     except ValueError as error:
-        raise runs.RunError(f"{run.path}: τ cannot be computed: {error}") from error
+        raise RunFolderError(f"{run.path}: τ cannot be computed: {error}") from error
+    return rows, sides
 
 
-def _representative(run: "Run") -> dict[str, NDArray[np.float32]]:
-    """Network inputs that fix the int8 ranges of each network, by its file name in the bundle.
+def _representative(run: "CheckedRun") -> dict[str, NDArray[np.float32]]:
+    """Return the network inputs that fix the int8 ranges of each network, by its file name in the bundle.
 
-    Benign train rows for the autoencoder: what it has to resolve finely. Rows of every label for the classifier.
+    For the autoencoder these are benign train rows, which it has to resolve finely; for the classifier rows of every
+    label.
     """
-    from converter.run import ROWS, RunError
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
 
     part, label = run.parts()
     benign = np.flatnonzero((part == "train") & (label == BENIGN))
     if not len(benign):
-        raise RunError(f"{run.path / ROWS}: no benign train rows to choose int8 ranges on")
+        raise RunFolderError(f"{run.path / runfolder.ROWS}: no benign train rows to choose int8 ranges on")
     groups = [np.flatnonzero((label == name) & (part != "test")) for name in np.unique(label[label != BENIGN])]
     chosen = {AUTOENCODER: _spread(benign, REPRESENTATIVE_ROWS)}
     share = -(-REPRESENTATIVE_ROWS // (1 + len(groups)))
@@ -206,14 +219,14 @@ def _representative(run: "Run") -> dict[str, NDArray[np.float32]]:
 
 
 def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most ``count`` of ``rows``, evenly spaced."""
+    """Return at most ``count`` of ``rows``, evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))] if len(rows) else rows
 
 
-def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
-    """The self-test file: raw rows, half of them benign, with the converted models' scores and class probabilities."""
+def _selftest(run: "CheckedRun", networks: "Mapping[str, Predict]") -> bytes:
+    """Return the self-test file: raw rows, half of them benign, and the scores and class probabilities for them."""
     from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
-    from edge_agent.detector import Scorer
+    from edge_agent.detection.scorer import Scorer
 
     part, label = run.parts()
     attacks = np.unique(label[label != BENIGN])
@@ -229,14 +242,14 @@ def _selftest(run: "Run", networks: "Mapping[str, Predict]") -> bytes:
     return file.getvalue()
 
 
-def write(run: "Run", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
+def write(run: "CheckedRun", chosen: Converted, variant: str, version: str, out: Path) -> "Bundle":
     """Write the bundle aside, pass it through the agent's own checks, then write it to ``out``."""
     from converter import quantize
-    from edge_agent import runtime
     from edge_agent.contract import bundle
+    from edge_agent.detection import runtime
 
     model = run.model
-    manifest = bundle.Manifest(
+    manifest = bundle.BundleManifest(
         format=bundle.FORMAT,
         version=version,
         created=run.created.isoformat(),
@@ -269,8 +282,8 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def _report(run: "Run", results: "list[Parity]") -> None:
-    """Print the parity of every variant and leave it in the run folder."""
+def _report(run: "CheckedRun", results: "list[Parity]") -> None:
+    """Print the parity of every variant and write it into the run folder."""
     from rich.console import Console
     from rich.table import Table
 
@@ -283,17 +296,17 @@ def _report(run: "Run", results: "list[Parity]") -> None:
     text = json.dumps([result.to_json() for result in results], indent=1) + "\n"
     replace_file(run.path / REPORT_JSON, text.encode())
     replace_file(run.path / REPORT_MD, parity.markdown(title, results).encode())
-    shown = Table(*parity.HEADINGS, title=title, caption=f"{parity.NOTES} Also in {run.path / REPORT_JSON}.")
+    table = Table(*parity.HEADINGS, title=title, caption=f"{parity.NOTES} Also in {run.path / REPORT_JSON}.")
     for cells in parity.table(results):
-        shown.add_row(*cells)
+        table.add_row(*cells)
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    console.print(shown)
+    console.print(table)
 
 
 @contextmanager
 def _progress(label: str, total: int) -> Iterator[Progress]:
-    """A progress bar on a copy of stderr, which stays where it is while `quantize.quiet` redirects stderr."""
+    """Show a progress bar on a copy of stderr, which stays in place while `quantize.quiet` redirects stderr."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as stream, Progress(label, total, stream) as progress:
         yield progress

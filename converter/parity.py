@@ -1,7 +1,7 @@
-"""What a conversion changed: scores, decisions and classes of each variant against the Keras networks it came from.
+"""The effect of a conversion: scores, decisions and classes of each variant against the Keras networks it came from.
 
-Both sides decide with their own τ and limit, computed by the same rule on the same benign rows. Nothing here knows how
-a variant was made; `failures` is where the bounds of a bundle stand.
+Both sides decide with their own τ and limit, computed by the same rule on the same benign rows. This module does not
+know how a variant was made; `failures` holds it to the bounds of a bundle.
 """
 
 import statistics
@@ -16,30 +16,33 @@ from numpy.typing import NDArray
 from converter.run import Block
 from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER, Decision
 from edge_agent.contract.scaling import Array, Scaler
-from edge_agent.detector import Scorer
+from edge_agent.detection.scorer import Scorer
 
 MAX_BENIGN_FLIPS = 0.001
 """Share of benign test rows whose decision may change."""
+
 MAX_CLASS_FLIPS = 0.01
 """Share of test and attack rows whose most probable class may change."""
+
 MAX_INT8_BYTES = {AUTOENCODER: 64 * 1024, CLASSIFIER: 8 * 1024}
-"""Sizes an int8 bundle must keep to; the other variants are larger by nature."""
+"""Largest sizes of an int8 bundle's files; the other variants are larger by nature."""
 
 Predict = Callable[[Array], Array]
+"""A network: inputs (n, k) -> outputs."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What networks say of rows: scores of both rules and the index of the most probable class, each (n,)."""
+    """The output of networks for rows: scores of both rules and the index of the most probable class, each (n,)."""
 
     full: Array
     fast: Array
     classes: NDArray[np.int16] | None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows the outcomes are of, as masks (n,), with label, the device and part each is of, and time (n,)."""
+@dataclass(frozen=True, kw_only=True)
+class ParityRows:
+    """The rows that outcomes belong to: masks (n,), and per row its label, its part and device, and its time."""
 
     benign: NDArray[np.bool_]
     optimise: NDArray[np.bool_]
@@ -52,21 +55,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: what networks say of the rows, and what they decide with a τ of their own."""
+    """One side of a comparison: the output of networks for the rows, and their decision with a τ of their own."""
 
     outcome: Outcome
     decision: Decision
 
     def full(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Rows of ``mask`` above the limit of all columns: those that count in a vote."""
+        """Return a mask of the rows in ``mask`` above the limit of all columns, which count in a vote."""
         return np.asarray(self.outcome.full[mask] > self.decision.full.limit)
 
     def fast(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Rows of ``mask`` above the limit of the columns that forget fast."""
+        """Return a mask of the rows in ``mask`` above the limit of the columns that forget fast."""
         return np.asarray(self.outcome.fast[mask] > self.decision.fast.limit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flips:
     """Rows of one kind whose decision changed, by rule, and the relative error of their scores (full)."""
 
@@ -93,13 +96,13 @@ class ClassFlips:
 
     @property
     def share(self) -> float:
-        """Changed share of all rows; 0 without rows."""
+        """The share of all rows whose class changed; 0 without rows."""
         return self.changed / self.rows if self.rows else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Everything measured of one variant; ``tau`` and ``limit`` by rule, ``us_per_row`` by model and batch size."""
+    """Everything measured of one variant; ``tau`` and ``limit`` are by rule, ``us_per_row`` by model and batch size."""
 
     variant: str
     tau: dict[str, float]
@@ -112,7 +115,7 @@ class Parity:
     failures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, shares included."""
+        """Return plain values, with the shares."""
         data = asdict(self)
         data["benign"]["share"], data["attack"]["share"] = self.benign.share, self.attack.share
         if self.classes is not None:
@@ -121,7 +124,7 @@ class Parity:
 
 
 class Observer:
-    """Runs several pairs of networks over a run's rows, block by block; attack rows of the train part are left out.
+    """Run several pairs of networks over a run's rows, block by block; attack rows of the train part are left out.
 
     Each of ``networks`` has an autoencoder and, where the run has classes, a classifier, by their names in a bundle.
     """
@@ -150,13 +153,15 @@ class Observer:
         self._groups.append(np.char.add(np.char.add(block.part[used], " "), block.device[used]))
         self._t_ns.append(block.t_ns[used])
 
-    def seen(self) -> tuple[Rows, list[Outcome]]:
-        """What the rows were and what each pair said of them; ValueError when there were none."""
+    def seen(self) -> tuple[ParityRows, list[Outcome]]:
+        """Return the rows and the output of each pair for them; ValueError when there were no rows."""
         if not self._part:
-            raise ValueError("every row is a train row of an attack: nothing to compute τ from or to compare")
+            raise ValueError(
+                "every row is a train row of an attack, so there is nothing to compute τ from or to compare"
+            )
         part, label = np.concatenate(self._part), np.concatenate(self._label)
         benign = label == BENIGN
-        rows = Rows(
+        rows = ParityRows(
             benign=benign,
             optimise=(part == "optimise") & benign,
             test=(part == "test") & benign,
@@ -179,14 +184,14 @@ def _joined(outcomes: list[Outcome]) -> Outcome:
 
 def compare(
     variant: str,
-    rows: Rows,
+    rows: ParityRows,
     ours: Side,
     keras: Side,
     sizes: dict[str, int],
     times: dict[str, dict[int, float]],
     defects: Sequence[str],
 ) -> Parity:
-    """The parity of one variant; what breaks a bound, and ``defects`` found elsewhere, are its failures."""
+    """Return the parity of one variant; broken bounds, and ``defects`` found elsewhere, are its failures."""
     parity = Parity(
         variant=variant,
         tau={"full": ours.decision.full.tau, "fast": ours.decision.fast.tau},
@@ -201,7 +206,7 @@ def compare(
 
 
 def flips(mask: NDArray[np.bool_], ours: Side, keras: Side) -> Flips:
-    """Decisions on the rows of ``mask`` that differ, and the error of their scores."""
+    """Count the decisions on the rows in ``mask`` that differ, and measure the error of their scores."""
     mine, other = ours.outcome.full[mask].astype(np.float64), keras.outcome.full[mask].astype(np.float64)
     error = np.abs(mine - other) / np.maximum(other, np.finfo(np.float32).tiny)
     return Flips(
@@ -213,8 +218,8 @@ def flips(mask: NDArray[np.bool_], ours: Side, keras: Side) -> Flips:
     )
 
 
-def class_flips(rows: Rows, ours: Outcome, theirs: Outcome) -> ClassFlips | None:
-    """Classes of ``ours`` that differ on test and attack rows; None without classifiers."""
+def class_flips(rows: ParityRows, ours: Outcome, theirs: Outcome) -> ClassFlips | None:
+    """Count the classes of ``ours`` that differ on test and attack rows; None without classifiers."""
     if ours.classes is None or theirs.classes is None:
         return None
     mask = rows.test | rows.attack
@@ -225,7 +230,7 @@ def class_flips(rows: Rows, ours: Outcome, theirs: Outcome) -> ClassFlips | None
 
 
 def microseconds(predict: Predict, inputs: Array, batch: int, passes: int = 7, seconds: float = 0.01) -> float:
-    """Median microseconds a row in batches of ``batch``; each pass runs for about ``seconds``."""
+    """Return the median microseconds a row in batches of ``batch``; each pass runs for about ``seconds``."""
     block = np.ascontiguousarray(np.resize(inputs, (batch, inputs.shape[1])))
     predict(block)
     start = time.perf_counter()
@@ -241,27 +246,27 @@ def microseconds(predict: Predict, inputs: Array, batch: int, passes: int = 7, s
 
 
 def failures(parity: Parity) -> tuple[str, ...]:
-    """Each bound ``parity`` breaks, with figure and bound; empty when it may be deployed."""
-    found = []
+    """Return each bound that ``parity`` breaks, with figure and bound; empty when the variant may be deployed."""
+    broken = []
     benign, classes = parity.benign, parity.classes
     if not benign.rows:
-        found.append("no benign test rows to compare decisions on")
+        broken.append("no benign test rows to compare decisions on")
     if benign.share > MAX_BENIGN_FLIPS:
         rule = "full" if benign.full >= benign.fast else "fast"
-        found.append(
+        broken.append(
             f"flips {benign.share:.2%} of benign decisions ({max(benign.full, benign.fast)} of {benign.rows} rows, "
             f"rule {rule}), bound {MAX_BENIGN_FLIPS:.1%}"
         )
     if classes is not None and classes.share > MAX_CLASS_FLIPS:
-        found.append(
+        broken.append(
             f"flips {classes.share:.2%} of classes ({classes.changed} of {classes.rows} rows, the largest share in "
             f"{classes.worst}), bound {MAX_CLASS_FLIPS:.0%}"
         )
     if parity.variant == "int8":
         for model, bound in MAX_INT8_BYTES.items():
             if parity.bytes.get(model, 0) > bound:
-                found.append(f"{model} has {parity.bytes[model]} bytes, bound {bound}")
-    return tuple(found)
+                broken.append(f"{model} has {parity.bytes[model]} bytes, bound {bound}")
+    return tuple(broken)
 
 
 HEADINGS = (
@@ -271,7 +276,7 @@ HEADINGS = (
 
 
 def table(results: Sequence[Parity]) -> list[tuple[str, ...]]:
-    """The report as text cells under `HEADINGS`: one row a variant."""
+    """Return the report as text cells under `HEADINGS`, one row for each variant."""
     return [
         (
             p.variant,
@@ -287,8 +292,8 @@ def table(results: Sequence[Parity]) -> list[tuple[str, ...]]:
     ]
 
 
-def _share(found: Flips) -> str:
-    return f"{found.share:.3%} of {found.rows:,}" if found.rows else "-"
+def _share(flips: Flips) -> str:
+    return f"{flips.share:.3%} of {flips.rows:,}" if flips.rows else "-"
 
 
 NOTES = (
@@ -299,21 +304,21 @@ NOTES = (
 
 
 def markdown(title: str, results: Sequence[Parity]) -> str:
-    """The report as a Markdown table with its legend."""
+    """Return the report as a Markdown table with its legend."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *table(results)]
     return "\n".join([f"# {title}", "", *("| " + " | ".join(cells) + " |" for cells in lines), "", NOTES, ""])
 
 
 def unsteady(predict: Predict, inputs: Array, batches: Sequence[int]) -> list[str]:
-    """What is wrong with a network at the batch sizes an agent uses: not finite, or not the same for the same row."""
+    """Return the defects of a network at the batch sizes of an agent: values not finite, or not the same for a row."""
     rows = np.ascontiguousarray(np.resize(inputs, (batches[-1], inputs.shape[1])))
     whole = predict(rows)
     if not np.isfinite(whole).all():
         return ["gives values that are not finite"]
     step = float(np.abs(whole).max()) / 127  # about one quantum of an int8 output: kernels may round differently
-    found = []
+    defects = []
     for size in batches[:-1]:
         apart = float(np.abs(predict(rows[:size]) - whole[:size]).max())
         if apart > 2 * step:
-            found.append(f"differs by {apart:.3g} between batches of {size} and {batches[-1]}")
-    return found
+            defects.append(f"differs by {apart:.3g} between batches of {size} and {batches[-1]}")
+    return defects

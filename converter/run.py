@@ -1,63 +1,30 @@
-"""What `botwatch trainer fit` left in a run folder, read for conversion and checked before anything is computed.
+"""A run folder, read for conversion and checked before anything is computed.
 
-The folder is the whole interface between trainer and converter: Keras models, ``model.json`` and the raw rows with the
-part each was used for. Rows are read in blocks, so a run of millions of rows needs no more memory than a small one.
+Rows are read in blocks, so a run of millions of rows needs no more memory than a small one.
 """
 
 import datetime
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from edge_agent.contract import settings
-from edge_agent.contract.bundle import BENIGN, CLASSIFIER, Decision, Signature
-from edge_agent.contract.scaling import Array, Scaler, ScalingError
+from edge_agent.contract import runfolder
+from edge_agent.contract.bundle import Decision
+from edge_agent.contract.runfolder import ModelFile, RunFolderError
+from edge_agent.contract.scaling import Array, Scaler
 
-FORMAT = 1
-AUTOENCODER_KERAS, CLASSIFIER_KERAS, MODEL = "autoencoder.keras", "classifier.keras", "model.json"
-ROWS, PROVENANCE = "rows.parquet", "provenance.json"
 BLOCK = 32_768
-"""Rows held in memory at a time: 18 MB of 140 float32 columns."""
+"""Number of rows held in memory at a time: 18 MB of 140 float32 columns."""
 
 
-class RunError(Exception):
-    """A run folder that cannot be converted; the message names the file and why."""
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """``model.json`` as the trainer writes it."""
-
-    format: int
-    schemas: tuple[str, ...]
-    columns: tuple[str, ...]
-    classes: tuple[str, ...]
-    scaler: dict[str, object]
-    decision: Decision
-    generated: bool
-    normal: dict[str, tuple[float, ...]]
-    seed: int
-    provenance: dict[str, str]
-    signatures: dict[str, Signature] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ValueError(f"format {self.format}, this converter reads format {FORMAT}")
-        if not self.columns:
-            raise ValueError("columns: none named")
-        if self.classes and BENIGN not in self.classes:
-            raise ValueError(f"classes: no {BENIGN!r} among {', '.join(self.classes)}")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
-    """Some consecutive rows: raw values (n, columns), whose they are, of which part and label, and their time."""
+    """Consecutive rows: raw values (n, columns) and, per row, device, part, label and packet time in ns, each (n,)."""
 
     values: Array
     device: NDArray[np.str_]
@@ -66,9 +33,9 @@ class Block:
     t_ns: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A checked run folder."""
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """A checked run folder; ``created`` is when it was fitted, ``rows`` how many rows it holds."""
 
     path: Path
     model: ModelFile
@@ -79,42 +46,42 @@ class Run:
     @property
     def classifier(self) -> Path | None:
         """The Keras classifier; None when the run has no classes."""
-        return self.path / CLASSIFIER_KERAS if self.model.classes else None
+        return self.path / runfolder.CLASSIFIER if self.model.classes else None
 
     @property
     def autoencoder(self) -> Path:
         """The Keras autoencoder."""
-        return self.path / AUTOENCODER_KERAS
+        return self.path / runfolder.AUTOENCODER
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each file that decides what the bundle holds."""
-        names = [AUTOENCODER_KERAS, *([CLASSIFIER_KERAS] if self.classifier else []), MODEL, ROWS]
-        found = {}
-        for name in names:
+        """Return the SHA-256 of each file that decides what the bundle holds."""
+        classifier = [runfolder.CLASSIFIER] if self.classifier else []
+        digests = {}
+        for name in (runfolder.AUTOENCODER, *classifier, runfolder.MODEL, runfolder.ROWS):
             with open(self.path / name, "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
 
     def parts(self) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-        """Part and label of every row."""
+        """Return part and label of every row."""
         frame = self._scan(["part", "label"]).collect()
         return frame["part"].to_numpy().astype(np.str_), frame["label"].to_numpy().astype(np.str_)
 
     def blocks(self) -> Iterator[Block]:
-        """Every row, in the file's order, at most `BLOCK` at a time."""
+        """Yield every row, in the file's order, at most `BLOCK` at a time."""
         scan = self._scan([*self.model.columns, "device", "part", "label", "t_ns"])
         for start in range(0, self.rows, BLOCK):
             frame = scan.slice(start, BLOCK).collect()
             yield Block(
-                _floats(frame, self.model.columns),
-                frame["device"].to_numpy().astype(np.str_),
-                frame["part"].to_numpy().astype(np.str_),
-                frame["label"].to_numpy().astype(np.str_),
-                frame["t_ns"].to_numpy().astype(np.int64),
+                values=_floats(frame, self.model.columns),
+                device=frame["device"].to_numpy().astype(np.str_),
+                part=frame["part"].to_numpy().astype(np.str_),
+                label=frame["label"].to_numpy().astype(np.str_),
+                t_ns=frame["t_ns"].to_numpy().astype(np.int64),
             )
 
     def take(self, wanted: NDArray[np.int64]) -> Array:
-        """Raw values of the rows at ``wanted`` (ascending), shape (n, columns)."""
+        """Return the raw values of the rows at ``wanted`` (ascending), shape (n, columns)."""
         scan = self._scan(list(self.model.columns))
         taken = [np.empty((0, len(self.model.columns)), dtype=np.float32)]
         for start in range(0, self.rows, BLOCK):
@@ -124,74 +91,61 @@ class Run:
         return np.concatenate(taken)
 
     def _scan(self, columns: list[str]) -> pl.LazyFrame:
-        return pl.scan_parquet(self.path / ROWS).select(columns)
+        return pl.scan_parquet(self.path / runfolder.ROWS).select(columns)
 
 
 def _floats(frame: pl.DataFrame, columns: Sequence[str]) -> Array:
     return np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32)
 
 
-def load(path: str | Path) -> Run:
-    """Read and check a run folder; RunError when a file is missing or not as the trainer writes it."""
+def load(path: str | Path) -> CheckedRun:
+    """Read and check a run folder; RunFolderError when a file is missing or not as the trainer writes it."""
     path = Path(path)
     if not path.is_dir():
-        raise RunError(f"{path}: no such run folder")
-    for name in (MODEL, AUTOENCODER_KERAS, ROWS, PROVENANCE):
+        raise RunFolderError(f"{path}: no such run folder")
+    for name in (runfolder.MODEL, runfolder.AUTOENCODER, runfolder.ROWS, runfolder.PROVENANCE):
         if not (path / name).is_file():
-            raise RunError(f"{path}: not a run folder: {name} is missing")
-    try:
-        data = json.loads((path / MODEL).read_bytes())
-        model = settings.build(ModelFile, data, str(path / MODEL))
-    except settings.SettingsError as error:
-        raise RunError(str(error)) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path / MODEL}: not JSON: {error}") from error
-    try:
-        scaler = Scaler.from_json(model.scaler)
-    except (ScalingError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path / MODEL} [scaler]: {error!r}") from error
-    if len(scaler.mean) != len(model.columns):
-        raise RunError(f"{path / MODEL}: scaler has {len(scaler.mean)} columns, model {len(model.columns)}")
-    if model.classes and not (path / CLASSIFIER_KERAS).is_file():
-        raise RunError(f"{path}: {MODEL} names classes, but {CLASSIFIER_KERAS} (for {CLASSIFIER}) is missing")
-    return Run(path, model, scaler, _created(path), _check_rows(path / ROWS, model))
-
-
-def _created(path: Path) -> datetime.datetime:
-    """When the run was fitted: the date of every bundle made of it, so that the same run gives the same bundle."""
-    try:
-        return datetime.datetime.fromisoformat(json.loads((path / PROVENANCE).read_bytes())["created"])
-    except KeyError as error:
-        raise RunError(f"{path / PROVENANCE}: missing key 'created' (the bundle's date)") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"{path / PROVENANCE}: not JSON with an ISO date in 'created': {error}") from error
+            raise RunFolderError(f"{path}: not a run folder: {name} is missing")
+    model, scaler = runfolder.read_model(path)
+    if model.classes and not (path / runfolder.CLASSIFIER).is_file():
+        raise RunFolderError(f"{path}: {runfolder.MODEL} names classes, but {runfolder.CLASSIFIER} is missing")
+    return CheckedRun(
+        path=path,
+        model=model,
+        scaler=scaler,
+        created=runfolder.read_provenance(path).created_at(),
+        rows=_check_rows(path / runfolder.ROWS, model),
+    )
 
 
 def _check_rows(path: Path, model: ModelFile) -> int:
-    """Number of rows; RunError when a column is missing or of another type."""
+    """Return the number of rows; RunFolderError when a column is missing or of another type."""
     try:
         scan = pl.scan_parquet(path)
         schema = scan.collect_schema()
         rows = int(scan.select(pl.len()).collect().item())
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise RunError(f"{path}: not a Parquet file: {' '.join(str(error).split())[:200]}") from error
+        raise RunFolderError(f"{path}: not a Parquet file: {' '.join(str(error).split())[:200]}") from error
     for column in model.columns:
         if column not in schema:
-            raise RunError(f"{path}: column {column!r} is missing")
+            raise RunFolderError(f"{path}: column {column!r} is missing")
         if not schema[column].is_numeric():
-            raise RunError(f"{path}: column {column!r} holds {schema[column]}, expected numbers")
+            raise RunFolderError(f"{path}: column {column!r} holds {schema[column]}, expected numbers")
     for column in ("device", "part", "label"):
         if schema.get(column) != pl.String:
-            raise RunError(f"{path}: column {column!r} is missing or not text")
+            raise RunFolderError(f"{path}: column {column!r} is missing or not text")
     if schema.get("t_ns") != pl.Int64:
-        raise RunError(f"{path}: column 't_ns' is missing or not whole nanoseconds")
+        raise RunFolderError(f"{path}: column 't_ns' is missing or not whole nanoseconds")
     return rows
 
 
 def difference(ours: Decision, theirs: Decision) -> str:
-    """What of τ differs by more than 1 % between the Keras models' scores here and the run; "" when nothing does."""
+    """Describe the first τ or limit that differs by more than 1 % between two decisions; "" when none does.
+
+    ``ours`` comes from the Keras models' scores of the run's rows, ``theirs`` from its model.json.
+    """
     for rule, mine, other in (("full", ours.full, theirs.full), ("fast", ours.fast, theirs.fast)):
         for name, here, there in (("τ", mine.tau, other.tau), ("limit", mine.limit, other.limit)):
             if abs(here - there) > 0.01 * abs(there):
-                return f"{name} of rule {rule} is {here:.6g} on these rows, {there:.6g} in {MODEL}"
+                return f"{name} of rule {rule} is {here:.6g} on these rows, {there:.6g} in {runfolder.MODEL}"
     return ""

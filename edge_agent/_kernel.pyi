@@ -1,11 +1,10 @@
-"""The native extension (kernel/module.c). Used by capture.py and features.py only."""
+"""The native extension (kernel/module*.c). Used by capture/sources.py and capture/features.py only."""
 
 import os
 from typing import Any, final
 
-COLUMNS: int
 ROW_META_SIZE: int
-ROW_META_LAYOUT: tuple[tuple[str, int, int], ...]
+ROW_META_OFFSETS: dict[str, int]
 NEW_PEER: int
 NEW_SOCKET: int
 FRAGMENT: int

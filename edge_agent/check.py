@@ -1,10 +1,9 @@
-"""`botwatch agent check`: what stands between this machine and a working agent, each with its remedy.
+"""`botwatch agent check`: looks for everything that keeps an agent from working on this machine, and names a remedy.
 
-Nothing is changed, and nothing sent but to the broker, which is told who we are as by the agent; one that runs is asked
-instead, lest its connection be taken from it.
+Nothing is changed. Packets are sent to the broker only, to which it connects under the agent's own name. Where an agent
+is running, that one is asked instead, because a second connection of the same name would end its own.
 """
 
-import ctypes
 import os
 import shutil
 import ssl
@@ -15,51 +14,51 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_agent.attach import merging, way_out
-from edge_agent.capture import CaptureError, Interfaces
+from edge_agent.capture.attach import merging, way_out
+from edge_agent.capture.sources import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
-from edge_agent.control import Refused, agent_runs, order, state_path
-from edge_agent.link import probe
+from edge_agent.control import CommandRefused
+from edge_agent.mqtt import probe
+from edge_agent.orders import agent_runs, order, state_path
 from edge_agent.state import StateError
+from edge_agent.system import synchronised
 
 EXPIRY_DAYS = 30
-"""A certificate that expires sooner is warned of."""
-
-_TIME_ERROR = 5  # of adjtimex(2): nobody keeps the clock right
+"""A certificate that expires within this many days causes a warning."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: good, wrong, or good with a warning; with what to do."""
+    """The result of one check: good, wrong, or good with a warning; ``text`` has the remedy."""
 
     what: str
     wrong: bool
-    said: str
+    text: str
     warn: bool = False
 
     def line(self) -> str:
-        """For a terminal."""
-        return f"{'WRONG' if self.wrong else 'warn' if self.warn else 'ok':5}  {self.what}: {self.said}"
+        """Return it as a line for a terminal."""
+        return f"{'WRONG' if self.wrong else 'warn' if self.warn else 'ok':5}  {self.what}: {self.text}"
 
 
 def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
-    """Look at everything, one after the other. ``bundle``, or why it cannot be used."""
+    """Check everything, one after the other. ``bundle`` may be the reason why it cannot be used."""
     yield Finding("configuration", False, f"gateway {config.gateway}, {len(config.networks)} monitored networks")
     if isinstance(bundle, Bundle):
-        told = ", trained on generated traffic" if bundle.manifest.generated else ""
-        yield Finding("bundle", False, f"model {bundle.manifest.version}, self-test passed{told}")
+        origin = ", trained on generated traffic" if bundle.manifest.generated else ""
+        yield Finding("bundle", False, f"model {bundle.manifest.version}, self-test passed{origin}")
     else:
         yield Finding("bundle", True, bundle)
     if not config.capture.interfaces:
-        yield Finding("interfaces", True, "none: set capture.interfaces, e.g. [br0]")
+        yield Finding("interfaces", True, "none is configured: set capture.interfaces, e.g. [br0]")
     for name in config.capture.interfaces:
         yield from _interface(name, config)
     if len(config.capture.interfaces) > 1:
         for name in sorted(way_out() & set(config.capture.interfaces)):
-            said = "leads to the internet; behind NAT its frames are of no device: leave it out of capture.interfaces"
-            yield Finding(name, True, said)
+            text = "leads to the internet, where all devices have one address behind NAT: remove it from "
+            yield Finding(name, True, text + "capture.interfaces")
     yield from _broker(config)
     yield _clock(bundle)
     yield from _disks(config)
@@ -68,7 +67,7 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
         with Interfaces([name], config.capture.live()):
-            yield Finding(name, False, "can be captured on")
+            yield Finding(name, False, "packets can be captured")
     except CaptureError as error:
         there = Path("/sys/class/net", name).exists()
         remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
@@ -77,8 +76,8 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
         merged = merging(name, inbound=config.capture.live().inbound)
     except OSError as error:
-        said = f"does not say whether it merges frames ({error.strerror}); `run` counts those it sees"
-        yield Finding(name, False, said)
+        text = f"it is unknown whether it merges frames ({error.strerror}); `run` counts merged frames that it sees"
+        yield Finding(name, False, text)
         return
     if merged:
         off = "; ".join(
@@ -87,11 +86,11 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
         )
         yield Finding(name, True, f"merges frames, which falsifies sizes and rates: {off} (at every boot)")
     else:
-        yield Finding(name, False, "merges no frames")
+        yield Finding(name, False, "does not merge frames")
 
 
 def _broker(config: AgentConfig) -> Iterator[Finding]:
-    """The files it needs, then the broker itself with the agent's own name and credentials."""
+    """Check the files that a connection needs, then the broker itself with the agent's own name and credentials."""
     broker, what = config.broker, f"broker {config.broker.address}"
     for key in ("key_file", "password_file"):
         if path := getattr(broker, key):
@@ -104,16 +103,16 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
             reply, _ = order(config, "status", {})
             line = (reply.result or {}).get("broker", {})
             if line.get("connected") and not line["trouble"]:
-                yield Finding(what, False, f"the agent that runs is connected, MQTT {line['protocol']}")
+                yield Finding(what, False, f"the running agent is connected, MQTT {line['protocol']}")
             else:
                 why = line.get("trouble") or "no connection yet"
-                yield Finding(what, True, f"the agent that runs is not served: {why}{_remedy(why)}")
+                yield Finding(what, True, f"the running agent cannot deliver: {why}{_remedy(why)}")
             return
-        spoken = probe(broker, config.gateway)
-        told = ", TLS" if broker.tls else ", without TLS"
-        yield Finding(what, False, f"takes us as {broker.username or config.gateway}, MQTT {spoken}{told}")
-    except (Refused, StateError) as error:
-        yield Finding(what, True, f"the agent that runs cannot be asked: {error}")
+        version = probe(broker, config.gateway)
+        secured = "with TLS" if broker.tls else "without TLS"
+        yield Finding(what, False, f"accepts {broker.username or config.gateway}, MQTT {version}, {secured}")
+    except (CommandRefused, StateError) as error:
+        yield Finding(what, True, f"the running agent cannot be asked: {error}")
     except (BrokerError, OSError) as error:
         why = explain(error)
         yield Finding(what, True, f"{why}{_remedy(why)}; alerts would wait in {config.outbox.path}")
@@ -122,17 +121,17 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
 _REMEDIES = (
     ("Bad user name or password", "see broker.username and broker.password_file, and the broker's own list"),
     ("Not authorized", "see broker.username, broker.password_file or the certificate, and the broker's own list"),
-    ("connection refused", "does it run, on that port? see broker.host and broker.port"),
+    ("connection refused", "does it run, and on that port? see broker.host and broker.port"),
     ("no answer", "is it an MQTT broker? with TLS, set broker.tls"),
-    ("hung up at the first word", "does it want TLS? see broker.tls"),
+    ("closed the connection before it answered", "does it want TLS? see broker.tls"),
     ("timed out", "see broker.host, and the firewall in between"),
-    ("certificate not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
-    ("knows nobody who subscribes", "start a collector: `botwatch collector serve`"),
+    ("certificate is not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("has no subscriber for alerts", "start a collector: `botwatch collector serve`"),
 )
 
 
 def _remedy(why: str) -> str:
-    """What to do about what a broker said."""
+    """Return what to do about a broker's answer, in brackets, or ""."""
     return next((f" ({remedy})" for mark, remedy in _REMEDIES if mark.lower() in why.lower()), "")
 
 
@@ -142,7 +141,7 @@ def _secret(key: str, path: Path) -> Finding:
     except OSError as error:
         return Finding(key, True, f"{path}: {explain(error)}")
     if mode & 0o027:
-        return Finding(key, True, f"{path} can be read by others or written ({mode:04o}): `chmod 600 {path}`")
+        return Finding(key, True, f"{path} can be read or written by others ({mode:04o}): `chmod 600 {path}`")
     return Finding(key, False, f"{path} ({mode:04o})")
 
 
@@ -152,19 +151,19 @@ def _certificate(key: str, path: Path) -> Finding:
     except OSError as error:
         return Finding(key, True, f"{path}: {explain(error)}")
     except ValueError as error:
-        return Finding(key, True, f"{path}: no certificate in PEM ({error})")
+        return Finding(key, True, f"{path}: holds no certificate in PEM form ({error})")
     day, left = time.strftime("%Y-%m-%d", time.gmtime(until)), (until - time.time()) / 86_400
     if left < 0:
-        return Finding(key, True, f"{path} has expired on {day}: have it renewed")
+        return Finding(key, True, f"{path} expired on {day}: renew it")
     if left < EXPIRY_DAYS:
-        return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: have it renewed", warn=True)
-    return Finding(key, False, f"{path} is good until {day}")
+        return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: renew it", warn=True)
+    return Finding(key, False, f"{path} is valid until {day}")
 
 
 def not_after(pem: str) -> float:
-    """When the first certificate in ``pem`` expires, Unix seconds; ValueError when there is none (RFC 5280, 4.1).
+    """Return when the first certificate in ``pem`` expires, in Unix seconds; ValueError when it holds none.
 
-    The standard library tells that only of a certificate that is in use on a connection.
+    The structure is that of RFC 5280, section 4.1. The standard library reads it only from a connection's peer.
     """
     end = "-----END CERTIFICATE-----"
     start = pem.find("-----BEGIN CERTIFICATE-----")
@@ -173,7 +172,7 @@ def not_after(pem: str) -> float:
     der = ssl.PEM_cert_to_DER_cert(pem[start : pem.index(end, start) + len(end)])
 
     def element(at: int) -> tuple[int, int, int]:
-        """Tag, where the content begins, where it ends."""
+        """Return the tag of the element at ``at``, and where its content begins and ends."""
         if at + 2 > len(der):
             raise ValueError("cut short")
         length, begin = der[at + 1], at + 2
@@ -198,38 +197,33 @@ def not_after(pem: str) -> float:
 def _clock(bundle: Bundle | str) -> Finding:
     now = time.time()
     text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    remedy = "let it be set over NTP (`timedatectl set-ntp true`)"
+    remedy = "set it over NTP (`timedatectl set-ntp true`)"
     if isinstance(bundle, Bundle):
         created = datetime.fromisoformat(bundle.manifest.created).timestamp()
         if now < created - 86_400:
             return Finding("clock", True, f"{text} is before the bundle was made ({bundle.manifest.created}); {remedy}")
     if not 2025 <= time.gmtime(now).tm_year < 2100:
-        return Finding("clock", True, f"{text} cannot be; {remedy}")
+        return Finding("clock", True, f"{text} cannot be right; {remedy}")
     if synchronised() is False:
-        said = f"{text}, not synchronised: alerts may have wrong times and certificates fail; {remedy}"
-        return Finding("clock", False, said, warn=True)
+        why = "alerts may have wrong times, and certificates may be refused"
+        return Finding("clock", False, f"{text}, not synchronised: {why}; {remedy}", warn=True)
     return Finding("clock", False, text + (", synchronised" if synchronised() else ""))
 
 
-def synchronised() -> bool | None:
-    """Whether the kernel's clock is, as timesyncd, chrony or ntpd says by adjtimex(2); None: unknown."""
-    try:
-        answer: int = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(512))  # asks, sets nothing
-    except (OSError, AttributeError):
-        return None
-    return None if answer < 0 else answer != _TIME_ERROR
-
-
 def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
-    """Whether ``path`` in ``folder`` can be written, and as much as ``wanted`` bytes."""
+    """Check that ``path`` in ``folder`` can be written, up to ``wanted`` bytes."""
     if not folder.is_dir():
-        return Finding(what, True, f"{folder} is not there: `mkdir -p {folder}`")
+        return Finding(what, True, f"{folder} does not exist: `mkdir -p {folder}`")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        return Finding(what, True, f"{path} cannot be written by this user; `chown` it to the agent's")
+        return Finding(what, True, f"{path} cannot be written by this user: `chown` it to the agent's user")
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        return Finding(what, True, f"{free >> 20} MB free in {folder}, it may need {wanted >> 20}: make room, or less")
-    return Finding(what, False, f"{folder}, {free >> 20:,} MB free")
+        return Finding(
+            what,
+            True,
+            f"{free >> 20} MB are free in {folder}, {wanted >> 20} may be needed: make room, or lower the bound",
+        )
+    return Finding(what, False, f"{folder}, {free >> 20:,} MB are free")
 
 
 def _disks(config: AgentConfig) -> Iterator[Finding]:
@@ -237,5 +231,5 @@ def _disks(config: AgentConfig) -> Iterator[Finding]:
     yield _disk("disk", path.absolute().parent, path, config.outbox.max_bytes)
     if evidence.path is not None:
         folder = evidence.path.absolute()
-        above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())  # `run` makes the rest
+        above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())  # `run` creates the others
         yield _disk("evidence", above, folder, evidence.max_mb << 20)

@@ -1,4 +1,7 @@
-"""What a gateway's agent is told: agent.yaml as frozen dataclasses."""
+"""The settings of a gateway's agent: agent.yaml as frozen dataclasses.
+
+Every command reads it, so it imports neither the detector nor the native kernel.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,21 +9,21 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.calibrate import OWN_S
-from edge_agent.capture import SNAPLENS, LiveSettings
-from edge_agent.checkins import LEARN_S, Rule
+from edge_agent.capture.live_settings import SNAPLENS, LiveSettings
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
+from edge_agent.contract.bounds import CHECK_IN_LEARN_S, DEVICE_LEARN_S, KEPT_ROWS_BYTES, VOTE_LATE_S
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
-from edge_agent.contract.messages import MAX_PAYLOAD, VERBS, check_id
+from edge_agent.contract.commands import VERBS
+from edge_agent.contract.messages import MAX_PAYLOAD, check_id
+from edge_agent.contract.networks import Networks
 from edge_agent.contract.settings import check, within
-from edge_agent.detector import LATE_S, PRIVATE_NETWORKS, Networks
-from edge_agent.devices import MOST_BYTES
-from edge_agent.outbox import MAX_BYTES, MAX_ROWS
+from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
 
 
 @contextmanager
 def _of(key: str) -> Iterator[None]:
-    """Put a key in front of a ValueError that speaks of what the key holds."""
+    """Prefix a ValueError about a value with the key that holds the value."""
     try:
         yield
     except ValueError as error:
@@ -29,7 +32,7 @@ def _of(key: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CaptureConfig:
-    """Which interfaces are captured on, and how."""
+    """The interfaces that are captured on, and how they are opened."""
 
     interfaces: tuple[str, ...] = within((), 0, 16)
     filter: str | None = within(None, 0, 4096)
@@ -42,20 +45,20 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         check(self)
         if len(set(self.interfaces)) != len(self.interfaces):
-            raise ValueError("interfaces: each once")
+            raise ValueError("interfaces: an interface is named twice")
         for name in self.interfaces:
             if not 0 < len(name) < 16 or "/" in name:
-                raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of one")
+                raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of an interface")
 
     def live(self) -> LiveSettings:
-        """How each interface is opened: ``auto`` takes each frame once, ``both`` as often as it is seen."""
+        """Return how each interface is opened: ``auto`` takes each frame once, ``both`` as often as it is seen."""
         inbound, once = self.direction == "in", self.direction == "auto"
         return LiveSettings(self.filter, self.snaplen, self.buffer_mb << 20, self.promiscuous, inbound, once)
 
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How much of the traffic is scored when there is more than the processor can score."""
+    """The budget of rows for times when more packets come than the processor can score."""
 
     max_rows_per_s: int = within(10_000, 100, 10_000_000)
 
@@ -65,7 +68,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """Bounds of the feature kernel; both together fix its memory."""
+    """Bounds of the feature kernel's tables, which fix its memory."""
 
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     max_devices: int = within(256, 1, 1 << 16)
@@ -76,10 +79,10 @@ class ExtractorConfig:
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """How often an episode speaks."""
+    """Times of an episode: between its updates, and until it ends; and the number of episodes that may be open."""
 
     update_s: float = within(60.0, 0.1, 86_400.0)
-    end_s: float = within(60.0, LATE_S + 1, 86_400.0)  # a vote may be told LATE_S late
+    end_s: float = within(60.0, VOTE_LATE_S + 1, 86_400.0)  # or an episode would end before its vote is reported
     max_open: int = within(256, 1, 10_000)
 
     def __post_init__(self) -> None:
@@ -88,10 +91,10 @@ class AlertsConfig:
 
 @dataclass(frozen=True)
 class CheckInsConfig:
-    """Whether regular contacts with hosts that are new to a device are told, and how long a device is learnt first."""
+    """The detection of check-ins: if it is on, and how long a device's own peers are learnt first."""
 
     enabled: bool = True
-    learn_s: float = within(Rule.learn_s, *LEARN_S)
+    learn_s: float = within(CHECK_IN_LEARN_S[1], CHECK_IN_LEARN_S[0], CHECK_IN_LEARN_S[2])
 
     def __post_init__(self) -> None:
         check(self)
@@ -99,12 +102,12 @@ class CheckInsConfig:
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Whether devices get limits of their own here, how soon, and how many rows of them are kept for another model."""
+    """Learning on site: if devices get limits of their own, how soon, and how many rows are stored for new models."""
 
     enabled: bool = True
-    minutes: int = within(int(OWN_S) // 60, 5, 10_080)
+    minutes: int = within(int(DEVICE_LEARN_S) // 60, 5, 10_080)
     save_minutes: int = within(10, 1, 1440)
-    kept_mb: float = within(MOST_BYTES / (1 << 20), 0.0, 256.0)
+    kept_mb: float = within(KEPT_ROWS_BYTES / (1 << 20), 0.0, 256.0)
     export: bool = False
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class LearningConfig:
 
 @dataclass(frozen=True)
 class OutboxConfig:
-    """Where alerts wait for the broker, and how many may."""
+    """The file in which alerts wait for the broker, and how many may wait."""
 
     path: Path = Path("botwatch-agent.sqlite")
     max_rows: int = within(MAX_ROWS, 1, 10_000_000)
@@ -125,7 +128,7 @@ class OutboxConfig:
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """Packets around an alert that are kept; ``path`` None: none, and no memory for them."""
+    """Storing the packets around an alert; with ``path`` None none are stored and no memory is used for them."""
 
     path: Path | None = Path("botwatch-evidence")
     max_mb: int = within(64, 1, 1 << 20)
@@ -139,7 +142,7 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How much may be held back, and how much of that the broker may order."""
+    """Bounds of the suppressions, and of those that commands from the broker may make."""
 
     max_entries: int = within(256, 1, 10_000)
     remote_entries: int = within(8, 0, 10_000)
@@ -153,7 +156,7 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """The whole of agent.yaml. MACs of ``names`` may be written in any usual way; here they are as alerts have them."""
+    """The whole of agent.yaml. MACs in ``names`` may be written in any usual way and become as alerts spell them."""
 
     gateway: str = within("gw-001", 1, 63)
     site: str = within("", 0, 63)
@@ -192,16 +195,16 @@ LIVE = frozenset(
         *("commands", "control.remote_entries", "control.remote_hours"),
     )
 )
-"""Keys that a running agent takes up; any other needs a restart."""
+"""Keys that a running agent takes up on a reload; a change of any other key needs a restart."""
 
 
 def changed(old: Any, new: Any, section: str = "") -> list[str]:
-    """The keys that two configurations do not have alike, as in ``alerts.end_s``."""
-    found = []
+    """Return the dotted keys (``alerts.end_s``) whose values differ between two configurations."""
+    keys = []
     for key in (f.name for f in fields(old)):
         before, after, name = getattr(old, key), getattr(new, key), f"{section}{key}"
         if is_dataclass(before) and type(before) is type(after):
-            found += changed(before, after, f"{name}.")
+            keys += changed(before, after, f"{name}.")
         elif before != after:
-            found.append(name)
-    return found
+            keys.append(name)
+    return keys

@@ -1,7 +1,7 @@
-"""How a long computation shows that it lives: a bar on a terminal, a plain line now and then elsewhere.
+"""The progress of a long computation: a bar on a terminal, a plain line from time to time elsewhere.
 
-Always on stderr, so that what a command prints on stdout stays clean. Rich is imported only for a terminal; where it
-is not installed (a gateway), plain lines serve there too.
+It is shown on stderr, so that stdout has the results only. Rich is imported only for a terminal; where it is not
+installed (on a gateway), terminals show plain lines too.
 """
 
 import importlib.util
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 FIRST_S, EVERY_S = 2.0, 5.0
-"""Plain lines start after 2 s, since shorter work needs none, and come at most every 5 s."""
+"""Seconds until the first plain line, since shorter work needs none, and between two of them."""
 
 
 class Progress:
-    """Context manager around one long computation of ``total`` steps (None: unknown)."""
+    """Context manager that shows the progress of one computation of ``total`` steps (None: unknown)."""
 
     def __init__(self, label: str, total: int | None = None, stream: TextIO | None = None):
         self._label, self._total = label, total
@@ -55,7 +55,7 @@ class Progress:
             self._bar.stop()
 
     def step(self, steps: int = 1, note: str = "") -> None:
-        """``steps`` more are done; ``note`` says what of, or how well."""
+        """Show that ``steps`` more steps are done; ``note`` is shown beside their number."""
         self._done += steps
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=note)

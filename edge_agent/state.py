@@ -1,15 +1,15 @@
-"""What a gateway must still know after a power cut, in one SQLite file; the only user of sqlite3.
+"""The memory of a gateway that survives a power cut, in one SQLite file; the only user of sqlite3.
 
-That is the outbox (alerts that wait for the broker, and for a day those it took; the last word on each episode that
-goes on), what was learnt of each device and rows of it, the newest of some documents the agent publishes, the allow
-list, commands and what became of them, and which device an alert was about. Every change is on the disk when the call
-returns (WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the
-disk, so no caller can lock itself out. Which rows to drop or send is `outbox`' decision, what was learnt that of
-`devices`, what is allowed that of `allow` and `control`.
+That is the outbox (alerts that wait for the broker, those it took in the last day, and the last alert of each open
+episode), what was learnt of each device and rows of it, the newest of some documents the agent publishes, suppressions,
+commands and their replies, and which device an episode is about. Every change is on the disk when the call returns
+(WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk, so
+no caller can lock itself out. Which rows to drop or send is decided by `delivery.outbox`, what is learnt by
+`detection.devices`, what is suppressed by `delivery.suppressions` and `control`.
 
-A disk that is full at the start does not stop an agent: what the file holds is read in the way that needs no space
-(SQLite then has no room for the index that processes share, so the file is this process's alone), and what cannot be
-used at all is tried again every few seconds.
+A disk that is full at the start does not stop an agent: the content of the file is read in a way that needs no space
+(SQLite then has no room for the index that processes share, so no other process can use the file), and a file that
+cannot be used at all is tried again every few seconds.
 """
 
 import errno
@@ -33,7 +33,7 @@ CREATE TABLE outbox (
     put_s REAL NOT NULL,                   -- wall clock, Unix seconds
     topic TEXT NOT NULL,
     payload BLOB NOT NULL,
-    droppable INTEGER NOT NULL,            -- an update: the next one says it all again
+    droppable INTEGER NOT NULL,            -- an update: the next one repeats all of it
     acked_s REAL                           -- NULL: waits
 );
 CREATE INDEX outbox_waiting ON outbox (id) WHERE acked_s IS NULL;
@@ -79,7 +79,7 @@ _CONTROL = """
 CREATE TABLE allow (
     n INTEGER PRIMARY KEY AUTOINCREMENT,   -- what people call the entry
     entry TEXT NOT NULL,                   -- JSON
-    hits INTEGER NOT NULL DEFAULT 0,       -- episodes held back
+    hits INTEGER NOT NULL DEFAULT 0,       -- suppressed episodes
     last_s REAL                            -- packet time of the last
 );
 CREATE TABLE command (
@@ -99,7 +99,7 @@ CREATE TABLE episode (
 );
 """
 
-_KEPT = """
+_ROW_BURSTS = """
 CREATE TABLE run (
     mac INTEGER NOT NULL,
     kind TEXT NOT NULL,                    -- "loud" or "even"
@@ -109,7 +109,7 @@ CREATE TABLE run (
 ) WITHOUT ROWID;
 """
 
-_UNFINISHED = """
+_OPEN_EPISODES = """
 CREATE TABLE unfinished (
     story TEXT PRIMARY KEY,                -- the id of an episode
     topic TEXT NOT NULL,
@@ -120,16 +120,16 @@ DROP INDEX outbox_acked;
 CREATE INDEX outbox_acked ON outbox (acked_s) WHERE acked_s IS NOT NULL;
 """
 
-_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _UNFINISHED, _KEPT)
-"""What each version of the file adds to the one before; never changed once released."""
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _OPEN_EPISODES, _ROW_BURSTS)
+"""The statements by which each version of the file extends the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
 
-_RETRY_S = 5.0  # between attempts to open a file that a full or failing disk does not let us open
+_RETRY_S = 5.0  # between attempts to open a file on a full or failing disk
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""What a disk says that is full or fails, and may get over; a wrong path does not."""
+"""Errors of a disk that is full or fails, which may pass; those of a wrong path do not."""
 
-# The rows dropped first, first: those a broker has taken, then updates, then whatever is oldest.
+# In the order in which rows are dropped: those the broker has taken, then updates, then the oldest of the others.
 _DROP_ORDER = (
     "acked_s IS NOT NULL ORDER BY acked_s",
     "acked_s IS NULL AND droppable ORDER BY id",
@@ -138,11 +138,11 @@ _DROP_ORDER = (
 
 
 class StateError(Exception):
-    """The state file cannot be used now (disk full, no permission, another agent's)."""
+    """The state file cannot be used (disk full, no permission, used by another agent); the message says why."""
 
 
 class _NewerError(Exception):
-    """The file is a newer version's."""
+    """The file was written by a newer version."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"version {version} of a newer agent, this one knows {SCHEMA_VERSION}")
@@ -155,7 +155,7 @@ class StateUnwritableError(StateError):
 
 @dataclass(frozen=True)
 class OutboxSize:
-    """Rows and payload bytes, of those that wait and of those kept after the broker took them."""
+    """Numbers of rows and of payload bytes: of messages that wait, and of those the broker has taken."""
 
     waiting: int
     waiting_bytes: int
@@ -166,16 +166,19 @@ class OutboxSize:
 class State:
     """The state file at ``path``, made when it is not there; its folder must exist.
 
-    A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt``, one of a newer agent's version 7 to
-    ``<name>.v7`` (the one before it is overwritten), and a new one is begun: a gateway that lost its memory is better
-    than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
-    StateUnwritableError; ``trouble`` has what it said when the file was opened, "" when all is well. A ``guest``, who
-    only leaves word for the agent, neither makes a file nor moves one. Raises StateError when no file can ever be used
-    here.
+    A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt``, a file of version 7 of a newer agent
+    to ``<name>.v7`` (an earlier one there is overwritten), and a new file is begun: a gateway that lost its memory is
+    better than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
+    StateUnwritableError; ``trouble`` has the error with which the file was opened, "" when all is well. A ``guest``,
+    which only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of
+    SQLite's connection: one that counts shows what calls cost. Raises StateError when no file can ever be used here.
     """
 
-    def __init__(self, path: Path, *, guest: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, guest: bool = False, connection: type[sqlite3.Connection] = sqlite3.Connection
+    ) -> None:
         self.path, self.damaged, self.trouble = Path(path), 0, ""
+        self._connection = connection
         self._lock = threading.Lock()
         self._claim: int | None = None
         self._db: sqlite3.Connection | None = None
@@ -192,7 +195,7 @@ class State:
             self._begin()
 
     def _begin(self) -> None:
-        """Open the file, or a new one for a corrupt one; or leave that for later, the disk being in trouble."""
+        """Open the file, or a new one in place of a corrupt one; a full or failing disk is tried again later."""
         self.trouble, self._retry = "", time.monotonic() + _RETRY_S
         try:
             self._db = self._open(check=not self._checked)
@@ -210,7 +213,9 @@ class State:
         self._checked = self._checked or self._db is not None
 
     def _open(self, *, check: bool, alone: bool = False) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(
+            self.path, timeout=10.0, isolation_level=None, check_same_thread=False, factory=self._connection
+        )
         try:
             if alone:
                 db.execute("PRAGMA locking_mode=EXCLUSIVE")  # no index in shared memory, which is a file that may grow
@@ -232,12 +237,16 @@ class State:
         return db
 
     def _move_aside(self, error: Exception, suffix: str) -> None:
-        """Begin a new file in the place of one that will not do, which is kept together with its log."""
+        """Begin a new file in place of one that cannot be used, which stays beside it together with its log."""
         aside = self.path.with_name(f"{self.path.name}.{suffix}")
         claimed, self._db = self._claim is not None, None
         if not claimed and self._in_use():
-            raise StateError(f"{self.path}: {error}; another agent runs with it")
-        logger.error("state %s cannot be used (%s): moved to %s, starting anew", self.path, error, aside.name)
+            raise StateError(f"{self.path}: {error}; another agent uses it")
+        logger.error(
+            "state file %s cannot be used (%s) and is moved to %s; the agent goes on without the alerts, suppressions "
+            "and limits in it",
+            *(self.path, error, aside.name),
+        )
         try:
             self.path.with_name(self.path.name + "-shm").unlink(missing_ok=True)
             for part in ("-wal", ""):
@@ -280,7 +289,7 @@ class State:
                 raise StateUnwritableError(f"{self.path}: {error}; begun anew") from error
 
     def _usable(self) -> sqlite3.Connection:
-        """The open file; one that could not be opened as it should is tried again from time to time."""
+        """Return the open file; one that could not be opened properly is tried again from time to time."""
         if self._closed:
             raise StateError(f"{self.path}: closed")
         if self.trouble and time.monotonic() >= self._retry:
@@ -293,7 +302,7 @@ class State:
         return self._db
 
     def _in_use(self) -> bool:
-        """Whether another process has claimed the file."""
+        """Return True if another process has claimed the file."""
         with suppress(OSError):
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -305,9 +314,10 @@ class State:
         return False
 
     def claim(self, wait_s: float = 0.0) -> bool:
-        """Be the one process that acts on this file, until `close` or death; False when another is, after ``wait_s``.
+        """Become the one process that acts on this file, until `close` or death.
 
-        The lock is flock(2), which SQLite's own locks (fcntl) do not meet.
+        Returns False when another process still is after ``wait_s`` seconds. The lock is flock(2), which does not
+        interact with SQLite's own locks (fcntl).
         """
         if self._claim is None:
             try:
@@ -315,7 +325,7 @@ class State:
             except OSError as error:
                 if error.errno not in DISK_TROUBLE:
                     raise StateError(f"{self.path}: {error.strerror}") from error
-                return True  # a disk that does not even take a name; nobody else gets further
+                return True  # the disk does not even take a new file, so no other process gets further
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -331,19 +341,19 @@ class State:
         rows: Iterable[tuple[float, str, bytes, bool]],
         max_rows: int,
         max_bytes: int,
-        stories: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
+        episodes: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
     ) -> list[int]:
         """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
 
-        ``stories`` has the last message of each story, or None where it is finished. Returns how many rows were dropped
-        of each kind: kept after acknowledgement, waiting updates, other waiting rows.
+        ``episodes`` has the last ``(topic, payload)`` of each episode, or None where it has ended. Returns how many
+        rows of each kind were dropped: acknowledged ones, waiting updates, other waiting rows.
         """
         with self._transaction() as db:
             db.executemany("INSERT INTO outbox (put_s, topic, payload, droppable) VALUES (?, ?, ?, ?)", rows)
-            over = [(story,) for story, last in stories.items() if last is None]
-            db.executemany("DELETE FROM unfinished WHERE story = ?", over)
-            on = [(story, *last) for story, last in stories.items() if last is not None]
-            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", on)
+            ended = [(episode,) for episode, last in episodes.items() if last is None]
+            db.executemany("DELETE FROM unfinished WHERE story = ?", ended)
+            still_open = [(episode, *last) for episode, last in episodes.items() if last is not None]
+            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", still_open)
             dropped = [0, 0, 0]
             size = self._size(db)
             rows_over = size.waiting + size.acked - max_rows
@@ -362,7 +372,7 @@ class State:
         return dropped
 
     def outbox_waiting(self, after: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """``(id, topic, payload)`` of the oldest rows that wait and have an id above ``after``."""
+        """Return ``(id, topic, payload)`` of the oldest rows that wait and have an id above ``after``."""
         with self._transaction() as db:
             return db.execute(
                 "SELECT id, topic, payload FROM outbox WHERE acked_s IS NULL AND id > ? ORDER BY id LIMIT ?",
@@ -370,22 +380,28 @@ class State:
             ).fetchall()
 
     def outbox_found(self, text: str, latest: int = 1000) -> list[float | None]:
-        """Of those among the ``latest`` rows whose payload has ``text``: when the broker took it (Unix s), or None."""
+        """Return, for each of the ``latest`` rows with ``text`` in its payload, when the broker took it.
+
+        That is a Unix time in seconds, or None for a row that waits.
+        """
         with self._transaction() as db:
-            found = db.execute(
+            rows = db.execute(
                 "SELECT acked_s FROM outbox WHERE id > (SELECT max(id) FROM outbox) - ? AND instr(payload, ?)",
                 (latest, text.encode()),
             ).fetchall()
-        return [acked_s for (acked_s,) in found]
+        return [acked_s for (acked_s,) in rows]
 
     def outbox_acked(self, ids: Iterable[int], now_s: float, keep_s: float) -> None:
-        """Mark rows as taken by the broker at ``now_s``, and forget those taken more than ``keep_s`` before."""
+        """Mark rows as taken by the broker at ``now_s``, and delete those taken more than ``keep_s`` seconds before."""
         with self._transaction() as db:
             db.executemany("UPDATE outbox SET acked_s = ? WHERE id = ?", [(now_s, row) for row in ids])
             db.execute("DELETE FROM outbox WHERE acked_s IS NOT NULL AND acked_s < ?", (now_s - keep_s,))
 
     def outbox_again(self, since_s: float | None, window_s: float) -> int:
-        """Let rows taken after ``since_s - window_s`` wait again; None is the time the last row was taken. How many."""
+        """Let rows that were taken after ``since_s - window_s`` wait again; return how many.
+
+        Without ``since_s`` it is the time at which the last row was taken.
+        """
         with self._transaction() as db:
             if since_s is None:
                 since_s = db.execute("SELECT max(acked_s) FROM outbox WHERE acked_s IS NOT NULL").fetchone()[0]
@@ -393,13 +409,13 @@ class State:
                 return 0
             return db.execute("UPDATE outbox SET acked_s = NULL WHERE acked_s > ?", (since_s - window_s,)).rowcount
 
-    def outbox_unfinished(self) -> list[tuple[str, str, bytes]]:
-        """``(story, topic, payload)`` of the last message of each story that is not finished."""
+    def outbox_open_episodes(self) -> list[tuple[str, str, bytes]]:
+        """Return ``(episode, topic, payload)`` of the last message of each episode that has not ended."""
         with self._transaction() as db:
             return db.execute("SELECT story, topic, payload FROM unfinished ORDER BY story").fetchall()
 
     def outbox_size(self) -> OutboxSize:
-        """How full the outbox is."""
+        """Return how full the outbox is."""
         with self._transaction() as db:
             return self._size(db)
 
@@ -408,31 +424,31 @@ class State:
         waiting, acked = db.execute("SELECT rows, bytes FROM outbox_total ORDER BY acked").fetchall()
         return OutboxSize(*waiting, *acked)
 
-    def allow_list(self) -> list[tuple[int, str, int, float | None]]:
-        """``(n, entry, hits, last_s)`` of every entry, oldest first."""
+    def suppressions(self) -> list[tuple[int, str, int, float | None]]:
+        """Return ``(n, entry, hits, last_s)`` of every suppression, the oldest first."""
         with self._transaction() as db:
             return db.execute("SELECT n, entry, hits, last_s FROM allow ORDER BY n").fetchall()
 
-    def allow_put(self, entry: str, instead_of: Iterable[int]) -> int:
-        """Append an entry in the place of others; its number."""
+    def suppression_put(self, entry: str, instead_of: Iterable[int]) -> int:
+        """Add a suppression in place of others; return its number."""
         with self._transaction() as db:
             db.executemany("DELETE FROM allow WHERE n = ?", [(n,) for n in instead_of])
             n = db.execute("INSERT INTO allow (entry) VALUES (?)", (entry,)).lastrowid
             assert n is not None
             return n
 
-    def allow_drop(self, n: int) -> None:
-        """Forget an entry."""
+    def suppression_drop(self, n: int) -> None:
+        """Delete a suppression."""
         with self._transaction() as db:
             db.execute("DELETE FROM allow WHERE n = ?", (n,))
 
-    def allow_hits(self, hits: Iterable[tuple[int, float | None, int]]) -> None:
-        """Keep ``(hits, last_s, n)`` of entries."""
+    def suppression_hits(self, hits: Iterable[tuple[int, float | None, int]]) -> None:
+        """Store ``(hits, last_s, n)`` of suppressions."""
         with self._transaction() as db:
             db.executemany("UPDATE allow SET hits = ?, last_s = ? WHERE n = ?", hits)
 
     def command_put(self, origin: str, id_: str, verb: str, document: bytes, most: int) -> bool:
-        """Leave a command for whoever acts on this file; False when ``most`` wait already."""
+        """Leave a command for the process that acts on this file; False when ``most`` wait already."""
         with self._transaction() as db:
             if db.execute("SELECT count(*) FROM command WHERE reply IS NULL").fetchone()[0] >= most:
                 return False
@@ -441,20 +457,20 @@ class State:
             return True
 
     def commands_waiting(self) -> list[tuple[int, str, str, bytes]]:
-        """``(n, id, verb, document)`` of the commands that wait, oldest first."""
+        """Return ``(n, id, verb, document)`` of the commands that wait, the oldest first."""
         with self._transaction() as db:
             return db.execute("SELECT n, id, verb, document FROM command WHERE reply IS NULL ORDER BY n").fetchall()
 
     def command_reply(self, origin: str, id_: str) -> tuple[str, bytes | None] | None:
-        """Verb and reply of a command, the reply None while it waits; None for one that nobody knows (any more)."""
+        """Return verb and reply of a command, the reply None while it waits; None for a command that is not stored."""
         with self._transaction() as db:
-            found: tuple[str, bytes | None] | None = db.execute(
+            reply: tuple[str, bytes | None] | None = db.execute(
                 "SELECT verb, reply FROM command WHERE origin = ? AND id = ?", (origin, id_)
             ).fetchone()
-            return found
+            return reply
 
     def command_done(self, origin: str, id_: str, verb: str, reply: bytes, keep: int) -> None:
-        """Keep the reply to a command, which waits or is new here; of those answered the last ``keep`` stay."""
+        """Store the reply to a command, which waits or is new here; of the answered ones the last ``keep`` stay."""
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO command (origin, id, verb, document, reply) VALUES (?, ?, ?, x'', ?)"
@@ -468,7 +484,7 @@ class State:
             )
 
     def episode_put(self, id_: str, about: str, now_s: float, most: int) -> None:
-        """Remember what an episode was about, of the ``most`` seen last."""
+        """Store the subject of an episode; the ``most`` episodes seen last stay."""
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO episode VALUES (?, ?, ?)"
@@ -481,10 +497,10 @@ class State:
             )
 
     def episode(self, id_: str) -> str | None:
-        """What an episode was about; None when it is not known (any more)."""
+        """Return the subject of an episode; None when it is not stored."""
         with self._transaction() as db:
-            found = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
-            return found and str(found[0])
+            row = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
+            return row and str(row[0])
 
     def learnt_put(
         self,
@@ -493,18 +509,22 @@ class State:
         now_s: float,
         keep_s: float,
         runs: Mapping[int, Iterable[tuple[str, int, bytes | None]]] | None = None,
+        *,
+        anew: Iterable[int] = (),
     ) -> None:
-        """Keep ``(mac, record)`` of devices under a model, and forget what nobody has saved for ``keep_s``.
+        """Store ``(mac, record)`` of devices under a model, and delete records that are older than ``keep_s`` seconds.
 
-        ``runs`` are, by MAC, all runs of a device: ``(kind, minute, packed)``, None for one that is here already. Those
-        of a device under no model are forgotten.
+        ``runs`` are, by MAC, all row bursts of a device: ``(kind, minute, packed)``, with None for one that is stored
+        already. Row bursts of a device with no record are deleted. ``anew`` are MACs of which other models' records are
+        deleted, too.
         """
         with self._transaction() as db:
             rows = [(model, mac, now_s, record) for mac, record in records]
             db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
+            db.executemany("DELETE FROM learnt WHERE mac = ? AND model != ?", [(mac, model) for mac in anew])
             db.execute("DELETE FROM learnt WHERE saved_s < ?", (now_s - keep_s,))
-            for mac, kept in (runs or {}).items():
-                now = list(kept)
+            for mac, bursts in (runs or {}).items():
+                now = list(bursts)
                 before = set(db.execute("SELECT kind, minute FROM run WHERE mac = ?", (mac,)))
                 gone = before - {(kind, minute) for kind, minute, _ in now}
                 db.executemany(
@@ -515,13 +535,13 @@ class State:
             db.execute("DELETE FROM run WHERE mac NOT IN (SELECT mac FROM learnt)")
 
     def learnt(self, model: str) -> list[tuple[int, bytes]]:
-        """``(mac, record)`` of every device under a model, the latest saved first."""
+        """Return ``(mac, record)`` of every device under a model, the one saved last first."""
         with self._transaction() as db:
-            found = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
-            return found.fetchall()
+            rows = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
+            return rows.fetchall()
 
     def learnt_elsewhere(self, model: str) -> list[tuple[int, str, bytes]]:
-        """``(mac, model, record)`` of every device not known under a model, as saved last under another one."""
+        """Return ``(mac, model, record)`` of every device not known under a model, as saved last under another one."""
         with self._transaction() as db:
             return db.execute(
                 "SELECT mac, model, record FROM (SELECT mac, model, record, max(saved_s) FROM learnt GROUP BY mac)"
@@ -530,22 +550,22 @@ class State:
             ).fetchall()
 
     def runs(self, mac: int) -> list[tuple[str, int, bytes]]:
-        """``(kind, minute, packed)`` of the rows that are kept of a device, the oldest first."""
+        """Return ``(kind, minute, packed)`` of the stored row bursts of a device, the oldest first."""
         with self._transaction() as db:
             return db.execute("SELECT kind, minute, packed FROM run WHERE mac = ? ORDER BY minute", (mac,)).fetchall()
 
     def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
-        """Keep the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
+        """Store the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, now_s, payload))
 
     def document(self, kind: str) -> tuple[float, bytes] | None:
-        """When the newest document of a kind was written (Unix seconds), and what it says; None without one."""
+        """Return when the newest document of a kind was written (Unix seconds) and its content; None without one."""
         with self._transaction() as db:
-            found: tuple[float, bytes] | None = db.execute(
+            document: tuple[float, bytes] | None = db.execute(
                 "SELECT written_s, payload FROM document WHERE kind = ?", (kind,)
             ).fetchone()
-            return found
+            return document
 
     def close(self) -> None:
         """Close the file; every later call raises StateError."""
@@ -559,21 +579,21 @@ class State:
 
 
 def _corrupt(error: sqlite3.Error) -> bool:
-    """Whether the file is no database (any more)."""
+    """Return True if the error means that the file is not, or no longer, a database."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # what `quick_check` found has none
     return type(error) is sqlite3.DatabaseError and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _passing(error: sqlite3.Error, path: Path) -> bool:
-    """Whether it is the disk that fails, and not a path or permission that is wrong."""
+    """Return True if the error means that the disk fails, and not that a path or permission is wrong."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return True
     if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
         return False
-    for suffix in ("", "-wal"):  # SQLite does not tell what the system said
+    for suffix in ("", "-wal"):  # SQLite does not pass on the error of the system
         try:
             os.close(os.open(path.with_name(path.name + suffix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as said:
-            return said.errno in DISK_TROUBLE
+        except OSError as cause:
+            return cause.errno in DISK_TROUBLE
     return False

@@ -1,8 +1,8 @@
-"""`botwatch agent support`: one archive that tells somebody else what they need to help, and no secret.
+"""`botwatch agent support`: writes one archive with what somebody needs in order to help, and without secrets.
 
-What goes in is chosen here, member by member; files are never copied but for the configuration, of which only what the
-settings know is written, in their own words. Passwords and keys are in files that are named in it and not read; should
-a secret stand in a place where none belongs, it is struck out of every member all the same.
+Its members are chosen here, one by one. No file is copied: even the configuration is written anew from the settings
+that were read. Passwords and keys are in files of their own, which it names and does not contain. Should one of these
+secrets occur in another place, where none belongs, it is struck out of every member all the same.
 """
 
 import dataclasses
@@ -21,27 +21,28 @@ from typing import Any
 
 import yaml
 
-from edge_agent import check, control
+from edge_agent import check, orders
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.bundle import Bundle
+from edge_agent.control import CommandRefused
 from edge_agent.state import StateError
 
 MAX_MEMBER = 256 << 10
-"""Bytes of one member; of a log its end."""
+"""Bytes of one member at most; of a longer log the end is written."""
 
 LOG_LINES = 500
 _STRUCK = "(struck out)"
 _SHORTEST = 4
-"""Characters a secret has at least: to strike out shorter ones would leave nothing readable."""
+"""Characters of the shortest secret that is struck out: striking out shorter ones would leave nothing readable."""
 
 _PACKAGES = ("botwatch", "numpy", "paho-mqtt", "PyYAML", "ai-edge-litert", "tflite-runtime")
 
 
 def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
-    """Write the archive (tar, gzip) to ``out``, only for its owner to read; the names of its members.
+    """Write the archive (tar, gzip) to ``out``, which only its owner may read, and return the names of its members.
 
-    ``bundle``, or why it cannot be used. OSError when it cannot be written.
+    ``bundle`` may be the reason why it cannot be used. OSError when the archive cannot be written.
     """
     secrets, names, now = _secrets(config), [], int(time.time())
     part = out.with_name(out.name + ".part")
@@ -61,29 +62,32 @@ def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
 
 
 def _members(config: AgentConfig, bundle: Bundle | str) -> Iterator[tuple[str, str]]:
-    said = _plain(dataclasses.asdict(config))
-    yield "config.yaml", yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=1 << 20)  # no line is folded
+    settings = _plain(dataclasses.asdict(config))
+    yield (
+        "config.yaml",
+        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1 << 20),
+    )  # no line is folded
     yield "check.txt", "\n".join(finding.line() for finding in check.findings(config, bundle)) + "\n"
     yield "versions.txt", _versions(bundle)
     yield "status.json", _status(config)
     yield "machine.txt", _machine(config)
-    yield "log.txt", _said("journalctl", "-u", "edge-agent", "-n", str(LOG_LINES), "--no-pager", "-o", "short-iso")
+    yield "log.txt", _output("journalctl", "-u", "edge-agent", "-n", str(LOG_LINES), "--no-pager", "-o", "short-iso")
 
 
 def _secrets(config: AgentConfig) -> list[str]:
-    """What must not be in it, the longest first: the password, and each line of the private key."""
-    found = set()
+    """Return what must not be in the archive, longest first: the password, and each line of the private key."""
+    secrets = set()
     for path in (config.broker.password_file, config.broker.key_file):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")[:65_536] if path else ""
         except OSError:
             continue
-        found |= {line.strip() for line in text.splitlines()}
-    return sorted((s for s in found if len(s) >= _SHORTEST and not s.startswith("-----")), key=len, reverse=True)
+        secrets |= {line.strip() for line in text.splitlines()}
+    return sorted((s for s in secrets if len(s) >= _SHORTEST and not s.startswith("-----")), key=len, reverse=True)
 
 
 def _struck(text: str, secrets: list[str]) -> str:
-    """Without secrets, also where JSON or YAML spell them otherwise."""
+    """Return ``text`` without secrets, also where JSON or YAML spell them differently."""
     for secret in secrets:
         spelt = {secret, secret.replace("'", "''"), *(json.dumps(secret, ensure_ascii=a)[1:-1] for a in (True, False))}
         for form in sorted(spelt, key=len, reverse=True):
@@ -92,7 +96,7 @@ def _struck(text: str, secrets: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As YAML has it."""
+    """Return ``value`` in the types that YAML has."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -107,10 +111,10 @@ def _versions(bundle: Bundle | str) -> str:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    told = f"bundle {bundle}"
+    used = f"bundle {bundle}"
     if isinstance(bundle, Bundle):
-        told = f"bundle {bundle.manifest.version}, manifest sha256 {bundle.sha256}, created {bundle.manifest.created}"
-    return "\n".join([*lines, told, *_release()]) + "\n"
+        used = f"bundle {bundle.manifest.version}, manifest sha256 {bundle.sha256}, created {bundle.manifest.created}"
+    return "\n".join([*lines, used, *_release()]) + "\n"
 
 
 def _release() -> list[str]:
@@ -121,35 +125,35 @@ def _release() -> list[str]:
 
 
 def _status(config: AgentConfig) -> str:
-    """Health, counters and devices: of the running agent, or what the last one left."""
-    if not control.state_path(config).is_file():
+    """Return health, counters and devices of the running agent, or what the last one left, as JSON."""
+    if not orders.state_path(config).is_file():
         return json.dumps({"error": "no agent has run with this configuration"})
     try:
-        reply, running = control.order(config, "status", {})
-    except (control.Refused, StateError, BrokerError) as error:
+        reply, running = orders.order(config, "status", {})
+    except (CommandRefused, StateError, BrokerError) as error:
         return json.dumps({"error": str(error)})
     return json.dumps({"running": running, "error": reply.error, **(reply.result or {})}, indent=1, ensure_ascii=False)
 
 
 def _machine(config: AgentConfig) -> str:
-    """Memory, disks, load, interfaces."""
+    """Return memory, load, disks and interfaces of this machine."""
     parts = []
     for file in ("/proc/meminfo", "/proc/loadavg", "/proc/uptime", "/proc/net/dev"):
         try:
             parts.append(f"== {file}\n{Path(file).read_text()}")
         except OSError as error:
             parts.append(f"== {file}\n{error.strerror}\n")
-    for folder in {control.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
+    for folder in {orders.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
         if folder.is_dir():
             usage = shutil.disk_usage(folder)
             parts.append(f"== {folder}\n{usage.free >> 20} MB free of {usage.total >> 20}\n")
-    parts.append("== ip address\n" + _said("ip", "-br", "address"))
-    parts.append("== ip link\n" + _said("ip", "-s", "link"))
+    parts.append("== ip address\n" + _output("ip", "-br", "address"))
+    parts.append("== ip link\n" + _output("ip", "-s", "link"))
     return "\n".join(parts)
 
 
-def _said(*command: str) -> str:
-    """What a program of this machine says; nothing of it is needed."""
+def _output(*command: str) -> str:
+    """Return the output of a program of this machine; it may be missing, nothing depends on it."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# install.sh [--root DIR]: the service unit, and a configuration where there is none, on this machine or in an image.
-# Again is harmless: what is as it should be stays, a configuration is never touched. It names what it wrote.
+# install.sh [--root DIR]: installs the service unit, and a configuration if there is none, on this machine or in an image.
+# It may be run again: files that are up to date stay, and a configuration is never changed. It names each file it writes.
 set -eu
 root=
 case "$#,${1-}" in
@@ -8,7 +8,7 @@ case "$#,${1-}" in
 2,--root) root=${2%/} ;;
 *) echo "usage: $0 [--root DIR]" >&2; exit 2 ;;
 esac
-[ -d "$root/" ] || { echo "$0: $root is no folder" >&2; exit 2; }
+[ -d "$root/" ] || { echo "$0: $root is not a folder" >&2; exit 2; }
 here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 unit=$root/etc/systemd/system/edge-agent.service
 changed=
@@ -23,7 +23,7 @@ put() {
     changed=yes
 }
 
-# By the name of its library: an image's programs may be for another processor.
+# The version of systemd is read from the name of its library: programs in an image may be for another processor.
 version=0
 for file in "$root"/usr/lib/systemd/libsystemd-shared-*.so "$root"/usr/lib/*/systemd/libsystemd-shared-*.so; do
     [ -e "$file" ] || continue
@@ -36,14 +36,14 @@ if [ "$version" -ge 254 ]; then
     put "$here/edge-agent.service.d/restart.conf" "$unit.d/restart.conf"
 elif [ -e "$unit.d/restart.conf" ]; then
     rm "$unit.d/restart.conf"
-    echo "removed $unit.d/restart.conf: not for systemd $version"
+    echo "removed $unit.d/restart.conf, which systemd $version does not know"
     changed=yes
 fi
 [ -e "$root/etc/botwatch/agent.yaml" ] || put "$here/../configs/agent.yaml" "$root/etc/botwatch/agent.yaml"
 
 program=/usr/lib/botwatch/bin/botwatch
-[ -x "$root$program" ] || echo "$root$program is not there: python3 -m venv /usr/lib/botwatch && /usr/lib/botwatch/bin/pip install ." >&2
+[ -x "$root$program" ] || echo "$root$program does not exist. To install it: python3 -m venv /usr/lib/botwatch && /usr/lib/botwatch/bin/pip install ." >&2
 if [ -z "$root" ] && [ -n "$changed" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    echo "now: botwatch agent check --config /etc/botwatch/agent.yaml, then systemctl enable --now edge-agent"
+    echo "next: botwatch agent check --config /etc/botwatch/agent.yaml, then systemctl enable --now edge-agent"
 fi

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.demo import AMQTT
+from trainer.demo import AMQTT
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
@@ -22,22 +22,25 @@ needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
-    """Look every 20 ms until ``condition`` holds; fails the test when it does not within ``timeout_s``."""
+    """Check ``condition`` every 20 ms until it holds; AssertionError if it does not within ``timeout_s``.
+
+    The one place where tests wait for another process or thread that has no event to wait for.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        assert time.monotonic() < deadline, f"the condition does not hold after {timeout_s} s"
         time.sleep(0.02)
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on now."""
+    """Return a loopback port on which nothing listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 
 class Broker:
-    """A broker process. `start` returns when it listens; `kill` is SIGKILL, after which `start` may be called again."""
+    """A broker process. `start` returns once it listens, and may be called again after `kill` (SIGKILL) or `stop`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,12 +54,17 @@ class Broker:
     def start(self) -> "Broker":
         with (self.folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(self.command(), stdout=log, stderr=log)
-        wait_until(self._listens)
+            process = self._process
+
+        def listens() -> bool:
+            assert process.poll() is None, self.log()
+            return self.listens(process.pid)
+
+        wait_until(listens)
         return self
 
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log()
+    def listens(self, pid: int) -> bool:
+        """Return True once the broker, process ``pid``, accepts connections."""
         with socket.socket() as s:
             return s.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -90,20 +98,20 @@ class Broker:
 
 
 class Mosquitto(Broker):
-    """mosquitto with a database that is written every second; ``extra`` lines are appended.
+    """mosquitto with a database that is written every second, and ``extra`` lines of configuration.
 
-    ``config`` takes the place of all of that.
+    ``config`` replaces that whole configuration.
     """
 
     def __init__(self, folder: Path, extra: str = "", config: str | None = None) -> None:
         super().__init__(folder)
-        own = (
+        default = (
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
             f"persistence true\npersistence_location {folder}/\nautosave_interval 1\n"
             f"max_queued_messages 50000\n{extra}\n"
         )
-        text = own if config is None else config.replace("listener 8883", f"listener {self.port} 127.0.0.1")
-        # As root mosquitto would turn into the user `mosquitto`, who may not write here.
+        text = default if config is None else config.replace("listener 8883", f"listener {self.port} 127.0.0.1")
+        # As root, mosquitto would switch to the user `mosquitto`, who may not write here.
         (folder / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
 
     def command(self) -> list[str]:
@@ -112,17 +120,17 @@ class Mosquitto(Broker):
 
 
 class Amqtt(Broker):
-    """amqtt in a process of its own, anonymous."""
+    """amqtt without authentication."""
 
     def command(self) -> list[str]:
         return [sys.executable, "-c", AMQTT, str(self.port)]
 
 
 class Scripted:
-    """A broker of MQTT 5 that answers each publish as it is told to, for what no real one can be brought to say.
+    """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
-    ``judge(topic, payload)`` gives the reason code of a PUBACK, or None for silence. ``after_connect`` ends each
-    connection as soon as it is made. Counts how many messages were under way at most.
+    ``judge(topic, payload)`` returns the reason code of a PUBACK, or None for no answer. ``after_connect`` ends each
+    connection as soon as it is made. ``most_under_way`` is the highest number of messages that waited for an answer.
     """
 
     def __init__(
@@ -130,7 +138,7 @@ class Scripted:
     ) -> None:
         self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect
         self.got: list[bytes] = []
-        self.connected: list[float] = []  # when, by the steady clock
+        self.connected: list[float] = []  # times of the connections, by time.monotonic
         self.most_under_way = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
@@ -172,19 +180,19 @@ class Scripted:
                     size = int.from_bytes(body[:2], "big")
                     where, mid = body[2 : 2 + size].decode(), body[2 + size : 4 + size]
                     properties, at = _varint(body, 4 + size)
-                    said = self._judge(where, payload := body[at + properties :])
+                    reason = self._judge(where, payload := body[at + properties :])
                     under_way += 1
                     self.most_under_way = max(self.most_under_way, under_way)
                     if where.endswith("/alert"):
                         self.got.append(payload)
-                    if said is not None:
-                        waiting += bytes([0x40, 4, *mid, said, 0])
+                    if reason is not None:
+                        waiting += bytes([0x40, 4, *mid, reason, 0])
             line.sendall(waiting)
             waiting.clear()
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A variable byte integer of MQTT and where it ends."""
+    """Return a variable byte integer of MQTT and its end in ``data``."""
     value = shift = 0
     while True:
         value |= (data[at] & 127) << shift
@@ -194,5 +202,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def any_broker(folder: Path) -> Broker:
-    """mosquitto where it is installed, else amqtt; not yet started."""
+    """Return mosquitto where it is installed, else amqtt; not yet started."""
     return Mosquitto(folder) if MOSQUITTO else Amqtt(folder)

@@ -1,4 +1,4 @@
-"""What tests of several packages share: a small home, fitted and converted once, since TensorFlow takes its seconds."""
+"""Fixtures of several packages: a small home, fitted and converted once since TensorFlow is slow, and a wire."""
 
 import os
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ ATTACKS = ("mirai.scan", "mirai.syn", "mirai.udpplain", "gafgyt.udp")
 
 @dataclass(frozen=True)
 class Home:
-    """Captures of a generated home, a model of it and its bundle."""
+    """Captures of a generated home, a model fitted on them and its bundle."""
 
-    captures: Path  # fitted on; plug-1 is infected there
+    captures: Path  # of the fit; plug-1 is infected
     run: Path
     bundle: Path  # int8, four attack classes
     later: Path  # the same devices a month later: two hours of benign traffic each
@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def make_home(folder: Path) -> Home:
-    """Generated, fitted and converted by the commands a user has."""
+    """Generate, fit and convert a home by the commands that users have."""
     from converter.__main__ import main as convert
     from trainer.__main__ import main as train
     from trainer.generate import Plan, generate
@@ -68,7 +68,7 @@ def make_home(folder: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def real_captures() -> Path:
-    """The folder of captures that other people published; the test is skipped where it is absent."""
+    """The folder of published captures; the test is skipped where it is absent."""
     folder = Path(os.environ.get("BOTWATCH_DATA", Path(__file__).parents[2] / "shared" / "data")) / "pcap"
     if not (folder / "attack").is_dir():
         pytest.skip(f"no published captures in {folder}; BOTWATCH_DATA names the folder that has pcap/")
@@ -77,10 +77,10 @@ def real_captures() -> Path:
 
 @pytest.fixture(scope="session")
 def attack_frames(home: Home) -> list[Frame]:
-    """A plug's morning with a minute of scanning in it; later a flood under more sources than the tables hold."""
+    """Frames of a plug that scans for a minute, and of a later flood from more sources than the tables hold."""
     manifest, _, root = captures.load(home.later)
-    own = next(c for c in manifest.captures if c.device == "plug-1")
-    life, mac = read(root / own.file), captures.parse_mac(own.mac or "")
+    plug = next(c for c in manifest.captures if c.device == "plug-1")
+    life, mac = read(root / plug.file), captures.parse_mac(plug.mac or "")
     start = life[0][0] + 15 * 60 * S
     source = next(d[26:30] for _, _, d in life if d[6:12] == mac.to_bytes(6, "big") and d[12:14] == b"\x08\x00")
     ip = ".".join(map(str, source))

@@ -1,6 +1,7 @@
-"""Captures of any length, made as they are read: fed to a real `botwatch agent replay` through a pipe, never on disk.
+"""Captures of any length, made while they are read: a real `botwatch agent replay` gets them through a pipe.
 
-Times are capture times in ns. A `Life` is what devices do anyway; a flood is made second by second in whole arrays.
+Nothing is written to disk. Times are capture times in ns. A `Life` is the normal traffic of devices; a `Flood` is made
+second by second in whole arrays.
 """
 
 import json
@@ -10,8 +11,8 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,23 +20,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.broker import wait_until
 from tests.traffic import CLOUD, Frame, S, packet
 
 HEADER = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65_535, 1)
-"""Of a pcap file of Ethernet frames with times in ns."""
+"""The header of a pcap file of Ethernet frames with times in ns."""
 
 RECORD = struct.Struct("=IIII")
 
 
 class Piece(NamedTuple):
-    """Records of a pcap file: of record i the time and, in ``data``, the place from ``starts[i]`` to the next."""
+    """Records of a pcap file: record i has time ``t_ns[i]`` and is ``data[starts[i] : starts[i + 1]]``."""
 
     t_ns: np.ndarray
     starts: np.ndarray
     data: bytes
 
     def woven(self, other: "Piece") -> bytes:
-        """The records of both in the order of their times; ``other`` should be the shorter one."""
+        """Return the records of both in the order of their times; ``other`` should be the shorter one."""
         parts, at = [], 0
         for i, cut in enumerate(self.starts[np.searchsorted(self.t_ns, other.t_ns)].tolist()):
             parts += [self.data[at:cut], other.data[other.starts[i] : other.starts[i + 1]]]
@@ -57,7 +59,7 @@ class Life:
         return len(self.t_ns)
 
     def between(self, start_ns: int, end_ns: int, later_ns: int = 0) -> Piece:
-        """Records of the frames from ``start_ns`` until before ``end_ns``, stamped ``later_ns`` later."""
+        """Return records of the frames from ``start_ns`` until before ``end_ns``, stamped ``later_ns`` later."""
         at, end = np.searchsorted(self.t_ns, [start_ns, end_ns])
         t_ns, starts = self.t_ns[at:end] + later_ns, self._starts[at : end + 1] - self._starts[at]
         data = self._data[self._starts[at] : self._starts[end]].copy()
@@ -65,18 +67,18 @@ class Life:
         return Piece(t_ns, starts, data.tobytes())
 
     def seconds(self, start_ns: int, count: int) -> Iterator[bytes]:
-        """The records of each of ``count`` seconds."""
+        """Yield the records of each of ``count`` seconds."""
         for second in range(count):
             yield self.between(start_ns + second * S, start_ns + (second + 1) * S).data
 
 
 def _stamps(t_ns: np.ndarray) -> np.ndarray:
-    """Times as a record has them: (n, 8) bytes."""
+    """Return times as in the header of a record, (n, 8) bytes."""
     return np.stack([t_ns // S, t_ns % S], axis=1).astype("=u4").view(np.uint8)
 
 
 class Flood:
-    """SYNs of one device under ``sources`` false public addresses and every port, ``rate`` a second, at one target."""
+    """SYNs of one device from ``sources`` spoofed public addresses and every port to one target, ``rate`` a second."""
 
     def __init__(self, mac: int, rate: int, sources: int = 1_000_000, seed: int = 5) -> None:
         self._rng = np.random.default_rng(seed)
@@ -86,7 +88,7 @@ class Flood:
         self._template = np.frombuffer(RECORD.pack(0, 0, len(data), len(data)) + data, dtype=np.uint8)
 
     def second(self, start_ns: int) -> Piece:
-        """The records of the second from ``start_ns`` on."""
+        """Return the records of the second from ``start_ns`` on."""
         n = self._rate
         t_ns = start_ns + np.arange(n, dtype=np.int64) * S // n
         flood = np.tile(self._template, (n, 1))
@@ -97,19 +99,19 @@ class Flood:
 
 
 class Replay:
-    """A `botwatch agent replay` that reads what is written to it; used as a ``with`` block, which kills a stuck one."""
+    """A `botwatch agent replay` that reads what `write` is given. A ``with`` block ends it if it is stuck."""
 
     def __init__(self, folder: Path, bundle: Path, config: str = "", *words: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "agent.yaml").write_text(config)
         pipe = folder / "capture.fifo"
         os.mkfifo(pipe)
-        self._said = folder / "said"
+        self._log = folder / "log"
         command = [sys.executable, "-m", "edge_agent", "replay", str(pipe), "--bundle", str(bundle)]
         command += ["--config", str(folder / "agent.yaml"), *words]
-        with self._said.open("w") as said:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
-        self._told = threading.Condition()
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        self._changed = threading.Condition()
         self.alerts: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -117,47 +119,49 @@ class Replay:
         self.write(HEADER)
 
     def _open(self, pipe: Path) -> int:
-        """Its writing end, once the agent has the other: opening it would wait for an agent that has failed, too."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                file = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                time.sleep(0.02)
-                continue
-            os.set_blocking(file, True)
-            return file
-        raise AssertionError(f"the agent did not begin to read: {self._said.read_text()}")
+        """Return its writing end, once the agent has the other one; a blocking open would hang if the agent failed."""
+        opened: list[int] = []
+
+        def can_be_written() -> bool:
+            if self._process.poll() is None:
+                with suppress(OSError):  # ENXIO: no reader yet
+                    opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            return bool(opened) or self._process.poll() is not None
+
+        wait_until(can_be_written, 60)
+        assert opened, f"the agent did not begin to read: {self._log.read_text()}"
+        os.set_blocking(opened[0], True)
+        return opened[0]
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            with self._told:
+            with self._changed:
                 self.alerts.append(json.loads(line))
-                self._told.notify_all()
+                self._changed.notify_all()
 
     def write(self, data: bytes) -> None:
-        """Hand over bytes of the capture; returns when the agent has taken nearly all of them."""
+        """Hand over bytes of the capture; returns when the agent has read nearly all of them."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._pipe, view) :]
 
     def wait_for_alert(self, of: int, timeout_s: float) -> dict[str, Any] | None:
-        """The first alert of a device (MAC); None when there is none within ``timeout_s``."""
+        """Return the first alert of a device, by its MAC; None if there is none within ``timeout_s``."""
 
         def first() -> dict[str, Any] | None:
             return next((alert for alert in self.alerts if mac_of(alert) == of), None)
 
-        with self._told:
-            self._told.wait_for(lambda: first() is not None, timeout_s)
+        with self._changed:
+            self._changed.wait_for(lambda: first() is not None, timeout_s)
             return first()
 
     def resident_kb(self) -> int:
-        """Resident memory now."""
+        """Return the resident memory now."""
         return self._status("VmRSS")
 
     def peak_kb(self) -> int:
-        """Resident memory at most so far."""
+        """Return the highest resident memory so far."""
         return self._status("VmHWM")
 
     def _status(self, key: str) -> int:
@@ -165,25 +169,25 @@ class Replay:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
     def cpu_s(self) -> float:
-        """Processor seconds so far."""
+        """Return the processor seconds used so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def finish(self) -> dict[str, int]:
-        """End the capture; the agent's closing counters. AssertionError when it did not end well."""
+        """End the capture and return the agent's closing counters; AssertionError if it failed."""
         os.close(self._pipe)
         self._pipe = -1
         status = self._process.wait(120)
         self._reader.join(10)
-        said = self.said()
-        assert status == 0, said
-        packets, counters = said.splitlines()[-2:]
+        log = self.log()
+        assert status == 0, log
+        packets, counters = log.splitlines()[-2:]
         counts = {name: int(value.replace(",", "")) for name, value in re.findall(r"(\w+) ([\d,]+)(?:,|$)", counters)}
         return counts | {"frames": int(packets.split()[0].replace(",", ""))}
 
-    def said(self) -> str:
-        """What it wrote to stderr."""
-        return self._said.read_text()
+    def log(self) -> str:
+        """Return what it wrote to stderr."""
+        return self._log.read_text()
 
     def __enter__(self) -> "Replay":
         return self
@@ -198,17 +202,17 @@ class Replay:
         self._process.wait()
 
 
-def own(alert: dict[str, Any]) -> dict[str, Any]:
-    """What an alert says beyond EVE."""
+def context(alert: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an alert that botwatch adds to EVE."""
     return alert["alert"]["context"]["botwatch"]
 
 
 def mac_of(alert: dict[str, Any]) -> int:
-    """Of the device it is about; 0 of a victim."""
-    return int(own(alert)["device"].get("mac", "0").replace(":", ""), 16)
+    """Return the MAC of the device that an alert is about; 0 for a victim."""
+    return int(context(alert)["device"].get("mac", "0").replace(":", ""), 16)
 
 
 def time_ns(text: str) -> int:
-    """A time of an alert."""
+    """Return a time of an alert in ns since the epoch."""
     moment = datetime.fromisoformat(text)
     return int(moment.timestamp()) * S + moment.microsecond * 1000

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Brings what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto. By apt where root or a
-# sudo without a question can; else one line that says what to install. `system.sh arm`: also what runs an arm64 Debian.
+# Installs what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto, PostgreSQL. By apt
+# where root, or sudo without a password, may; else one line names what to install. `system.sh arm`: also what runs an
+# arm64 Debian.
 set -eu
 PYTHON=${PYTHON:-python3}
 
@@ -16,6 +17,7 @@ printf '#include <pcap/pcap.h>\n' | cc -E - >/dev/null 2>&1 || missing="$missing
 header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 test -e "$header" || missing="$missing python3-dev"
 PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null 2>&1 || missing="$missing mosquitto"
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
 if [ "${1:-}" = arm ]; then
 	for tool in mmdebstrap:mmdebstrap qemu-aarch64:qemu-user aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu; do
 		command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
@@ -34,6 +36,8 @@ fi
 echo "installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get update -q >/dev/null
-# mosquitto's package starts a broker on port 1883, which nobody asked for here
+# These packages start a broker on port 1883 and a database on port 5432, which the tests do not use.
 $as_root apt-get install -y -q --no-install-recommends $missing >/dev/null
-case $missing in *mosquitto*) $as_root systemctl disable --now mosquitto >/dev/null 2>&1 || true ;; esac
+for service in mosquitto postgresql; do
+	case $missing in *$service*) $as_root systemctl disable --now $service >/dev/null 2>&1 || true ;; esac
+done

@@ -1,4 +1,4 @@
-"""The `botwatch` command: every role answers, says an example, and loads nothing it does not need."""
+"""The `botwatch` command: every role answers, shows an example, and loads nothing that it does not need."""
 
 import json
 import re
@@ -42,10 +42,10 @@ def botwatch(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "edge_agent.command", *words], capture_output=True, text=True)
 
 
-def test_every_role_is_listed_with_what_it_does():
+def test_every_role_is_listed_with_its_description():
     assert set(COMMANDS) == set(ROLES)
-    for role, (_, _, does) in ROLES.items():
-        assert re.search(rf"^  {role} +{re.escape(does)}$", usage(), re.MULTILINE)
+    for role, (_, _, description) in ROLES.items():
+        assert re.search(rf"^  {role} +{re.escape(description)}$", usage(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", [[role, *sub] for role in COMMANDS for sub in ([], *([c] for c in COMMANDS[role]))])
@@ -61,7 +61,7 @@ def test_every_help_has_an_example_of_itself(words, capsys):
         assert re.search(rf"\n    {sub}\s", text)
 
 
-def test_the_sub_commands_tested_are_all_there_are(capsys):
+def test_every_sub_command_is_among_those_tested(capsys):
     for role, commands in COMMANDS.items():
         with pytest.raises(SystemExit):
             main([role, "--help"])
@@ -71,7 +71,7 @@ def test_the_sub_commands_tested_are_all_there_are(capsys):
 
 @pytest.mark.parametrize("words", [["agent"], ["agent", "replay"], ["--version"]])
 def test_the_agents_help_is_quick_since_it_loads_nothing_heavy(words):
-    """0.3 s of CPU is the bound; what would cost it is not imported, which a busy machine cannot blur."""
+    """The bound is 0.3 s of CPU. On a busy machine no clock can test that; that no costly module is imported can be."""
     words = words if words[0].startswith("--") else [*words, "--help"]
     program = f"""
 import json, sys
@@ -86,14 +86,14 @@ print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))
     assert json.loads(out.splitlines()[-1]) == []
 
 
-def test_without_a_role_or_with_an_unknown_one_it_says_what_there_is():
+def test_without_a_role_or_with_an_unknown_one_it_lists_the_roles():
     bare, unknown = botwatch(), botwatch("agnet", "replay")
     assert (bare.returncode, unknown.returncode) == (2, 2)
     assert "botwatch ROLE --help" in bare.stdout
     assert unknown.stderr == f"botwatch: unknown role 'agnet'; known: {', '.join(ROLES)}\n"
 
 
-def test_it_is_the_same_as_the_packages_own_command():
+def test_its_help_for_the_agent_is_that_of_the_package():
     assert botwatch("agent", "--help").stdout == (
         subprocess.run([sys.executable, "-m", "edge_agent", "--help"], capture_output=True, text=True).stdout
     )
@@ -111,8 +111,8 @@ def test_the_version_is_that_of_the_distribution():
         (["converter", "run", "--out", "bundle"], "polars"),
     ],
 )
-def test_a_role_that_is_not_installed_says_what_to_install(words, missing, tmp_path):
-    """As on a gateway, where only the agent's own dependencies are."""
+def test_a_role_that_is_not_installed_names_the_extra_to_install(words, missing, tmp_path):
+    """As on a gateway, where only the agent's dependencies are installed."""
     (tmp_path / "run").mkdir()
     program = f"""
 import sys
@@ -130,6 +130,6 @@ def test_interrupted_a_role_ends_without_a_traceback(tmp_path):
     with subprocess.Popen([sys.executable, "-m", "edge_agent.command", *words], stderr=subprocess.PIPE) as process:
         wait_until(lambda: any((tmp_path / "captures").rglob("*.pcap*")))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=20)[1]
+        errors = process.communicate(timeout=20)[1]
     assert process.returncode == 130
-    assert b"Traceback" not in said
+    assert b"Traceback" not in errors

@@ -1,4 +1,4 @@
-"""Alerts survive what happens on a gateway: the agent killed anywhere, the broker killed, stopped, away, the disk full.
+"""Alerts survive an agent killed at any moment, a broker that is killed, stopped or away, and a full disk.
 
 Real processes: agents as a user starts them, mosquitto, the collector with its database.
 """
@@ -19,6 +19,7 @@ from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
 from tests.reference.frames import pcap
+from tests.streams import context
 
 KILLS, OUTAGE_S = (60, 180.0) if os.environ.get("BOTWATCH_LONG") else (5, 0.0)
 CONFIG = """
@@ -28,7 +29,7 @@ broker: {retry_min_s: 0.1, retry_max_s: 1.0}
 
 
 class Gateways:
-    """Agents that share an outbox; each has an id of its own, so that no two rounds give the same alerts."""
+    """Agents that share an outbox; each has its own gateway id, so that no two rounds give the same alerts."""
 
     def __init__(self, home: Home, folder: Path, broker: Mosquitto) -> None:
         self.home, self.folder, self.broker = home, folder, broker
@@ -45,29 +46,30 @@ class Gateways:
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def over(self, name: str, process: "subprocess.Popen[str]") -> bool:
-        """Whether what was in memory only is on the disk, or with the broker and the agent at its end."""
-        return "can be written again" in self.said(name) or process.poll() is not None
+        """Return True once no alert is in memory only: the disk can be written again, or the agent has ended."""
+        return "can be written again" in self.log(name) or process.poll() is not None
 
-    def said(self, name: str) -> str:
+    def log(self, name: str) -> str:
+        """Return what an agent has written to stderr."""
         return (self.folder / f"{name}.log").read_text()
 
 
 def keys(lines: list[str]) -> set[tuple[str, int]]:
-    own = [json.loads(line)["alert"]["context"]["botwatch"] for line in lines]
-    return {(o["id"], o["seq"]) for o in own}
+    """Return id and number of the alerts that an agent printed."""
+    return {(alert["id"], alert["seq"]) for alert in (context(json.loads(line)) for line in lines)}
 
 
 def lift(process: "subprocess.Popen[str]") -> None:
-    """Let there be space on the disk again."""
+    """Let the process write to its disk again."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 @needs_mosquitto
-def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Path, tmp_path: Path) -> None:
-    """Agents killed at random points, with the broker up, killed, stopped, back, or the disk full for a while.
+def test_no_alert_is_lost_whatever_is_killed_at_any_moment(home: Home, attack_capture: Path, tmp_path: Path) -> None:
+    """Agents are killed at random moments, with the broker up, killed, stopped, back, or the disk full for a while.
 
-    The broker is away for three minutes in one piece, meanwhile agents go on being killed, when BOTWATCH_LONG is set.
-    An agent prints an alert just before it keeps it, so of a killed one the last line printed may be missing.
+    With BOTWATCH_LONG, the broker is also away for three minutes at a stretch, while agents go on being killed. An
+    agent prints an alert just before it stores it, so the last line that a killed one printed may be missing.
     """
     seed = int(os.environ.get("BOTWATCH_SEED", random.SystemRandom().randrange(2**32)))
     print(f"again with BOTWATCH_SEED={seed}")
@@ -97,8 +99,8 @@ def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Pat
             process = gateways.start(name, attack_capture, most_bytes=140_000 if event == "disk full" else 0)
             assert process.stdout is not None
             lines = [process.stdout.readline()]
-            assert lines[0], gateways.said(name)
-            time.sleep(rng.uniform(0.0, 0.3))
+            assert lines[0], gateways.log(name)
+            time.sleep(rng.uniform(0.0, 0.3))  # random moments are what is tested, here and below
             if event == "broker back":
                 broker.start()
             elif event == "broker killed":
@@ -108,7 +110,7 @@ def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Pat
             up = event in ("broker back", "nothing", "disk full") and (up or event == "broker back")
             if event == "disk full":
                 lift(process)
-                if "kept in memory" in gateways.said(name):  # a kill now would cost that, on a real gateway as here
+                if "stay in memory" in gateways.log(name):  # a kill would lose those, as on a real gateway
                     did["disk was full"] += 1
                     wait_until(partial(gateways.over, name, process))
             time.sleep(rng.uniform(0.0, 0.3))
@@ -122,7 +124,7 @@ def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Pat
         if not up:
             broker.start()
         last = gateways.start("chaos-last", silence, wait_s=120)
-        assert last.wait(180) == 0, gateways.said("chaos-last")
+        assert last.wait(180) == 0, gateways.log("chaos-last")
         assert len(expected) > 10 * KILLS
         wait_until(lambda: expected <= collector.stored(), 60)
         stored = collector.stored()
@@ -135,7 +137,7 @@ def test_no_alert_is_lost_whoever_is_killed_when(home: Home, attack_capture: Pat
 
 @needs_mosquitto
 def test_a_full_disk_costs_no_alert(home: Home, attack_capture: Path, tmp_path: Path) -> None:
-    """The limit on the size of files acts as a disk with no space left; it is lifted while the agent waits."""
+    """A limit on the size of files acts as a full disk; it is lifted while the agent waits."""
     broker = Mosquitto(tmp_path / "broker")
     gateways = Gateways(home, tmp_path, broker)
     process = gateways.start("full", attack_capture, wait_s=60, most_bytes=140_000)
@@ -145,10 +147,10 @@ def test_a_full_disk_costs_no_alert(home: Home, attack_capture: Path, tmp_path: 
         lines.append(line)
         if '"state":"end"' in line and len([x for x in lines if '"state":"end"' in x]) == 2:
             break
-    wait_until(lambda: "kept in memory" in gateways.said("full"))
+    wait_until(lambda: "stay in memory" in gateways.log("full"))
     with broker, Collector(broker, tmp_path / "collector.sqlite") as collector:
-        wait_until(lambda: keys(lines) <= collector.stored(), 30)  # from memory, the disk being full
+        wait_until(lambda: keys(lines) <= collector.stored(), 30)  # from memory, since the disk is full
         lift(process)
-        assert process.wait(60) == 0, gateways.said("full")
+        assert process.wait(60) == 0, gateways.log("full")
         assert collector.stored() == keys(lines + process.stdout.readlines())
-    assert gateways.said("full").count("kept in memory") == 1
+    assert gateways.log("full").count("stay in memory") == 1

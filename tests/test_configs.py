@@ -1,4 +1,4 @@
-"""The configurations we ship: they load, hold every key, and say the defaults."""
+"""The configurations we ship: they load, have every key, and state the defaults."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from collector.ingest import CollectorConfig
+from collector.config import CollectorConfig
 from edge_agent.config import AgentConfig
 from edge_agent.contract import captures, settings
 from edge_agent.contract.columns import COPIES
@@ -24,7 +24,7 @@ ROLES = {"agent.yaml": AgentConfig, "collector.yaml": CollectorConfig, "trainer.
 
 
 def keys(tree: object, where: str = "") -> set[str]:
-    """Every key of nested mappings, as section.key."""
+    """Return every key of nested mappings, as section.key."""
     if not isinstance(tree, dict):
         return set()
     return {f"{where}{k}" for k in tree}.union(*(keys(v, f"{where}{k}.") for k, v in tree.items()))
@@ -34,21 +34,21 @@ NEEDED: dict[str, dict[str, Any]] = {
     "trainer.yaml": {"data": [{"kind": "rows", "path": "x.parquet"}]},
     "trainer.yaml study.devices.x": {"learning_rate": 0.1, "epochs": 1, "tr": 1.0, "ws": 1},
 }
-"""What has no default, by role, or by role and section."""
+"""Values without which a configuration is refused, by role, or by role and section."""
 
 
 def tables(role: str, cls: type, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, type, tuple[str | int, ...]]]:
-    """Every dataclass of a role's configuration, and where in it a value stands."""
+    """Yield (role, dataclass, path) of every section of a role's configuration."""
     yield role, cls, path
     for key, hint in typing.get_type_hints(cls).items():
         inner = [a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)]
-        for found in inner:
+        for section in inner:
             step = {tuple: (key, 0), dict: (key, "x")}.get(typing.get_origin(hint), (key,))
-            yield from tables(role, found, (*path, *step))
+            yield from tables(role, section, (*path, *step))
 
 
 def written(role: str, path: tuple[str | int, ...], key: str, value: object) -> dict[str, Any]:
-    """A configuration with one value in it, and what it cannot be without."""
+    """Return a configuration with one value in it, and with the values that it needs."""
     section = ".".join(map(str, path))
     tree: Any = {**NEEDED.get(f"{role} {section}", {}), key: value}
     if path[:1] == ("data",):
@@ -59,12 +59,12 @@ def written(role: str, path: tuple[str | int, ...], key: str, value: object) -> 
 
 
 def wrong(hint: Any) -> object:
-    """A value of another type than ``hint``; a list is none of anything but a tuple."""
+    """Return a value of another type than ``hint``: a list, or text where a list is wanted."""
     return "x" if typing.get_origin(hint) is tuple else [[1]]
 
 
 def beyond(hint: Any, low: float, high: float) -> list[object]:
-    """Values just outside the bounds of a field."""
+    """Return values just outside the bounds of a field."""
     kinds = [a for a in typing.get_args(hint) if a is not type(None)] if isinstance(hint, types.UnionType) else [hint]
     (kind,) = kinds
     if kind is int:
@@ -84,7 +84,7 @@ def beyond(hint: Any, low: float, high: float) -> list[object]:
 
 
 def bounded(hint: Any) -> bool:
-    """Whether there could be too much of a value: anything but a choice, a path or a section."""
+    """Return True if a value needs bounds: all but switches, choices, paths and sections do."""
     kinds = set(typing.get_args(hint)) - {type(None)} if isinstance(hint, types.UnionType) else {hint}
     free = (bool, Path)
     return not any(k in free or dataclasses.is_dataclass(k) or typing.get_origin(k) is Literal for k in kinds)
@@ -99,18 +99,18 @@ KEYS = [
 
 
 def named(role: str, path: tuple[str | int, ...]) -> str:
-    """How an error begins that speaks of something in a section."""
+    """Return the begin of an error about a value in a section."""
     section = "".join(f"[{step}]" if step == 0 else f".{step}" for step in path).lstrip(".")
     return f"{role} [{section}]: " if section else f"{role}: "
 
 
-def said(role: str, tree: dict[str, Any]) -> str:
-    """With which line a configuration is refused."""
+def refusal(role: str, tree: dict[str, Any]) -> str:
+    """Return the one line with which a configuration is refused."""
     with pytest.raises(settings.SettingsError) as refused:
         settings.build(ROLES[role], tree, role)
     line = str(refused.value)
     assert "\n" not in line
-    assert len(line) < 1000  # an unknown key is answered with all that are known
+    assert len(line) < 1000  # the refusal of an unknown key lists the known ones
     return line
 
 
@@ -120,28 +120,28 @@ def name_of(value: object) -> str | None:
     return value.name if isinstance(value, dataclasses.Field) else value if isinstance(value, str) else ""
 
 
-def test_the_cases_below_are_of_every_section():
-    """Sections in sections, in lists and in tables are among them."""
-    found = {(role, path) for role, _, path in TABLES}
+def test_the_cases_below_cover_every_section():
+    """They include sections in sections, in lists and in tables."""
+    covered = {(role, path) for role, _, path in TABLES}
     for role, path in (
         *(("agent.yaml", (section,)) for section in ("capture", "broker", "control")),
         *(("collector.yaml", (section,)) for section in ("broker", "retention")),
         *(("trainer.yaml", path) for path in (("data", 0), ("classifier", "training"), ("study", "devices", "x"))),
     ):
-        assert (role, path) in found
+        assert (role, path) in covered
     assert len(KEYS) > 150
 
 
 @pytest.mark.parametrize(("role", "cls", "path"), TABLES, ids=name_of)
 def test_an_unknown_key_is_refused_by_its_name(role, cls, path):
-    assert said(role, written(role, path, "nonsense", 1)).startswith(
+    assert refusal(role, written(role, path, "nonsense", 1)).startswith(
         f"{named(role, path)}unknown key 'nonsense'; known"
     )
 
 
 @pytest.mark.parametrize(("role", "path", "field", "hint"), KEYS, ids=name_of)
 def test_a_value_of_another_type_is_refused_by_its_key(role, path, field, hint):
-    line = said(role, written(role, path, field.name, wrong(hint)))
+    line = refusal(role, written(role, path, field.name, wrong(hint)))
     if dataclasses.is_dataclass(hint):
         assert line.startswith(f"{named(role, (*path, field.name))}expected keys and values, found ")
     else:
@@ -149,15 +149,16 @@ def test_a_value_of_another_type_is_refused_by_its_key(role, path, field, hint):
         assert "[[1]] (list)" in line or "'x' (str)" in line
     optional = type(None) in typing.get_args(hint)
     if not optional:
-        assert "found None" in (line := said(role, written(role, path, field.name, None))) or "None (NoneType)" in line
+        line = refusal(role, written(role, path, field.name, None))
+        assert "found None" in line or "None (NoneType)" in line
 
 
 @pytest.mark.parametrize(("role", "path", "field", "hint"), [key for key in KEYS if bounded(key[3])], ids=name_of)
 def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
-    """A new key fails here until it has bounds (`settings.within`) and its section looks at them (`settings.check`)."""
+    """A new key fails here until it has bounds (`settings.within`) and its section checks them (`settings.check`)."""
     low, high = field.metadata["within"]
     for value in beyond(hint, low, high):
-        line = said(role, written(role, path, field.name, value))
+        line = refusal(role, written(role, path, field.name, value))
         assert line.startswith(f"{named(role, path)}{field.name}: ")
         assert ", must be " in line
 
@@ -165,11 +166,15 @@ def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
 @pytest.mark.parametrize(
     ("role", "text", "line"),
     [
-        ("agent.yaml", "capture: {interfaces: [br0, br0]}", "agent.yaml [capture]: interfaces: each once"),
+        (
+            "agent.yaml",
+            "capture: {interfaces: [br0, br0]}",
+            "agent.yaml [capture]: interfaces: an interface is named twice",
+        ),
         ("agent.yaml", "capture: {interfaces: [a/b]}", "agent.yaml [capture]: interfaces: 'a/b' cannot be"),
         ("agent.yaml", "commands: [reboot]", "agent.yaml: commands: 'reboot' is none of status,"),
         ("agent.yaml", "networks: [home]", "agent.yaml: networks: 'home' does not"),
-        ("agent.yaml", "names: {cam: x}", "agent.yaml: names: mac: 'cam' is no MAC"),
+        ("agent.yaml", "names: {cam: x}", "agent.yaml: names: mac: 'cam' is not a MAC address"),
         ("agent.yaml", "gateway: GW 1", "agent.yaml: gateway 'GW 1': "),
         (
             "agent.yaml",
@@ -195,20 +200,20 @@ def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
         ),
     ],
 )
-def test_values_that_do_not_go_together_or_name_nothing_are_refused_by_their_key(role, text, line):
-    assert said(role, {**NEEDED.get(role, {}), **yaml.safe_load(text)}).startswith(line)
+def test_values_that_contradict_each_other_or_name_nothing_are_refused_by_their_key(role, text, line):
+    assert refusal(role, {**NEEDED.get(role, {}), **yaml.safe_load(text)}).startswith(line)
 
 
 @pytest.mark.parametrize("name", ROLES)
 def test_it_loads_and_equals_the_defaults(name):
     loaded = settings.load(ROLES[name], CONFIGS / name)
-    given = {"data": loaded.data} if name == "trainer.yaml" else {}  # what to train on has no default
+    given = {"data": loaded.data} if name == "trainer.yaml" else {}  # the data to train on have no default
     assert loaded == ROLES[name](**given)
 
 
 @pytest.mark.parametrize("name", ["agent.yaml", "trainer.yaml"])
-def test_it_holds_every_key_there_is(name):
-    """So that nobody has to read the source to find a setting. Sections of collector.yaml are tested by its own."""
+def test_it_has_every_key(name):
+    """All settings can be found without reading the source. The collector's tests cover the sections of its file."""
     loaded = settings.load(ROLES[name], CONFIGS / name)
     known = {f.name for f in dataclasses.fields(loaded)} | keys(plain(loaded))
     written = keys(yaml.safe_load((CONFIGS / name).read_text()))
@@ -223,7 +228,7 @@ def test_a_mistyped_key_in_it_is_named(name):
 
 
 def test_no_configuration_is_untested():
-    assert {path.name for path in CONFIGS.glob("*.yaml")} == {*ROLES, "nbaiot.yaml"}  # that one: test_fetch.py
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == {*ROLES, "nbaiot.yaml"}  # tested in test_fetch.py
 
 
 @pytest.mark.parametrize("name", ["log2021", "nbaiot-live", "paper", "seed"])
@@ -234,14 +239,14 @@ def test_a_preset_loads_by_its_name(name, tmp_path):
     assert loaded == dataclasses.replace(load(presets()[name]), data=loaded.data)
 
 
-def test_a_preset_for_live_traffic_has_no_column_that_a_gateway_cannot_see_or_that_repeats_another():
+def test_the_preset_for_live_traffic_has_no_column_that_a_gateway_cannot_compute_or_that_repeats_another():
     columns = load(presets()["nbaiot-live"]).model_columns()
     assert len(columns) == 85
     assert not any(c.startswith("HH_jit") or COPIES.get(c) in columns for c in columns)
 
 
 @pytest.mark.parametrize("name", ["fit.yaml", "replay.yaml", "unseen.yaml"])
-def test_the_manifests_of_published_captures_name_files_that_are_there(name, real_captures):
+def test_the_manifests_of_published_captures_name_files_that_exist(name, real_captures):
     manifest, _, root = captures.load(CONFIGS / "captures" / name, real_captures)
     assert manifest.captures
     assert not manifest.generated

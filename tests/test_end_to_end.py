@@ -1,4 +1,4 @@
-"""The spine: capture -> fit -> bundle -> agent -> broker -> collector, each a process as a user starts it."""
+"""The whole chain: capture -> fit -> bundle -> agent -> broker -> collector, each a process as a user starts it."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from tests.broker import Mosquitto, any_broker, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
 from tests.reference.frames import pcap
+from tests.streams import context
 
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
@@ -32,7 +33,7 @@ class Gateway:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def replay(self, address: str, *captures: Path, wait: float = 20.0) -> tuple[int, list[dict], str]:
-        """Exit status, the alerts on stdout, and what it said."""
+        """Return the exit status, the alerts on stdout, and stderr."""
         process = self.start(address, *captures, wait=wait)
         out, err = process.communicate(timeout=60)
         assert "Traceback" not in err
@@ -40,7 +41,7 @@ class Gateway:
 
 
 def listed(collector: Collector) -> list[dict]:
-    """What `botwatch collector alerts --json` prints."""
+    """Return what `botwatch collector alerts --json` prints."""
     words = ["collector", "alerts", "--json", "--last", "0", "--db", str(collector.db)]
     command = [sys.executable, "-m", "edge_agent.command", *words]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -48,30 +49,27 @@ def listed(collector: Collector) -> list[dict]:
 
 
 def keys(alerts: list[dict]) -> set[tuple[str, int]]:
-    found = [(own(a)["id"], own(a)["seq"]) for a in alerts]
-    assert len(set(found)) == len(found)
-    return set(found)
-
-
-def own(alert: dict) -> dict:
-    return alert["alert"]["context"]["botwatch"]
+    """Return id and number of the alerts, none of which may occur twice."""
+    ids = [(context(a)["id"], context(a)["seq"]) for a in alerts]
+    assert len(set(ids)) == len(ids)
+    return set(ids)
 
 
 @pytest.fixture
 def silence(tmp_path: Path) -> Path:
-    """A capture of nothing: to replay it is to deliver what waits."""
+    """An empty capture: its replay delivers the alerts that wait in the outbox."""
     (tmp_path / "silence.pcap").write_bytes(pcap([]))
     return tmp_path / "silence.pcap"
 
 
-def test_an_attack_in_a_capture_is_once_in_the_collector_however_often_it_is_replayed(home, attack_capture, tmp_path):
+def test_the_collector_stores_an_attack_once_however_often_its_capture_is_replayed(home, attack_capture, tmp_path):
     with any_broker(tmp_path / "broker") as broker, Collector(broker, tmp_path / "c.sqlite") as collector:
         status, alerts, _ = Gateway("gw-1", home, tmp_path).replay(broker.address, attack_capture)
         assert status == 0
         wait_until(lambda: collector.stored() == keys(alerts))
-        assert [s for s in (own(a)["state"] for a in alerts) if s != "update"] == ["new", "end", "new", "end"]
-        assert [own(a)["class"] for a in alerts if own(a)["state"] == "end"] == ["mirai.scan", "unknown"]
-        # the flood is of another size than BASHLITE's: it looks like no class of the bundle
+        assert [s for s in (context(a)["state"] for a in alerts) if s != "update"] == ["new", "end", "new", "end"]
+        assert [context(a)["class"] for a in alerts if context(a)["state"] == "end"] == ["mirai.scan", "unknown"]
+        # its packets have another size than those of BASHLITE's flood, so it has the profile of no class of the bundle
         assert listed(collector) == alerts
         for alert in listed(collector):
             SCHEMA.validate(alert)
@@ -83,13 +81,11 @@ def test_an_attack_in_a_capture_is_once_in_the_collector_however_often_it_is_rep
 
 
 @needs_mosquitto
-def test_a_collector_killed_in_the_middle_and_a_broker_that_is_away_cost_nothing(
-    home, attack_capture, silence, tmp_path
-):
+def test_a_killed_collector_and_an_absent_broker_lose_no_alert(home, attack_capture, silence, tmp_path):
     broker, gateway = Mosquitto(tmp_path / "broker"), Gateway("gw-2", home, tmp_path)
-    status, alerts, said = gateway.replay(broker.address, attack_capture, wait=0.1)
+    status, alerts, errors = gateway.replay(broker.address, attack_capture, wait=0.1)
     assert status == 1
-    assert f"{len(alerts)} alerts wait" in said
+    assert f"{len(alerts)} alerts wait" in errors
     with broker, Collector(broker, tmp_path / "c.sqlite") as collector:
         other = Gateway("gw-3", home, tmp_path)
         process = other.start(broker.address, attack_capture)

@@ -1,7 +1,7 @@
 """A live agent that is killed in the middle of an attack, or whose disk is full: every alert arrives.
 
 Gateway and device are network namespaces with a cable between them; broker, agent and collector run on the gateway, as
-on a small site. The disk is a file system in memory that only the agent's processes see, as large as the test wants.
+on a small site. The disk is a file system in memory that only the agent's processes see, of the size the test needs.
 """
 
 import json
@@ -13,18 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edge_agent.alerts import CUT_SHORT
-from edge_agent.contract.messages import Alert, parse_time
-from tests.broker import Mosquitto, needs_mosquitto, wait_until
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import parse_time
+from edge_agent.delivery.alerts import CUT_SHORT
+from tests.broker import needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
-from tests.edge_agent.test_live import LISTEN
+from tests.live import GatewayMosquitto, Heard, listening
 from tests.netns import Wire
 from tests.test_chaos import keys
 from tests.traffic import scan, steady
@@ -43,29 +43,12 @@ evidence: {{path: {disk}/evidence}}
 """
 
 
-class _There(Mosquitto):
-    """mosquitto in the gateway's namespace."""
-
-    def __init__(self, folder: Path, space: str) -> None:
-        super().__init__(folder)
-        self._space = space
-
-    def command(self) -> list[str]:
-        return ["ip", "netns", "exec", self._space, *super().command()]
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log()
-        listening = Path(f"/proc/{self._process.pid}/net/tcp").read_text()
-        return f"0100007F:{self.port:04X} 00000000:0000 0A" in listening
-
-
 class Gateway:
-    """What runs in the gateway's namespace; the agent's files are on `disk`, which `small_disk` may replace."""
+    """Agent, broker and collector in the gateway's namespace; the agent's files are on `disk`, see `small_disk`."""
 
     def __init__(self, wire: Wire, home: Home, folder: Path) -> None:
         self.wire, self.home, self.folder = wire, home, folder
-        self.broker = _There(folder / "broker", wire.gateway)
+        self.broker = GatewayMosquitto(folder / "broker", wire.gateway)
         self.collector = Collector(self.broker, folder / "collector.sqlite")
         self.collector.before = ("ip", "netns", "exec", wire.gateway)
         self.disk = folder / "disk"
@@ -73,71 +56,60 @@ class Gateway:
         (folder / "agent.yaml").write_text(CONFIG.format(port=self.broker.port, disk=self.disk))
         self.runs = 0
         self._inside: list[str] = []
-        self._helpers: list[subprocess.Popen[str]] = []
+        self._open = ExitStack()
 
     def small_disk(self, size: int) -> Path:
-        """A file system of ``size`` bytes in the place of the agent's disk, seen by the agent only; where we see it."""
+        """Mount a file system of ``size`` bytes as the agent's disk; return its path for the test."""
         mount = f"mount -t tmpfs -o size={size} none {self.disk} && echo ready && exec sleep infinity"
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount]
-        holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._helpers.append(holder)
+        holder = self._open.enter_context(ended(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
         if holder.stdout is None or holder.stdout.readline() != "ready\n":
-            pytest.skip("this machine lets nobody mount a file system")
+            pytest.skip("no file system can be mounted here")
         self._inside = ["nsenter", "--target", str(holder.pid), "--mount"]
         return Path(f"/proc/{holder.pid}/root{self.disk}")
 
     def agent(self) -> "subprocess.Popen[str]":
-        """`botwatch agent run`, capturing."""
+        """Start `botwatch agent run`; it captures when this returns."""
         self.runs += 1
         words = ["run", "--config", str(self.folder / "agent.yaml"), "--bundle", str(self.home.bundle)]
         command = [*self._inside, "ip", "netns", "exec", self.wire.gateway]
         command += [sys.executable, "-m", "edge_agent.command", "agent", *words]
         with (self.folder / f"out{self.runs}").open("w") as out, (self.folder / f"err{self.runs}").open("w") as err:
             process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, text=True)
-        wait_until(lambda: "capturing on" in self.said() or process.poll() is not None, 60)
-        assert process.poll() is None, self.said()
-        time.sleep(0.3)
+        wait_until(lambda: "capturing on" in self.log() or process.poll() is not None, 60)
+        assert process.poll() is None, self.log()
         return process
 
-    def said(self) -> str:
+    def log(self) -> str:
+        """Return what the agent running now, or last, has written to stderr."""
         return (self.folder / f"err{self.runs}").read_text()
 
     def lines(self) -> list[str]:
-        """The alerts that the agent running now, or last, has printed."""
+        """Return the alerts that the agent running now, or last, has printed."""
         return [line for line in (self.folder / f"out{self.runs}").read_text().splitlines(True) if line[-1] == "\n"]
 
-    def listen(self) -> None:
-        """Have somebody write down what the broker is told, for `heard`."""
-        heard = self.folder / "heard"
-        command = [sys.executable, "-c", LISTEN, str(self.broker.port), str(heard)]
-        self._helpers.append(self.wire.on_gateway(*command, cwd=ROOT))
-        wait_until(heard.exists, 20)
-
-    def heard(self, leaf: str) -> list[dict[str, Any]]:
-        """What was said on ``leaf``, since the broker was started."""
-        lines = (self.folder / "heard").read_text().splitlines(True)
-        told = [line.split(" ", 1) for line in lines if line[-1] == "\n"]
-        return [json.loads(payload) for where, payload in told if where == leaf]
+    def listen(self) -> Heard:
+        """Start a subscriber on the gateway, and return the messages that it gets."""
+        return self._open.enter_context(listening(self.wire, self.broker.port, self.folder / "heard"))
 
     def close(self) -> None:
-        """End what is left."""
+        """End the broker and everything else that still runs."""
         self.broker.stop()
-        for helper in self._helpers:
-            helper.kill()
-            helper.wait(10)
+        self._open.close()
 
     def scan(self, device: int, frames: int, rate: float = 1000.0) -> None:
+        """Have a device scan."""
         sent = steady(scan(frames, f"192.168.1.{device}", mac=0x02005E100000 + device), 0, rate)
         self.wire.send(sent, self.folder, rate)
 
     def arrived(self, state: str = "%") -> list[Alert]:
-        """What the collector has, in the order of arrival."""
+        """Return the alerts in the collector's database, in the order of arrival."""
         with closing(sqlite3.connect(self.collector.db)) as db:
             rows = db.execute("SELECT document FROM alert WHERE state LIKE ? ORDER BY n", (state,)).fetchall()
         return [Alert.read(json.loads(text)) for (text,) in rows]
 
     def episodes(self) -> dict[str, str]:
-        """What the collector believes of each episode."""
+        """Return the state of each episode in the collector's database."""
         with closing(sqlite3.connect(self.collector.db)) as db:
             return dict(db.execute("SELECT id, state FROM episode").fetchall())
 
@@ -150,7 +122,7 @@ def site(wire: Wire, home: Home, tmp_path: Path) -> Iterator[Gateway]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all the space that is left."""
+    """Make a file that takes all the free space, and return its path."""
     with (disk / "fill").open("ab", buffering=0) as file, suppress(OSError):
         while file.write(bytes(4096)):
             pass
@@ -158,10 +130,10 @@ def fill(disk: Path) -> Path:
 
 
 @contextmanager
-def ended(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Never left running."""
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """Kill a process at the end of the block if it still runs."""
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait(10)
@@ -178,7 +150,7 @@ def test_an_agent_killed_in_the_middle_of_an_attack_loses_no_alert_and_leaves_no
         with ended(process):
             site.scan(57, 2500)
             wait_until(lambda: len(site.lines()) >= 2, 20)
-            time.sleep(rng.uniform(0.0, 0.7))
+            time.sleep(rng.uniform(0.0, 0.7))  # the kill comes at a random moment: that is what is tested
             process.send_signal(signal.SIGKILL)
             process.wait(10)
         expected |= keys(site.lines()[:-1])
@@ -187,9 +159,9 @@ def test_an_agent_killed_in_the_middle_of_an_attack_loses_no_alert_and_leaves_no
         with ended(process):
             wait_until(lambda: expected <= site.collector.stored(), 30)
             ends = [alert for alert in site.arrived("end") if alert.explanation.startswith(CUT_SHORT)]
-            assert len(ends) == KILLS, site.said()  # each of which its successor wrote down; the last is of this one
+            assert len(ends) == KILLS, site.log()  # the next agent ended each episode that a killed one left open
             assert set(site.episodes().values()) == {"end"}
-            assert "1 episodes that were open are ended" in site.said()
+            assert "1 episodes that it left open are ended now" in site.log()
             site.scan(57, 2500)  # the attack goes on: another episode
             wait_until(lambda: len(site.lines()) >= 2, 20)
             wait_until(lambda: list(site.episodes().values()).count("end") == KILLS)
@@ -205,31 +177,31 @@ def test_an_agent_that_starts_on_a_full_disk_alerts_from_memory_and_writes_when_
     disk = site.small_disk(2 << 20)
     filler = fill(disk)
     with site.broker, site.collector:
-        site.listen()
+        heard = site.listen()
         with ended(process := site.agent()):
             site.scan(57, 2500)
             wait_until(lambda: len(site.lines()) >= 2, 20)
-            told = keys(site.lines())
-            wait_until(lambda: told <= site.collector.stored(), 20)  # from memory
-            wait_until(lambda: "outbox_unwritable" in site.heard("health")[-1]["counters"], 20)
+            printed = keys(site.lines())
+            wait_until(lambda: printed <= site.collector.stored(), 20)  # from memory
+            wait_until(lambda: "outbox_unwritable" in heard("health")[-1]["counters"], 20)
             site.broker.stop()
             site.scan(58, 2500)
-            wait_until(lambda: len(site.lines()) > len(told) + 3, 20)
+            wait_until(lambda: len(site.lines()) > len(printed) + 3, 20)
             filler.unlink()
-            wait_until(lambda: "can be written again" in site.said(), 20)
+            wait_until(lambda: "can be written again" in site.log(), 20)
             lines = site.lines()
-            process.send_signal(signal.SIGKILL)  # what waited in memory is on the disk now
+            process.send_signal(signal.SIGKILL)  # the alerts that waited in memory are on the disk now
             process.wait(10)
-        assert site.said().count("alerts are kept in memory") == 1
+        assert site.log().count("alerts stay in memory") == 1
         site.broker.start()
         with ended(site.agent()):
             wait_until(lambda: keys(lines[:-1]) <= site.collector.stored(), 20)
             wait_until(lambda: set(site.episodes().values()) == {"end"})
-            wait_until(lambda: site.heard("health") and "outbox_unwritable" not in site.heard("health")[-1]["counters"])
+            wait_until(lambda: heard("health") and "outbox_unwritable" not in heard("health")[-1]["counters"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_an_agent_left_on_a_disk_that_is_full_since_is_delivered(site, number):
+def test_alerts_left_on_a_disk_that_has_become_full_are_delivered(site, number):
     disk = site.small_disk(2 << 20)
     with ended(process := site.agent()):
         site.scan(57, 2500)
@@ -237,26 +209,26 @@ def test_what_an_agent_left_on_a_disk_that_is_full_since_is_delivered(site, numb
         process.send_signal(number)
         process.wait(10)
     expected = keys(site.lines()[:-1])
-    (disk / "box.sqlite-shm").unlink(missing_ok=True)  # as after a power cut on a real disk: its space is not kept
+    (disk / "box.sqlite-shm").unlink(missing_ok=True)  # as after a power cut: it needs space again
     fill(disk)
     with site.broker, site.collector, ended(process := site.agent()):
         wait_until(lambda: expected <= site.collector.stored(), 20)
         wait_until(lambda: set(site.episodes().values()) == {"end"})
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0, site.said()
+        assert process.wait(10) == 0, site.log()
 
 
-def test_a_damaged_state_file_is_kept_aside_and_counted_and_the_agent_alerts(site):
+def test_a_damaged_state_file_is_moved_aside_and_counted_and_the_agent_alerts(site):
     (site.disk / "box.sqlite").write_bytes(b"no database " * 1000)
     with site.broker, site.collector:
-        site.listen()
+        heard = site.listen()
         with ended(site.agent()):
             site.scan(57, 2500)
             wait_until(lambda: len(site.lines()) >= 2, 20)
             wait_until(lambda: keys(site.lines()) <= site.collector.stored(), 20)
-            wait_until(lambda: site.heard("health")[-1]["counters"].get("state_damaged") == 1)
-            wait_until(lambda: len(site.heard("health")) >= 4)
-            times = [parse_time(health["ts"]) for health in site.heard("health")]
-            assert times[3] - times[0] > 1.5e9  # health_s is 1; a busy machine is late with one and not with the next
+            wait_until(lambda: heard("health")[-1]["counters"].get("state_damaged") == 1)
+            wait_until(lambda: len(heard("health")) >= 4)
+            times = [parse_time(health["ts"]) for health in heard("health")]
+            assert times[3] - times[0] > 1.5e9  # health_s is 1; on a busy machine one may be late and the next not
     assert (site.disk / "box.sqlite.corrupt").read_bytes() == b"no database " * 1000
-    assert site.said().count("cannot be used (file is not a database): moved to box.sqlite.corrupt") == 1
+    assert site.log().count("cannot be used (file is not a database) and is moved to box.sqlite.corrupt") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import agent as agents
+from edge_agent import service
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -58,7 +58,7 @@ def test_the_drop_in_for_newer_systemd_is_only_that() -> None:
 
 
 def installed(root: Path) -> "tuple[subprocess.CompletedProcess[str], list[str]]":
-    """What the installer said, and the files below etc."""
+    """Run the installer; return its result and the files below etc."""
     command = ["sh", str(UNITS / "install.sh"), "--root", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return done, sorted(str(path.relative_to(root / "etc")) for path in (root / "etc").rglob("*") if path.is_file())
@@ -82,7 +82,7 @@ def test_the_installer_adds_the_drop_in_only_where_systemd_knows_it(tmp_path: Pa
     assert (f"systemd/system/{UNIT}.d/restart.conf" in files) == newer
     assert {"botwatch/agent.yaml", f"systemd/system/{UNIT}"} <= set(files)
     assert (tmp_path / "etc/systemd/system" / UNIT).read_text() == (UNITS / UNIT).read_text()
-    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch is not there" in done.stderr
+    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch does not exist" in done.stderr
 
 
 def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(t
     library.parent.mkdir(parents=True)
     library.touch()
     installed(tmp_path)
-    own = tmp_path / "etc/botwatch/agent.yaml"
-    own.write_text("gateway: gw-7\n")
+    config = tmp_path / "etc/botwatch/agent.yaml"
+    config.write_text("gateway: gw-7\n")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")}
     done, _ = installed(tmp_path)
     assert done.stdout == ""
@@ -101,10 +101,10 @@ def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(t
     done, files = installed(tmp_path)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["wrote", "removed"]
     assert files == ["botwatch/agent.yaml", f"systemd/system/{UNIT}"]
-    assert own.read_text() == "gateway: gw-7\n"
+    assert config.read_text() == "gateway: gw-7\n"
 
 
-def test_the_installer_asked_wrongly_says_how(tmp_path: Path) -> None:
+def test_a_usage_error_of_the_installer_is_one_line(tmp_path: Path) -> None:
     for words in (["--roof", "x"], ["--root"], ["--root", str(tmp_path / "absent")]):
         done = subprocess.run(["sh", str(UNITS / "install.sh"), *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2
@@ -115,25 +115,25 @@ def test_a_hangup_is_what_a_reload_of_the_unit_sends() -> None:
     assert "ExecReload=/bin/kill -HUP $MAINPID\n" in (UNITS / UNIT).read_text()
 
 
-def test_the_loop_tells_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
+def test_the_loop_notifies_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(1)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "60000000")
-        watched = agents._Watched()
+        watched = service.ServiceNotifier()
         watched.ready()
         for now in (1.0, 2.0, 15.9, 16.0, 17.0):
             watched.beat(now)
-        watched.say("STOPPING=1")
+        watched.send("STOPPING=1")
         heard = [manager.recv(100).decode() for _ in range(4)]
     assert heard == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
 
 
 def test_a_manager_that_does_not_listen_is_no_reason_to_stop(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
-    agents._Watched().ready()
-    assert "cannot tell systemd" in caplog.text
+    service.ServiceNotifier().ready()
+    assert "systemd could not be notified" in caplog.text
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="prctl numbers")

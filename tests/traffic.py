@@ -1,6 +1,6 @@
-"""Traffic to judge, frame by frame: attacks of any length at any rate, over what a healthy device goes on doing.
+"""Frames to judge: attacks of any length at any rate, mixed with the normal traffic of devices.
 
-A frame is (time in ns, length on the wire, captured bytes). Fields that no feature looks at (checksums) stay zero.
+A frame is (time in ns, length on the wire, captured bytes). Fields that no feature reads (checksums) stay zero.
 """
 
 import heapq
@@ -31,7 +31,7 @@ def packet(
     flags: int = 2,
     size: int = 0,
 ) -> bytes:
-    """An Ethernet frame of UDP (17), TCP (6) or anything else; integers are IPv4 addresses."""
+    """Return an Ethernet frame of UDP (17), TCP (6) or another protocol; integers are IPv4 addresses."""
     source, target = ipaddress.ip_address(src), ipaddress.ip_address(dst)
     if proto == 6:
         inner = struct.pack(">HHIIBBHHH", sport, dport, 1, 1, 5 << 4, flags, 8192, 0, 0)
@@ -49,46 +49,46 @@ def packet(
 
 
 def arp(mac: int, src: str, dst: str) -> bytes:
-    """A question for the MAC of ``dst``."""
-    own = mac.to_bytes(6, "big")
-    body = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + own + ipaddress.ip_address(src).packed
-    return (b"\xff" * 6 + own + b"\x08\x06" + body + bytes(6) + ipaddress.ip_address(dst).packed).ljust(60, b"\0")
+    """Return an ARP request for the MAC of ``dst``."""
+    sender = mac.to_bytes(6, "big")
+    body = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + sender + ipaddress.ip_address(src).packed
+    return (b"\xff" * 6 + sender + b"\x08\x06" + body + bytes(6) + ipaddress.ip_address(dst).packed).ljust(60, b"\0")
 
 
 def steady(packets: Iterable[bytes], start_ns: int, rate: float) -> Iterator[Frame]:
-    """``packets`` from ``start_ns`` on, ``rate`` a second."""
+    """Give ``packets`` their times: from ``start_ns`` on, ``rate`` a second."""
     step = S / rate
     return ((start_ns + int(i * step), len(data), data) for i, data in enumerate(packets))
 
 
 def one_socket(count: int, src: str = PLUG, **more: int) -> Iterator[bytes]:
-    """A flood from one socket to another, as Mirai's udpplain."""
+    """Yield a flood from one socket to another, as Mirai's udpplain."""
     return iter([packet(src, CLOUD, 33000, 9307, size=512, **more)] * count)
 
 
 def scan(count: int, src: str = PLUG, seed: int = 1, **more: int) -> Iterator[bytes]:
-    """A SYN to port 23 of ever other public addresses, as Mirai's scanner."""
+    """Yield SYNs to port 23 of random public addresses, as Mirai's scanner."""
     for target in np.random.default_rng(seed).integers(0x0B000000, 0x7F000000, count):
         yield packet(src, int(target), 41000, 23, proto=6, **more)
 
 
 def spoofed(count: int, dst: str = CLOUD, seed: int = 2, low: int = 0x0B000000, high: int = 0x7F000000, **more: int):
-    """A flood under random public source addresses, as BASHLITE's udp."""
+    """Yield a flood from random public source addresses, as BASHLITE's udp."""
     rng = np.random.default_rng(seed)
     for source, sport in zip(rng.integers(low, high, count), rng.integers(1024, 65536, count), strict=True):
         yield packet(int(source), dst, int(sport), 80, size=64, **more)
 
 
 def merged(*parts: Iterable[Frame]) -> list[Frame]:
-    """All frames in order of time."""
+    """Return all frames in the order of their times."""
     return list(heapq.merge(*(sorted(part, key=lambda f: f[0]) for part in parts), key=lambda f: f[0]))
 
 
 def read(path: Path) -> list[Frame]:
-    """The frames of a pcap file as our generator writes it."""
+    """Return the frames of a pcap file as our generator writes it."""
     data, at, frames = path.read_bytes(), 24, []
     while at < len(data):
-        s, us, kept, length = struct.unpack_from("<IIII", data, at)
-        frames.append((s * S + us * 1000, length, data[at + 16 : at + 16 + kept]))
-        at += 16 + kept
+        s, us, captured, length = struct.unpack_from("<IIII", data, at)
+        frames.append((s * S + us * 1000, length, data[at + 16 : at + 16 + captured]))
+        at += 16 + captured
     return frames

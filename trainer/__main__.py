@@ -1,6 +1,6 @@
-"""The `botwatch trainer` command: reads arguments, hands over, turns known errors into one line and an exit status.
+"""The `botwatch trainer` command: read arguments, call the sub-command, turn known errors into one line and a status.
 
-TensorFlow and polars are imported by the sub-command that needs them, not here.
+TensorFlow and polars are imported by the sub-commands that need them, not here.
 """
 
 import argparse
@@ -9,30 +9,35 @@ import shlex
 import sys
 from pathlib import Path
 
+from edge_agent.contract.cli import OK, refuse
+
 PROG = "botwatch trainer"
 
 MODULES = {
-    "stream": "learn from captures as they are read, storing no rows",
-    "fetch": "download the published N-BaIoT files",
-    "compare": "evaluate fits that differ in one thing (device, attack, columns ...)",
-    "explain": "explain a run's detections by LIME",
-    "baselines": "compare the autoencoder with simpler methods",
-    "audit": "look for leaks in a run's rows",
-    "report": "everything known of a run as one HTML file",
-    "evaluate": "judge a finished bundle on captures or rows",
-    "generate": "write labelled captures of generated devices and attacks",
-    "study": "the original studies' experiments by one preset, honest numbers beside theirs",
-    "sweep": "how many columns, which activation and optimiser: a table and a figure",
+    "stream": ("trainer.fit.fit_online", "train on captures as they are read, without storing rows"),
+    "fetch": ("trainer.data.fetch", "download the published N-BaIoT files"),
+    "compare": ("trainer.judge.compare", "evaluate fits that differ in one thing (device, attack, columns ...)"),
+    "explain": ("trainer.judge.explain", "explain a run's detections by LIME"),
+    "baselines": ("trainer.judge.baselines", "compare the autoencoder with simpler methods"),
+    "audit": ("trainer.judge.audit", "look for leaks in a run's rows"),
+    "report": ("trainer.report.page", "show everything that is known of a run in one HTML file"),
+    "evaluate": ("trainer.judge.evaluate", "judge a finished bundle on captures or rows"),
+    "generate": ("trainer.generate", "write labelled captures of generated devices and attacks"),
+    "study": ("trainer.study", "repeat the original studies' experiments, with the honest numbers beside theirs"),
+    "sweep": ("trainer.judge.sweep", "compare numbers of columns, activations and optimisers"),
 }
-"""Sub-commands of modules of the same name: ``add_arguments(parser)`` (which also describes it), ``run(args, command)``
-with the command line as typed; it returns the exit status."""
+"""Sub-command -> its module, and a summary.
+
+A module has ``add_arguments(parser)``, which also describes the command, and ``run(args, command)``, which gets the
+command line as typed and returns the exit status.
+"""
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         PROG,
-        description="Train the models: from captures or published rows to a run folder.",
+        description="Train models on captures or published rows, and measure them. The result is a run folder.",
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --data captures --out runs/home",
         formatter_class=raw,
     )
@@ -40,9 +45,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
     extract = commands.add_parser(
         "extract",
-        help="captures -> a Parquet file of feature rows",
+        help="convert captures to a Parquet file of feature rows",
         description="Extract the 140 columns of every frame, with time, addresses and ports, into one Parquet file. "
-        "The captures go through one extractor in the order given, so give the days of one network in order.",
+        "All captures go through one extractor in the order given: list the days of one network in order.",
         epilog=f"example:\n  {PROG} extract day1.pcap day2.pcap --out rows.parquet",
         formatter_class=raw,
     )
@@ -52,14 +57,20 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--schema",
         choices=("clean", "compat"),
         default="clean",
-        help="a channel's first jitter: 0 (clean, the default) or the Unix time, as in published rows (compat)",
+        help="first jitter of a channel: 0 (clean, the default) or the Unix time, as in published rows (compat)",
     )
-    extract.add_argument("--max-streams", type=int, default=16_384, metavar="N", help="streams followed (%(default)s)")
+    extract.add_argument(
+        "--max-streams",
+        type=int,
+        default=16_384,
+        metavar="N",
+        help="bound of the streams that are followed (%(default)s)",
+    )
 
     fit = commands.add_parser(
         "fit",
-        help="a config -> a run folder with models, scaler, τ and metrics",
-        description="Split, scale, train the autoencoder and the classifier, compute τ, measure, write the run folder.",
+        help="train as a config says, into a run folder with models, scaler, τ and metrics",
+        description="Split and scale rows, train autoencoder and classifier, compute τ, measure, write the run folder.",
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --out runs/home --top-n 20",
         formatter_class=raw,
     )
@@ -71,48 +82,56 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "every key",
     )
     fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder to write")
-    fit.add_argument("--top-n", type=int, metavar="N", help="keep only the N best columns by Fisher score")
+    fit.add_argument("--top-n", type=int, metavar="N", help="use only the N best columns by Fisher score")
     fit.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
-        help="where the config's first data source lies, instead of its path",
+        help="path of the config's first data source, instead of the path it names",
     )
     fit.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write losses for TensorBoard (needs the package tensorboard)"
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write losses for TensorBoard to DIR (needs the package tensorboard)",
     )
     fit.add_argument(
-        "--checkpoints", type=Path, metavar="DIR", help="keep the best network so far there while it trains"
+        "--checkpoints", type=Path, metavar="DIR", help="save the best network so far in DIR during training"
     )
     fit.add_argument(
         "--store",
         type=Path,
         metavar="DIR",
-        help="for more rows than memory holds: read them once into DIR and train from there, on all of them "
+        help="for more rows than fit into memory: read them once into DIR and train from there, on all of them "
         "(max_rows does not apply)",
     )
     fit.add_argument(
         "--workers",
         metavar="HOST:PORT,...",
-        help="train on several machines: the addresses of all, the same list on each",
+        help="train on several machines: the addresses of all of them, the same list on each",
     )
     fit.add_argument(
-        "--worker", type=int, default=0, metavar="N", help="which of them this is; 0 writes the run folder"
+        "--worker",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of this machine in that list, from 0; machine 0 writes the run folder",
     )
 
-    for name, summary in MODULES.items():
+    for name, (module, summary) in MODULES.items():
         more = commands.add_parser(name, help=summary, formatter_class=raw)
-        if command == name:  # each of these modules knows its own arguments
-            importlib.import_module(f"trainer.{name}").add_arguments(more)
+        if command == name:  # only this module is imported: each describes its own arguments
+            importlib.import_module(module).add_arguments(more)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one sub-command; 2 for a bad command line, config or input, 1 for a capture that ended early."""
+    """Run one sub-command; return 2 for a bad command line, config or input, 1 for a capture that ended early."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else None).parse_args(argv)
     if args.command in MODULES:
-        return int(importlib.import_module(f"trainer.{args.command}").run(args, shlex.join([*PROG.split(), *argv])))
+        module, _ = MODULES[args.command]
+        return int(importlib.import_module(module).run(args, shlex.join([*PROG.split(), *argv])))
     if args.command == "extract":
         return _extract(args)
     return _fit(args, shlex.join([*PROG.split(), *argv]))
@@ -125,9 +144,11 @@ def _fit(args: argparse.Namespace, command: str) -> int:
     try:
         chosen = config.load(args.config, args.data, args.top_n)
     except SettingsError as error:
-        return _refuse(error)
+        return refuse(PROG, error)
 
-    from trainer import autoencoder, dataset, fit, workers
+    from trainer.data.row_table import DatasetError
+    from trainer.fit import autoencoder, fit, workers
+    from trainer.fit.row_parts import FitError
 
     try:
         joined = None if args.workers is None else workers.join(args.workers.split(","), args.worker)
@@ -140,29 +161,24 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             if folder is not None
         ]
         if args.store is not None:
-            from trainer import whole
+            from trainer.fit import fit_from_disk
 
-            whole.run(chosen, args.out, command, args.store, autoencoder.all_of(watches), joined)
+            fit_from_disk.run(chosen, args.out, command, args.store, autoencoder.all_of(watches), joined)
         else:
             fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
-    except (dataset.DatasetError, fit.FitError, autoencoder.TrainingError, workers.WorkersError) as error:
-        return _refuse(error)
-    except OSError as error:  # inputs are read in dataset: what is left is the run folder
-        return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
-    return 0
+    except (DatasetError, FitError, autoencoder.TrainingError, workers.WorkersError) as error:
+        return refuse(PROG, error)
+    except OSError as error:  # readers of data raise a DatasetError instead, so this one comes from the run folder
+        return refuse(PROG, f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
+    return OK
 
 
 def _extract(args: argparse.Namespace) -> int:
     if args.max_streams < 1:
-        return _refuse("--max-streams must be at least 1")
-    from trainer import extract
+        return refuse(PROG, "--max-streams must be at least 1")
+    from trainer.data import extract
 
     return extract.run(args.captures, args.out, args.schema, args.max_streams)
-
-
-def _refuse(reason: object) -> int:
-    print(f"{PROG}: {reason}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

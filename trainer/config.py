@@ -1,6 +1,6 @@
-"""What `botwatch trainer fit` is told: one frozen dataclass, read once from YAML (configs/trainer.yaml explains it).
+"""The settings of `botwatch trainer fit`: one frozen dataclass, read once from YAML (configs/trainer.yaml explains it).
 
-Light on purpose: a mistyped key is reported before TensorFlow is imported.
+This module imports nothing heavy, so that a mistyped key is reported before TensorFlow is loaded.
 """
 
 import dataclasses
@@ -9,27 +9,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.calibrate import COUNT_COLUMNS
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
-from trainer.protocol import Split
+from trainer.data.protocol import Split
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """One source of rows. Relative paths are relative to the config file."""
 
     kind: Literal["captures", "rows", "nbaiot"]
     path: Path
-    root: Path | None = None  # captures: folder the manifest's file names start from; its own folder by default
+    root: Path | None = None  # captures: folder that file names in the manifest are relative to; by default its own
     devices: tuple[str, ...] = within((), 0, 100_000)  # only these; empty: all
     labels: tuple[str, ...] = within((), 0, 10_000)  # only these; empty: all
     device: str | None = within(None, 1, 128)  # rows: for files without a device column
     label: str | None = within(None, 1, 128)  # rows: for files without a label column
-    generated: bool = False  # rows: made from generated traffic (captures say so in their manifest)
+    generated: bool = False  # rows: made of generated traffic (for captures the manifest says it)
 
     def __post_init__(self) -> None:
         check(self)
@@ -37,12 +36,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Scaling:
-    """See `edge_agent.contract.scaling`."""
+    """Settings of the scaler, see `edge_agent.contract.scaling`."""
 
     squash: Literal["log1p", "none"] = "log1p"
     clip: float | None = within(10.0, 1e-3, 1e6)
     floor: float = within(SCALE_FLOOR, 1e-12, 1e6)
-    fit_on: Literal["train", "train+optimise"] = "train"  # the latter lets τ's rows into the scaler, as the study did
+    fit_on: Literal["train", "train+optimise"] = "train"  # the latter fits the scaler on τ's rows too, as the study did
 
     def __post_init__(self) -> None:
         check(self)
@@ -56,8 +55,8 @@ Optimiser = Literal["adam", "adamw", "nadam", "rmsprop", "adagrad", "sgd"]
 class Network:
     """Shape of the autoencoder. ``hidden`` are widths of the hidden layers as shares of the number of columns.
 
-    ``head`` `clipped` is min(1, max(0, w·h + b)), the output the study's slides show: a baseline. Its gradient is zero
-    outside (0, 1), so a column that starts there never learns, and z outside cannot be rebuilt.
+    ``head`` `clipped` is min(1, max(0, w·h + b)), the output on the study's slides, as a baseline. Its gradient is zero
+    outside (0, 1): a column that starts there never learns, and values of z outside cannot be reconstructed.
     """
 
     hidden: tuple[float, ...] = within((0.75, 0.5, 0.25, 0.5, 0.75), 1, 32)
@@ -73,7 +72,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is fitted: mini-batches, early stopping that restores the weights of the best epoch."""
+    """Settings of a fit: mini-batches, and early stopping that restores the weights of the best epoch."""
 
     epochs: int = within(500, 1, 1_000_000)
     batch: int = within(1024, 1, 1 << 20)
@@ -88,14 +87,13 @@ class Training:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What is classified and how it is trained."""
+    """Settings of the classifier: its classes, its shape and its training."""
 
     enabled: bool = True
-    rows_per_class: int = within(
-        20_000, 1, 10**9
-    )  # of the train part; more are sampled evenly, what imbalance is left is weighted
+    # of the train part; more rows are sampled evenly, and classes with fewer weigh as much as the others
+    rows_per_class: int = within(20_000, 1, 10**9)
     classes: dict[str, str] = within({}, 0, 10_000)  # label -> class, for labels trained as one
-    merge: bool = True  # types of a family that the rows do not tell apart become one class
+    merge: bool = True  # types of a family that the rows do not distinguish become one class
     hidden: tuple[int, ...] = within((8, 8), 0, 32)  # widths of the hidden layers
     head: Literal["softmax", "clipped"] = "softmax"  # clipped: min(1, max(0, w·h + b)) per class, a baseline
     training: Training = Training(epochs=200, batch=256, patience=15)
@@ -110,46 +108,46 @@ _STARTS = {
     "new_peers": {"5": 8.0, "3": 8.0, "1": 8.0, "0.1": 13.0, "0.01": 20.0},
     "new_sockets": {"5": 16.0, "3": 16.0, "1": 20.0, "0.1": 40.0, "0.01": 133.0},
 }
-"""About the highest counts of healthy devices that start, in captures of IoTEnsemble, IoT Sentinel and Kitsune."""
+"""About the highest counts of healthy devices at start, in captures of IoTEnsemble, IoT Sentinel and Kitsune."""
 
 
 def _floors(peers: float, sockets: float) -> dict[str, float]:
-    """Those counts, times a factor for each kind."""
-    found = {}
-    for column in COUNT_COLUMNS:
+    """Return the counts of `_STARTS` by column, times a factor for each kind."""
+    floors = {}
+    for column in cols.COUNT_COLUMNS:
         _, decay, kind = column.split("_", 2)
         start = _STARTS[kind][decay.removeprefix("L")]
-        found[column] = float(round(start * (peers if kind == "new_peers" else sockets)))
-    return found
+        floors[column] = float(round(start * (peers if kind == "new_peers" else sockets)))
+    return floors
 
 
 @dataclass(frozen=True)
 class DecisionSettings(Rules):
-    """What `edge_agent.calibrate` is told, beside the scores; its `Rules` go into the bundle as they are.
+    """Settings of `edge_agent.detection.calibrate`; the fields of `Rules` go into the bundle unchanged.
 
-    With ``vote`` at `auto`, ``vote_k`` and ``vote_w`` come from the autocorrelation of benign scores instead.
+    With ``vote`` `auto`, ``vote_k`` and ``vote_w`` are computed from the autocorrelation of benign scores instead.
     """
 
     n: float = within(10.0, 0.0, 1e6)
     vote: Literal["auto", "fixed"] = "auto"
     margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
-    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(COUNT_COLUMNS))
-    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(COUNT_COLUMNS))
+    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(cols.COUNT_COLUMNS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNT_COLUMNS))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("floors", "warmup_floors"):
             for column, floor in getattr(self, key).items():
-                if column not in COUNT_COLUMNS:
-                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(COUNT_COLUMNS)}")
+                if column not in cols.COUNT_COLUMNS:
+                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNT_COLUMNS)}")
                 if not floor > 0:
                     raise ValueError(f"{key}: {column} must be above 0, is {floor:g}")
 
 
 @dataclass(frozen=True)
 class DeviceStudy:
-    """How a study trained one device's autoencoder, and the τ (tr*) and window (ws*) it published for it."""
+    """Training of one device's autoencoder in a study, and the τ (tr*) and window (ws*) published for it."""
 
     learning_rate: float = within(MISSING, 1e-9, 100.0)
     epochs: int = within(MISSING, 1, 1_000_000)
@@ -162,13 +160,13 @@ class DeviceStudy:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What `botwatch trainer study` measures beside a fit."""
+    """Settings of `botwatch trainer study` beside those of a fit."""
 
-    max_n: int = within(10, 1, 1000)  # its table of τ = mean + N·std goes from 1 to this
-    leave_out: tuple[str, ...] = within((), 0, 10_000)  # labels that take no part; they are scored apart
-    rows_per_type: int = within(100_000, 1, 10**9)  # of each Mirai type, for the classifier of types
-    per_device: bool = False  # an autoencoder for each device beside the shared one
-    devices: dict[str, DeviceStudy] = within({}, 0, 10_000)  # others are trained as `autoencoder` says
+    max_n: int = within(10, 1, 1000)  # largest N in the table of τ = mean + N·std
+    leave_out: tuple[str, ...] = within((), 0, 10_000)  # labels that do not take part; their rows are scored separately
+    rows_per_type: int = within(100_000, 1, 10**9)  # rows of each Mirai type, for the classifier of types
+    per_device: bool = False  # also train an autoencoder for each device
+    devices: dict[str, DeviceStudy] = within({}, 0, 10_000)  # all other devices are trained as `autoencoder` says
 
     def __post_init__(self) -> None:
         check(self)
@@ -176,16 +174,16 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a fit depends on beside the data itself."""
+    """Everything that a fit depends on, apart from the data itself."""
 
-    data: tuple[Entry, ...] = within(MISSING, 1, 100_000)
+    data: tuple[DatasetEntry, ...] = within(MISSING, 1, 100_000)
     seed: int = within(1, 0, 2**32 - 1)
     schemas: tuple[str, ...] = within((cols.CLEAN, cols.DEVICE), 1, len(cols.SCHEMAS))
     columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # empty: all of the schemas
-    drop_columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # prefixes: HH_jit drops 15 jitter columns
-    top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # keep the n best by Fisher score
-    rank_by: Literal["label", "family", "attack"] = "label"  # what the score tells apart
-    max_rows: int = within(200_000, 1, 10**9)  # per file, device and label
+    drop_columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # prefixes: HH_jit drops the 15 jitter columns
+    top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # use the n best by Fisher score
+    rank_by: Literal["label", "family", "attack"] = "label"  # groups of rows that the score compares
+    max_rows: int = within(200_000, 1, 10**9)  # of each file, device and label
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)
@@ -207,7 +205,7 @@ class Config:
         self.model_columns()
 
     def model_columns(self) -> tuple[str, ...]:
-        """The columns a model may use, before ``top_n``; ValueError names what is unknown."""
+        """Return the columns that a model may use, before ``top_n``; ValueError names an unknown one."""
         known = [c for schema in self.schemas for c in cols.SCHEMAS[schema]]
         for column in self.columns:
             if column not in known:
@@ -218,7 +216,7 @@ class Config:
                 raise ValueError(f"drop_columns: no column starts with {prefix!r}")
             chosen = [c for c in chosen if not c.startswith(prefix)]
         if not chosen:
-            raise ValueError("columns: none is left to train on")
+            raise ValueError("columns: drop_columns leaves no column to train on")
         return tuple(chosen)
 
 
@@ -226,16 +224,16 @@ PROTOCOLS = Path("protocols")
 
 
 def presets() -> dict[str, Path]:
-    """The configurations that come with botwatch, by name."""
+    """Return the configurations that come with botwatch, by name."""
     folder = Path(str(files("configs"))) / PROTOCOLS
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Config:
-    """The configuration at ``path``, or the preset of that name, with absolute paths; SettingsError says what is wrong.
+    """Return the configuration at ``path``, or the preset of that name, with absolute paths; SettingsError if invalid.
 
-    ``data`` replaces where the first source of rows lies (its root when it has one), ``top_n`` the config's own. Where
-    published files are expected, a Parquet file of rows or captures with a manifest do as well.
+    ``data`` replaces the path of the first source of rows (its root if it has one), ``top_n`` the config's own value.
+    Where published files are expected, ``data`` may also be a Parquet file of rows, or captures with a manifest.
     """
     if not path.exists() and str(path) in (known := presets()):
         path = known[str(path)]
@@ -260,7 +258,7 @@ def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Conf
 
 
 def plain(value: Any) -> Any:
-    """``value`` (a settings dataclass) as YAML can write it and `load` reads it again."""
+    """Return ``value`` (a settings dataclass) as plain data that YAML can write and `load` reads again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -2,24 +2,24 @@
 
 Knows what the traffic of cheap devices looks like on the wire (benign, per kind of device, by the hour of the day) and
 what is publicly known of the traffic of Mirai and BASHLITE (gafgyt): ports, sizes, flags, rates, spoofing. Packets are
-rows of numbers that become bytes in a pcap file; nothing here can send one, payloads are zero or random bytes, and
-neither malware nor an exploit is in it. How captures become data sets is the business of `trainer.dataset`; the
-manifest written here is its format.
+rows of numbers that become bytes in a pcap file. Nothing here can send a packet, payloads are zero or random bytes, and
+there is neither malware nor an exploit in this file. `trainer.data.dataset` turns captures into data sets; the manifest
+written here has its format.
 
-Everything is generated and everything says so. Equal plans give equal bytes: all chance comes from the seed, the
-device's name and the day. Another seed is another home: other cloud hosts, addresses, periods, sizes and network
+Everything is generated and everything says so. Equal plans give equal bytes: all random numbers depend on the seed, the
+device's name and the day. Another seed gives another home: other cloud hosts, addresses, periods, sizes and network
 stacks.
 
-Labels. In an attack capture every frame the infected device's MAC sends between the attack's first and last packet
-counts as the attack's. The device's own traffic goes on beneath it, so a few rows in a thousand of a flood (more of a
-slow scan) are benign ones with the attack's label, as they are in N-BaIoT. Sources spoofed at the IP layer keep the
-device's MAC, as on a real LAN.
+Labels. In an attack capture every frame that the infected device's MAC sends between the attack's first and last packet
+counts as the attack's. The device's benign traffic continues meanwhile, so that a few rows in a thousand of a flood
+(more of a slow scan) are benign rows with the attack's label, as they are in N-BaIoT. Sources spoofed at the IP layer
+keep the device's MAC, as on a real LAN.
 
-Where the shapes come from: Mirai's published source (bot/scanner.c, attack_udp.c, attack_tcp.c) and that of
-BASHLITE (client.c) for header fields, ports, sizes and state machines; N-BaIoT (Meidan et al. 2018) for the rates
-real devices reach under both (its λ=1 weights are 250 to 850 packets/s, far below what the code would like to send)
-and for which floods had spoofed sources; the captures of IoTEnsemble and IoT Sentinel for benign periods and sizes
-(looked at, not copied).
+Sources of the traffic's traits: Mirai's published source (bot/scanner.c, attack_udp.c, attack_tcp.c) and that of
+BASHLITE (client.c) for header fields, ports, sizes and state machines; N-BaIoT (Meidan et al. 2018) for the rates that
+real devices reach under both (its λ=1 weights are 250 to 850 packets/s, far below the rate the code aims at) and for
+the floods that had spoofed sources; the captures of IoTEnsemble and IoT Sentinel for benign periods and sizes (studied,
+not copied).
 """
 
 import argparse
@@ -27,7 +27,6 @@ import heapq
 import os
 import random
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -39,16 +38,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.contract import pcapfile
 from edge_agent.contract.captures import MANIFEST, mac_text
+from edge_agent.contract.cli import OK, refuse
 from edge_agent.progress import Progress
+
+PROG = "botwatch trainer generate"
 
 Records = npt.NDArray[np.void]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 DEVICES: tuple[str, ...] = ("camera", "plug", "thermostat", "doorbell", "gateway", "speaker", "bulb")
-"""Kinds of device. The first five are the default; the last two are there to be the ones a fit has not seen: a bulb
-does what others do too, a speaker also streams music, which none of the five does."""
+"""Kinds of device. The first five are the default; the last two are for tests with devices that a fit has not seen: a
+bulb behaves like others, a speaker also streams music, which none of the five does."""
 
 ATTACKS: tuple[str, ...] = (
     "mirai.scan",
@@ -62,17 +65,17 @@ ATTACKS: tuple[str, ...] = (
     "gafgyt.udp",
     "gafgyt.combo",
 )
-"""The ten attacks of N-BaIoT, by its data keys."""
+"""The ten attacks of N-BaIoT, by the keys of its data."""
 
 CHECKINS: tuple[str, ...] = ("checkins.held", "checkins.anew", "checkins.unanswered", "checkins.refused")
-"""A bot's check-ins with its command server, made only when asked for: on one connection that is held, on a new one
-each time, or with a server that is gone, whose address is dead or whose port is closed."""
+"""A bot's check-ins with its command server, generated only on request: on one connection that stays open, on a new
+connection each time, or with a server that is gone, so that its address is dead or its port is closed."""
 
 CHECKIN_SECONDS = 3600.0
-"""How long they last unless told otherwise."""
+"""Duration of check-ins, unless the plan gives another."""
 
 SECOND = 1_000_000
-"""Time is whole microseconds, what a classic pcap file can say."""
+"""Time is in whole microseconds, the resolution of a classic pcap file."""
 
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86_400 * SECOND
 
@@ -82,28 +85,28 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True)
-class Attack:
-    """One attack and how it departs from the malware's defaults (None: as the malware does it).
+class AttackPlan:
+    """One attack and its deviations from the malware's defaults (None: as the malware does it).
 
-    >>> Attack.parse("mirai.scan:rate=10:port=2323")
-    Attack(label='mirai.scan', rate=10.0, port=2323, size=None, spoof=None, seconds=None)
-    >>> Attack.parse("gafgyt.udp:spoof=own").name
+    >>> AttackPlan.parse("mirai.scan:rate=10:port=2323")
+    AttackPlan(label='mirai.scan', rate=10.0, port=2323, size=None, spoof=None, seconds=None)
+    >>> AttackPlan.parse("gafgyt.udp:spoof=own").name
     'gafgyt.udp-spoof=own'
     """
 
     label: str
     rate: float | None = None
-    """Packets per second, of a connecting attack about; of check-ins how many of them."""
+    """Packets per second, approximate for attacks that connect; for check-ins, check-ins per second."""
     port: int | None = None
     size: int | None = None
     """Payload bytes of a packet."""
     spoof: str | None = None
-    """Source addresses of a raw-socket flood: own | any | subnet (one of the device's /24)."""
+    """Source addresses of a raw-socket flood: own | any | subnet (any of the device's /24)."""
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Attack":
-        """`label[:key=value]...`, the form of --attacks."""
+    def parse(cls, text: str) -> "AttackPlan":
+        """Read `label[:key=value]...`, the form of --attacks."""
         label, *options = text.split(":")
         if label not in ATTACKS + CHECKINS:
             raise PlanError(f"unknown attack {label!r}; known: {', '.join(ATTACKS + CHECKINS)}")
@@ -121,7 +124,7 @@ class Attack:
         return attack
 
     def check(self, text: str) -> None:
-        """Refuses what the wire or the malware cannot do."""
+        """Raise PlanError for a value that the wire or the malware does not allow."""
         rates = (1 / 300, 1.0) if self.label in CHECKINS else (0.05, 100_000.0)
         bounds = {"rate": rates, "port": (1, 65535), "size": (0, 1400), "seconds": (0.05, 3600.0)}
         for key, (low, high) in bounds.items():
@@ -132,26 +135,26 @@ class Attack:
             raise PlanError(f"{text}: spoof is {self.spoof!r}; known: own, any, subnet")
         if self.spoof not in (None, "own") and self.label not in RAW_FLOODS:
             raise PlanError(
-                f"{text}: {self.label} cannot spoof, it needs the answers; spoof is for {', '.join(RAW_FLOODS)}"
+                f"{text}: {self.label} cannot spoof because it needs the answers; only {', '.join(RAW_FLOODS)} can"
             )
 
     @property
     def name(self) -> str:
-        """The label and the departures from it, good as a file name."""
+        """The label and the deviations from the defaults, usable as a file name."""
         options = [(key, getattr(self, key)) for key in ("rate", "port", "size", "spoof", "seconds")]
         return "-".join(
             [self.label, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options if v is not None)]
         )
 
-    def lasts(self, seconds: float) -> float:
-        """Its seconds, where the plan's attacks take ``seconds``."""
+    def duration(self, seconds: float) -> float:
+        """Return its duration in seconds, in a plan whose attacks last ``seconds``."""
         usual = CHECKIN_SECONDS if self.label in CHECKINS else seconds
         return usual if self.seconds is None else self.seconds
 
     @property
     def spoofed(self) -> bool:
-        """Whether source addresses are not the device's own: by default where BASHLITE does (as in N-BaIoT), on
-        demand for Mirai."""
+        """True if source addresses are not the device's own: by default where BASHLITE spoofs (as in N-BaIoT), on
+        request for Mirai."""
         return RAW_FLOODS.get(self.label, "own") != "own" if self.spoof is None else self.spoof != "own"
 
 
@@ -159,37 +162,37 @@ RAW_FLOODS = {
     "mirai.syn": "own",  # attack_tcp.c: ATK_OPT_SOURCE defaults to LOCAL_ADDR, 255.255.255.255 means any
     "mirai.ack": "own",
     "mirai.udp": "own",
-    "gafgyt.tcp": "any",  # client.c: the netmask argument; N-BaIoT's rows are of ever new sources
+    "gafgyt.tcp": "any",  # client.c: the netmask argument; each row of N-BaIoT has a new source
     "gafgyt.udp": "any",
 }
-"""Floods from raw sockets, which can spoof, and what they do unasked."""
+"""Floods from raw sockets, which can spoof -> their source addresses by default."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to generate. Equal plans give equal files."""
+    """Everything to generate. Equal plans give equal files."""
 
     seed: int = 1
     start: datetime = datetime(2026, 1, 5, tzinfo=UTC)
     days: int = 2
     hours: float = 2.0
-    """Length of each benign capture, at an hour of the day that the seed chooses (from midnight when over 16)."""
+    """Length of each benign capture, at an hour of the day that the seed chooses (midnight for 15 hours or more)."""
     devices: tuple[str, ...] = DEVICES[:5]
-    """Kinds; a kind named twice is two devices."""
+    """Kinds of device; a kind that occurs twice gives two devices."""
     attacks: tuple[str, ...] = ATTACKS
     infected: tuple[str, ...] = ()
-    """Names of the devices that attack, each with every attack; empty is the first device."""
+    """Names of the devices that attack, each with every attack; empty: the first device."""
     attack_seconds: float = 30.0
     lead_minutes: float = 15.0
-    """Benign before the attack, longer than a detector's warm-up."""
+    """Benign minutes before the attack, longer than a detector's warm-up."""
     tail_minutes: float = 5.0
     max_attack_packets: int = 20_000
-    """Bound of one attack's own packets; the rate stays true, the attack ends earlier."""
+    """Bound of the packets of one attack; the rate stays as planned, the attack ends earlier."""
     snaplen: int = 128
-    """Captured bytes of a frame; its length on the wire is kept."""
+    """Captured bytes of a frame; its length on the wire is recorded in full."""
 
     def check(self) -> None:
-        """Refuses a plan that cannot be generated, naming the value."""
+        """Raise PlanError for a plan that cannot be generated; the message names the value."""
         for kind in self.devices:
             if kind not in DEVICES:
                 raise PlanError(f"unknown device {kind!r}; known: {', '.join(DEVICES)}")
@@ -210,10 +213,10 @@ class Plan:
             raise PlanError(f"start is {self.start:%Y-%m-%d}, must be 1970 to 2100")
         if not self.devices:
             raise PlanError("devices is empty")
-        files = [Attack.parse(text).name for text in self.attacks]
+        files = [AttackPlan.parse(text).name for text in self.attacks]
         for name in files:
             if files.count(name) > 1:
-                raise PlanError(f"attack {name!r} is asked for twice and would be one file")
+                raise PlanError(f"attack {name!r} occurs twice; both would be the same file")
         names = [device.name for device in _devices(self)]
         for name in self.infected:
             if name not in names:
@@ -256,33 +259,33 @@ RECORD = np.dtype(
         ("tsecr", "<u4"),
     ]
 )
-"""One IPv4 packet over TCP or UDP. The rest (ARP, ICMP, IGMP) is rare and made frame by frame."""
+"""One IPv4 packet over TCP or UDP. All others (ARP, ICMP, IGMP) are rare and made frame by frame."""
 
 
 def _put(matrix: Bytes, offset: int, values: npt.NDArray[Any], width: int) -> None:
-    """Writes one number per row, big-endian, `width` bytes of it."""
+    """Write one number per row, big-endian, in `width` bytes."""
     raw = np.ascontiguousarray(values, dtype=">u8").view(np.uint8).reshape(-1, 8)
     matrix[:, offset : offset + width] = raw[:, 8 - width :]
 
 
 def _sum16(matrix: Bytes) -> npt.NDArray[np.uint64]:
-    """Sum of the big-endian 16-bit words of each row; the number of columns is even."""
+    """Return the sum of the big-endian 16-bit words of each row; the number of columns is even."""
     total: npt.NDArray[np.uint64] = np.ascontiguousarray(matrix).view(">u2").sum(axis=1, dtype=np.uint64)
     return total
 
 
 def _fold(total: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The Internet checksum (RFC 1071) of sums of 16-bit words."""
+    """Return the Internet checksum (RFC 1071) of sums of 16-bit words."""
     for _ in range(3):
         total = (total & np.uint64(0xFFFF)) + (total >> np.uint64(16))
     return total ^ np.uint64(0xFFFF)
 
 
 def _frames(rows: Records, heads: Bytes) -> tuple[Bytes, npt.NDArray[np.int64]]:
-    """Frames of packets of one protocol and one set of TCP options, and their lengths on the wire.
+    """Return frames of packets of one protocol and one set of TCP options, and their lengths on the wire.
 
-    A payload is its head (row of `heads`) and zeros to its size; zeros do not change a checksum, so it is right for the
-    whole packet though only the head is ever made.
+    A payload is its head (row of `heads`) followed by zeros up to its size. Zeros do not change a checksum, so that it
+    is correct for the whole packet although only the head is generated.
     """
     n = len(rows)
     tcp = bool(rows["proto"][0] == TCP)
@@ -318,7 +321,7 @@ def _frames(rows: Records, heads: Bytes) -> tuple[Bytes, npt.NDArray[np.int64]]:
     pseudo = _sum16(m[:, 26:34]) + rows["proto"].astype(np.uint64) + (header + size).astype(np.uint64)
     check = _fold(_sum16(m[:, 34:]) + pseudo)
     if not tcp:
-        check[check == 0] = 0xFFFF  # RFC 768: zero says there is none
+        check[check == 0] = 0xFFFF  # RFC 768: zero means no checksum
     _put(m, 50 if tcp else 40, check, 2)
     return m, np.maximum(60, 34 + header + size)  # Ethernet pads to 60
 
@@ -335,7 +338,7 @@ def _put_options(m: Bytes, options: int, rows: Records) -> None:
         m[:, 58:62] = (4, 2, 8, 10)
         _put(m, 62, rows["tsval"], 4)
         _put(m, 66, rows["tsecr"], 4)
-        m[:, 70:74] = (1, 3, 3, 6)  # Mirai says 6 too (64), as many a small Linux does
+        m[:, 70:74] = (1, 3, 3, 6)  # window scale 6 (64), in Mirai as in many small Linux systems
 
 
 def _checksum(data: bytes) -> int:
@@ -354,7 +357,7 @@ def _heads(heads: Sequence[bytes]) -> Bytes:
 
 
 class _Tape:
-    """The packets of one capture in any order, until they are written in order of time."""
+    """The packets of one capture, added in any order and written in order of time."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
@@ -363,25 +366,25 @@ class _Tape:
         self._bulk: list[tuple[Records, Bytes]] = []
 
     def row(self, row: tuple[int, ...], head: bytes) -> None:
-        """One packet, its fields in RECORD's order."""
+        """Add one packet, its fields in RECORD's order."""
         self._rows.append(row)
         self._heads.append(head)
 
     def raw(self, t: int, frame: bytes) -> None:
-        """One whole frame."""
+        """Add one complete frame."""
         self._raw.append((t, frame.ljust(60, b"\0")))
 
     def bulk(self, rows: Records, heads: Bytes) -> None:
-        """Many packets at once; `heads` has one row of payload bytes per packet."""
+        """Add many packets at once; `heads` has one row of payload bytes per packet."""
         if len(rows):
             self._bulk.append((rows, heads))
 
     def mark(self) -> tuple[int, int]:
-        """Where the tape is now, for `span`."""
+        """Return the present end of the tape, for `span`."""
         return len(self._rows), len(self._bulk)
 
     def span(self, mark: tuple[int, int], mac: int) -> tuple[int, int]:
-        """Times of the first and the last TCP or UDP packet that `mac` sent since the mark, in order of time."""
+        """Return the times of the first and the last TCP or UDP packet that `mac` sent since the mark."""
         times = [row[0] for row in self._rows[mark[0] :] if row[2] == mac]
         for rows, _ in self._bulk[mark[1] :]:
             mine = rows["t"][rows["smac"] == mac]
@@ -389,30 +392,30 @@ class _Tape:
         return min(times), max(times)
 
     def write(self, path: Path, begin: int, end: int, snaplen: int) -> int:
-        """Writes the packets within [begin, end) as pcap, atomically, and says how many they were."""
+        """Write the packets within [begin, end) as pcap, atomically, and return their number."""
         times, wires, stored = self._encode(snaplen)
         order = np.argsort(times, kind="stable")
         order = order[(times[order] >= begin) & (times[order] < end)]
-        kept = np.minimum(wires, snaplen)
-        header = np.empty((len(order), 4), "<u4")
+        captured = np.minimum(wires, snaplen)
+        header = np.empty((len(order), 4), np.uint32)
         header[:, 0] = times[order] // SECOND
         header[:, 1] = times[order] % SECOND
-        header[:, 2] = kept[order]
+        header[:, 2] = captured[order]
         header[:, 3] = wires[order]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         with part.open("wb") as file:
-            file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snaplen, 1))
+            file.write(pcapfile.file_header(snaplen, magic=pcapfile.MAGIC_US))
             columns = np.arange(16 + stored.shape[1])
             for at in range(0, len(order), 65536):
                 chosen = order[at : at + 65536]
                 block = np.concatenate([header[at : at + 65536].view(np.uint8), stored[chosen]], axis=1)
-                file.write(block[columns < 16 + kept[chosen][:, None]].tobytes())
+                file.write(block[columns < 16 + captured[chosen][:, None]].tobytes())
         part.replace(path)
         return len(order)
 
     def _encode(self, snaplen: int) -> tuple[Ints, Ints, Bytes]:
-        """Time, length on the wire and captured bytes of every packet."""
+        """Return time, length on the wire and captured bytes of every packet."""
         groups = list(self._bulk)
         if self._rows:
             groups.append((np.array(self._rows, RECORD), _heads(self._heads)))
@@ -454,12 +457,12 @@ _RESERVED = (
     *((first, 8) for first in (0, 3, 6, 7, 10, 11, 15, 16, 17, 21, 22, 26, 28, 29, 30, 33, 55, 56, 127, 214, 215)),
     (0x6440, 10), (0xA9FE, 16), (0xAC10, 12), (0xC0A8, 16), (0xC612, 15),
 )  # fmt: skip
-"""Prefixes that Mirai's scanner leaves out (scanner.c, get_random_ip), with 224.0.0.0 and above: private, reserved,
-and some owners."""
+"""Prefixes that Mirai's scanner leaves out (scanner.c, get_random_ip), as it does 224.0.0.0 and above: private and
+reserved ones, and those of some owners."""
 
 
 def _scannable(addresses: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-    """Which addresses Mirai's scanner would try."""
+    """Return a mask of the addresses that Mirai's scanner would try."""
     good = addresses < np.uint32(0xE0000000)
     for prefix, bits in _RESERVED:
         base = prefix << (24 if bits == 8 else 16)
@@ -468,11 +471,11 @@ def _scannable(addresses: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
 
 
 def _scannable_addresses(rng: np.random.Generator, n: int) -> npt.NDArray[np.uint32]:
-    found = np.zeros(0, np.uint32)
-    while len(found) < n:
+    addresses = np.zeros(0, np.uint32)
+    while len(addresses) < n:
         drawn = rng.integers(0, 2**32, 2 * n + 16, dtype=np.uint32)
-        found = np.concatenate([found, drawn[_scannable(drawn)]])
-    return found[:n]
+        addresses = np.concatenate([addresses, drawn[_scannable(drawn)]])
+    return addresses[:n]
 
 
 def _public_address(rng: random.Random) -> int:
@@ -486,9 +489,9 @@ def _multicast_mac(address: int) -> int:
     return 0x01005E000000 | address & 0x7FFFFF
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Home:
-    """What the devices of one seed share: the router (their resolver too), the LAN, a phone with the vendors' apps."""
+    """The part of a home that all its devices share: the router (also their resolver), the LAN, a phone with apps."""
 
     lan: int
     router_mac: int
@@ -502,11 +505,11 @@ class _Home:
         lan = 0xC0A80000 | rng.randrange(256) << 8
         isp_ms = rng.uniform(4, 18)
         return cls(
-            lan,
-            0x02_00_5E_00_00_00 | rng.getrandbits(16),
-            0x02_00_5F_00_00_00 | rng.getrandbits(16),
-            lan | 200 + rng.randrange(50),
-            isp_ms,
+            lan=lan,
+            router_mac=0x02_00_5E_00_00_00 | rng.getrandbits(16),
+            phone_mac=0x02_00_5F_00_00_00 | rng.getrandbits(16),
+            phone=lan | 200 + rng.randrange(50),
+            isp_ms=isp_ms,
         )
 
     @property
@@ -514,34 +517,34 @@ class _Home:
         return self.lan | 1
 
 
-@dataclass(frozen=True)
-class _Host:
+@dataclass(frozen=True, kw_only=True)
+class _CloudHost:
     """One of a device's servers in the cloud: a name with a pool of addresses that rotate."""
 
     name: str
     pool: tuple[int, ...]
     answers: int
-    """Addresses in one DNS answer."""
+    """Number of addresses in one DNS answer."""
     rtt_ms: float
     ttl: int
     certificate: int
-    """Bytes of its TLS hello and certificate chain."""
+    """Size of its TLS hello and certificate chain, in bytes."""
     cname: str
 
 
-@dataclass(frozen=True)
-class _Device:
-    """One device of a home: what the seed made of its kind. `traits` are the numbers the behaviours read."""
+@dataclass(frozen=True, kw_only=True)
+class _DeviceProfile:
+    """One device of a home: the seed's variant of its kind. `traits` are the numbers that its behaviour depends on."""
 
     kind: str
     name: str
     mac: int
     ip: int
     home: _Home
-    hosts: dict[str, _Host]
+    hosts: dict[str, _CloudHost]
     traits: dict[str, float]
     linux: bool
-    """A small Linux, else a bare TCP/IP stack such as lwIP: other options, windows and ports."""
+    """True for a small Linux, False for a bare TCP/IP stack such as lwIP: other options, windows and ports."""
 
 
 _ROLES = {
@@ -555,7 +558,7 @@ _ROLES = {
 }
 
 
-def _devices(plan: Plan) -> list[_Device]:
+def _devices(plan: Plan) -> list[_DeviceProfile]:
     home = _Home.of(plan.seed)
     counts: dict[str, int] = {}
     made = []
@@ -565,7 +568,7 @@ def _devices(plan: Plan) -> list[_Device]:
     return made
 
 
-def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _Device:
+def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _DeviceProfile:
     name = f"{kind}-{number}"
     rng = random.Random(f"{seed}/{name}")
     vendor = f"{rng.choice('bdfglmnprstvz')}{rng.choice('aeiou')}{rng.choice('bdfglmnprstvz')}{rng.choice('aeiou')}"
@@ -575,7 +578,7 @@ def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _Devi
         nets = [_public_address(rng) & 0xFFFFFF00 for _ in range(rng.randint(1, 3))]
         pool = tuple(rng.choice(nets) | rng.randrange(1, 255) for _ in range(rng.randint(3, 16)))
         domain = "pool.ntp.example" if role == "ntp" else f"{vendor}.example"
-        hosts[role] = _Host(
+        hosts[role] = _CloudHost(
             name=f"{rng.randrange(4)}.{domain}" if role == "ntp" else f"{role}-{region}.{domain}",
             pool=pool,
             answers=rng.randint(1, 4),
@@ -620,7 +623,8 @@ def _device(seed: int, home: _Home, kind: str, number: int, place: int) -> _Devi
         "burst_us": rng.uniform(60, 260),
     }
     mac = 0x02 << 40 | random.Random(f"{seed}/mac").getrandbits(24) << 16 | (DEVICES.index(kind) + 1) << 8 | number
-    return _Device(kind, name, mac, home.lan | 20 + place, home, hosts, traits, linux)
+    ip = home.lan | 20 + place
+    return _DeviceProfile(kind=kind, name=name, mac=mac, ip=ip, home=home, hosts=hosts, traits=traits, linux=linux)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -657,7 +661,7 @@ def _mdns(service: str, instance: str, answer: bool) -> bytes:
 
 
 def _dhcp(op: int, kind: int, xid: int, mac: int, client: int, yours: int, server: int, host: str) -> bytes:
-    """One BOOTP/DHCP message of 300 bytes: 1 discover, 2 offer, 3 request, 5 ack."""
+    """Return one BOOTP/DHCP message of 300 bytes; `kind` is 1 discover, 2 offer, 3 request, 5 ack."""
     options = bytes([53, 1, kind])
     if op == 1:
         name = host.encode()
@@ -678,7 +682,7 @@ _FOUND = (
 
 
 def _tls(size: int, kind: int = 23) -> bytes:
-    """Head of a TLS record that fills `size` bytes; the rest of it is zeros."""
+    """Return the head of a TLS record that fills `size` bytes; the rest of it is zeros."""
     return struct.pack(">BHH", kind, 0x0303, size - 5)
 
 
@@ -687,13 +691,13 @@ def _client_hello(size: int) -> bytes:
 
 
 def _arp(op: int, smac: int, sip: int, tmac: int, tip: int) -> bytes:
-    to = BROADCAST_MAC if op == 1 else tmac
-    ethernet = to.to_bytes(6, "big") + smac.to_bytes(6, "big") + b"\x08\x06"
-    asked = 0 if op == 1 else tmac
+    destination = BROADCAST_MAC if op == 1 else tmac
+    ethernet = destination.to_bytes(6, "big") + smac.to_bytes(6, "big") + b"\x08\x06"
+    target = 0 if op == 1 else tmac
     return (
         ethernet
         + struct.pack(">HHBBH", 1, 0x0800, 6, 4, op)
-        + smac.to_bytes(6, "big") + sip.to_bytes(4, "big") + asked.to_bytes(6, "big") + tip.to_bytes(4, "big")
+        + smac.to_bytes(6, "big") + sip.to_bytes(4, "big") + target.to_bytes(6, "big") + tip.to_bytes(4, "big")
     )  # fmt: skip
 
 
@@ -717,16 +721,16 @@ def _icmp(kind: int, code: int, rest: bytes) -> bytes:
 
 _EVENINGS = (1, 1, 0, 0, 0, 1, 4, 8, 7, 4, 3, 3, 4, 3, 3, 4, 6, 9, 10, 10, 9, 8, 5, 2)
 _VISITS = (0, 0, 0, 0, 0, 0, 1, 4, 6, 7, 8, 9, 8, 7, 7, 8, 9, 9, 8, 6, 3, 2, 1, 0)
-"""Events by hour of the day, relative: what the people of a house do, and who comes to its door."""
+"""Relative frequency of events by hour of the day: actions of the people of a house, and visits at its door."""
 
 _REPORTING = {"plug": 1, "gateway": 1, "thermostat": 3}
-"""Kinds that report what they measure, and once in how many of their reporting periods."""
+"""Kinds of device that report measurements -> number of reporting periods between two reports."""
 
 
 class _Life:
-    """Makes the packets of one device from `begin` to `end` (µs) as seen on the LAN side of the router."""
+    """The traffic of one device from `begin` to `end` (µs), as seen on the LAN side of the router."""
 
-    def __init__(self, device: _Device, begin: int, end: int, chance: str) -> None:
+    def __init__(self, device: _DeviceProfile, begin: int, end: int, chance: str) -> None:
         self.device, self.home, self.begin, self.end = device, device.home, begin, end
         self.rng = random.Random(chance)
         self.bulk = np.random.default_rng(zlib.crc32(chance.encode()) | self.rng.getrandbits(64) << 32)
@@ -738,27 +742,27 @@ class _Life:
     # -- single packets
 
     def wifi(self) -> int:
-        """Delay between router and device and back, µs: radio, sleep, retries."""
+        """Return a delay from the router to the device and back, µs: radio, sleep, retries."""
         ms = self.device.traits["wifi_ms"] * self.rng.lognormvariate(0, 0.35)
         return int(1000 * (ms + (self.rng.uniform(10, 90) if self.rng.random() < 0.01 else 0)))
 
-    def rtt(self, host: _Host) -> int:
-        """Delay between router and cloud and back, µs."""
+    def rtt(self, host: _CloudHost) -> int:
+        """Return a delay from the router to the cloud and back, µs."""
         return int(1000 * host.rtt_ms * self.rng.lognormvariate(0, 0.06))
 
     def period(self, seconds: float, jitter: float = 0.02) -> int:
-        """One waiting time of about `seconds`, µs."""
+        """Return one waiting time of about `seconds`, µs."""
         return max(1000, int(SECOND * seconds * (1 + self.rng.uniform(-jitter, jitter))))
 
     def next_port(self) -> int:
-        """The next ephemeral port: a small Linux spreads them, a bare stack counts."""
+        """Return the next ephemeral port: a small Linux spreads them, a bare stack counts."""
         self.port += self.rng.randrange(1, 40) * 2 if self.device.linux else 1
         if self.port > 60999:
             self.port = 32768 if self.device.linux else 49152
         return self.port
 
     def next_ident(self) -> int:
-        """The device's next IP identification."""
+        """Return the device's next IP identification."""
         self.ident = self.ident + 1 & 0xFFFF
         return self.ident
 
@@ -775,7 +779,7 @@ class _Life:
         ttl: int = 64,
         mac: int = 0,
     ) -> None:
-        """One datagram; `up` is from the device. `mac` is the peer's when it is not the router."""
+        """Add one datagram, from the device if `up`. `mac` is the peer's if the peer is not behind the router."""
         device = self.device
         other = mac or (_multicast_mac(peer) if peer >> 28 == 14 else self.home.router_mac)
         size = max(size, len(head))
@@ -787,29 +791,29 @@ class _Life:
             addresses = (device.mac, other, UDP, peer, device.ip, sport, dport, size, ttl, self.rng.getrandbits(16))
         self.tape.row((t, *addresses, int(device.linux), 0, 0, 0, 0, 0, 0, 0, 0), head)
 
-    def asks_arp(self, t: int) -> int:
-        """The device looks for the router; the time of the answer."""
+    def resolve_router(self, t: int) -> int:
+        """Let the device resolve the router's address; return the time after the answer."""
         d, h = self.device, self.home
         self.tape.raw(t, _arp(1, d.mac, d.ip, 0, h.router))
         self.tape.raw(t + 180, _arp(2, h.router_mac, h.router, d.mac, d.ip))
         return t + 400
 
-    def asked_arp(self, t: int) -> None:
-        """The router (or the phone) looks for the device."""
+    def be_resolved(self, t: int) -> None:
+        """Let the router (or the phone) resolve the device's address."""
         d, h = self.device, self.home
         mac, ip = (h.router_mac, h.router) if self.rng.random() < 0.85 else (h.phone_mac, h.phone)
         self.tape.raw(t, _arp(1, mac, ip, 0, d.ip))
         self.tape.raw(t + self.wifi(), _arp(2, d.mac, d.ip, mac, ip))
 
     def igmp(self, t: int, group: int) -> None:
-        """The device joins, or confirms, a multicast group."""
+        """Let the device join, or confirm, a multicast group."""
         body = struct.pack(">BBHI", 0x16, 0, 0, group)
         body = body[:2] + struct.pack(">H", _checksum(body)) + body[4:]
         mac, alert = _multicast_mac(group), b"\x94\x04\x00\x00"
         self.tape.raw(t, _ip_frame(self.device.mac, mac, self.device.ip, group, IGMP, 1, body, alert))
 
     def ping(self, t: int) -> None:
-        """Is the router there? Three echo requests, as many a firmware asks before anything else."""
+        """Send three echo requests to the router, as some firmware does before anything else."""
         d, h, ident = self.device, self.home, self.rng.getrandbits(16)
         for n in range(3):
             body = struct.pack(">HH", ident, n) + bytes(56)
@@ -819,8 +823,10 @@ class _Life:
             t += self.period(1.0)
 
     def resolve(self, t: int, role: str) -> tuple[int, int]:
-        """Asks the router for a host's address: a new source port each time, now and then a lost question and a
-        second one."""
+        """Ask the router for a host's address; return the time of the answer and an address.
+
+        Each question has a new source port; now and then one is lost and repeated.
+        """
         rng, host, home = self.rng, self.device.hosts[role], self.home
         kinds = (1, 28) if self.device.traits["aaaa"] else (1,)
         chosen = rng.sample(host.pool, min(host.answers, len(host.pool)))
@@ -844,7 +850,7 @@ class _Life:
     # -- conversations
 
     def dhcp(self, t: int, *, boot: bool) -> int:
-        """A lease: discovered at boot, renewed later."""
+        """Get a lease, by a discovery at boot or a renewal later; return the time after it."""
         d, h, xid = self.device, self.home, self.rng.getrandbits(32)
         host = f"{d.kind}-{d.mac & 0xFFFF:04x}"
         for kind, reply in ((1, 2), (3, 5)) if boot else ((3, 5),):
@@ -858,7 +864,7 @@ class _Life:
         return t
 
     def ntp(self, t: int) -> None:
-        """One question for the time, sometimes unanswered."""
+        """Ask for the time once; sometimes there is no answer."""
         t, address = self.resolve(t, "ntp")
         host, sport = self.device.hosts["ntp"], 123 if self.device.linux else self.next_port()
         stamp = struct.pack(">II", t // SECOND + 2_208_988_800 & 0xFFFFFFFF, 0)
@@ -868,7 +874,7 @@ class _Life:
             self.udp(t + self.rtt(host), address, 123, sport, 48, reply, up=False, ttl=host.ttl)
 
     def connect(self, t: int, role: str, port: int, address: int | None = None) -> "_Flow":
-        """Resolves and opens a TCP connection to one of the device's hosts."""
+        """Resolve one of the device's hosts and open a TCP connection to it."""
         if address is None:
             t, address = self.resolve(t, role)
         flow = _Flow(self, self.device.hosts[role], address, self.next_port(), port)
@@ -876,53 +882,53 @@ class _Life:
         return flow
 
     def tls(self, t: int, role: str, port: int = 443, *, resumed: bool = False) -> "_Flow":
-        """A connection with its TLS handshake."""
+        """Open a connection with its TLS handshake."""
         flow, rng = self.connect(t, role, port), self.rng
         hello = int(self.device.traits["hello_bytes"])
-        flow.say(hello + (180 if resumed else 0), _client_hello(hello + (180 if resumed else 0)), ack=False)
+        flow.send(hello + (180 if resumed else 0), _client_hello(hello + (180 if resumed else 0)), ack=False)
         if resumed:
-            flow.hear(rng.randint(140, 240), _tls(90, 22), ack=False)
-            flow.say(51, _tls(51, 20))
+            flow.receive(rng.randint(140, 240), _tls(90, 22), ack=False)
+            flow.send(51, _tls(51, 20))
         else:
-            flow.hear(flow.host.certificate, _tls(flow.host.certificate, 22))
+            flow.receive(flow.host.certificate, _tls(flow.host.certificate, 22))
             flow.t += rng.randrange(8_000, 220_000)  # a small CPU at its key exchange
-            flow.say(rng.choice((126, 144, 190)), _tls(75, 22), ack=False)
-            flow.hear(rng.choice((51, 107, 258)), _tls(51, 20))
+            flow.send(rng.choice((126, 144, 190)), _tls(75, 22), ack=False)
+            flow.receive(rng.choice((51, 107, 258)), _tls(51, 20))
         return flow
 
     def request(self, t: int, role: str, up: int, down: int, *, resumed: bool = False) -> int:
-        """One HTTPS request on a connection of its own; when it was over."""
+        """Make one HTTPS request on a connection of its own; return the time of its end."""
         flow, rng = self.tls(t, role, resumed=resumed), self.rng
-        flow.say(up, _tls(min(up, 16000)), ack=False)
+        flow.send(up, _tls(min(up, 16000)), ack=False)
         flow.t += rng.randrange(1_000, 80_000)
-        flow.hear(down, _tls(min(down, 16000)))
+        flow.receive(down, _tls(min(down, 16000)))
         flow.close(reset=rng.random() < 0.1)
         return flow.t
 
     def every(self, begin: int, end: int, seconds: float, jitter: float = 0.02, first: float = 1.0) -> Iterator[int]:
-        """Times of something periodic."""
+        """Yield the times of a periodic event."""
         t = begin + self.period(seconds * first * self.rng.uniform(0.1, 1.0), 0.0)
         while t < end:
             yield t
             t += self.period(seconds, jitter)
 
     def happenings(self, begin: int, end: int, per_day: float, hours: Sequence[int] = _EVENINGS) -> list[int]:
-        """Times of what people do: a Poisson process with the rhythm of the day."""
+        """Return the times of people's actions: a Poisson process with the rhythm of the day."""
         peak, total = max(hours), sum(hours)
-        found: list[int] = []
+        times: list[int] = []
         t = float(begin)
         rate = per_day * self.device.traits["active"] * peak / total * 24 / DAY  # at the busiest hour
         while True:
             t += self.rng.expovariate(rate)
             if t >= end:
-                return found
+                return times
             if self.rng.random() * peak < hours[int(t // HOUR) % 24]:
-                found.append(int(t))
+                times.append(int(t))
 
     # -- what kinds of devices do
 
     def live(self) -> None:
-        """The whole capture: a boot, then a day's traffic, with the Wi-Fi lost now and then."""
+        """Generate the whole capture: a boot, then a day's traffic, with the Wi-Fi lost now and then."""
         traits = self.device.traits
         cuts = [self.begin + self.rng.randrange(50_000, 1_500_000)]
         while True:
@@ -935,13 +941,13 @@ class _Life:
             self._stretch(cut, until - silence, cold=cut == cuts[0])
 
     def _stretch(self, t: int, end: int, *, cold: bool) -> None:
-        """From one (re)connection to the next: everything is up at once first."""
+        """Generate the traffic from one (re)connection to the next; it begins with every session at once."""
         device, traits, rng = self.device, self.device.traits, self.rng
         t = self.dhcp(t, boot=cold or rng.random() < 0.5)
         for _ in range(rng.randint(1, 3)):
             self.tape.raw(t, _arp(1, device.mac, device.ip, 0, device.ip))
             t += rng.randrange(2_000, 400_000)
-        t = self.asks_arp(t) + rng.randrange(10_000, 900_000)
+        t = self.resolve_router(t) + rng.randrange(10_000, 900_000)
         begin = t
         if traits["pings"]:
             self.ping(t)
@@ -950,9 +956,9 @@ class _Life:
             t += rng.randrange(20_000, 300_000)
         for at in self.every(begin, end, traits["arp_s"], 0.3):
             if rng.random() < 0.5:
-                self.asks_arp(at)
+                self.resolve_router(at)
             else:
-                self.asked_arp(at)
+                self.be_resolved(at)
         for at in self.every(begin, end, traits["lease_s"], 0.01):
             self.dhcp(at, boot=False)
         for at in self.every(begin, end, traits["ntp_s"], 0.01):
@@ -980,7 +986,7 @@ class _Life:
         }[device.kind](t, end)  # fmt: skip
 
     def checkin(self, t: int) -> None:
-        """The regular HTTPS report, at times to a second host after it."""
+        """Make the regular HTTPS report, sometimes followed by one to a second host."""
         traits, rng = self.device.traits, self.rng
         up = int(traits["request_bytes"] * rng.uniform(0.9, 1.3))
         down = int(traits["response_bytes"] * rng.uniform(0.8, 1.4))
@@ -988,14 +994,16 @@ class _Life:
         if "log" in self.device.hosts and rng.random() < 0.5:
             self.request(done + rng.randrange(5_000, SECOND), "log", rng.randint(600, 5000), rng.randint(180, 400))
 
-    def firmware(self, t: int, found: bool) -> None:
-        """Asks for new firmware; rarely there is some (a small delta)."""
-        down = self.rng.randint(120_000, 500_000) if found else self.rng.randint(200, 900)
+    def firmware(self, t: int, available: bool) -> None:
+        """Ask for new firmware; rarely a small update is available."""
+        down = self.rng.randint(120_000, 500_000) if available else self.rng.randint(200, 900)
         self.request(t, "ota", self.rng.randint(250, 700), down)
 
     def mqtt(self, t: int, end: int) -> None:
-        """One MQTT session after another: connect, subscribe, keep-alives, reports, commands; the server ends one
-        every few hours."""
+        """Keep MQTT sessions until `end`: connect, subscribe, keep-alives, reports, commands.
+
+        The server closes a session every few hours, and a new one follows.
+        """
         traits, rng = self.device.traits, self.rng
         while t < end:
             port = int(traits["mqtt_port"])
@@ -1007,11 +1015,11 @@ class _Life:
                 size = max(2, min(size, 120 if not secure else 1300))  # one byte of remaining length in clear MQTT
                 return (size + 29, _tls(size + 29)) if secure else (size, bytes([kind, size - 2]))
 
-            flow.say(*message(0x10, rng.randint(60, 190)), ack=False)
-            flow.hear(*message(0x20, 4), ack=False)
+            flow.send(*message(0x10, rng.randint(60, 190)), ack=False)
+            flow.receive(*message(0x20, 4), ack=False)
             for _ in range(rng.randint(1, 3)):
-                flow.say(*message(0x82, rng.randint(30, 90)), ack=False)
-                flow.hear(*message(0x90, 5))
+                flow.send(*message(0x82, rng.randint(30, 90)), ack=False)
+                flow.receive(*message(0x90, 5))
             beats = [(at, 0) for at in self.every(flow.t, over, traits["keepalive_s"], 0.005)]
             if self.device.kind in _REPORTING:
                 pause = traits["report_s"] * _REPORTING[self.device.kind]
@@ -1020,27 +1028,27 @@ class _Life:
             last = flow.t
             for at, what in sorted(beats):
                 if what == 0 and at - last < traits["keepalive_s"] * SECOND * 0.5 and rng.random() < 0.5:
-                    continue  # traffic has just proved the connection
+                    continue  # other traffic has just shown that the connection works
                 flow.t = max(at, flow.t)
                 last = flow.t
                 if what == 0:
-                    flow.say(*message(0xC0, 2), ack=False)
-                    flow.hear(*message(0xD0, 2))
+                    flow.send(*message(0xC0, 2), ack=False)
+                    flow.receive(*message(0xD0, 2))
                 elif what == 1:
                     size = int(traits["report_bytes"] * rng.uniform(0.9, 1.1))
-                    flow.say(*message(0x30, size), ack=rng.random() < 0.5)
+                    flow.send(*message(0x30, size), ack=rng.random() < 0.5)
                 else:
-                    flow.hear(*message(0x30, rng.randint(60, 300)))
+                    flow.receive(*message(0x30, rng.randint(60, 300)))
                     flow.t += rng.randrange(5_000, 300_000)
                     for _ in range(rng.randint(1, 3)):
-                        flow.say(*message(0x30, rng.randint(80, 500)))
+                        flow.send(*message(0x30, rng.randint(80, 500)))
             if over < end:
                 flow.t = max(over, flow.t)
                 flow.closed_by_peer()
             t = max(over, flow.t) + rng.randrange(200_000, 6 * SECOND)
 
     def udp_session(self, t: int, end: int) -> None:
-        """A vendor's own UDP protocol: tries some servers at once, stays with one, keeps the router's mapping alive."""
+        """Use a vendor's UDP protocol: try some servers at once, stay with one, keep the router's mapping alive."""
         traits, rng, host = self.device.traits, self.rng, self.device.hosts["udp"]
         t, address = self.resolve(t, "udp")
         sport, port, size = self.next_port(), int(traits["udp_port"]), int(traits["udp_bytes"])
@@ -1058,7 +1066,7 @@ class _Life:
                 self.udp(back + 3000 + self.rtt(host), address, port, sport, size, up=False, ttl=host.ttl)
 
     def announce(self, begin: int, end: int, service: str) -> None:
-        """mDNS: joins the group, announces itself, asks and answers."""
+        """Use mDNS: join the group, announce the device, ask and answer."""
         rng, instance = self.rng, self.device.name
         self.igmp(begin, MDNS)
         for at in [begin + SECOND, begin + 2 * SECOND, *self.every(begin, end, self.device.traits["mdns_s"], 0.5)]:
@@ -1068,19 +1076,19 @@ class _Life:
             self.igmp(at, MDNS)
 
     def ssdp(self, begin: int, end: int) -> None:
-        """SSDP: looks for the router's services, three times each time."""
+        """Use SSDP: look for the router's services, with three requests each time."""
         rng = self.rng
         self.igmp(begin, SSDP)
         for at in self.every(begin, end, self.device.traits["ssdp_s"], 0.1, first=0.2):
             sport = self.next_port()
             for step in range(3):
-                asked = at + step * rng.randrange(80_000, 240_000)
-                self.udp(asked, SSDP, sport, 1900, len(_SEARCH), _SEARCH, up=True)
+                sent = at + step * rng.randrange(80_000, 240_000)
+                self.udp(sent, SSDP, sport, 1900, len(_SEARCH), _SEARCH, up=True)
             answer = at + rng.randrange(20_000, 900_000)
             self.udp(answer, self.home.router, 1900, sport, len(_FOUND), _FOUND, up=False)
 
     def phone_udp(self, t: int, seconds: float, size: int) -> None:
-        """The app on the phone talks to the device on the LAN."""
+        """Let the app on the phone talk to the device on the LAN."""
         rng, port, home = self.rng, int(self.device.traits["lan_port"]), self.home
         sport = rng.randrange(32768, 61000)
         end = t + int(seconds * SECOND)
@@ -1091,7 +1099,10 @@ class _Life:
             t += self.period(1.0, 0.6)
 
     def stream(self, t: int, seconds: float, send: Callable[[int, int], None]) -> int:
-        """Video: frames at a steady rate, a key frame every two seconds; `send(t, bytes)` is called once a frame."""
+        """Record video: frames at a steady rate, a key frame every two seconds; return the time of its end.
+
+        `send(t, bytes)` is called once a frame.
+        """
         traits, rng = self.device.traits, self.rng
         gap, frame = SECOND / traits["fps"], traits["kbps"] * 125 / traits["fps"]
         group = int(2 * traits["fps"])
@@ -1101,7 +1112,7 @@ class _Life:
         return int(t + seconds * SECOND)
 
     def rtp(self, peer: int, mac: int, sport: int, dport: int) -> Callable[[int, int], None]:
-        """A sender of frames as RTP packets."""
+        """Return a function that sends frames as RTP packets."""
         rng = self.rng
         number, source = rng.getrandbits(16), rng.getrandbits(32)
 
@@ -1119,20 +1130,20 @@ class _Life:
         return send
 
     def upload(self, t: int, role: str, seconds: float) -> None:
-        """A clip to the cloud over TLS as it is recorded."""
+        """Send a clip to the cloud over TLS as it is recorded."""
         flow = self.tls(t, role)
-        flow.say(900, _tls(900))
+        flow.send(900, _tls(900))
 
         def send(at: int, size: int) -> None:
             flow.t = max(flow.t, at)
-            flow.say(size, _tls(min(size, 16000)), quick=True)
+            flow.send(size, _tls(min(size, 16000)), quick=True)
 
         self.stream(flow.t, seconds, send)
-        flow.hear(300, _tls(300))
+        flow.receive(300, _tls(300))
         flow.close()
 
     def live_view(self, t: int, seconds: float) -> None:
-        """Someone watches: on the LAN over RTSP and RTP, or from outside over UDP by a relay."""
+        """Stream to a viewer: on the LAN over RTSP and RTP, or outside over UDP by a relay."""
         rng, home, device = self.rng, self.home, self.device
         if rng.random() < 0.5:
             host = replace(device.hosts["video"], rtt_ms=device.traits["wifi_ms"] + 2, ttl=64, certificate=0)
@@ -1141,17 +1152,17 @@ class _Life:
             port, local = rng.randrange(10_000, 60_000) & ~1, rng.randrange(10_000, 60_000) & ~1
             for number, verb in enumerate(("OPTIONS", "DESCRIBE", "SETUP", "PLAY"), 1):
                 text = f"{verb} rtsp://camera/stream RTSP/1.0\r\nCSeq: {number}\r\n\r\n".encode()
-                flow.hear(len(text), text, ack=False)
+                flow.receive(len(text), text, ack=False)
                 flow.t += rng.randrange(1_000, 12_000)
                 reply = f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\n".encode()
-                flow.say(rng.randint(560, 700) if verb == "DESCRIBE" else rng.randint(90, 220), reply, ack=False)
+                flow.send(rng.randint(560, 700) if verb == "DESCRIBE" else rng.randint(90, 220), reply, ack=False)
             done = self.stream(flow.t, seconds, self.rtp(home.phone, home.phone_mac, local, port))
             for at in range(flow.t + 5 * SECOND, done, 5 * SECOND):
                 self.udp(at, home.phone, port + 1, local + 1, 52, b"\x80\xc9\x00\x07", up=False, mac=home.phone_mac)
             flow.t = max(flow.t, done)
             text = b"TEARDOWN rtsp://camera/stream RTSP/1.0\r\nCSeq: 5\r\n\r\n"
-            flow.hear(len(text), text, ack=False)
-            flow.say(60, b"RTSP/1.0 200 OK\r\nCSeq: 5\r\n")
+            flow.receive(len(text), text, ack=False)
+            flow.send(60, b"RTSP/1.0 200 OK\r\nCSeq: 5\r\n")
             flow.close()
             return
         done, address = self.resolve(t, "video")
@@ -1164,8 +1175,8 @@ class _Life:
             self.udp(at, address, port, sport, rng.randint(60, 110), b"\x80\xc9\x00\x07", up=False, ttl=host.ttl)
             at += self.period(0.25, 0.5)
 
-    def stun(self, t: int, address: int, sport: int, port: int, host: _Host, answered: bool = True) -> None:
-        """One binding request and its answer."""
+    def stun(self, t: int, address: int, sport: int, port: int, host: _CloudHost, answered: bool = True) -> None:
+        """Make one binding request, and answer it if `answered`."""
         ident = self.rng.getrandbits(96).to_bytes(12, "big")
         self.udp(t, address, sport, port, 20, b"\x00\x01\x00\x00\x21\x12\xa4\x42" + ident, up=True)
         if answered:
@@ -1232,19 +1243,19 @@ class _Life:
         for at in self.happenings(begin, end, 26):
             flow = self.tls(at, "voice", resumed=rng.random() < 0.5)
             for _ in range(rng.randint(15, 50)):
-                flow.say(rng.randint(600, 1300), _tls(600), quick=True)
+                flow.send(rng.randint(600, 1300), _tls(600), quick=True)
                 flow.t += rng.randrange(40_000, 110_000)
-            flow.hear(rng.randint(8_000, 60_000), _tls(8000))
+            flow.receive(rng.randint(8_000, 60_000), _tls(8000))
             flow.close()
             if rng.random() < 0.35:
                 self._music(flow.t + SECOND, rng.uniform(60, 300), end)
 
     def _music(self, t: int, seconds: float, end: int) -> None:
-        """Audio, fetched in pieces of ten seconds."""
+        """Fetch audio in pieces of ten seconds."""
         flow, over = self.tls(t, "music"), min(end, t + int(seconds * SECOND))
         while flow.t < over:
-            flow.say(self.rng.randint(300, 500), _tls(300), ack=False)
-            flow.hear(self.rng.randint(50_000, 140_000), _tls(16000))
+            flow.send(self.rng.randint(300, 500), _tls(300), ack=False)
+            flow.receive(self.rng.randint(50_000, 140_000), _tls(16000))
             flow.t += self.period(10, 0.1)
         flow.close()
 
@@ -1257,10 +1268,10 @@ class _Life:
 
 
 class _Flow:
-    """One TCP connection as the router sees it; `t` is when its next packet can leave."""
+    """One TCP connection as the router sees it; `t` is the earliest time of its next packet."""
 
     def __init__(
-        self, life: _Life, host: _Host, peer: int, local: int, remote: int, *, mac: int = 0, served: bool = False
+        self, life: _Life, host: _CloudHost, peer: int, local: int, remote: int, *, mac: int = 0, served: bool = False
     ) -> None:
         self.life, self.host, self.peer, self.local, self.remote, self.served = life, host, peer, local, remote, served
         self.mac = mac or life.home.router_mac
@@ -1303,33 +1314,33 @@ class _Flow:
         life.tape.row((t, *wire, *numbers, *clocks), head)
 
     def call(self, t: int) -> None:
-        """A SYN of the device that nobody answers; the next one is the same."""
+        """Send a SYN of the device that nobody answers; the next one has the same number."""
         self._packet(t, True, SYN, window=64240 if self.stamps else 5840)
         self.up = self.up - 1 & 0xFFFFFFFF
 
     def refused(self, t: int) -> int:
-        """A SYN and the reset for it; when that is known."""
+        """Send a SYN that is answered by a reset; return the time when the device knows."""
         self._packet(t, True, SYN, window=64240 if self.stamps else 5840)
         t += self._turn(True)
         self._packet(t, False, RST | ACK, window=0)
         return t + self.life.wifi()
 
     def spam(self, t: int, size: int, head: bytes, acked: bool) -> None:
-        """One segment of the device at `t`, whatever the state of the others."""
+        """Send one segment of the device at `t`, whatever the state of the connection."""
         self._packet(t, True, ACK | PSH, size, head)
         if acked:
             self._acknowledge(t + self._turn(True), False, self.up)
 
     def reset_by_peer(self, t: int) -> None:
-        """The peer has had enough."""
+        """Let the peer reset the connection."""
         self._packet(t, False, RST | ACK, window=0)
 
     def _turn(self, up: bool) -> int:
-        """From a packet one way to the answer the other way, at the router."""
+        """Return the time from a packet to its answer at the router, µs; the packet is the device's if `up`."""
         return self.life.rtt(self.host) if up else self.life.wifi()
 
     def open(self, t: int) -> None:
-        """The handshake; one SYN in a hundred has to be sent again."""
+        """Make the handshake; one SYN in a hundred is lost and sent again."""
         rng, up = self.life.rng, not self.served
         self._packet(t, up, SYN, window=64240 if self.stamps else 5840)
         if rng.random() < 0.01:
@@ -1346,9 +1357,9 @@ class _Flow:
         self.t = t + rng.randrange(100, 3000)
 
     def _data(self, up: bool, size: int, head: bytes, ack: bool, quick: bool) -> None:
-        """Segments, an acknowledgement for every second one, and one for the last if no data will carry it.
+        """Send segments, an acknowledgement for every second one, and one for the last unless data will carry it.
 
-        `quick`: the sender does not wait for the last acknowledgement before it goes on.
+        With `quick` the sender continues without waiting for the last acknowledgement.
         """
         rng, t, n = self.life.rng, self.t, 0
         answers = []
@@ -1369,26 +1380,26 @@ class _Flow:
             self.t += self._turn(up)
 
     def _acknowledge(self, t: int, up: bool, number: int) -> None:
-        """An acknowledgement of less than everything sent so far."""
+        """Send an acknowledgement of a part of the data sent so far."""
         if up:
-            kept, self.down = self.down, number
+            latest, self.down = self.down, number
             self._packet(t, up, ACK)
-            self.down = kept
+            self.down = latest
         else:
-            kept, self.up = self.up, number
+            latest, self.up = self.up, number
             self._packet(t, up, ACK)
-            self.up = kept
+            self.up = latest
 
-    def say(self, size: int, head: bytes = b"", *, ack: bool = True, quick: bool = False) -> None:
-        """Data from the device."""
+    def send(self, size: int, head: bytes = b"", *, ack: bool = True, quick: bool = False) -> None:
+        """Send data from the device."""
         self._data(True, size, head, ack, quick)
 
-    def hear(self, size: int, head: bytes = b"", *, ack: bool = True) -> None:
-        """Data to the device."""
+    def receive(self, size: int, head: bytes = b"", *, ack: bool = True) -> None:
+        """Let the device receive data."""
         self._data(False, size, head, ack, False)
 
     def close(self, *, reset: bool = False) -> None:
-        """The device ends it, politely or with a reset after the peer's FIN."""
+        """Let the device close the connection, with or without a reset after the peer's FIN."""
         self._packet(self.t, True, FIN | ACK)
         self.t += self._turn(True)
         self._packet(self.t, False, FIN | ACK)
@@ -1396,7 +1407,7 @@ class _Flow:
         self._packet(self.t, True, RST if reset else ACK)
 
     def closed_by_peer(self) -> None:
-        """The server ends it."""
+        """Let the server close the connection."""
         self._packet(self.t, False, FIN | ACK)
         self.t += self._turn(False)
         self._packet(self.t, True, FIN | ACK)
@@ -1405,21 +1416,29 @@ class _Flow:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the malware sends, and what comes back
+# Packets of the malware, and the answers to them
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Infected(_Life):
-    """A device's life with one attack in it; `strike` adds the attack's packets and says when they began and ended."""
+    """The traffic of a device with one attack in it."""
 
-    def strike(self, attack: Attack, begin: int, seconds: float, cap: int) -> tuple[int, int]:
-        """Adds the packets of `attack` from `begin` (µs): at most `seconds` of it and about `cap` packets of the
-        device's own."""
+    def strike(self, attack: AttackPlan, begin: int, seconds: float, cap: int) -> tuple[int, int]:
+        """Add the packets of `attack` from `begin` (µs); return the times of its first and last packet.
+
+        At most `seconds` of it are generated, and about `cap` packets that the device sends.
+        """
         self.attack, self.cap = attack, cap
-        self.seconds = attack.lasts(seconds)
+        self.seconds = attack.duration(seconds)
         self.target = _public_address(self.rng)
-        self.far = _Host(
-            "", (self.target,), 1, self.home.isp_ms + self.rng.uniform(10, 120), 64 - self.rng.randint(8, 18), 0, ""
+        self.far = _CloudHost(
+            name="",
+            pool=(self.target,),
+            answers=1,
+            rtt_ms=self.home.isp_ms + self.rng.uniform(10, 120),
+            ttl=64 - self.rng.randint(8, 18),
+            certificate=0,
+            cname="",
         )
         self.over = begin + int(self.seconds * SECOND)
         before = self.tape.mark()
@@ -1444,7 +1463,7 @@ class _Infected(_Life):
     # -- what floods have in common
 
     def _paced(self, begin: int, haste: float = 1.0) -> Ints:
-        """Times of a flood: as fast as the device can, with the small stalls of its queue; the mean rate is exact."""
+        """Return the times of a flood: as fast as the device can, with small stalls of its queue, at an exact mean."""
         rate = self.attack.rate or self.device.traits["flood_pps"] * haste
         n = max(2, min(self.cap, int(rate * self.seconds)))
         gaps = self.bulk.gamma(2.0, 0.5, n - 1)
@@ -1454,7 +1473,7 @@ class _Infected(_Life):
         return times
 
     def _sources(self, n: int) -> npt.NDArray[np.uint32]:
-        """Source addresses: the device's own, any 32 bits (rand_next()), or the low byte of its own at random."""
+        """Return source addresses: the device's own, any 32 bits (rand_next()), or its own with any low byte."""
         spoof = self.attack.spoof or RAW_FLOODS.get(self.attack.label, "own")
         if spoof == "any":
             return self.bulk.integers(0, 2**32, n, dtype=np.uint32)
@@ -1462,7 +1481,7 @@ class _Infected(_Life):
         return own if spoof == "own" else own & np.uint32(0xFFFFFF00) | self.bulk.integers(0, 256, n, dtype=np.uint32)
 
     def _raw_rows(self, times: Ints, proto: int, **fields: Any) -> Records:
-        """Packets from the device, as a raw socket would send them: random IP identification, no DF."""
+        """Return packets from the device as a raw socket would send them: random IP identification, no DF."""
         n = len(times)
         rows = np.zeros(n, RECORD)
         rows["t"], rows["proto"], rows["ttl"] = times, proto, 64
@@ -1480,7 +1499,7 @@ class _Infected(_Life):
         return self.bulk.integers(0, 2**32, n, dtype=np.uint32)
 
     def _port(self, n: int) -> npt.NDArray[np.uint16]:
-        """Target ports: the one ordered, else random ones."""
+        """Return target ports: the ordered one, else random ones."""
         return self._any16(n) if self.attack.port is None else np.full(n, self.attack.port, np.uint16)
 
     def _send(self, rows: Records, *, random_bytes: int = 0) -> None:
@@ -1488,7 +1507,7 @@ class _Infected(_Life):
         self.tape.bulk(rows, heads)
 
     def _answer(self, rows: Records, flags: int, **fields: Any) -> Records:
-        """The far end's TCP answers to `rows`."""
+        """Return the far end's TCP answers to `rows`."""
         back = rows.copy()
         for one, other in (("smac", "dmac"), ("src", "dst"), ("sport", "dport")):
             back[one], back[other] = rows[other], rows[one]
@@ -1512,7 +1531,7 @@ class _Infected(_Life):
         return self.bulk.random(n) < share
 
     def _unreachable(self, rows: Records, router: int | None = None, code: int = 3) -> None:
-        """ICMP unreachable for some packets: from the host they were for, or from a router before it."""
+        """Add ICMP unreachable for some packets, from their destination or from a router before it."""
         for row in rows:
             quoted = _ip_frame(0, 0, int(row["src"]), int(row["dst"]), int(row["proto"]), self.far.ttl, b"")[14:34]
             ports = struct.pack(">HHI", int(row["sport"]), int(row["dport"]), int(row["seq"]))
@@ -1524,15 +1543,17 @@ class _Infected(_Life):
             )
 
     def _once_a_second(self, rows: Records) -> Records:
-        """The ones a Linux target would answer: it sends one ICMP error a second to a peer."""
+        """Return the rows that a Linux target would answer: it sends a peer one ICMP error a second."""
         return rows[np.unique(rows["t"] // SECOND, return_index=True)[1]]
 
     # -- Mirai
 
     def _mirai_scan(self, begin: int) -> None:
-        """scanner.c: once a second a burst of 160 SYN to random addresses, port 23 and every tenth 2323, sequence
-        number = target address, one source port and one window for the run, no TCP options. Who answers is then
-        called properly, by the kernel."""
+        """Scan as scanner.c does: once a second a burst of 160 SYN to random addresses, port 23 and every tenth 2323.
+
+        The sequence number is the target address; source port and window are the same for the run; there are no TCP
+        options. Hosts that answer are then connected to by the kernel.
+        """
         per_second = self.attack.rate or 160
         burst = max(1, round(per_second))
         n = min(self.cap, max(2, round(per_second * self.seconds)))
@@ -1568,7 +1589,7 @@ class _Infected(_Life):
             )
 
     def _kernel_reset(self, answers: Records) -> Records:
-        """What the device's kernel says to a SYN-ACK that it did not ask for."""
+        """Return the resets of the device's kernel for SYN-ACKs that none of its sockets asked for."""
         back = self._answer(answers, RST)
         back["t"] = answers["t"] + (1000 * self.bulk.uniform(0.5, 5, len(answers))).astype(np.int64)
         back["seq"], back["ttl"] = answers["ack"], 64
@@ -1578,25 +1599,25 @@ class _Infected(_Life):
         self.tape.bulk(rows, np.zeros((len(rows), 0), np.uint8))
 
     def _telnet(self, t: int, address: int, port: int) -> None:
-        """A telnet server is tried: short lines both ways (their bytes are zeros here), until one side has enough."""
+        """Try to log in to a telnet server: short lines both ways, of zero bytes here, until one side closes."""
         far = replace(self.far, rtt_ms=self.home.isp_ms + self.rng.uniform(20, 280))
         flow = _Flow(self, far, address, self.next_port(), port)
         if t >= self.over:
             return
         flow.open(t)
-        flow.hear(self.rng.choice((3, 12, 18, 24)))
+        flow.receive(self.rng.choice((3, 12, 18, 24)))
         for _ in range(self.rng.randint(1, 5)):
             if flow.t > self.over:
                 return
-            flow.say(self.rng.randint(3, 12), ack=False)
-            flow.hear(self.rng.randint(2, 30))
+            flow.send(self.rng.randint(3, 12), ack=False)
+            flow.receive(self.rng.randint(2, 30))
             flow.t += self.rng.randrange(100_000, 900_000)
         if flow.t < self.over:
             flow.close(reset=True)
 
     def _mirai_syn(self, begin: int) -> None:
-        """attack_tcp.c, attack_tcp_syn: 20 bytes of options drawn once, DF, window 0, random ports and sequence
-        numbers."""
+        """Flood as attack_tcp_syn in attack_tcp.c: 20 bytes of options drawn once, DF, window 0, random ports and
+        sequence numbers."""
         times = self._paced(begin)
         n = len(times)
         options = {"options": _MIRAI_SYN, "mss": 1400 + self.rng.randrange(16), "tsval": self.rng.getrandbits(32)}
@@ -1614,7 +1635,7 @@ class _Infected(_Life):
                 self._no_heads(self._kernel_reset(accepted))
 
     def _mirai_ack(self, begin: int) -> None:
-        """attack_tcp.c, attack_tcp_ack: 512 random bytes, random ports and numbers, one window for the run."""
+        """Flood as attack_tcp_ack in attack_tcp.c: 512 random bytes, random ports and numbers, one window per run."""
         times = self._paced(begin)
         n, size = len(times), self._size(512)
         numbers = {"seq": self._any32(n), "ack": self._any32(n), "window": self.rng.getrandbits(16)}
@@ -1628,7 +1649,7 @@ class _Infected(_Life):
         return usual if self.attack.size is None else self.attack.size
 
     def _mirai_udp(self, begin: int) -> None:
-        """attack_udp.c, attack_udp_generic: 512 random bytes between random ports, from a raw socket."""
+        """Flood as attack_udp_generic in attack_udp.c: 512 random bytes between random ports, from a raw socket."""
         times = self._paced(begin)
         n, size = len(times), self._size(512)
         rows = self._raw_rows(times, UDP, sport=self._any16(n), dport=self._port(n), size=size)
@@ -1637,8 +1658,10 @@ class _Infected(_Life):
             self._unreachable(self._once_a_second(rows))
 
     def _mirai_udpplain(self, begin: int) -> None:
-        """attack_udp.c, attack_udp_plain: 512 random bytes on one connected socket, by the kernel: DF, counting
-        identification, and faster for it ("optimized for higher PPS")."""
+        """Flood as attack_udp_plain in attack_udp.c: 512 random bytes on one connected socket of the kernel.
+
+        It sets DF, counts the identification and is faster ("optimized for higher PPS").
+        """
         times = self._paced(begin, haste=1.5)
         n, size = len(times), self._size(512)
         ident = (self.next_ident() + np.arange(n)) & 0xFFFF
@@ -1651,8 +1674,8 @@ class _Infected(_Life):
     # -- BASHLITE
 
     def _gafgyt_tcp(self, begin: int) -> None:
-        """client.c, sendTCP: bare SYN (no options, TTL 255) with random source, source port and sequence number, to
-        one port."""
+        """Flood as sendTCP in client.c: bare SYN (no options, TTL 255) with random source, source port and sequence
+        number, to one port."""
         times = self._paced(begin)
         n, size = len(times), self._size(0)
         dport = self.attack.port or self.rng.choice((80, 443, 8080, 25565))
@@ -1666,8 +1689,9 @@ class _Infected(_Life):
             self._no_heads(self._kernel_reset(accepted))
 
     def _gafgyt_udp(self, begin: int) -> None:
-        """client.c, sendUDP: with a netmask a raw socket (TTL 255) and random sources; with 32 a plain socket of the
-        kernel's. The size is the operator's: 1,024 here; N-BaIoT's were 18 at most, which makes udp and tcp rows alike.
+        """Flood as sendUDP in client.c: a raw socket (TTL 255) and random sources, or with netmask 32 a plain socket.
+
+        The operator chooses the size: 1,024 here. N-BaIoT's were at most 18, which makes its udp and tcp rows alike.
         """
         times = self._paced(begin)
         n, size = len(times), self._size(1024)
@@ -1682,9 +1706,11 @@ class _Infected(_Life):
             self._unreachable(self._once_a_second(rows))
 
     def _gafgyt_scan(self, begin: int) -> None:
-        """client.c, StartTheLelz: a table of the kernel's own sockets calls random addresses on port 23; each call
-        is given up after some seconds, its SYN sent again by the kernel at 1, 3 and 7 s, and its place taken by the
-        next."""
+        """Scan as StartTheLelz in client.c: a table of the kernel's sockets calls random addresses on port 23.
+
+        The kernel repeats the SYN of a call after 1, 3 and 7 s; after some seconds the call ends and the next one takes
+        its place.
+        """
         patience = self.rng.uniform(5, 10)
         rate = self.attack.rate or self.rng.uniform(160, 450)
         tries = sum(after < patience for after in _SYN_AGAIN)
@@ -1694,8 +1720,10 @@ class _Infected(_Life):
         self._run([self._calls(begin + int(start), port, patience) for start in starts])
 
     def _run(self, sockets: list[Iterator[tuple[int, int]]]) -> None:
-        """Lets sockets act in order of time until the attack is over or has sent its bound. A socket yields when it
-        wants to act next and the packets it sent since it was last asked."""
+        """Run sockets in order of time until the attack is over or has sent its bound.
+
+        A socket yields the time of its next action and the number of packets it has sent since it was last resumed.
+        """
         self.now = 0
         waiting = [(next(socket)[0], n, socket) for n, socket in enumerate(sockets)]
         heapq.heapify(waiting)
@@ -1710,7 +1738,7 @@ class _Infected(_Life):
             heapq.heapreplace(waiting, (t, n, socket))
 
     def _calls(self, t: int, port: int, patience: float) -> Iterator[tuple[int, int]]:
-        """One socket of the scan."""
+        """Run one socket of the scan, see `_run`."""
         rng = self.rng
         yield t, 0
         while True:
@@ -1724,11 +1752,11 @@ class _Infected(_Life):
             elif dice < 0.045:  # a telnet server: short lines both ways, zeros here
                 flow.open(t)
                 yield flow.t, 2
-                flow.hear(rng.choice((3, 12, 18, 24)))
+                flow.receive(rng.choice((3, 12, 18, 24)))
                 for _ in range(rng.randint(1, 4)):
                     yield flow.t, 2
-                    flow.say(rng.randint(4, 12), ack=False)
-                    flow.hear(rng.randint(2, 40))
+                    flow.send(rng.randint(4, 12), ack=False)
+                    flow.receive(rng.randint(2, 40))
                     flow.t += rng.randrange(50_000, 700_000)
                 yield flow.t, 0
                 flow.close()
@@ -1750,12 +1778,11 @@ class _Infected(_Life):
         self._storm(begin, held=0.5)
 
     def _storm(self, begin: int, held: float) -> None:
-        """client.c, sendJUNK (and sendHOLD, for the share `held` of the sockets): half the descriptor table calls one
-        port of the target; a junk socket that gets through sends 1,024 random bytes at every turn, a held one is left
-        open until the target ends it.
+        """Flood as sendJUNK in client.c, and as sendHOLD with the share `held` of the sockets.
 
-        Many calls to a loaded target go unanswered and are repeated by the kernel, others are refused and made anew
-        at the next turn.
+        Half the descriptor table calls one port of the target. A junk socket that connects sends 1,024 random bytes at
+        every turn; a held one stays open until the target closes it. Many calls to a loaded target stay unanswered and
+        are repeated by the kernel, others are refused and made again at the next turn.
         """
         rng = self.rng
         port = self.attack.port or rng.choice((80, 443, 8080, 7777))
@@ -1767,7 +1794,7 @@ class _Infected(_Life):
         self._run([self._storming(t, port, turn, rng.random() < held) for t in starts])
 
     def _storming(self, t: int, port: int, turn: float, held: bool) -> Iterator[tuple[int, int]]:
-        """One socket of junk or hold."""
+        """Run one socket of junk or hold, see `_run`."""
         rng, size = self.rng, self._size(1024)
         yield t, 0
         while True:
@@ -1801,11 +1828,13 @@ class _Infected(_Life):
                 t += self.wifi() + self.period(turn, 0.3)
                 yield t, 0
 
-    # -- what a bot does while it waits for orders
+    # -- check-ins of a bot that waits for orders
 
     def _checkin_times(self, begin: int) -> Iterator[int]:
-        """When it turns to its server: every 5 to 60 s as the seed chooses (Mirai: 60), each time up to 30 % off, as
-        sleeps, timeouts and the server's own rhythm add to one another."""
+        """Yield the times of check-ins: every 5 to 60 s as the seed chooses (Mirai: 60), each up to 30 % off.
+
+        The deviation is that of sleeps, timeouts and the server's own rhythm together.
+        """
         seconds = 1 / self.attack.rate if self.attack.rate else self.rng.uniform(5, 60)
         t = begin
         while t < self.over:
@@ -1816,27 +1845,27 @@ class _Infected(_Life):
         return _Flow(self, self.far, self.target, self.next_port(), self.attack.port or 23)
 
     def _checkins_held(self, begin: int) -> None:
-        """main.c: four bytes to introduce itself, then two each time, which the server returns."""
+        """Check in as main.c does: four bytes at first, then two each time, which the server returns."""
         flow = None
         for t in self._checkin_times(begin):
             if flow is None:
                 flow = self._to_server()
                 flow.open(t)
-                flow.say(4)
+                flow.send(4)
             flow.t = max(flow.t, t)
-            flow.say(self._size(2), ack=False)
-            flow.hear(self._size(2))
+            flow.send(self._size(2), ack=False)
+            flow.receive(self._size(2))
 
     def _checkins_anew(self, begin: int) -> None:
         for t in self._checkin_times(begin):
             flow = self._to_server()
             flow.open(t)
-            flow.say(self._size(6), ack=False)
-            flow.hear(self._size(2))
+            flow.send(self._size(6), ack=False)
+            flow.receive(self._size(2))
             flow.close()
 
     def _checkins_unanswered(self, begin: int) -> None:
-        """The kernel repeats a SYN until the bot gives up and makes another attempt."""
+        """Check in with a dead address: the kernel repeats a SYN until the bot makes another attempt."""
         times = list(self._checkin_times(begin))
         for t, following in zip(times, [*times[1:], self.over], strict=True):
             flow = self._to_server()
@@ -1850,7 +1879,7 @@ class _Infected(_Life):
 
 
 _SYN_AGAIN = (0, 1, 3, 7)
-"""Seconds after a connect() at which a Linux kernel sends the SYN (then 15, longer than a scan is patient)."""
+"""Seconds after a connect() at which a Linux kernel sends the SYN; the next, at 15, is later than a scan waits."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1859,19 +1888,19 @@ _SYN_AGAIN = (0, 1, 3, 7)
 
 
 @dataclass(frozen=True)
-class _Capture:
-    """One file to make: a benign day, or an attack with benign minutes around it."""
+class _CapturePlan:
+    """One file to write: a benign day, or an attack with benign minutes around it."""
 
     file: str
-    device: _Device
+    device: _DeviceProfile
     begin: int
     end: int
-    attack: Attack | None = None
+    attack: AttackPlan | None = None
 
 
-def _captures(plan: Plan) -> list[_Capture]:
-    """Everything the plan makes, in order of its time for each device; attacks come on the days after the benign
-    ones."""
+def _captures(plan: Plan) -> list[_CapturePlan]:
+    """Return all captures of a plan, in order of time for each device; attacks follow on the day after the benign
+    days."""
     midnight = int(plan.start.timestamp()) * SECOND
     made = []
     devices = _devices(plan)
@@ -1880,23 +1909,24 @@ def _captures(plan: Plan) -> list[_Capture]:
             chance = random.Random(f"{plan.seed}/{device.name}/{day}/hour")
             hour = chance.uniform(7, 22 - plan.hours) if plan.hours < 15 else 0.0
             begin = midnight + day * DAY + int(hour * HOUR)
-            made.append(_Capture(f"{device.name}/day{day + 1}.pcap", device, begin, begin + int(plan.hours * HOUR)))
+            made.append(_CapturePlan(f"{device.name}/day{day + 1}.pcap", device, begin, begin + int(plan.hours * HOUR)))
     infected = plan.infected or (devices[0].name,)
     for device in devices:
         if device.name not in infected:
             continue
         begin = midnight + plan.days * DAY + 8 * HOUR
         for text in plan.attacks:
-            attack = Attack.parse(text)
-            seconds = attack.lasts(plan.attack_seconds)
+            attack = AttackPlan.parse(text)
+            seconds = attack.duration(plan.attack_seconds)
             end = begin + int((plan.lead_minutes + plan.tail_minutes) * MINUTE + seconds * SECOND)
-            made.append(_Capture(f"{device.name}/{attack.name}.pcap", device, begin, end, attack))
+            made.append(_CapturePlan(f"{device.name}/{attack.name}.pcap", device, begin, end, attack))
             begin = end + 10 * MINUTE
     return made
 
 
-def _make(plan: Plan, capture: _Capture, out: Path) -> tuple[int, tuple[int, int] | None, str]:
-    """Writes one capture; its packets, the attack's first and last packet (µs), and the server of check-ins."""
+def _make(plan: Plan, capture: _CapturePlan, out: Path) -> tuple[int, tuple[int, int] | None, str]:
+    """Write one capture; return its packets, the times of the attack's first and last packet (µs), and the server of
+    check-ins."""
     life = _Infected(capture.device, capture.begin, capture.end, f"{plan.seed}/{capture.file}")
     life.live()
     span, server = None, ""
@@ -1912,8 +1942,8 @@ def _instant(t: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _entry(capture: _Capture, span: tuple[int, int] | None, server: str) -> str:
-    """One capture's lines in the manifest."""
+def _entry(capture: _CapturePlan, span: tuple[int, int] | None, server: str) -> str:
+    """Return one capture's lines in the manifest."""
     device = capture.device
     label = "benign" if capture.attack is None else capture.attack.label
     lines = [
@@ -1936,13 +1966,15 @@ def _entry(capture: _Capture, span: tuple[int, int] | None, server: str) -> str:
 
 
 def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | None = None) -> Path:
-    """Writes the plan's captures and, last, their manifest, whose path it gives. `progress(done, total, line)`
-    after each file."""
+    """Write the plan's captures and, last, their manifest; return its path.
+
+    `progress(done, total, line)` is called after each file.
+    """
     plan.check()
     captures = _captures(plan)
     manifest = out / MANIFEST
     out.mkdir(parents=True, exist_ok=True)
-    manifest.unlink(missing_ok=True)  # a folder with a manifest is whole
+    manifest.unlink(missing_ok=True)  # a folder with a manifest is complete
     entries = []
     for done, capture in enumerate(captures, 1):
         packets, span, server = _make(plan, capture, out)
@@ -1962,9 +1994,11 @@ def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `botwatch trainer generate`."""
-    parser.description = "Write captures of generated IoT devices, healthy and infected, and a manifest. Sends nothing."
-    parser.epilog = "example:\n  botwatch trainer generate --out captures --seed 7"
+    """Add the options of `botwatch trainer generate`."""
+    parser.description = (
+        "Write captures of generated IoT devices, healthy and infected, and their manifest. No packet is sent."
+    )
+    parser.epilog = f"example:\n  {PROG} --out captures --seed 7"
     plan = Plan()
 
     def words(text: str) -> tuple[str, ...]:
@@ -1976,21 +2010,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the captures and manifest.yaml"
     )
-    parser.add_argument("--seed", type=int, default=plan.seed, help="another seed is another home (%(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=plan.seed,
+        help="seed of all random numbers; another seed gives another home (%(default)s)",
+    )
     parser.add_argument("--start", type=day, default=plan.start, metavar="DAY", help="first day, UTC (2026-01-05)")
-    parser.add_argument("--days", type=int, default=plan.days, help="benign captures per device (%(default)s)")
-    parser.add_argument("--hours", type=float, default=plan.hours, help="length of each (%(default)s)")
+    parser.add_argument(
+        "--days", type=int, default=plan.days, help="number of benign captures per device (%(default)s)"
+    )
+    parser.add_argument("--hours", type=float, default=plan.hours, help="length of each benign capture (%(default)s)")
     parser.add_argument(
         "--devices",
         type=words,
         default=plan.devices,
         metavar="KIND,...",
-        help=f"of {', '.join(DEVICES)}; a kind may come twice",
+        help=f"kinds of device: {', '.join(DEVICES)}; a kind may occur twice",
     )
     options = ":rate=PPS :port=N :size=BYTES :spoof=own|any|subnet :seconds=S"
     attacks = (
-        f"of {', '.join(ATTACKS)}, or of {', '.join(CHECKINS)}, which last an hour and whose rate is "
-        f"that of check-ins; each may have {options}; '' for none"
+        f"attacks: {', '.join(ATTACKS)}; or check-ins, which last an hour and have a rate of check-ins: "
+        f"{', '.join(CHECKINS)}; each with any of the options {options}; '' for none"
     )
     parser.add_argument("--attacks", type=words, default=plan.attacks, metavar="ATTACK,...", help=attacks)
     parser.add_argument(
@@ -1998,23 +2039,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=words,
         default=plan.infected,
         metavar="NAME,...",
-        help="devices that attack, as camera-1 (the first)",
+        help="devices that attack, such as camera-1 (default: the first)",
     )
     parser.add_argument(
-        "--attack-seconds", type=float, default=plan.attack_seconds, help="of each attack (%(default)s)"
+        "--attack-seconds", type=float, default=plan.attack_seconds, help="length of each attack (%(default)s)"
     )
     parser.add_argument(
-        "--lead-minutes", type=float, default=plan.lead_minutes, help="benign before the attack (%(default)s)"
+        "--lead-minutes", type=float, default=plan.lead_minutes, help="benign minutes before the attack (%(default)s)"
     )
-    parser.add_argument("--tail-minutes", type=float, default=plan.tail_minutes, help="benign after it (%(default)s)")
     parser.add_argument(
-        "--max-attack-packets", type=int, default=plan.max_attack_packets, help="bound of one attack (%(default)s)"
+        "--tail-minutes", type=float, default=plan.tail_minutes, help="benign minutes after it (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-attack-packets",
+        type=int,
+        default=plan.max_attack_packets,
+        help="bound of the packets of one attack (%(default)s)",
     )
     parser.add_argument("--snaplen", type=int, default=plan.snaplen, help="captured bytes of a frame (%(default)s)")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """`botwatch trainer generate`: 0, or 2 for a plan or a folder that cannot be."""
+    """Run `botwatch trainer generate`; return the exit status."""
     plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
     began = time.monotonic()
     try:
@@ -2022,11 +2068,9 @@ def run(args: argparse.Namespace, command: str) -> int:
         with Progress("generating captures", len(_captures(plan))) as bar:
             manifest = generate(plan, args.out, lambda done, total, line: bar.step(note=line))
     except PlanError as error:
-        print(f"botwatch trainer generate: {error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error)
     except OSError as error:
-        print(f"botwatch trainer generate: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return refuse(PROG, error, file=args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*.pcap"))
     print(f"generated {manifest}: seed {plan.seed}, {size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
-    return 0
+    return OK

@@ -1,8 +1,8 @@
-"""The experiments of the studies botwatch started from, and beside each of their numbers the honest one.
+"""The experiments of the studies that botwatch started from, with the honest number beside each of theirs.
 
-A preset (configs/protocols) says how; the fit itself is `trainer.fit`'s, so the run folder is one like any other. Here
-are the tables around it: rows, N, Fisher scores, confusion matrices, per-device autoencoders. Known defects are not
-imitated silently: `_defects` names each and measures what it hides, where the same data can tell.
+A preset (configs/protocols) has the settings; `trainer.fit.fit` does the fit itself, so that the run folder is like any
+other. This module makes the tables around it: rows, N, Fisher scores, confusion matrices, per-device autoencoders.
+Known defects are not imitated silently: `_defects` names each one and measures its effect where the data allows it.
 """
 
 import argparse
@@ -20,14 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import BENIGN
+from edge_agent.contract.cli import OK, refuse
 from edge_agent.contract.columns import COPIES
 from trainer.config import Config
-from trainer.findings import Cell, Figure, Findings, Series, Table
+from trainer.report.findings import Cell, Figure, Findings, Series, Table
+from trainer.report.training import learning_curve
 
 if TYPE_CHECKING:
-    from edge_agent.detector import Scorer
-    from trainer import dataset
-    from trainer.fit import Parts, Run
+    from edge_agent.detection.scorer import Scorer
+    from trainer.data.row_table import RowTable
+    from trainer.fit.fit import FittedModel
+    from trainer.fit.row_parts import Parts
 
 PROG = "botwatch trainer study"
 
@@ -35,29 +38,29 @@ Index = NDArray[np.intp]
 Errors = NDArray[np.float64]
 
 GAP_ROWS, GAP_S = 200, 60.0
-"""Left out between the parts where a split in time order stands beside a random one."""
+"""Rows and seconds between the parts of a split in time order that is compared with a random one."""
 
 CLASS_GAP_ROWS = 10
-"""The same for the classifiers, whose rows are thinned to a sample already."""
+"""Rows between the parts of the classifiers, whose rows are already thinned to a sample."""
 
 MAX_WINDOW = 1000
-"""Longest majority window tried, in rows."""
+"""Longest majority window that is tried, in rows."""
 
 ATTACK_ROWS = 20_000
-"""Rows scored of each attack on each device, for the per-device table."""
+"""Rows of each attack on each device that are scored for the per-device table."""
 
 PRINTED = {"accuracy": 0.8544, "recall": 0.7207, "precision": 0.9838}
-"""What the 2021 study's own log prints for its ten columns and N = 1, against 0.9991 in its conclusion."""
+"""Figures in the 2021 study's own log for its ten columns and N = 1, against 0.9991 in its conclusion."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command on ``parser``."""
+    """Add the options of `botwatch trainer study`."""
     parser.description = (
         "Repeat an original study by one preset and print its known defects with the honest number beside each. "
         "Presets: seed (slides: one autoencoder, thirds at random), log2021 (the script behind the printed log), "
         "paper (N-BaIoT: one autoencoder per device), nbaiot-live (published rows for live traffic)."
     )
-    parser.epilog = "example:\n  botwatch trainer study seed --data N-BaIoT --out runs/seed"
+    parser.epilog = f"example:\n  {PROG} seed --data N-BaIoT --out runs/seed"
     parser.add_argument("preset", type=Path, metavar="PRESET", help="name of a preset, or a config file")
     parser.add_argument(
         "--data",
@@ -66,47 +69,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of published files, a Parquet file of rows, or a folder of captures with a manifest",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to write")
-    parser.add_argument("--top-n", type=int, metavar="N", help="keep only the N best columns by Fisher score")
+    parser.add_argument("--top-n", type=int, metavar="N", help="use only the N best columns by Fisher score")
     parser.add_argument(
-        "--partial", action="store_true", help="go on where a file has another number of rows than published"
+        "--partial", action="store_true", help="continue although a file has another number of rows than published"
     )
     parser.add_argument(
-        "--float", action="store_true", dest="only_float", help="do not convert: leave the quantised model out"
+        "--float", action="store_true", dest="only_float", help="leave out the quantised model: do not convert"
     )
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Fit, measure, print and save the findings; 2 for a bad preset or unusable data."""
+    """Run `botwatch trainer study`; return the exit status."""
     from edge_agent.contract.settings import SettingsError
     from trainer import config
 
     try:
         chosen = config.load(args.preset, args.data, args.top_n)
     except SettingsError as error:
-        return _refuse(error)
+        return refuse(PROG, error)
 
-    from trainer import autoencoder, dataset, fit
+    from trainer.data.row_table import DatasetError
+    from trainer.fit import autoencoder
+    from trainer.fit.row_parts import FitError
 
     began = time.monotonic()
     try:
-        found = study(chosen, args.out, command, partial=args.partial, quantised=not args.only_float)
-    except (SettingsError, dataset.DatasetError, fit.FitError, autoencoder.TrainingError) as error:
-        return _refuse(error)
+        findings = study(chosen, args.out, command, partial=args.partial, quantised=not args.only_float)
+    except (SettingsError, DatasetError, FitError, autoencoder.TrainingError) as error:
+        return refuse(PROG, error)
     except OSError as error:
-        return _refuse(f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
-    print("\n".join(found.text()))
-    print(f"wrote {found.save(args.out)} in {time.monotonic() - began:,.0f} s")
-    return 0
-
-
-def _refuse(reason: object) -> int:
-    print(f"{PROG}: {reason}", file=sys.stderr)
-    return 2
+        return refuse(PROG, f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
+    print("\n".join(findings.text()))
+    print(f"wrote {findings.save(args.out)} in {time.monotonic() - began:,.0f} s")
+    return OK
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Row numbers that the study looks at: benign parts, and attack rows of the same number for two of them."""
+class StudySample:
+    """Row numbers that the study measures on: benign parts, and as many attack rows for each of them."""
 
     optimise: Index
     test: Index
@@ -118,21 +118,21 @@ class Sample:
 class Arm:
     """One autoencoder and its errors on the rows of a sample."""
 
-    run: "Run"
-    sample: Sample
+    run: "FittedModel"
+    sample: StudySample
     optimise: Errors
     test: Errors
     attack_optimise: Errors
     attack_test: Errors
 
     def tau(self, n: float) -> float:
-        """mean + n·std of the errors of benign optimise rows."""
+        """Return mean + n·std of the errors of benign optimise rows."""
         return float(self.optimise.mean() + n * self.optimise.std())
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one of the experiments adds to the findings."""
+    """The part of the findings that one experiment adds."""
 
     lead: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -142,11 +142,11 @@ class Part:
 
 
 def study(config: Config, out: Path, command: str, *, partial: bool = False, quantised: bool = True) -> Findings:
-    """Everything the preset asks for; the run folder of the shared model is written on the way."""
-    from trainer import fit
+    """Make everything that the preset asks for; the run folder of the shared model is written too."""
+    from trainer.fit import fit
 
-    counts, kept = _take_stock(config, partial)
-    config = dataclasses.replace(config, data=(dataclasses.replace(config.data[0], labels=kept), *config.data[1:]))
+    counts, labels = _take_stock(config, partial)
+    config = dataclasses.replace(config, data=(dataclasses.replace(config.data[0], labels=labels), *config.data[1:]))
     began = time.monotonic()
     table = fit.load(config)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,31 +166,28 @@ def study(config: Config, out: Path, command: str, *, partial: bool = False, qua
         if config.split.order == "random":
             parts.append(_defects(config, table, main, last["autoencoder"], classified, left_out))
     else:
-        parts.append(Part(limits=("No attack rows: nothing here says whether an attack is found.",)))
+        parts.append(Part(limits=("There are no attack rows: nothing here says whether attacks are detected.",)))
     if config.study.per_device:
         parts.append(_per_device(config, table, main))
     if quantised:
         parts.append(_quantised(config, table, main, out, command))
     parts.append(_limits(config, table))
 
-    def all_of(what: str) -> tuple[Any, ...]:
-        return tuple(item for part in parts for item in getattr(part, what))
-
+    joined = {
+        field.name: tuple(item for part in parts for item in getattr(part, field.name))
+        for field in dataclasses.fields(Part)
+    }
     return Findings(
-        "study",
-        f"The original study's experiments ({_name(command)})",
-        command,
-        table.generated,
-        all_of("lead"),
-        all_of("warnings"),
-        all_of("tables"),
-        all_of("figures"),
-        all_of("limits"),
+        name="study",
+        title=f"The original study's experiments ({_name(command)})",
+        command=command,
+        generated=table.generated,
+        **joined,
     )
 
 
 def _name(command: str) -> str:
-    """The preset's, as typed."""
+    """Return the name of the preset in a command line."""
     words = shlex.split(command)
     at = words.index("study") + 1
     return Path(words[at]).stem
@@ -200,33 +197,39 @@ def _name(command: str) -> str:
 
 
 def _take_stock(config: Config, partial: bool) -> tuple[dict[tuple[str, str], int | None], tuple[str, ...]]:
-    """What the first source holds, and its labels without those left out; DatasetError on a damaged whole data set."""
-    from trainer import catalogue, dataset
+    """Return the rows that the first source holds, and the labels that take part.
+
+    DatasetError for a whole data set with other numbers of rows than published, unless ``partial``.
+    """
+    from trainer.data import catalogue
+    from trainer.data.row_table import DatasetError
 
     entry = config.data[0]
-    counts = catalogue.held(entry)
+    counts = catalogue.count_rows(entry)
     known = {key: rows for key, rows in counts.items() if rows is not None}
     wrong = catalogue.differences(known)
     if wrong and not partial:
         more = f" (and {len(wrong) - 1} files more)" if len(wrong) > 1 else ""
-        raise dataset.DatasetError(
-            f"{entry.path}: {wrong[0]}{more}; a damaged download? --partial goes on all the same"
-        )
+        raise DatasetError(f"{entry.path}: {wrong[0]}{more}; is the download damaged? --partial continues all the same")
     labels = dict.fromkeys(label for _, label in counts if not entry.labels or label in entry.labels)
     return counts, tuple(label for label in labels if label not in config.study.leave_out)
 
 
-def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dataset.Table", main: Arm) -> Part:
-    """Rows of each family in the files, in memory, and as published; the learning curve."""
-    from trainer import catalogue
+def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "RowTable", main: Arm) -> Part:
+    """Count the rows of each family in the files, in memory and as published; draw the learning curve."""
+    from edge_agent.detection import classify
+    from trainer.data import catalogue
 
     known = {key: rows for key, rows in counts.items() if rows is not None}
     leave_out = config.study.leave_out
     whole, used = catalogue.by_family(known), catalogue.by_family(known, leave_out)
-    published, their = catalogue.by_family(catalogue.PUBLISHED), catalogue.by_family(catalogue.PUBLISHED, leave_out)
-    family = np.array([_family(label) for label in table.labels])[table.label]
+    published, published_used = (
+        catalogue.by_family(catalogue.PUBLISHED),
+        catalogue.by_family(catalogue.PUBLISHED, leave_out),
+    )
+    family = np.array([classify.family(label) or label for label in table.labels])[table.label]
     rows: list[tuple[Cell, ...]] = [
-        (name, whole.get(name), used.get(name), int((family == name).sum()), published[name], their[name])
+        (name, whole.get(name), used.get(name), int((family == name).sum()), published[name], published_used[name])
         for name in (BENIGN, "mirai", "gafgyt")
     ]
     sizes = " / ".join(f"{main.run.metrics['rows'][part]:,}" for part in ("train", "optimise", "test"))
@@ -243,12 +246,8 @@ def _rows(counts: dict[tuple[str, str], int | None], config: Config, table: "dat
         tuple(rows),
         f"{note}{left_out} Benign rows: {sizes} to train, for τ, to test.",
     )
-    curve = _curve("Learning curve of the autoencoder", main.run.history["autoencoder"])
+    curve = learning_curve("Learning curve of the autoencoder", main.run.history["autoencoder"], "validation")
     return Part(tables=(rows_table,), figures=(curve,))
-
-
-def _family(label: str) -> str:
-    return label.partition(".")[0]
 
 
 # ---- autoencoders ------------------------------------------------------------------------------------------------
@@ -256,44 +255,45 @@ def _family(label: str) -> str:
 
 def _arm(
     config: Config,
-    table: "dataset.Table",
+    table: "RowTable",
     say: Callable[[str], None] = lambda line: None,
     watch: Callable[[Any, int, float, float], None] | None = None,
 ) -> Arm:
     """Fit as ``config`` says and score the rows of its sample."""
-    from trainer import fit
+    from trainer.fit import fit
+    from trainer.fit.row_parts import split
 
     fitted = fit.fit(config, table, say, watch)
-    sample = _sample(fit.split(config, table))
+    sample = _sample(split(config, table))
     return Arm(fitted, sample, *_errors(fitted, table, dataclasses.astuple(sample)))
 
 
-def _sample(parts: "Parts") -> Sample:
-    """Attack rows at random, as many as benign optimise and test rows; half of them each where they are too few."""
+def _sample(parts: "Parts") -> StudySample:
+    """Draw attack rows at random, as many as benign optimise and test rows; if there are too few, share them."""
     attack = np.random.default_rng(17).permutation(parts.attack)
     share = min(1.0, len(attack) / max(1, len(parts.optimise) + len(parts.test)))
     first, second = int(share * len(parts.optimise)), int(share * len(parts.test))
-    return Sample(parts.optimise, parts.test, attack[:first], attack[first : first + second])
+    return StudySample(parts.optimise, parts.test, attack[:first], attack[first : first + second])
 
 
-def _errors(fitted: "Run", table: "dataset.Table", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
-    """Mean squared error of each row of several sets, by the fitted network or another of its shape."""
-    from edge_agent.detector import Scorer
-    from trainer import autoencoder
+def _errors(fitted: "FittedModel", table: "RowTable", of: Sequence[Index], network: Any = None) -> tuple[Errors, ...]:
+    """Return the mean squared error of each row of several sets, by the fitted network or another of its shape."""
+    from edge_agent.detection.scorer import Scorer
+    from trainer.fit import autoencoder
 
     scorer = Scorer(autoencoder.predictor(network or fitted.network), fitted.scaler, fitted.columns)
     return tuple(_scored(scorer, table, fitted.columns, rows) for rows in of)
 
 
-def _scored(scorer: "Scorer", table: "dataset.Table", columns: tuple[str, ...], rows: Index) -> Errors:
-    """Errors of some rows, in pieces of bounded memory."""
-    at = np.array([table.columns.index(c) for c in columns], dtype=np.intp)
-    pieces = [scorer.full(table.values[np.ix_(rows[i : i + 65536], at)]) for i in range(0, len(rows), 65536)]
-    return np.concatenate([np.zeros(0), *pieces]).astype(np.float64)
+def _scored(scorer: "Scorer", table: "RowTable", columns: tuple[str, ...], rows: Index) -> Errors:
+    """Return the errors of some rows, computed in pieces of bounded memory."""
+    from trainer.fit.row_parts import scored
+
+    return scored(scorer.full, table, rows, table.positions(columns)).astype(np.float64)
 
 
 def _figures(benign: Errors, attack: Errors, tau: float) -> dict[str, Any]:
-    """Confusion at a threshold and what follows from it; benign rows are the negatives."""
+    """Return the confusion at a threshold and the rates that follow from it; benign rows are the negatives."""
     false, missed = int((benign > tau).sum()), int((attack <= tau).sum())
     hit = len(attack) - missed
     return {
@@ -314,15 +314,15 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _best_n(config: Config, main: Arm) -> int:
-    """The N of the grid that labelled optimise rows would choose, as the study did; the smallest of equals."""
-    found = [
+    """Return the N that is most accurate on labelled optimise rows, as the study chose it; the smallest of equals."""
+    accuracies = [
         _figures(main.optimise, main.attack_optimise, main.tau(n))["accuracy"] for n in range(1, config.study.max_n + 1)
     ]
-    return 1 + int(np.argmax(found))
+    return 1 + int(np.argmax(accuracies))
 
 
 def _detection(config: Config, main: Arm) -> Part:
-    """The study's Table 2, its two-class confusion, and how both kinds of error go with N."""
+    """Make the study's Table 2, its two-class confusion, and the two kinds of error by N."""
     steps = range(1, config.study.max_n + 1)
     chosen = [_figures(main.optimise, main.attack_optimise, main.tau(n)) for n in steps]
     tested = [_figures(main.test, main.attack_test, main.tau(n)) for n in steps]
@@ -335,25 +335,29 @@ def _detection(config: Config, main: Arm) -> Part:
             (n, *(f[key] for key in keys), g["accuracy"], g["fpr"])
             for n, f, g in zip(steps, chosen, tested, strict=True)
         ),
-        f"On {len(main.optimise):,} benign optimise rows and {len(main.attack_optimise):,} attack rows, as the study; "
-        f"the last two columns on {len(main.test):,} benign test rows and {len(main.attack_test):,} other attack rows. "
+        f"On {len(main.optimise):,} benign optimise rows and {len(main.attack_optimise):,} attack rows, as in the "
+        f"study; the last two columns are on {len(main.test):,} benign test rows and {len(main.attack_test):,} other "
+        "attack rows. "
         f"Labels would choose N = {best}"
         + (", the edge of the grid: a wider one might choose more." if best == config.study.max_n else "."),
     )
     n = config.decision.n
-    found = _figures(main.test, main.attack_test, main.tau(n))
+    tested_at_n = _figures(main.test, main.attack_test, main.tau(n))
     confusion = Table(
         f"Detection at N = {n:g} on test rows",
         ("truth", "called normal", "called attack", "rows"),
         (
-            ("normal", found["tn"], found["fp"], len(main.test)),
-            ("attack", found["fn"], found["tp"], len(main.attack_test)),
+            ("normal", tested_at_n["tn"], tested_at_n["fp"], len(main.test)),
+            ("attack", tested_at_n["fn"], tested_at_n["tp"], len(main.attack_test)),
         ),
-        f"Accuracy {_text(found['accuracy'])}, precision {_text(found['precision'])}, recall "
-        f"{_text(found['recall'])}, FPR {_text(found['fpr'])}.",
+        f"Accuracy {_text(tested_at_n['accuracy'])}, precision {_text(tested_at_n['precision'])}, recall "
+        f"{_text(tested_at_n['recall'])}, FPR {_text(tested_at_n['fpr'])}.",
     )
     names = ("called normal", "called attack")
-    matrix = (Series("normal", names, (found["tn"], found["fp"])), Series("attack", names, (found["fn"], found["tp"])))
+    matrix = (
+        Series("normal", names, (tested_at_n["tn"], tested_at_n["fp"])),
+        Series("attack", names, (tested_at_n["fn"], tested_at_n["tp"])),
+    )
     x = tuple(map(float, steps))
     errors = (
         Series("false positives", x, tuple(f["fpr"] for f in tested)),
@@ -361,8 +365,8 @@ def _detection(config: Config, main: Arm) -> Part:
     )
     return Part(
         (
-            f"Detection with {len(main.run.columns)} columns and N = {n:g}: accuracy {_text(found['accuracy'])}, "
-            f"recall {_text(found['recall'])}, FPR {_text(found['fpr'])} of test rows, split "
+            f"Detection with {len(main.run.columns)} columns and N = {n:g}: accuracy {_text(tested_at_n['accuracy'])}, "
+            f"recall {_text(tested_at_n['recall'])}, FPR {_text(tested_at_n['fpr'])} of test rows, split "
             f"{'at random' if config.split.order == 'random' else 'in time order'}.",
         ),
         (grid, confusion),
@@ -377,55 +381,42 @@ def _text(share: float | None) -> str:
     return "unknown" if share is None else f"{share:.4f}"
 
 
-def _curve(title: str, history: dict[str, Any]) -> Figure:
-    epochs = tuple(float(i + 1) for i in range(history["epochs"]))
-    return Figure(
-        "lines",
-        title,
-        (
-            Series("train", epochs, tuple(history["loss"])),
-            Series("validation", epochs, tuple(history["validation_loss"])),
-        ),
-        "epoch",
-        "loss",
-        log_y=True,
-        note=f"The weights are of epoch {history['best_epoch']}.",
-    )
-
-
 # ---- the quantised model -----------------------------------------------------------------------------------------
 
 
-def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, command: str) -> Part:
-    """The run converted to int8 and measured on the same rows, its τ from its own scores.
+def _quantised(config: Config, table: "RowTable", main: Arm, out: Path, command: str) -> Part:
+    """Measure the run on the same rows after its conversion to int8, with τ from the scores of the int8 model.
 
-    Raw z spans so wide a range that eight bits may not hold it. Where the converter refuses the run, the same protocol
-    is measured with botwatch's own scaling and training, without a classifier.
+    Raw z has so wide a range that eight bits may not be enough. If the converter refuses the run, the same protocol is
+    measured with botwatch's own scaling and training, without a classifier.
     """
-    from trainer import fit
     from trainer.config import Scaling, Training
+    from trainer.fit import fit
+    from trainer.fit.row_parts import FitError
 
     n = config.decision.n
     rows = [("float32, as the preset", _figures(main.test, main.attack_test, main.tau(n)))]
     try:
         rows.append(_converted("as the preset", out, table, main, n))
         warnings: tuple[str, ...] = ()
-    except fit.FitError as error:
-        warnings = (f"The preset's own model is not fit for gateways: {error}",)
-        own = dataclasses.replace(
+    except FitError as error:
+        warnings = (f"The preset's own model cannot run on gateways: {error}",)
+        usual = dataclasses.replace(
             config,
             scaling=Scaling(),
             autoencoder=Training(),
             classifier=dataclasses.replace(config.classifier, enabled=False),
         )
         try:
-            arm = _arm(own, table)
+            arm = _arm(usual, table)
             folder = out / "own"
             fit.save(arm.run, folder, command, 0.0)
             rows.append(("float32, own scaling and training", _figures(arm.test, arm.attack_test, arm.tau(n))))
             rows.append(_converted("own scaling and training", folder, table, arm, n))
-        except fit.FitError as error:
-            return Part(warnings=(*warnings, f"Nor is it with own scaling and training: {error}"))
+        except FitError as error:
+            return Part(
+                warnings=(*warnings, f"Neither can the model with botwatch's own scaling and training: {error}")
+            )
     how, last = rows[-1]
     sentence = (
         f"As gateways run it ({how}, τ from its own scores, N = {n:g}): accuracy {_text(last['accuracy'])}, FPR "
@@ -433,15 +424,16 @@ def _quantised(config: Config, table: "dataset.Table", main: Arm, out: Path, com
     )
     keys = ("tau", "accuracy", "recall", "precision", "fpr", "agree")
     columns = ("model", "τ", "accuracy", "recall", "precision", "FPR", "verdicts like float's")
-    cells = tuple((name, *(found.get(key) for key in keys)) for name, found in rows)
+    cells = tuple((name, *(figures.get(key) for key in keys)) for name, figures in rows)
     return Part((sentence,), (Table("The quantised model on the same test rows", columns, cells),), warnings=warnings)
 
 
-def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
-    """A run folder through the converter and its bundle's figures on the arm's sample; FitError when it is refused."""
-    from edge_agent import detector, runtime
+def _converted(what: str, folder: Path, table: "RowTable", arm: Arm, n: float) -> tuple[str, dict[str, Any]]:
+    """Convert a run folder and return the variant's name and its figures on the arm's sample; FitError if refused."""
     from edge_agent.contract import bundle as bundles
-    from trainer import fit
+    from edge_agent.detection import runtime
+    from edge_agent.detection.scorer import Scorer
+    from trainer.fit.row_parts import FitError
 
     target = folder / "bundle"
     done = subprocess.run(
@@ -451,34 +443,38 @@ def _converted(what: str, folder: Path, table: "dataset.Table", arm: Arm, n: flo
         check=False,
     )
     if done.returncode != 0:
-        raise fit.FitError((done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1])
+        raise FitError(
+            (done.stderr.strip() or done.stdout.strip() or "the converter printed no reason").splitlines()[-1]
+        )
     try:
         bundle = bundles.load(target)
-        scorer = detector.Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
+        scorer = Scorer(runtime.Model(bundle.autoencoder), bundle.scaler, bundle.manifest.columns)
     except (bundles.BundleError, runtime.ModelError, runtime.RuntimeUnavailable) as error:
-        raise fit.FitError(str(error)) from error
+        raise FitError(str(error)) from error
     optimise, test, attack = (
         _scored(scorer, table, bundle.manifest.columns, rows)
         for rows in (arm.sample.optimise, arm.sample.test, arm.sample.attack_test)
     )
     tau = float(optimise.mean() + n * optimise.std())
-    theirs = np.concatenate([arm.test, arm.attack_test]) > arm.tau(n)
-    agree = float(np.mean((np.concatenate([test, attack]) > tau) == theirs))
+    of_float = np.concatenate([arm.test, arm.attack_test]) > arm.tau(n)
+    agree = float(np.mean((np.concatenate([test, attack]) > tau) == of_float))
     return f"{bundle.manifest.variant}, {what}", {**_figures(test, attack, tau), "agree": agree}
 
 
 # ---- Fisher scores -----------------------------------------------------------------------------------------------
 
 
-def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
-    """Rows, class numbers and class names of the study's three questions; those without two classes are left out.
+def _groups(config: Config, table: "RowTable") -> dict[str, tuple[Index, NDArray[np.int64], tuple[str, ...]]]:
+    """Return rows, class numbers and class names of the study's three questions, without those of a single class.
 
-    Detection: as many attack rows as benign ones. Families: as many rows of each as benign ones. Mirai types:
-    ``rows_per_type`` of each. Drawn at random, seeded; fewer where there are fewer.
+    Detection has as many attack rows as benign ones, families have as many rows of each as benign ones, Mirai types
+    have ``rows_per_type`` of each; fewer where there are fewer. Rows are drawn at random, seeded.
     """
+    from edge_agent.detection import classify
+
     rng = np.random.default_rng(17)
     label = np.array(table.labels)[table.label]
-    family = np.array([_family(name) for name in table.labels])[table.label]
+    family = np.array([classify.family(name) or name for name in table.labels])[table.label]
     benign = int((family == BENIGN).sum())
     questions: dict[str, tuple[NDArray[np.str_], Sequence[str], int]] = {
         "detection": (np.where(family == BENIGN, BENIGN, "attack"), (BENIGN, "attack"), benign),
@@ -489,7 +485,7 @@ def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, ND
             config.study.rows_per_type,
         ),
     }
-    found = {}
+    groups = {}
     for name, (of_row, classes, limit) in questions.items():
         present = tuple(c for c in classes if (of_row == c).any())
         if len(present) < 2:
@@ -499,13 +495,13 @@ def _groups(config: Config, table: "dataset.Table") -> dict[str, tuple[Index, ND
             rows = np.flatnonzero(of_row == c)
             drawn.append(np.sort(rng.choice(rows, limit, replace=False)) if len(rows) > limit else rows)
         numbers = np.repeat(np.arange(len(present)), [len(rows) for rows in drawn])
-        found[name] = (np.concatenate(drawn), numbers, present)
-    return found
+        groups[name] = (np.concatenate(drawn), numbers, present)
+    return groups
 
 
-def _ten_best(config: Config, table: "dataset.Table", question: str) -> list[tuple[str, float]]:
-    """Columns and Fisher scores, best first, copies in."""
-    from trainer import ranking
+def _ten_best(config: Config, table: "RowTable", question: str) -> list[tuple[str, float]]:
+    """Return the ten best columns and their Fisher scores, best first, copies included."""
+    from trainer.data import ranking
 
     rows, numbers, _ = _groups(config, table)[question]
     columns = config.model_columns()  # first in the table; columns of the counts rule may follow
@@ -515,8 +511,8 @@ def _ten_best(config: Config, table: "dataset.Table", question: str) -> list[tup
     return [(columns[i], float(scores[i])) for i in order]
 
 
-def _fisher(config: Config, table: "dataset.Table") -> Part:
-    """Top ten columns for each question, copies in as in the study's Table 1, and how many of them are distinct."""
+def _fisher(config: Config, table: "RowTable") -> Part:
+    """Rank the ten best columns for each question, copies included as in the study's Table 1; count distinct ones."""
     tops = {name: _ten_best(config, table, name) for name in _groups(config, table)}
     distinct = {name: len({COPIES.get(c, c) for c, _ in top}) for name, top in tops.items()}
     cells: list[tuple[Cell, ...]] = []
@@ -530,7 +526,7 @@ def _fisher(config: Config, table: "dataset.Table") -> Part:
         ("rank", *(word for name in tops for word in (name, "F"))),
         tuple(cells),
         "Raw values, no squash. Columns that repeat others are ranked as in the study; `--top-n` leaves them out. "
-        "A ranking needs labelled attacks, so a detector on the best columns has seen them.",
+        "A ranking needs labelled attacks, so a detector that uses the best columns has seen them.",
     )
     return Part((sentence + "; the rest repeat them.",), (ranking_table,))
 
@@ -540,9 +536,10 @@ def _fisher(config: Config, table: "dataset.Table") -> Part:
 
 @dataclass(frozen=True)
 class Classified:
-    """One classifier: how its rows were split and its epoch selected, and what it does on its test rows."""
+    """One classifier and its confusion on its test rows."""
 
     how: str
+    """Split of its rows and selection of its epoch, one of `HOW`."""
     classes: tuple[str, ...]
     matrix: NDArray[np.int64]
     parameters: int
@@ -550,31 +547,39 @@ class Classified:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of test rows given their class; None where a class has no test rows, for it would flatter."""
+        """Share of test rows that get their class; None if a class has no test rows, since the share would flatter."""
         return float(np.trace(self.matrix) / self.matrix.sum()) if self.matrix.sum(axis=1).all() else None
 
     def recall(self, i: int) -> float | None:
-        """Share of the test rows of class ``i`` given it."""
+        """Return the share of the test rows of class ``i`` that get that class."""
         return _ratio(int(self.matrix[i, i]), int(self.matrix[i].sum()))
 
 
 HOW = ("random, epoch by test rows", "random, epoch by other rows", "in time order")
+"""Splits of a classifier's rows and selections of its epoch; the first is the study's."""
 
 
-def _classifiers(config: Config, table: "dataset.Table") -> dict[str, tuple[Classified, ...]]:
-    """Families and Mirai types, each split and selected in the three ways of `HOW`."""
-    found = {}
+def _classifiers(config: Config, table: "RowTable") -> dict[str, tuple[Classified, ...]]:
+    """Train classifiers of families and of Mirai types, each split and selected in the three ways of `HOW`."""
+    classified = {}
     for name, (rows, numbers, classes) in _groups(config, table).items():
         if name != "detection":
-            found[name] = tuple(_classified(config, table, rows, numbers, classes, how) for how in HOW)
-    return found
+            classified[name] = tuple(_classified(config, table, rows, numbers, classes, how) for how in HOW)
+    return classified
 
 
 def _classified(
-    config: Config, table: "dataset.Table", rows: Index, numbers: NDArray[np.int64], classes: tuple[str, ...], how: str
+    config: Config,
+    table: "RowTable",
+    rows: Index,
+    numbers: NDArray[np.int64],
+    classes: tuple[str, ...],
+    how: str,
 ) -> Classified:
-    """Train on 80 % and test on 20 %; a tenth of the former selects the epoch, unless the test rows do."""
-    from trainer import autoencoder, classifier, fit, protocol
+    """Train on 80 % and test on 20 %; a tenth of the 80 % selects the epoch, unless the test rows do."""
+    from trainer.data import protocol
+    from trainer.fit import autoencoder, classifier, fit
+    from trainer.fit.row_parts import FitError
 
     order: Literal["time", "random"] = "time" if how == HOW[2] else "random"
     split = protocol.Split(0.72, 0.08, 0.2, gap_rows=CLASS_GAP_ROWS, gap_s=0.0, min_rows=CLASS_GAP_ROWS, order=order)
@@ -586,7 +591,7 @@ def _classified(
     at = np.array([table.columns.index(c) for c in config.model_columns() if c in table.columns], dtype=np.intp)
     missing = [name for i, name in enumerate(classes) if not (numbers[train] == i).any()]
     if missing or not len(check) or not len(test):
-        raise fit.FitError(f"classifier, {how}: too few rows{' of ' + ', '.join(missing) if missing else ''}")
+        raise FitError(f"classifier, {how}: too few rows{' of ' + ', '.join(missing) if missing else ''}")
     scaler = fit.fit_scaler(table.values[np.ix_(rows[train], at)], config)
 
     def inputs(chosen: Index) -> Any:
@@ -605,13 +610,13 @@ def _classified(
     return Classified(how, classes, matrix, int(network.count_params()), history)
 
 
-def _classification(config: Config, table: "dataset.Table", classified: dict[str, tuple[Classified, ...]]) -> Part:
-    """Recall, confusion and learning curve of each classifier, and the slides' output layer beside the softmax."""
+def _classification(config: Config, table: "RowTable", classified: dict[str, tuple[Classified, ...]]) -> Part:
+    """Show recall, confusion and learning curve of each classifier, and the slides' output layer beside the softmax."""
     lead, tables, figures = [], [], []
     for name, results in classified.items():
         tables.append(_class_table(name, results))
         figures += [
-            _curve(f"Learning curve of the classifier of {name}", results[0].history),
+            learning_curve(f"Learning curve of the classifier of {name}", results[0].history, "validation"),
             _matrix(f"{name}, as the study split and selected", results[0]),
             _matrix(f"{name}, in time order", results[-1]),
         ]
@@ -631,7 +636,7 @@ def _class_table(name: str, results: Sequence[Classified]) -> Table:
         ("split", "accuracy", *(f"recall {c}" for c in classes), "test rows"),
         tuple((r.how, r.accuracy, *(r.recall(i) for i in range(len(classes))), int(r.matrix.sum())) for r in results),
         f"{results[0].parameters:,} parameters. 80 % of the rows train, 20 % test; in time order per capture with "
-        f"{CLASS_GAP_ROWS} rows between. The study's way is the first: the epoch was selected on the test rows.",
+        f"{CLASS_GAP_ROWS} rows between them. The study did the first: its test rows selected the epoch.",
     )
 
 
@@ -648,8 +653,8 @@ def _matrix(title: str, result: Classified) -> Figure:
     )
 
 
-def _heads(config: Config, table: "dataset.Table", softmax: Classified) -> Table:
-    """The slides' output min(1, max(0, w·h + b)) beside the softmax, for families, split at random."""
+def _heads(config: Config, table: "RowTable", softmax: Classified) -> Table:
+    """Compare the slides' output min(1, max(0, w·h + b)) with the softmax, for families, split at random."""
     other = dataclasses.replace(config, classifier=dataclasses.replace(config.classifier, head="clipped"))
     rows, numbers, classes = _groups(config, table)["families"]
     clipped = _classified(other, table, rows, numbers, classes, HOW[1])
@@ -661,7 +666,7 @@ def _heads(config: Config, table: "dataset.Table", softmax: Classified) -> Table
             for head, r in (("softmax", softmax), ("clipped", clipped))
         ),
         "P = min(1, max(0, w·h + b)) has no gradient outside (0, 1): a class whose rows all start there is never "
-        "learnt. A baseline only.",
+        "learnt. It is a baseline only.",
     )
 
 
@@ -669,7 +674,7 @@ def _heads(config: Config, table: "dataset.Table", softmax: Classified) -> Table
 
 
 def alarms(flags: NDArray[np.bool_], w: int) -> NDArray[np.bool_]:
-    """Per window of ``w`` consecutive rows: is a majority flagged; shape (n - w + 1,), empty for fewer rows.
+    """Return, per window of ``w`` consecutive rows, True if most are flagged; shape (n - w + 1,), empty for fewer rows.
 
     >>> alarms(np.array([1, 1, 0, 0], bool), 3).tolist()
     [True, False]
@@ -681,7 +686,7 @@ def alarms(flags: NDArray[np.bool_], w: int) -> NDArray[np.bool_]:
 
 
 def smallest_window(flags: NDArray[np.bool_]) -> int | None:
-    """The paper's ws*: the shortest majority window without an alarm on benign rows; None up to `MAX_WINDOW`.
+    """Return the paper's ws*, the shortest majority window without an alarm on benign rows; None beyond `MAX_WINDOW`.
 
     >>> smallest_window(np.array([0, 1, 1, 0, 0, 0], bool))
     4
@@ -689,113 +694,110 @@ def smallest_window(flags: NDArray[np.bool_]) -> int | None:
     return next((w for w in range(1, min(len(flags), MAX_WINDOW) + 1) if not alarms(flags, w).any()), None)
 
 
-def _per_device(config: Config, table: "dataset.Table", main: Arm) -> Part:
-    """The paper's experiment: each device's own autoencoder, τ and window, and the shared model on the same rows."""
-    from trainer import fit, protocol
+@dataclass(frozen=True)
+class DeviceModel:
+    """One device's own autoencoder in the paper's experiment: its row of the table, and figures that the text needs."""
 
-    parts = fit.split(config, table)
-    benign = np.isin(table.label, [i for i, name in enumerate(table.labels) if name == BENIGN])
-    shared_tau = main.tau(config.decision.n)
-    cells: list[tuple[Cell, ...]] = []
-    worst: list[tuple[float, str]] = []
-    left = []
-    for code in np.unique(table.device[parts.test]):
-        device = table.devices[code]
-        own = config.study.devices.get(device)
-        training = config.autoencoder
-        if own is not None:
-            training = dataclasses.replace(
-                training, learning_rate=own.learning_rate, epochs=own.epochs, patience=own.epochs
-            )
-        rows = {
-            p: np.flatnonzero((table.device == code) & benign & (parts.part == p))
-            for p in (protocol.TRAIN, protocol.OPTIMISE, protocol.TEST)
-        }
-        rows = {p: r[np.argsort(table.t_ns[r], kind="stable")] for p, r in rows.items()}
-        began = time.monotonic()
-        fitted = _own_autoencoder(config, table, rows[protocol.TRAIN], rows[protocol.OPTIMISE], training)
-        took = time.monotonic() - began
-        optimise, test = (fitted(rows[p]) for p in (protocol.OPTIMISE, protocol.TEST))
-        tau = float(optimise.mean() + config.decision.n * optimise.std())
-        ws = smallest_window(optimise > tau)
-        used = ws if ws is not None else MAX_WINDOW
-        recalls = {}
-        for label in np.unique(table.label[(table.device == code) & ~benign]):
-            at = np.flatnonzero((table.device == code) & (table.label == label))[:ATTACK_ROWS]
-            flags = fitted(at[np.argsort(table.t_ns[at], kind="stable")]) > tau
-            recalls[table.labels[label]] = (float(flags.mean()), bool(alarms(flags, used).any()))
-        row_fpr = float((test > tau).mean())
-        windows = alarms(test > tau, used)
-        window_fpr = float(windows.mean()) if len(windows) else None
-        (of_shared,) = _errors(main.run, table, [rows[protocol.TEST]])
-        shared = float((of_shared > shared_tau).mean())
-        lowest = min(recalls, key=lambda name: recalls[name][0]) if recalls else None
-        worst.append((row_fpr, device))
-        cells.append(
-            (
-                device,
-                len(rows[protocol.TRAIN]),
-                training.epochs,
-                round(took, 1),
-                None if own is None else own.tr,
-                tau,
-                None if own is None else own.ws,
-                ws,
-                row_fpr,
-                window_fpr,
-                shared,
-                None if not recalls else sum(r for r, _ in recalls.values()) / len(recalls),
-                None if lowest is None else f"{lowest} {recalls[lowest][0]:.3f}",
-                None if not recalls else f"{sum(hit for _, hit in recalls.values())} of {len(recalls)}",
-            )
-        )
-        if ws is None:
-            left.append(device)
-    mean = float(np.mean([fpr for fpr, _ in worst]))
-    high, name = max(worst)
+    device: str
+    cells: tuple[Cell, ...]
+    row_fpr: float
+    window: int | None
+    """Shortest majority window without an alarm on benign rows; None if every window alarms."""
+
+
+def _per_device(config: Config, table: "RowTable", main: Arm) -> Part:
+    """Make the paper's experiment: each device's own autoencoder, τ and window, beside the shared model."""
+    from trainer.fit.row_parts import is_benign, split
+
+    parts, benign = split(config, table), is_benign(table)
+    models = [_device_model(config, table, main, parts, benign, code) for code in np.unique(table.device[parts.test])]
+    mean = float(np.mean([model.row_fpr for model in models]))
+    high, name = max((model.row_fpr, model.device) for model in models)
     note = (
         f"τ and window (ws*: the shortest majority window without an alarm on optimise rows) as published and as "
-        f"obtained here. At most {ATTACK_ROWS:,} rows of each attack; an attack is alarmed when one window is."
+        f"obtained here. At most {ATTACK_ROWS:,} rows of each attack; an attack is alarmed if one window is."
     )
-    if left:
-        note += f" No window of up to {MAX_WINDOW:,} rows was silent for {', '.join(left)}."
+    if silent_never := [model.device for model in models if model.window is None]:
+        note += f" Every window of up to {MAX_WINDOW:,} rows had an alarm for {', '.join(silent_never)}."
+    columns = (
+        *("device", "train rows", "epochs", "s", "τ published", "τ", "ws* published", "ws*", "row FPR", "window FPR"),
+        *("row FPR, shared model", "row recall, mean", "worst attack", "attacks alarmed"),
+    )
     return Part(
         (
-            f"Per-device autoencoders: row FPR {mean:.4f} on average over {len(worst)} devices, {high:.4f} on the "
+            f"Per-device autoencoders: row FPR {mean:.4f} on average over {len(models)} devices, {high:.4f} on the "
             f"worst ({name}); the paper gives 0.007.",
         ),
         (
             Table(
                 "One autoencoder per device (the N-BaIoT paper)",
-                (
-                    "device",
-                    "train rows",
-                    "epochs",
-                    "s",
-                    "τ published",
-                    "τ",
-                    "ws* published",
-                    "ws*",
-                    "row FPR",
-                    "window FPR",
-                    "row FPR, shared model",
-                    "row recall, mean",
-                    "worst attack",
-                    "attacks alarmed",
-                ),
-                tuple(cells),
+                columns,
+                tuple(model.cells for model in models),
                 note,
             ),
         ),
     )
 
 
+def _device_model(
+    config: Config, table: "RowTable", main: Arm, parts: "Parts", benign: NDArray[np.bool_], code: int
+) -> DeviceModel:
+    """Train and measure the autoencoder of the device with this code."""
+    from trainer.data import protocol
+
+    device = table.devices[code]
+    published = config.study.devices.get(device)
+    training = config.autoencoder
+    if published is not None:
+        training = dataclasses.replace(
+            training, learning_rate=published.learning_rate, epochs=published.epochs, patience=published.epochs
+        )
+    rows = {
+        p: np.flatnonzero((table.device == code) & benign & (parts.part == p))
+        for p in (protocol.TRAIN, protocol.OPTIMISE, protocol.TEST)
+    }
+    rows = {p: r[np.argsort(table.t_ns[r], kind="stable")] for p, r in rows.items()}
+    began = time.monotonic()
+    errors = _own_autoencoder(config, table, rows[protocol.TRAIN], rows[protocol.OPTIMISE], training)
+    took = time.monotonic() - began
+    optimise, test = (errors(rows[p]) for p in (protocol.OPTIMISE, protocol.TEST))
+    tau = float(optimise.mean() + config.decision.n * optimise.std())
+    ws = smallest_window(optimise > tau)
+    used = ws if ws is not None else MAX_WINDOW
+    recalls = {}
+    for label in np.unique(table.label[(table.device == code) & ~benign]):
+        at = np.flatnonzero((table.device == code) & (table.label == label))[:ATTACK_ROWS]
+        flags = errors(at[np.argsort(table.t_ns[at], kind="stable")]) > tau
+        recalls[table.labels[label]] = (float(flags.mean()), bool(alarms(flags, used).any()))
+    row_fpr = float((test > tau).mean())
+    windows = alarms(test > tau, used)
+    (of_shared,) = _errors(main.run, table, [rows[protocol.TEST]])
+    lowest = min(recalls, key=lambda name: recalls[name][0]) if recalls else None
+    cells: tuple[Cell, ...] = (
+        device,
+        len(rows[protocol.TRAIN]),
+        training.epochs,
+        round(took, 1),
+        None if published is None else published.tr,
+        tau,
+        None if published is None else published.ws,
+        ws,
+        row_fpr,
+        float(windows.mean()) if len(windows) else None,
+        float((of_shared > main.tau(config.decision.n)).mean()),
+        None if not recalls else sum(r for r, _ in recalls.values()) / len(recalls),
+        None if lowest is None else f"{lowest} {recalls[lowest][0]:.3f}",
+        None if not recalls else f"{sum(hit for _, hit in recalls.values())} of {len(recalls)}",
+    )
+    return DeviceModel(device, cells, row_fpr, ws)
+
+
 def _own_autoencoder(
-    config: Config, table: "dataset.Table", train: Index, optimise: Index, training: Any
+    config: Config, table: "RowTable", train: Index, optimise: Index, training: Any
 ) -> Callable[[Index], Errors]:
-    """A device's own network and scaler, as a function from row numbers to errors."""
+    """Train a device's own network and scaler; return a function from row numbers to errors."""
     from edge_agent.contract.scaling import row_error
-    from trainer import autoencoder, fit
+    from trainer.fit import autoencoder, fit
 
     at = np.array([table.columns.index(c) for c in config.model_columns()], dtype=np.intp)
     scaler = fit.fit_scaler(table.values[np.ix_(train, at)], config)
@@ -819,18 +821,18 @@ def _own_autoencoder(
 
 
 Row = tuple[str, str, Cell, Cell, str]
-"""Of the table of defects: the defect, of what the numbers are, as the study, honest, what honest means."""
+"""Row of the table of defects: the defect, the quantity, its value as the study did, the honest one, its meaning."""
 
 
 def _defects(
     config: Config,
-    table: "dataset.Table",
+    table: "RowTable",
     main: Arm,
     last_weights: Any,
     classified: dict[str, tuple[Classified, ...]],
     left_out: tuple[str, ...],
 ) -> Part:
-    """Each known defect of the study, its number on this data, and the honest one; a dash where there is none."""
+    """Show each known defect of the study with its number on this data and the honest one, or a dash for no number."""
     n = config.decision.n
     detect_only = dataclasses.replace(config, classifier=dataclasses.replace(config.classifier, enabled=False))
     as_study = _figures(main.test, main.attack_test, main.tau(n))
@@ -896,9 +898,9 @@ def _defects(
     )
 
 
-def _of_order(config: Config, table: "dataset.Table", main: Arm) -> list[Row]:
-    """Thirds at random against thirds in time order: row errors, and test rows that also train."""
-    from trainer import fit
+def _of_order(config: Config, table: "RowTable", main: Arm) -> list[Row]:
+    """Compare thirds at random with thirds in time order: row errors, and test rows that also train."""
+    from trainer.fit.row_parts import FitError, split
 
     n = config.decision.n
     timed = dataclasses.replace(
@@ -906,30 +908,30 @@ def _of_order(config: Config, table: "dataset.Table", main: Arm) -> list[Row]:
         split=dataclasses.replace(config.split, order="time", gap_rows=GAP_ROWS, gap_s=GAP_S),
         attack_split=dataclasses.replace(config.attack_split, order="time"),
     )
-    theirs, ours = _figures(main.test, main.attack_test, main.tau(n)), {"fpr": None, "recall": None}
+    at_random, in_order = _figures(main.test, main.attack_test, main.tau(n)), {"fpr": None, "recall": None}
     copied: float | None = None
     means = f"in time order per device, {GAP_ROWS} rows and {GAP_S:g} s between"
     try:
         arm = _arm(timed, table)
-        ours, copied = _figures(arm.test, arm.attack_test, arm.tau(n)), _copied(table, fit.split(timed, table))
-    except fit.FitError as error:
-        means = f"none in time order: {error}"
+        in_order, copied = _figures(arm.test, arm.attack_test, arm.tau(n)), _copied(table, split(timed, table))
+    except FitError as error:
+        means = f"no number in time order: {error}"
     defect = "1 rows shuffled into thirds, one burst on both sides"
     return [
-        (defect, "FPR", theirs["fpr"], ours["fpr"], means),
-        (defect, "recall", theirs["recall"], ours["recall"], "the same"),
+        (defect, "FPR", at_random["fpr"], in_order["fpr"], means),
+        (defect, "recall", at_random["recall"], in_order["recall"], "the same"),
         (
             defect,
             "share of test rows that equal a train row",
-            _copied(table, fit.split(config, table)),
+            _copied(table, split(config, table)),
             copied,
             "the same",
         ),
     ]
 
 
-def _copied(table: "dataset.Table", parts: "Parts") -> float | None:
-    """Share of benign test rows that equal a train row in every column."""
+def _copied(table: "RowTable", parts: "Parts") -> float | None:
+    """Return the share of benign test rows that equal a train row in every column."""
 
     def keys(rows: Index) -> NDArray[Any]:
         values = np.ascontiguousarray(table.values[rows])
@@ -938,41 +940,41 @@ def _copied(table: "dataset.Table", parts: "Parts") -> float | None:
     return _ratio(int(np.isin(keys(parts.test), keys(parts.train)).sum()), len(parts.test))
 
 
-def _of_left_out(config: Config, table: "dataset.Table", main: Arm, labels: tuple[str, ...]) -> Row:
-    """Recall on the attack rows that the study dropped, read apart and thinned: they took no part in anything."""
-    from trainer import fit
+def _of_left_out(config: Config, table: "RowTable", main: Arm, labels: tuple[str, ...]) -> Row:
+    """Measure recall on attack rows that the study dropped; they are read separately, thinned, and took no part."""
+    from trainer.fit import fit
 
     n = config.decision.n
-    theirs = _figures(main.test, main.attack_test, main.tau(n))["recall"]
+    of_study = _figures(main.test, main.attack_test, main.tau(n))["recall"]
     defect = "2 BASHLITE tcp and udp dropped"
     if not labels:
-        return defect, "recall", theirs, None, "these rows are not in this data"
-    print(f"dropped by the study, scored apart: {', '.join(labels)}")
+        return defect, "recall", of_study, None, "these rows are not in this data"
+    print(f"labels that the study dropped are scored separately: {', '.join(labels)}")
     entry = dataclasses.replace(config.data[0], labels=labels)
     other = fit.load(dataclasses.replace(config, data=(entry,), max_rows=min(config.max_rows, ATTACK_ROWS)))
     attack = np.flatnonzero(np.array([label != BENIGN for label in other.labels])[other.label])
     (errors,) = _errors(main.run, other, [attack])
-    found = float((errors > main.tau(n)).mean())
-    return defect, "recall", theirs, found, f"of {len(attack):,} of the rows dropped, same model and τ"
+    recall = float((errors > main.tau(n)).mean())
+    return defect, "recall", of_study, recall, f"of {len(attack):,} of the rows dropped, same model and τ"
 
 
 def _of_labelled_n(config: Config, main: Arm) -> Row:
-    """N by labelled attack rows against a τ that has seen none."""
+    """Compare N chosen by labelled attack rows with a τ that has seen no attack."""
     best, quantile = _best_n(config, main), config.decision.quantile
-    theirs = _figures(main.test, main.attack_test, main.tau(best))
-    ours = _figures(main.test, main.attack_test, main.run.decision.full.quantile)
+    with_labels = _figures(main.test, main.attack_test, main.tau(best))
+    without = _figures(main.test, main.attack_test, main.run.decision.full.quantile)
     return (
         "3 N chosen with labelled attacks",
         f"FPR, N = {best} / no labels",
-        theirs["fpr"],
-        ours["fpr"],
-        f"τ = {quantile:g} quantile of benign optimise rows; recall {_text(ours['recall'])} against "
-        f"{_text(theirs['recall'])}",
+        with_labels["fpr"],
+        without["fpr"],
+        f"τ = {quantile:g} quantile of benign optimise rows; recall {_text(without['recall'])} against "
+        f"{_text(with_labels['recall'])}",
     )
 
 
-def _of_scaler(config: Config, table: "dataset.Table", main: Arm) -> Row:
-    """The scaler that has seen optimise rows against the one that has not; whichever the preset has not is trained."""
+def _of_scaler(config: Config, table: "RowTable", main: Arm) -> Row:
+    """Compare the scaler that has seen optimise rows with one that has not; fit the one that the preset lacks."""
     n, leaks = config.decision.n, config.scaling.fit_on == "train+optimise"
     swapped = dataclasses.replace(config.scaling, fit_on="train" if leaks else "train+optimise")
     other = _arm(dataclasses.replace(config, scaling=swapped), table)
@@ -981,8 +983,8 @@ def _of_scaler(config: Config, table: "dataset.Table", main: Arm) -> Row:
     return "5 script fits the scaler on the rows τ comes from too", "FPR", rates[0], rates[1], "train rows only"
 
 
-def _of_last_epoch(config: Config, table: "dataset.Table", main: Arm, last_weights: Any) -> Row:
-    """τ by the last epoch's weights, tests by the best epoch's."""
+def _of_last_epoch(config: Config, table: "RowTable", main: Arm, last_weights: Any) -> Row:
+    """Measure τ by the last epoch's weights with tests by the best epoch's."""
     import keras
 
     n, history = config.decision.n, main.run.history["autoencoder"]
@@ -1000,16 +1002,16 @@ def _of_last_epoch(config: Config, table: "dataset.Table", main: Arm, last_weigh
 
 
 def _parameters(config: Config) -> tuple[int, int]:
-    """Of the slides' autoencoder and of the script's, for the preset's columns."""
-    from trainer import autoencoder
+    """Return the parameters of the slides' autoencoder and of the script's, for the preset's columns."""
     from trainer.config import Network
+    from trainer.fit import autoencoder
 
     columns = config.top_n or len(config.model_columns())
     script = Network((0.75, 0.5, 0.33, 0.25, 0.33, 0.5, 0.75), "floor")
     return tuple(int(autoencoder.build(columns, shape).count_params()) for shape in (Network(), script))  # type: ignore[return-value]
 
 
-def _limits(config: Config, table: "dataset.Table") -> Part:
+def _limits(config: Config, table: "RowTable") -> Part:
     limits = [
         "One row is one packet: these are shares of packets, not of alarms a person would get.",
         "One seed: small differences are chance.",
@@ -1020,8 +1022,8 @@ def _limits(config: Config, table: "dataset.Table") -> Part:
             "gateway never sees."
         )
     if config.split.order == "random":
-        limits.append("Rows of one capture are in all parts; only what is said to be in time order keeps them apart.")
+        limits.append("Rows of one capture are in all parts, except in the figures that are said to be in time order.")
     if not table.generated:
         return Part(limits=tuple(limits))
-    warning = "Generated traffic: this checks that the code follows the study and says nothing of detection quality."
+    warning = "Generated traffic: this checks that the code follows the study; it says nothing about detection quality."
     return Part(warnings=(warning,), limits=tuple(limits))

@@ -1,13 +1,12 @@
-"""How either end reaches the broker: address, credentials, TLS, MQTT version, and how long to wait between attempts.
+"""The broker's settings at either end: address, credentials, TLS, MQTT version, and the waits between attempts.
 
-The MQTT library is `edge_agent.link`'s and `collector.ingest`'s; here is what both do alike. Nothing here connects.
+Here, too, are the words for what TLS and the network report. Connections are made by `edge_agent.mqtt`.
 """
 
 import dataclasses
 import random
 import re
 import ssl
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +14,9 @@ from typing import Literal
 from edge_agent.contract.messages import BASE, check_base
 from edge_agent.contract.settings import check, within
 
-BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, struct.error)
-"""What paho raises on a broken or rogue broker, beside its own: it ends a connection and never the thread."""
-
 
 class BrokerError(ValueError):
-    """Broker settings that cannot work, in one line."""
+    """Broker settings that cannot work, or a broker that cannot be reached; the message is the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +25,9 @@ class BrokerConfig:
 
     host: str = within("localhost", 1, 253)
     port: int = within(1883, 1, 65_535)
-    base: str = within(BASE, 1, 131)  # prefix of the topic tree, as the broker's ACL has it
+    base: str = within(BASE, 1, 131)  # prefix of the topic tree, as in the broker's ACL
     client_id: str = within("", 0, 128)  # "" is the gateway's id, and "botwatch-collector" for the collector
-    version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, and 3.1.1 where the broker knows no 5
+    version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, or 3.1.1 where the broker does not speak 5
     username: str | None = within(None, 1, 256)
     password_file: Path | None = None  # first line; a file so that no configuration holds a secret
     tls: bool = False
@@ -40,9 +36,9 @@ class BrokerConfig:
     key_file: Path | None = None
     keepalive_s: int = within(30, 5, 3600)
     connect_timeout_s: float = within(5.0, 0.1, 300.0)
-    inflight: int = within(100, 1, 10_000)  # messages under way and not yet acknowledged
+    inflight: int = within(100, 1, 10_000)  # messages that may be under way, not yet acknowledged
     session_s: int = within(86_400, 0, 366 * 86_400)  # how long the broker keeps our session while we are away
-    # on a new connection, what the broker took so shortly before the end of the last is sent again
+    # a new connection sends again what the broker acknowledged so shortly before the end of the last one
     repeat_s: float = within(60.0, 0.0, 86_400.0)
     retry_min_s: float = within(0.5, 0.01, 3600.0)  # first wait after a failure; doubles, with jitter, up to the next
     retry_max_s: float = within(60.0, 0.01, 86_400.0)
@@ -66,11 +62,11 @@ class BrokerConfig:
 
     @property
     def address(self) -> str:
-        """As people write it: ``host:port``."""
+        """The broker's address as people write it: ``host:port``."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def at(self, address: str) -> "BrokerConfig":
-        """The same at another ``host[:port]``; a BrokerError when it is not one.
+        """Return the same settings with another ``host[:port]``. Raises BrokerError when that is malformed.
 
         >>> BrokerConfig().at("[::1]:8883").address
         '[::1]:8883'
@@ -84,7 +80,7 @@ class BrokerConfig:
         return dataclasses.replace(self, host=host, port=int(port))
 
     def password(self) -> str | None:
-        """The first line of ``password_file``, or a BrokerError."""
+        """Return the first line of ``password_file``, None without one. Raises BrokerError when it cannot be read."""
         if self.password_file is None:
             return None
         try:
@@ -93,7 +89,10 @@ class BrokerConfig:
             raise BrokerError(f"password_file {self.password_file}: {explain(error)}") from error
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """What TLS needs, read from the files now; None without TLS; a BrokerError names the file that will not do."""
+        """Return a TLS context made of the files as they are now, None without TLS.
+
+        Raises BrokerError, which names the file that cannot be used.
+        """
         if not self.tls:
             return None
         for key in ("ca_file", "cert_file", "key_file"):  # OpenSSL does not say which of them it cannot read
@@ -123,15 +122,15 @@ class BrokerConfig:
         if wanted not in content:
             raise BrokerError(f"{key} {path}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
         if key == "key_file" and b"ENCRYPTED" in content:
-            raise BrokerError(f"{key} {path}: has a passphrase, which a service has nobody to ask for")
+            raise BrokerError(f"{key} {path}: has a passphrase, which a service cannot enter")
 
 
 def explain(error: BaseException) -> str:
-    """One readable line for what the network, TLS or a file said."""
+    """Return one readable line for an error of the network, of TLS or of a file."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.strip().removesuffix(".")
         clock = "; is the clock of this machine right?" if "yet valid" in why or "expired" in why else ""
-        return f"its certificate is not accepted: {why}{clock}"
+        return f"the broker's certificate is not accepted: {why}{clock}"
     if isinstance(error, ssl.SSLError):
         reason = _reason(error)
         return _alerted(reason) or f"TLS: {_REASONS.get(reason, reason) or error}"
@@ -141,10 +140,10 @@ def explain(error: BaseException) -> str:
 
 
 def plain(text: str) -> str:
-    """What paho logs about a socket, for people.
+    """Return a line that paho logs about a socket in words for people.
 
     >>> plain("failed to receive on socket: [SSL: TLSV13_ALERT] tlsv13 alert certificate required (_ssl.c:2580)")
-    'TLS: it wants a certificate from us (cert_file, key_file)'
+    'TLS: the broker wants a certificate from us (cert_file, key_file)'
     >>> plain("failed to receive on socket: [Errno 104] Connection reset by peer")
     'connection reset by peer'
     """
@@ -153,15 +152,15 @@ def plain(text: str) -> str:
 
 
 def alert_in(text: str) -> str:
-    """The same where it is something that the other side said by TLS, else ""."""
+    """Return the same if the line is about a TLS alert from the other side, else ""."""
     return _alerted(_logged(text))
 
 
 def last_words(sock: object) -> str:
-    """What the other side said by TLS before it hung up on ``sock``, "" when that is nothing; not yet read by anybody.
+    """Return the TLS alert that the other side sent before it closed ``sock`` and that nobody has read, else "".
 
-    A broker finds fault with our certificate only when TLS is up for us; then our first write fails, and its reason for
-    that lies unread behind it.
+    A broker rejects our certificate only when TLS is up for us. Our first write then fails, and the broker's reason
+    is still unread in the socket.
     """
     if isinstance(sock, ssl.SSLSocket):
         try:
@@ -174,16 +173,19 @@ def last_words(sock: object) -> str:
     return ""
 
 
-_REASONS = {"key values mismatch": "the key is not that of the certificate", "wrong version number": "it speaks none"}
+_REASONS = {
+    "key values mismatch": "the key does not belong to the certificate",
+    "wrong version number": "the broker does not use it on this port",
+}
 _ALERTS = {
-    "certificate required": "it wants a certificate from us (cert_file, key_file)",
-    "handshake failure": "it ends the handshake; does it want a certificate from us (cert_file, key_file)?",
-    "unknown ca": "it does not accept our certificate (cert_file): signed by nobody it knows",
-    "certificate expired": "it does not accept our certificate (cert_file): expired",
-    "certificate revoked": "it does not accept our certificate (cert_file): revoked",
-    "bad certificate": "it does not accept our certificate (cert_file): bad",
-    "unsupported certificate": "it does not accept our certificate (cert_file): of a kind that is not supported",
-    "certificate unknown": "it does not accept our certificate (cert_file)",
+    "certificate required": "the broker wants a certificate from us (cert_file, key_file)",
+    "handshake failure": "the broker ended the handshake; does it want a certificate from us (cert_file, key_file)?",
+    "unknown ca": "the broker does not accept our certificate (cert_file): it does not know who signed it",
+    "certificate expired": "the broker does not accept our certificate (cert_file): expired",
+    "certificate revoked": "the broker does not accept our certificate (cert_file): revoked",
+    "bad certificate": "the broker does not accept our certificate (cert_file): bad",
+    "unsupported certificate": "the broker does not accept our certificate (cert_file): its kind is not supported",
+    "certificate unknown": "the broker does not accept our certificate (cert_file)",
 }
 
 
@@ -197,16 +199,16 @@ def _logged(text: str) -> str:
 
 
 def _alerted(words: str) -> str:
-    """A TLS alert ("tlsv1 alert unknown ca") in words of ours; "" when it is none."""
+    """Return a TLS alert ("tlsv1 alert unknown ca") in words for people, "" for a text that is not an alert."""
     _, alert, what = words.partition(" alert ")
     return f"TLS: {_ALERTS.get(what, what)}" if alert else ""
 
 
 class Versions:
-    """Which MQTT version to try next; ``auto`` begins with 5 and finds out whether the broker speaks it.
+    """The MQTT version to try next; ``auto`` begins with 5 and finds out whether the broker speaks it.
 
-    A broker that knows no 5 either says so, which is remembered, or hangs up at the first word, which a broker that is
-    just stopping does too: then 3.1.1 is tried next and, should that fail as well, 5 again.
+    A broker that does not speak 5 either says so, which is remembered, or closes the connection before it answers. A
+    broker that is just stopping does that, too: so 3.1.1 is tried next and, should that fail as well, 5 again.
     """
 
     def __init__(self, wanted: Literal["auto", 5, "3.1.1"]) -> None:
@@ -214,43 +216,41 @@ class Versions:
         self._next: Literal[5, 4] = 4 if wanted == "3.1.1" else 5
 
     def next(self) -> Literal[5, 4]:
-        """The protocol level to try: 5, or 4 for MQTT 3.1.1."""
+        """Return the protocol level to try: 5, or 4 for MQTT 3.1.1."""
         return self._next
 
     def refused(self) -> None:
-        """The broker said that it does not speak 5."""
+        """Note that the broker said that it does not speak 5."""
         if not self._fixed:
             self._fixed, self._next = True, 4
 
     def hung_up(self) -> None:
-        """The broker closed the connection before it answered to the version just tried."""
+        """Note that the broker closed the connection before it answered to the version just tried."""
         if not self._fixed:
             self._next = 4 if self._next == 5 else 5
 
     def lost(self) -> None:
-        """A working connection is gone: whoever answers next may have been updated, so start with the best again."""
+        """Note that a working connection is gone: the broker may be updated meanwhile, so 5 is tried first again."""
         if not self._fixed:
             self._next = 5
 
 
 class Backoff:
-    """Waits that double from ``min_s`` to ``max_s``, each cut at random by up to half, lest a fleet march."""
+    """Waits that double from ``min_s`` to ``max_s`` seconds.
+
+    Each is cut at random by up to half, so that a fleet does not reconnect in step.
+    """
 
     def __init__(self, min_s: float, max_s: float, rng: random.Random | None = None) -> None:
         self._min_s, self._max_s, self._failures = min_s, max_s, 0
         self._rng = rng or random.Random()  # spreads load, guards nothing
 
-    @property
-    def failures(self) -> int:
-        """Failures since the last success."""
-        return self._failures
-
     def next(self) -> float:
-        """Seconds to wait after one more failure."""
+        """Return the seconds to wait after one more failure."""
         wait = min(self._max_s, self._min_s * 2.0 ** min(self._failures, 30))
         self._failures += 1
         return wait * self._rng.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """It worked."""
+        """Begin again with the shortest wait, after a success."""
         self._failures = 0

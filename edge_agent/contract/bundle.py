@@ -1,8 +1,8 @@
 """A model bundle: a folder with manifest, models and self-test rows; its writer and its reader side by side.
 
-The manifest is everything the agent needs to decide: which columns, how they are scaled, what the scores are compared
-with. Nothing about a decision is configured elsewhere, so a bundle behaves alike on every gateway. Every file is named
-with its size and SHA-256, and nothing that is not named is read.
+The manifest has everything that the agent needs to decide: the columns, their scaling, the limits of scores. Nothing
+about a decision is configured elsewhere, so a bundle behaves alike on every gateway. Every file is named with its size
+and SHA-256, and a file that is not named is not read.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
-from edge_agent.contract.messages import MAX_VERSION
+from edge_agent.contract.alert import MAX_VERSION
 from edge_agent.contract.scaling import Scaler, ScalingError
 
 FORMAT = 1
@@ -35,12 +35,14 @@ BENIGN = "benign"
 
 
 class BundleError(Exception):
-    """A bundle that must not be used; the message names the folder, the file and why."""
+    """A bundle that must not be used; the message names the folder, the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The upper tail of benign devices' votes, and where it meets the alarm budget; see `edge_agent.calibrate.tail`.
+    """The upper tail of benign devices' votes, and where it meets the alarm budget.
+
+    See `edge_agent.detection.calibrate.tail`.
 
     ``limit`` is the vote that benign devices exceed as often as the budget allows, ``bound`` its upper confidence bound
     (both in units of the score; 0 when there were too few ``peaks``). ``level`` is where the tail begins, ``scale`` and
@@ -56,7 +58,7 @@ class Tail:
     bound: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from.
 
@@ -79,7 +81,7 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What of a decision is chosen, not computed; the trainer's configuration says it, the bundle carries it.
+    """The part of a decision that is chosen, not computed: set in the trainer's configuration, carried by the bundle.
 
     A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged, or ``count_votes`` of them by the counts
     rule, whose columns are sums over many packets already. The limit of a vote comes by ``method``: from rows (τ by
@@ -87,7 +89,7 @@ class Rules:
     ``budget`` of false alerts per device-week; ``vote_margin`` is how far it is kept from benign devices' highest vote
     at least. In a device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter:
     the limit of the score times ``warmup_score_factor``, the counts by bounds of their own. A class less probable than
-    ``reject`` is told as `unknown`.
+    ``reject`` is reported as `unknown`.
     """
 
     vote_k: int = settings.within(15, 1, 1000)
@@ -111,12 +113,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision(Rules):
-    """When scores become a detection; computed by `edge_agent.calibrate` from benign rows alone.
+    """The rules and limits by which scores become a detection, which `calibrate` computes from benign rows alone.
 
     ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
     (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound), in
-    warm-up ``warmup_counts`` does where it is higher.
+    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound); in
+    warm-up ``warmup_counts`` applies where it is higher.
     """
 
     full: Threshold
@@ -125,17 +127,18 @@ class Decision(Rules):
     warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
-SIGNATURE = (
+PROFILE_FIELDS = (
     *("udp", "tcp", "syn", "ack", "fin_rst", "length", "length_2", "new_peer", "new_socket"),
     *("same_src", "same_dst", "same_sport", "same_dport", "same_length"),
 )
-"""What `Signature` is of, all means over an episode's packets: shares of them; length, logarithmic between 60 and 1,514
-bytes, and its square; how often a packet repeats what the one before it had: fixed by the attacker, or ever another."""
+"""The fields of a packet profile, all means over an episode's packets: shares of them; length, logarithmic between 60
+and 1,514 bytes, and its square; how often a packet repeats what the one before it had: constant, or different every
+packet."""
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What episodes of a class look like: mean of each figure of `SIGNATURE`, and how far it may be off.
+class PacketProfile:
+    """The packets of a class's episodes: the mean of each figure of `PROFILE_FIELDS`, and how far it may be off.
 
     ``spread`` is the tolerance of an endless episode; the mean of n packets may be off by √(spread² + noise / n).
     """
@@ -146,8 +149,8 @@ class Signature:
 
     def __post_init__(self) -> None:
         for key in ("mean", "spread", "noise"):
-            if len(getattr(self, key)) != len(SIGNATURE):
-                raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(SIGNATURE)}")
+            if len(getattr(self, key)) != len(PROFILE_FIELDS):
+                raise ValueError(f"{key} has {len(getattr(self, key))} figures, expected {len(PROFILE_FIELDS)}")
         if not all(value > 0 for value in self.spread) or not all(value >= 0 for value in self.noise):
             raise ValueError("spread must be above 0, noise at least 0")
 
@@ -161,8 +164,8 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a bundle says of itself; see `Decision` for the rules and `Scaler` for ``scaler``.
+class BundleManifest:
+    """The description of a bundle; see `Decision` for the rules and `Scaler` for ``scaler``.
 
     ``normal`` is, per column, (median, 99.9 % quantile) of benign train rows in the column's own unit: what an
     explanation calls normal. ``generated`` is true when any training row came from generated traffic.
@@ -183,7 +186,7 @@ class Manifest:
     versions: dict[str, str]
     provenance: dict[str, str]
     files: dict[str, FileEntry]
-    signatures: dict[str, Signature] = field(default_factory=dict)  # of classes learnt from packets
+    signatures: dict[str, PacketProfile] = field(default_factory=dict)  # of classes learnt from packets
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -200,7 +203,7 @@ class Manifest:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be named, each once")
         if unknown := set(self.signatures) - set(self.classes):
-            raise ValueError(f"signatures of {', '.join(sorted(unknown))}, which are no classes here")
+            raise ValueError(f"signatures of {', '.join(sorted(unknown))}, which are not classes of this bundle")
         if not 1 <= len(self.version) <= MAX_VERSION:
             raise ValueError(
                 f"version {self.version[:80]!r}: {len(self.version)} characters, the bound is {MAX_VERSION}"
@@ -212,7 +215,7 @@ class Bundle:
     """A verified bundle on disk."""
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
     scaler: Scaler
     sha256: str  # of manifest.json, which names the hash of every other file: the bundle's identity
 
@@ -223,13 +226,13 @@ class Bundle:
 
     @property
     def classifier(self) -> Path | None:
-        """The classifier's .tflite file; None when the bundle has no classifier."""
+        """The classifier's .tflite file; None if the bundle has no classifier."""
         return self.path / CLASSIFIER if CLASSIFIER in self.manifest.files else None
 
     def selftest(self) -> dict[str, NDArray[Any]]:
-        """Arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count).
+        """Return arrays ``rows`` (n, columns), ``scores`` (n,) and, with a classifier, ``classes`` (n, class count).
 
-        BundleError when the file holds anything else.
+        BundleError if the file holds anything else.
         """
         path, width = self.path / SELFTEST, len(self.manifest.columns)
         shapes = {"rows": (width,), "scores": ()}
@@ -242,22 +245,22 @@ class Bundle:
             if size > MAX_FILE_BYTES:
                 raise BundleError(f"{path}: unpacks to {size} bytes, bound {MAX_FILE_BYTES}")
             with np.load(content, allow_pickle=False) as data:
-                found = dict(data)
+                arrays = dict(data)
         except (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path}: not self-test rows: {error}") from error
-        if set(found) != set(shapes):
-            raise BundleError(f"{path}: holds {', '.join(sorted(found))}, expected {', '.join(shapes)}")
-        for name, array in found.items():
-            if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(found["rows"]), *shapes[name]):
+        if set(arrays) != set(shapes):
+            raise BundleError(f"{path}: holds {', '.join(sorted(arrays))}, expected {', '.join(shapes)}")
+        for name, array in arrays.items():
+            if array.dtype != np.float32 or not len(array.shape) or array.shape != (len(arrays["rows"]), *shapes[name]):
                 shape = ", ".join(map(str, ("n", *shapes[name])))
                 raise BundleError(f"{path}: {name} is {array.dtype} {array.shape}, expected float32 ({shape})")
-        if not len(found["rows"]):
+        if not len(arrays["rows"]):
             raise BundleError(f"{path}: no rows")
-        return found
+        return arrays
 
 
-def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
-    """Write ``files`` and the manifest, whose ``files`` is filled in here; returns the bundle as `load` sees it."""
+def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
+    """Write ``files`` and the manifest, whose ``files`` is filled in here; return the bundle as `load` reads it."""
     path.mkdir(parents=True, exist_ok=True)
     entries = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=entries)
@@ -271,7 +274,7 @@ def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
 
 
 def load(path: str | Path) -> Bundle:
-    """Read and verify; BundleError when a file is missing, changed, too large or not what this agent can read."""
+    """Read and verify a bundle. BundleError if a file is missing, changed, too large or not readable by this agent."""
     path = Path(path)
     raw = _read(path, MANIFEST)
     try:
@@ -279,7 +282,7 @@ def load(path: str | Path) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST}: not JSON: {error}") from error
     try:
-        manifest = settings.build(Manifest, data, str(path / MANIFEST))
+        manifest = settings.build(BundleManifest, data, str(path / MANIFEST))
         scaler = Scaler.from_json(manifest.scaler)
     except settings.SettingsError as error:
         raise BundleError(str(error)) from error
@@ -304,7 +307,7 @@ def load(path: str | Path) -> Bundle:
 
 
 def _finite(text: str) -> float:
-    """A number of the manifest: with a τ of NaN or infinity nothing would ever be detected."""
+    """Return a number of the manifest, which must be finite: with a τ of NaN or infinity nothing is ever detected."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is not a finite number")
@@ -316,7 +319,7 @@ def _read(path: Path, name: str) -> bytes:
         with open(path / name, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise BundleError(f"{path}: no bundle: {name} is missing") from error
+        raise BundleError(f"{path}: not a bundle: {name} is missing") from error
     except OSError as error:
         raise BundleError(f"{path / name}: cannot be read: {error}") from error
     if len(content) > MAX_FILE_BYTES:
@@ -325,7 +328,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a power cut leaves the old file or the new one, never half of one."""
+    """Write ``data`` to ``path`` so that a power cut leaves the old file or the new one, never a part of one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)

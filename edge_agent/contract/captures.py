@@ -14,9 +14,9 @@ MANIFEST = "manifest.yaml"
 
 @dataclass(frozen=True)
 class Attack:
-    """When an attack capture's device attacked; ``spoofed`` says that it lied about its address.
+    """The time of an attack in a capture; ``spoofed`` is true if the device forged its addresses.
 
-    With ``server`` only packets to and from that address are the attack's: its device did much else in that time.
+    With ``server`` only packets to and from that address belong to the attack: its device did much else in that time.
     """
 
     start: datetime
@@ -50,7 +50,7 @@ class Attack:
 class Capture:
     """One file of a manifest. Without ``mac`` every row counts as the device's.
 
-    ``expected`` false: whether the attack is found is reported, but nobody promised it.
+    If ``expected`` is false, the result for the attack is reported, but missing it is no failure.
     """
 
     file: Path
@@ -69,21 +69,21 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A folder of captures: which device each is of, and what happened in it."""
+class CaptureManifest:
+    """A folder of captures, with the device of each and what happened in it."""
 
     captures: tuple[Capture, ...]
     generated: bool = False
     seed: int | None = None
 
 
-def load(path: Path, root: Path | None = None) -> tuple[Manifest, Path, Path]:
-    """The manifest at ``path`` (a file, or a folder that holds one), its own path, and where its files start from.
+def load(path: Path, root: Path | None = None) -> tuple[CaptureManifest, Path, Path]:
+    """Return the manifest at ``path`` (a file, or a folder with one), its own path, and the folder of its captures.
 
-    SettingsError when it is not one, or names a file that is not there.
+    SettingsError if it is not a manifest, or names a file that is not there.
     """
     path = path / MANIFEST if path.is_dir() else path
-    manifest = settings.load(Manifest, path)
+    manifest = settings.load(CaptureManifest, path)
     root = root if root is not None else path.parent
     for capture in manifest.captures:
         if not (root / capture.file).is_file():
@@ -92,18 +92,18 @@ def load(path: Path, root: Path | None = None) -> tuple[Manifest, Path, Path]:
 
 
 def parse_mac(text: str) -> int:
-    """A MAC as a 48-bit integer; ValueError when it is none.
+    """Return a MAC address as a 48-bit integer. ValueError for any other text.
 
     >>> hex(parse_mac("02:00:5e:00:00:fF"))
     '0x2005e0000ff'
     """
     if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
-        raise ValueError(f"mac: {text!r} is no MAC address (02:00:5e:00:00:01)")
+        raise ValueError(f"mac: {text!r} is not a MAC address (02:00:5e:00:00:01)")
     return int(re.sub("[:-]", "", text), 16)
 
 
 def mac_text(mac: int) -> str:
-    """A 48-bit integer as people write it.
+    """Return a MAC address as text from a 48-bit integer.
 
     >>> mac_text(0x2005e0000ff)
     '02:00:5e:00:00:ff'

@@ -1,11 +1,15 @@
-"""The columns a row can have: their names, order and schema ids.
+"""The columns a row can have: their names, order, meaning and schema ids.
 
-Two schemas. ``nbaiot115`` is the 115 damped statistics of N-BaIoT (Meidan et al. 2018) per stream, in one of two jitter
-modes, which are two ids because a model of one must never see rows of the other. ``device`` is botwatch's own group per
-device (source MAC). How the numbers are computed is the kernel's knowledge (``edge_agent/kernel/kernel.h``).
+There are two schemas. ``nbaiot115`` is the 115 damped statistics of N-BaIoT (Meidan et al. 2018) per stream, in one of
+two jitter modes, which are two ids because a model of one must never see rows of the other. ``device`` is botwatch's
+own group per device (source MAC). How the numbers are computed is the kernel's knowledge
+(``edge_agent/kernel/kernel.h``); its enum of columns is the only other place to change with `GROUPS`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 DECAYS = ("5", "3", "1", "0.1", "0.01")
 """Decay λ in 1/s as the published names spell it: a sample's weight halves every 1/λ seconds."""
@@ -13,29 +17,100 @@ DECAYS = ("5", "3", "1", "0.1", "0.01")
 _1D = ("weight", "mean", "variance")
 _2D = ("weight", "mean", "std", "magnitude", "radius", "covariance", "pcc")
 
-STREAMS = {"MI_dir": _1D, "H": _1D, "HH": _2D, "HH_jit": _1D, "HpHp": _2D}
-"""Stream -> its statistics, in published order."""
+_SIZES = {
+    "weight": "packets",
+    "mean": "mean packet size",
+    "variance": "variance of packet size",
+    "std": "spread of packet size",
+    "magnitude": "packet size, both ways,",
+    "radius": "variance of packet size, both ways,",
+    "covariance": "covariance of packet sizes, both ways,",
+    "pcc": "correlation of packet sizes, both ways,",
+    "new_peers": "peers never used before",
+    "new_sockets": "sockets never used before",
+}
+_GAPS = {"weight": "packets", "mean": "mean gap of packets (s)", "variance": "variance of packet gaps"}
 
-NBAIOT_COLUMNS = tuple(
-    f"{stream}_L{decay}_{stat}" for stream, stats in STREAMS.items() for decay, stat in product(DECAYS, stats)
-)
-"""The 115 published columns, in published order.
 
->>> len(NBAIOT_COLUMNS), NBAIOT_COLUMNS[0], NBAIOT_COLUMNS[-1]
-(115, 'MI_dir_L5_weight', 'HpHp_L0.01_pcc')
+@dataclass(frozen=True)
+class ColumnGroup:
+    """The columns of one kind of stream: each of the ``statistics`` for each decay.
+
+    The others are words for explanations: ``words`` has a noun for each statistic, ``of`` is what the packets of a
+    stream have in common, ``rate`` a sentence about packets a second.
+    """
+
+    statistics: tuple[str, ...]
+    words: Mapping[str, str]
+    of: str
+    rate: str = "sends {} packets a second"
+
+
+GROUPS = {
+    "MI_dir": ColumnGroup(_1D, _SIZES, "of this address and MAC"),
+    "H": ColumnGroup(_1D, _SIZES, "of this address"),
+    "HH": ColumnGroup(_2D, _SIZES, "between these hosts", "sends {} packets a second to one host"),
+    "HH_jit": ColumnGroup(_1D, _GAPS, "between these hosts", "sends {} packets a second to one host"),
+    "HpHp": ColumnGroup(_2D, _SIZES, "on this socket", "sends {} packets a second on one socket"),
+    "device": ColumnGroup(
+        ("weight", "mean", "variance", "new_peers", "new_sockets"),
+        _SIZES,
+        "of this device",
+        "sends {} packets a second under all its addresses",
+    ),
+}
+"""Group -> its statistics and words, in the order in which the kernel writes the columns; ``device`` is ours."""
+
+
+class ColumnParts(NamedTuple):
+    """The parts of a column's name; ``decay`` is λ in 1/s."""
+
+    group: str
+    decay: float
+    statistic: str
+
+
+def parts(column: str) -> ColumnParts:
+    """Take a column's name apart.
+
+    >>> parts("HH_jit_L0.1_mean"), parts("device_L5_new_peers").statistic
+    (ColumnParts(group='HH_jit', decay=0.1, statistic='mean'), 'new_peers')
+    """
+    group, _, rest = column.partition("_L")
+    decay, _, statistic = rest.partition("_")
+    return ColumnParts(group, float(decay), statistic)
+
+
+def _of_group(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}_L{decay}_{statistic}" for decay, statistic in product(DECAYS, GROUPS[name].statistics))
+
+
+ALL_COLUMNS = tuple(column for name in GROUPS for column in _of_group(name))
+"""Every column that the kernel writes, in the order in which it writes them: the second dimension of rows.
+
+>>> len(ALL_COLUMNS), ALL_COLUMNS[0], ALL_COLUMNS[-1]
+(140, 'MI_dir_L5_weight', 'device_L0.01_new_sockets')
 """
 
-DEVICE_STATS = ("weight", "mean", "variance", "new_peers", "new_sockets")
-
-DEVICE_COLUMNS = tuple(f"device_L{decay}_{stat}" for decay, stat in product(DECAYS, DEVICE_STATS))
+DEVICE_COLUMNS = _of_group("device")
 """Per source MAC: packet rate (weight) and size (mean, variance), damped count of never-seen peers and sockets.
 
 >>> len(DEVICE_COLUMNS), DEVICE_COLUMNS[3]
 (25, 'device_L5_new_peers')
 """
 
-ALL_COLUMNS = NBAIOT_COLUMNS + DEVICE_COLUMNS
-"""Every column the kernel writes, in the order it writes them: shape (n, 140)."""
+NBAIOT_COLUMNS = tuple(column for column in ALL_COLUMNS if column not in DEVICE_COLUMNS)
+"""The 115 published columns, in published order.
+
+>>> len(NBAIOT_COLUMNS), NBAIOT_COLUMNS[0], NBAIOT_COLUMNS[-1]
+(115, 'MI_dir_L5_weight', 'HpHp_L0.01_pcc')
+"""
+
+COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if parts(c).statistic in ("new_peers", "new_sockets"))
+"""The columns that the counts rule bounds: damped counts of never-seen peers and sockets, fastest decay first."""
+
+JITTER_COLUMNS = _of_group("HH_jit")
+"""The columns that differ between `CLEAN` and `COMPAT`."""
 
 CLEAN = "nbaiot115-clean-1"
 """Jitter of a channel's first packet is 0: the only mode for models that go live."""
@@ -56,7 +131,7 @@ COPIES = {
 
 
 def indices(columns: tuple[str, ...] | list[str]) -> list[int]:
-    """Positions of ``columns`` in `ALL_COLUMNS`; ValueError names the first unknown one."""
+    """Return the positions of ``columns`` in `ALL_COLUMNS`. ValueError names the first unknown column."""
     position = {name: i for i, name in enumerate(ALL_COLUMNS)}
     for name in columns:
         if name not in position:

@@ -1,4 +1,4 @@
-"""From raw columns to what the networks see: squash, z-score with a floored scale, clip.
+"""From raw columns to the inputs of the networks: squash, z-score with a floored scale, clip.
 
 Trainer, converter and agent share this one definition, so a model cannot meet inputs it was not trained on. The error
 of a reconstruction is measured against the *unclipped* z: clipping the target hides a single wild column (a spike in
@@ -46,7 +46,7 @@ class Scaler:
             raise ScalingError(f"clip must be above 0, is {self.clip}")
 
     def z(self, values: NDArray[Any]) -> Array:
-        """Scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
+        """Return scaled, unclipped values, float32, shape (n, k): the target of the reconstruction error."""
         x: Array = np.asarray(values, dtype=np.float32)
         if self.squash == "log1p":
             logs: Array = np.log1p(np.abs(x), dtype=np.float32)
@@ -54,16 +54,16 @@ class Scaler:
         return np.asarray((x - self.mean.astype(np.float32)) / self.scale.astype(np.float32), dtype=np.float32)
 
     def network_input(self, z: Array) -> Array:
-        """``z`` as the networks were trained to see it."""
+        """Return ``z`` clipped, as the networks were trained to see it."""
         return z if self.clip is None else np.clip(z, np.float32(-self.clip), np.float32(self.clip))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a manifest; `from_json` gives an equal scaler back."""
+        """Return plain values for a manifest; `from_json` gives an equal scaler back."""
         return {"squash": self.squash, "clip": self.clip, "mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Scaler":
-        """The scaler of a manifest; ScalingError or KeyError when it is not one."""
+        """Return the scaler of a manifest. ScalingError or KeyError for anything else."""
         return cls(
             data["squash"],
             np.asarray(data["mean"], dtype=np.float64),
@@ -78,7 +78,7 @@ def fit(
     clip: float | None = 10.0,
     floor: float = SCALE_FLOOR,
 ) -> Scaler:
-    """Fit on benign train rows, shape (n, k); ScalingError when there are none or one is not finite."""
+    """Return a scaler fitted on benign train rows (n, k). ScalingError without rows, or if a value is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2 or not len(x):
         raise ScalingError(f"no rows to fit a scaler on (shape {x.shape})")
@@ -90,6 +90,6 @@ def fit(
 
 
 def row_error(z: Array, rebuilt: Array) -> Array:
-    """Mean squared error per row, shape (n,): the anomaly score of Meidan et al. 2018, on scaled columns."""
+    """Return the mean squared error per row, shape (n,): the anomaly score of Meidan et al. 2018, on scaled columns."""
     difference = z - rebuilt
     return np.asarray(np.einsum("ij,ij->i", difference, difference) / z.shape[1], dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Strict YAML -> frozen dataclass: every key known, every type right, or one readable line that says what is not.
+"""Strict YAML to a frozen dataclass: every key is known and every type right, or one readable line names the error.
 
-A role's configuration is one frozen dataclass; nested dataclasses are sections. Which keys exist, their types, defaults
-and bounds are the dataclass's knowledge; this module only checks a file against it.
+A role's configuration is one frozen dataclass; nested dataclasses are sections. The keys, their types, defaults and
+bounds are the dataclass's knowledge; this module only checks a file against it.
 """
 
 import dataclasses
@@ -17,12 +17,14 @@ T = TypeVar("T")
 
 
 class SettingsError(Exception):
-    """A configuration that must not be started with; the message names file, section, key and what was expected."""
+    """A configuration that cannot be used; the message names file, section, key and what was expected."""
 
 
 def within(default: Any, low: float, high: float) -> Any:
-    """A field of a settings dataclass, with its default and what `check` holds it to: a number, or how many characters
-    or entries it has, from ``low`` to ``high``, both included."""
+    """Return a field of a settings dataclass with its default and bounds, which `check` enforces.
+
+    The number, or the number of characters or entries, must be from ``low`` to ``high``, both included.
+    """
     metadata = {"within": (low, high)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -30,8 +32,10 @@ def within(default: Any, low: float, high: float) -> Any:
 
 
 def check(given: Any, error: type[ValueError] = ValueError) -> None:
-    """Hold the fields of a settings dataclass to their bounds; an ``error`` names the first that is beyond. None is
-    always allowed: which fields may be None is their type's business."""
+    """Check the fields of a settings dataclass against their bounds; an ``error`` names the first that is beyond them.
+
+    None is always allowed here: a field's type says if it may be None.
+    """
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
         if "within" not in field.metadata or value is None:
@@ -55,7 +59,7 @@ def load(cls: type[T], path: str | Path) -> T:
 
 
 def loads(cls: type[T], text: str, name: str) -> T:
-    """Read YAML ``text`` into ``cls``; ``name`` stands in front of every error."""
+    """Read YAML ``text`` into ``cls``; ``name`` begins every error."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -89,7 +93,7 @@ def build(cls: type[T], data: object, name: str, section: str = "") -> T:
 
 
 def _convert(hint: Any, value: object, name: str, section: str, where: str, key: str) -> Any:
-    """``value`` as ``hint`` says, or a SettingsError; ints pass as floats, nothing else is coerced."""
+    """Return ``value`` as the type ``hint``, or raise SettingsError. Ints pass as floats; nothing else is coerced."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, name, section)

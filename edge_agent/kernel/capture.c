@@ -1,9 +1,9 @@
-/* Frames from libpcap's files, pcap and pcapng of any time resolution, asked for in nanoseconds; what live.c shares.
+/* Frames from capture files, pcap and pcapng of any time resolution, in nanoseconds; and functions shared with live.c.
  *
- * libpcap reads through a window on the file that is ours. In a plain pcap file of this machine's byte order, without a
- * filter, a whole ordinary record is taken from the window at once (next_plain), without libpcap's two reads and its copy:
- * a fifth of what a packet cost. Everything else is left to libpcap, which finds the window where it stopped: the file
- * header, every other format, filters, and any record that is cut, oversized or strange, hence all errors. */
+ * libpcap reads the file through a window of ours. In a plain pcap file of this machine's byte order, without a filter, an
+ * ordinary record is taken from the window directly (next_plain), without libpcap's two reads and its copy: that saves a
+ * fifth of the time of a packet. Everything else is left to libpcap, which goes on where the window stopped: the file header,
+ * every other format, filters, and any record that is cut, oversized or strange, hence all errors. */
 #define _GNU_SOURCE /* fopencookie; u_char, which pcap.h wants and -std=c11 hides */
 #define _FILE_OFFSET_BITS 64
 #include "kernel.h"
@@ -50,7 +50,7 @@ static ssize_t read_file(int file, void *to, size_t size)
     return got;
 }
 
-/* Have `size` bytes in the window, if the file has them; size <= WINDOW. */
+/* Read on until the window has `size` bytes, if the file has them; size <= WINDOW. */
 static bool fill_window(struct capture *c, uint32_t size)
 {
     if (c->end - c->at >= size)
@@ -61,13 +61,13 @@ static bool fill_window(struct capture *c, uint32_t size)
     while (c->end < size) {
         ssize_t got = read_file(c->file, c->window + c->end, WINDOW - c->end);
         if (got <= 0)
-            return false; /* libpcap will meet the end or the error again, and say so */
+            return false; /* libpcap will meet the end or the error again and report it */
         c->end += (uint32_t)got;
     }
     return true;
 }
 
-/* What libpcap reads: the window, then the file. */
+/* libpcap's reads take the rest of the window first, then the file. */
 static ssize_t window_read(void *cookie, char *to, size_t size)
 {
     struct capture *c = cookie;
@@ -86,7 +86,7 @@ static int window_close(void *cookie)
     return close(((struct capture *)cookie)->file);
 }
 
-/* A plain pcap file's ns in a unit of its fractions, 0 for anything else. */
+/* Return the nanoseconds in a unit of a plain pcap file's fractions, 0 for any other file. */
 static int64_t plain_fraction(struct capture *c)
 {
     uint32_t magic = 0;
@@ -111,7 +111,7 @@ bool capture_filter(struct pcap *pcap, const char *bpf, char *error)
 void capture_say_unsupported(int linktype, char *error)
 {
     const char *name = pcap_datalink_val_to_name(linktype);
-    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of Ethernet, Linux cooked v1 and v2, raw IP", linktype,
+    snprintf(error, CAPTURE_ERROR, "link type %d (%s) is not one of " LINK_NAMES, linktype,
              name != NULL ? name : "unknown");
 }
 
@@ -127,6 +127,7 @@ void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const u
     frame->captured = header->caplen;
     frame->wire_length = header->len;
     frame->bytes = bytes;
+    frame->interface = 0;
     frame->linktype = linktype;
 }
 
@@ -147,7 +148,7 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
     if (bpf == NULL)
         c->plain_fraction = plain_fraction(c);
     if (c->plain_fraction != 0)
-        setvbuf(file, NULL, _IONBF, 0); /* libpcap must take from the window what it uses and no more */
+        setvbuf(file, NULL, _IONBF, 0); /* libpcap must take no more from the window than it uses */
     else
         setvbuf(file, c->stdio_buffer, _IOFBF, WINDOW);
     __fsetlocking(file, FSETLOCKING_BYCALLER); /* one thread reads it; two locks a packet would cost 10 ns */
@@ -161,7 +162,7 @@ struct capture *capture_open_file(const char *path, const char *bpf, char *error
         c->plain_fraction = 0; /* older ones may have the lengths the other way round */
     c->plain_captured = pcap_snapshot(c->pcap) > 0 ? (uint32_t)pcap_snapshot(c->pcap) : 0;
     char reason[CAPTURE_ERROR];
-    bool good = decode_supports(c->linktype);
+    bool good = link_supported(c->linktype);
     if (!good)
         capture_say_unsupported(c->linktype, reason);
     else
@@ -174,7 +175,7 @@ int capture_linktype(const struct capture *c)
     return c->linktype;
 }
 
-/* The next record, if it is whole, fits the window and says nothing that libpcap versions read differently. */
+/* Take the next record if it is whole, fits the window and has no value that versions of libpcap read differently. */
 static bool next_plain(struct capture *c, struct frame *frame)
 {
     struct plain_record record;
@@ -190,6 +191,7 @@ static bool next_plain(struct capture *c, struct frame *frame)
     frame->wire_length = record.wire_length;
     frame->bytes = c->window + c->at + sizeof record;
     frame->bad_time = false;
+    frame->interface = 0;
     frame->linktype = c->linktype;
     c->at += (uint32_t)sizeof record + record.captured;
     return true;

@@ -4,18 +4,6 @@
 
 #include <string.h>
 
-enum {
-    TYPE_802_3 = 0x0600, /* below: a length */
-    TYPE_IPV4 = 0x0800,
-    TYPE_ARP = 0x0806,
-    TYPE_VLAN = 0x8100,
-    TYPE_IPV6 = 0x86dd,
-    TYPE_PPPOE = 0x8864,
-    TYPE_QINQ = 0x88a8,
-    TYPE_QINQ_OLD = 0x9100,
-    SLL_802_2 = 0x0004, /* LINUX_SLL_P_802_2 */
-};
-
 enum { ICMP = 1, TCP = 6, UDP = 17, ICMPV6 = 58 };
 
 enum { MAX_TAGS = 8, MAX_EXTENSIONS = 16 };
@@ -29,7 +17,7 @@ static size_t left(struct span s)
     return (size_t)(s.end - s.at);
 }
 
-/* What is not payload goes on for `more` bytes from here. */
+/* Note that the headers end `more` bytes after this point. */
 static void headers_until(struct row_meta *row, struct span s, size_t more)
 {
     size_t length = (size_t)(s.at - s.frame) + (more < left(s) ? more : left(s));
@@ -46,7 +34,7 @@ static uint64_t mac(const uint8_t *p)
     return (uint64_t)be16(p) << 32 | (uint64_t)be16(p + 2) << 16 | be16(p + 4);
 }
 
-/* In one store of eight bytes, the rest being zero: the statistics read it back at once in words of eight. */
+/* Write an IPv4 address in one store of eight bytes, four of them zero: the statistics soon read it in words of eight. */
 static void put_ipv4(uint8_t address[16], const uint8_t *p)
 {
     uint64_t word = 0;
@@ -54,15 +42,51 @@ static void put_ipv4(uint8_t address[16], const uint8_t *p)
     memcpy(address, &word, 8);
 }
 
-bool decode_supports(int linktype)
+/* Inline, since decode_frame() calls it for every packet; kernel.h's declaration makes it a function for others, too. */
+inline enum link_result link_read(int linktype, const uint8_t *frame, uint32_t captured, struct link_header *header)
 {
+    enum { ETHERNET_BYTES = 14, SLL_BYTES = 16, SLL2_BYTES = 20, MAC_BYTES = 6, PACKET_OUTGOING = 4 };
+    *header = (struct link_header){0};
     switch (linktype) {
-    case LINK_ETHERNET: case LINK_SLL: case LINK_SLL2:
+    case LINK_ETHERNET:
+        if (captured < ETHERNET_BYTES)
+            return LINK_SHORT;
+        header->length = ETHERNET_BYTES;
+        header->dst_mac = mac(frame);
+        header->src_mac = mac(frame + 6);
+        header->type = be16(frame + 12);
+        return LINK_WHOLE;
+    case LINK_SLL:
+        if (captured < SLL_BYTES)
+            return LINK_SHORT;
+        header->length = SLL_BYTES;
+        header->direction = be16(frame) == PACKET_OUTGOING ? SENT : RECEIVED;
+        if (be16(frame + 4) == MAC_BYTES)
+            header->src_mac = mac(frame + 6);
+        header->type = be16(frame + 14);
+        return LINK_WHOLE;
+    case LINK_SLL2:
+        if (captured < SLL2_BYTES)
+            return LINK_SHORT;
+        header->length = SLL2_BYTES;
+        header->direction = frame[10] == PACKET_OUTGOING ? SENT : RECEIVED;
+        if (frame[11] == MAC_BYTES)
+            header->src_mac = mac(frame + 12);
+        header->type = be16(frame);
+        return LINK_WHOLE;
     case LINK_DLT_RAW: case LINK_DLT_RAW_BSD: case LINK_RAW: case LINK_IPV4: case LINK_IPV6:
-        return true;
+        /* No header that could be short: the IP version says which of the two it is. */
+        header->type = captured > 0 && frame[0] >> 4 == 6 ? TYPE_IPV6 : TYPE_IPV4;
+        return LINK_WHOLE;
     default:
-        return false;
+        return LINK_UNSUPPORTED;
     }
+}
+
+bool link_supported(int linktype)
+{
+    struct link_header header;
+    return link_read(linktype, NULL, 0, &header) != LINK_UNSUPPORTED;
 }
 
 static void set_ports(struct row_meta *row, enum port_class *ports, const uint8_t *p)
@@ -73,7 +97,7 @@ static void set_ports(struct row_meta *row, enum port_class *ports, const uint8_
     *ports = WITH_PORTS;
 }
 
-/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later says that this is not
+/* Skip IPv6 extension headers (RFC 8200; AH: RFC 4302). *next becomes the protocol at s->at; *later becomes true for all but
  * the first fragment. */
 static enum malformed skip_extensions(struct span *s, uint8_t *next, bool *fragment, bool *later)
 {
@@ -208,7 +232,7 @@ static enum malformed ipv4(struct span s, struct row_meta *row, enum port_class 
 
     size_t header = (size_t)(s.at[0] & 15) * 4, total = be16(s.at + 2);
     headers_until(row, s, header < 20 ? 20 : header);
-    if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cut a larger one (TSO) */
+    if (header < 20 || (total != 0 && total < header)) /* 0: the sender's card cuts a larger packet later (TSO) */
         return BAD_IP;
     if (total != 0 && total < left(s))
         s.end = s.at + total;
@@ -265,7 +289,7 @@ static enum malformed arp(struct span s, struct row_meta *row, enum port_class *
     return WELL_FORMED;
 }
 
-/* `s` is behind an EtherType. */
+/* Read the network layer; `s` begins after the EtherType `type`. */
 static enum malformed network(struct span s, uint16_t type, struct row_meta *row, enum port_class *ports)
 {
     for (int i = 0; i < MAX_TAGS; i++) {
@@ -328,42 +352,18 @@ enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t capture
                             struct row_meta *row, enum port_class *ports)
 {
     struct span s = {frame, frame + captured, frame};
+    struct link_header link;
     enum malformed fault;
-    uint16_t type;
 
+    if (link_read(linktype, frame, captured, &link) != LINK_WHOLE)
+        return SHORT_LINK;
     memset(row, 0, sizeof *row);
     row->length = wire_length;
+    row->src_mac = link.src_mac;
+    row->dst_mac = link.dst_mac;
     *ports = NO_PORTS;
-    switch (linktype) {
-    case LINK_ETHERNET:
-        if (captured < 14)
-            return SHORT_LINK;
-        row->dst_mac = mac(frame);
-        row->src_mac = mac(frame + 6);
-        type = be16(frame + 12);
-        s.at += 14;
-        break;
-    case LINK_SLL:
-        if (captured < 16)
-            return SHORT_LINK;
-        if (be16(frame + 4) == 6)
-            row->src_mac = mac(frame + 6);
-        type = be16(frame + 14);
-        s.at += 16;
-        break;
-    case LINK_SLL2:
-        if (captured < 20)
-            return SHORT_LINK;
-        if (frame[11] == 6)
-            row->src_mac = mac(frame + 12);
-        type = be16(frame);
-        s.at += 20;
-        break;
-    default: /* raw IP: the version tells which; there is no link header that could be short */
-        type = captured > 0 && frame[0] >> 4 == 6 ? TYPE_IPV6 : TYPE_IPV4;
-        break;
-    }
-    fault = network(s, type, row, ports);
+    s.at += link.length;
+    fault = network(s, link.type, row, ports);
     if (row->ip_version == 0) {
         put_mac(row->src, row->src_mac);
         put_mac(row->dst, row->dst_mac);

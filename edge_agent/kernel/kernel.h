@@ -4,17 +4,20 @@
  *     live.c      and live interfaces, several read as one
  *     once.c      which of their frames were seen before, on the way through this machine
  *     decode.c    one frame -> struct packet: times, MACs, addresses, ports, and what could not be read
- *     stats.c     packets -> rows: stream tables, damped statistics, devices, saved state
+ *     stats.c     packets -> rows: which streams a packet belongs to, and their times
+ *     table.c/.h  the tables of streams: look-up, insertion, eviction
+ *     seen.c/.h   the sets of what a device has seen
+ *     lanes.c     the arithmetic of one row: instances of lanes.h for each vector width
+ *     saved.c     the learnt state, saved and loaded
+ *     state.h     the inside of struct kernel, for the four above
  *     ring.c      the headers of the last seconds, for the pcap that goes with an alert
- *     lanes.h     the arithmetic of one row, compiled for each vector width (included by stats.c only)
  *     senders.c   rows -> subjects: devices and victims, and which rows a budget lets be scored
  *     scale.c     rows -> the inputs of a network, and its outputs -> scores
  *     memory.c    memory of the process that starting took and running does not need
- *     module.c    the Python face; the only file that includes Python.h
+ *     module*.c   the Python face; the only files that include Python.h
  *
- * No globals; nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and senders_new();
- * every read of a frame is checked against
- * the captured end. One struct kernel belongs to one thread at a time.
+ * There are no globals. Nothing is allocated after kernel_new(), kernel_keep(), capture_open_file(), live_open() and
+ * senders_new(). Every read of a frame is checked against the captured end. One struct kernel belongs to one thread at a time.
  *
  *
  * THE STREAMS
@@ -53,7 +56,7 @@
  *
  * A pair or socket record belongs to an unordered pair: way[0] is the direction whose source is the smaller key. Both
  * directions are decayed on every packet of either, hence one time t. CF3 is the sum of residual products, with a time C
- * of its own. Because both directions share t, the published rule (FEATURES.md section 3) reduces to
+ * of its own. Because both directions share t, the rule of the published extractor reduces to
  *
  *     gap > 0, t_rec == C   CF3 *= f; CF3 *= f   (decayed for each direction)
  *     gap > 0, t_rec >  C   CF3 *= D(now - C); C = now
@@ -92,7 +95,7 @@
  *     bucket   8 entries, the latest inserted or refreshed first
  *
  * An unknown entry keeps the time of its first visit; met again two units later (10 to 20 minutes) it becomes known, and a
- * known one keeps the time of its last visit. A full bucket gives up its oldest unknown entry, else its oldest known one: a
+ * known one keeps the time of its last visit. A full bucket evicts its oldest unknown entry, else its oldest known one: a
  * flood replaces its own entries. An entry idle for 7 to 13 days is forgotten (idle for longer it looks younger by 14
  * days). Two keys are confused with probability 8 in 2^20 per look-up, which can hide one new socket and nothing else.
  *
@@ -110,7 +113,7 @@
  *
  * What is kept within the span never fills more than three quarters of the ring, so that it always reaches back for the
  * span and a batch of frames that are ahead of their alerts. For that all senders together have an allowance of bytes, of
- * which half may be spent at once and the whole comes back within the span; each sender (MAC; 256 are told apart) has a
+ * which half may be spent at once and the whole comes back within the span; each sender (MAC; 256 at a time) has a
  * quarter of it. A flood thus keeps its first packets and then an even sample, and leaves room for the others. What is left
  * out is counted. The ring is not part of the saved state.
  */
@@ -138,7 +141,7 @@ enum packet_flag {
     PORTS = 64,        /* sport and dport were read */
 };
 
-/* What Python sees of a packet: features.ROW_META is this struct. */
+/* The facts of a packet that Python sees: features.ROW_META is this struct. */
 struct row_meta {
     int64_t t_ns;        /* capture time since the epoch */
     uint64_t src_mac;    /* 48-bit value, first byte highest; 0 where the link layer has none */
@@ -148,17 +151,18 @@ struct row_meta {
     uint16_t sport, dport;
     uint32_t length;     /* on the wire */
     uint16_t ethertype;  /* after VLAN tags and PPPoE; below 0x600 an 802.3 length */
-    uint16_t flags;      /* enum packet_flag */
+    uint8_t flags;       /* enum packet_flag */
+    uint8_t interface;   /* number of the live interface by which it came; 0 for a file */
     uint8_t ip_version;  /* 4, 6, or 0 for none; an ARP row has 4 */
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
-    uint8_t headers;     /* captured bytes before the payload, link header included; 255 stands for that and more */
+    uint8_t headers;     /* captured bytes before the payload, link header included; 255 means 255 or more */
 };
 
-/* What stands where ports would be. TCP, UDP and quoted ports are one namespace, as published. */
+/* The meaning of a row's ports. TCP, UDP and quoted ports are one namespace, as published. */
 enum port_class { NO_PORTS, WITH_PORTS, ICMP_PORTS, ARP_PORTS };
 
-/* Why a frame, or a part of one, could not be read. Each is counted; only SHORT_LINK costs the row. */
+/* The reason why a frame, or a part of it, could not be read. Each is counted; only SHORT_LINK means that there is no row. */
 enum malformed {
     WELL_FORMED,
     SHORT_LINK,       /* shorter than its link header: no row */
@@ -174,7 +178,8 @@ enum malformed {
     MALFORMED_KINDS
 };
 
-/* Numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by platform. */
+/* Link types that are read: numbers of https://www.tcpdump.org/linktypes.html, and libpcap's own DLT_RAW, which differs by
+ * platform. Only link_read() knows what their headers look like: to read another one, add it there and here. */
 enum {
     LINK_ETHERNET = 1,
     LINK_DLT_RAW = 12,
@@ -185,11 +190,37 @@ enum {
     LINK_IPV6 = 229,
     LINK_SLL2 = 276,
 };
+#define LINK_NAMES "Ethernet, Linux cooked v1 and v2, raw IP" /* the same for people */
 
-bool decode_supports(int linktype);
+enum ethertype {
+    TYPE_802_3 = 0x0600, /* below: a length */
+    TYPE_IPV4 = 0x0800,
+    TYPE_ARP = 0x0806,
+    TYPE_VLAN = 0x8100,
+    TYPE_IPV6 = 0x86dd,
+    TYPE_PPPOE = 0x8864,
+    TYPE_QINQ = 0x88a8,
+    TYPE_QINQ_OLD = 0x9100,
+};
+
+enum direction { DIRECTION_UNKNOWN, RECEIVED, SENT };
+
+/* The content of a frame's link header. */
+struct link_header {
+    uint64_t src_mac, dst_mac; /* 48-bit values, first byte highest; 0 where the link layer has none */
+    uint16_t type;             /* enum ethertype of what follows */
+    uint8_t length;            /* bytes before that */
+    enum direction direction;  /* seen from this machine, where the header has it */
+};
+
+enum link_result { LINK_WHOLE, LINK_SHORT, LINK_UNSUPPORTED };
+
+/* Read a link header; *header is defined for LINK_WHOLE only. An unsupported link type is never read as another one. */
+enum link_result link_read(int linktype, const uint8_t *frame, uint32_t captured, struct link_header *header);
+bool link_supported(int linktype);
 
 /* Read one frame into *row and *ports; `captured` bytes are at `frame`. On SHORT_LINK there is no row and both are
- * undefined. row->flags has no NEW_* yet. linktype must be supported. */
+ * undefined; the same for an unsupported linktype, which whoever opens a source has refused. row->flags has no NEW_* yet. */
 enum malformed decode_frame(int linktype, const uint8_t *frame, uint32_t captured, uint32_t wire_length,
                             struct row_meta *row, enum port_class *ports);
 
@@ -202,6 +233,7 @@ struct frame {
     uint32_t captured, wire_length;
     const uint8_t *bytes;  /* valid until the next frame */
     bool bad_time;
+    uint8_t interface; /* of a live source: its number; else 0 */
     int linktype;
 };
 
@@ -218,7 +250,7 @@ enum capture_result capture_next(struct capture *c, struct frame *frame);
 const char *capture_reason(const struct capture *c);
 void capture_close(struct capture *c);
 
-/* What files and interfaces have in common. The header of a record in a pcap file: */
+/* Shared by files and interfaces. The header of a record in a pcap file: */
 struct plain_record {
     uint32_t seconds, fraction, captured, wire_length;
 };
@@ -237,12 +269,12 @@ struct live_settings {
     int snaplen;      /* bytes of a frame that are captured */
     int buffer;       /* bytes in which the system keeps frames until they are taken, of each interface */
     bool promiscuous, inbound;  /* inbound: only what the interface receives, not what this machine sends */
-    bool once;        /* leave out frames that were seen before, on their way through this machine */
+    bool once;        /* leave out frames that were seen before on their way through this machine */
 };
 
 struct live_stats {
     uint64_t received, dropped, interface_dropped;  /* of all interfaces; received includes those dropped: a full buffer */
-    uint64_t again, forgotten;  /* left out as seen before; given up by a full table while still wanted for that */
+    uint64_t again, forgotten;  /* left out as seen before; evicted from a full table while still needed for that */
 };
 
 struct live;
@@ -255,9 +287,9 @@ size_t live_count(const struct live *l);
 /* Open, or open again, one interface; false with the reason (without the name) in error[CAPTURE_ERROR]. */
 bool live_open(struct live *l, size_t i, char *error);
 void live_shut(struct live *l, size_t i);
-int live_fd(const struct live *l, size_t i);        /* what to poll; -1 when it is not open */
+int live_fd(const struct live *l, size_t i);        /* to be polled; -1 if it is not open */
 int live_linktype(const struct live *l, size_t i);
-const char *live_lost(struct live *l, size_t i);    /* why it was lost since this was last asked, or NULL */
+const char *live_lost(struct live *l, size_t i);    /* why it went away since the last call, or NULL if it did not */
 
 /* The next frame of all, or CAPTURE_IDLE; never anything else. When a frame waits for older ones of other interfaces,
  * live_held() says so, and poll() is of no use: try again in some milliseconds. */
@@ -279,8 +311,9 @@ struct once;
 struct once *once_new(uint64_t seed, bool several); /* several interfaces; NULL when memory is short */
 void once_free(struct once *o);
 void once_own(struct once *o, const uint64_t *macs, size_t count);
-/* Whether this frame of interface `port` was seen before: on another one, or received and now sent on. In order of time. */
-bool once_again(struct once *o, uint8_t port, const struct frame *frame);
+/* Return whether this frame was seen before: on another interface, or received and now sent on. Frames come in order of
+ * time. */
+bool once_again(struct once *o, const struct frame *frame);
 uint64_t once_forgotten(const struct once *o);
 
 /* ---- the ring ---- */
@@ -294,7 +327,7 @@ struct ring *ring_new(uint32_t size, int64_t span_ns, uint32_t payload);
 void ring_free(struct ring *r);
 void ring_put(struct ring *r, const struct frame *frame, const struct row_meta *row);
 
-/* Whom a cut is about: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
+/* The subject of a cut: frames from or to a MAC (0: none) or an address (ip_version 0: none). */
 struct subject {
     uint64_t mac;
     uint8_t ip_version, address[16]; /* as struct row_meta has it */
@@ -304,14 +337,14 @@ struct cut {
     int64_t from_ns, to_ns; /* to_ns excluded */
     struct subject subject;
     int linktype;
-    bool newest; /* where there is no room for all: the newest, not the oldest */
+    bool newest; /* if there is no room for all frames: the newest, not the oldest */
 };
 
-/* The link type of the subject's last frame in the time of `cut`, else of the last frame of anybody, else -1. */
+/* Return the link type of the subject's last frame in the time of `cut`; else that of the last frame at all; else -1. */
 int ring_linktype(const struct ring *r, const struct cut *cut);
 
-/* Write records of a pcap file with nanoseconds, in the order they came: the subject's, and others' where there is room
- * left. Returns the bytes written, at most `room`. */
+/* Write records of a pcap file with nanoseconds in the order in which frames came: those of the subject, and others where
+ * there is room left. Return the bytes written, at most `room`. */
 size_t ring_cut(const struct ring *r, const struct cut *cut, uint8_t *out, size_t room);
 
 size_t ring_bytes(const struct ring *r);
@@ -342,7 +375,7 @@ bool kernel_keep(struct kernel *k, uint32_t size, int64_t span_ns, uint32_t payl
 const struct ring *kernel_ring(const struct kernel *k); /* NULL without kernel_keep() */
 const char *kernel_simd(const struct kernel *k);
 
-/* Where rows go: `limit` rows of COLUMNS float or double and their metadata. */
+/* The place for rows: `limit` rows of COLUMNS float or double, and their metadata. */
 struct rows {
     void *values;
     bool doubles;
@@ -350,14 +383,14 @@ struct rows {
     size_t limit;
 };
 
-/* Where frames come from; `next` fills *frame or says why not. */
+/* A source of frames; `next` fills *frame or returns why there is none. */
 struct source {
     enum capture_result (*next)(void *context, struct frame *frame);
     void *context;
 };
 
-/* Take up to rows->limit frames, and more only while they have given no row at all. Returns the number of rows written;
- * 0 means that the source has ended or failed, which *result tells. */
+/* Take up to rows->limit frames, and more only while they have given no row at all. Return the number of rows written; 0 means
+ * that the source has ended or failed, as *result says. */
 size_t kernel_push(struct kernel *k, struct source source, const struct rows *rows, enum capture_result *result);
 
 enum { MAX_COUNTS = 48 };
@@ -396,7 +429,7 @@ struct scaling {
 void scale_rows(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs);
 void row_errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out);
 
-/* Of each row the highest of the values `at` in units of their bounds, at least 0. */
+/* Write for each row the highest of the values `at` in units of their bounds, at least 0. */
 void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
                     double *out);
 
@@ -417,8 +450,8 @@ struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const
                             const struct network6 *v6, size_t v6_count);
 void senders_free(struct senders *s);
 
-/* What is told of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order,
- * groups in the order of their first rows. */
+/* The facts of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order; groups are
+ * in the order of their first rows. */
 struct routes {
     int64_t *order, *starts;     /* [n], [n + 1] */
     uint8_t *incoming, *carries; /* its subject is its target; its sender is a router whose own row this is */
@@ -428,7 +461,7 @@ struct routes {
     uint32_t *slot, *group;      /* scratch: [slots], [n] */
     uint32_t slots;              /* a power of two, at least 2 n */
 };
-/* Rows in the order in which they came, at times t_ns that do not step back far. Returns how many groups there are. */
+/* Take in rows in the order in which they came, at times t_ns that do not step back far. Return the number of groups. */
 size_t senders_route(struct senders *s, const struct row_meta *rows, const int64_t *t_ns, size_t count, struct routes *out);
 
 struct senders_counts {
@@ -439,8 +472,8 @@ void senders_counts(const struct senders *s, struct senders_counts *out);
 
 /* ---- the process ---- */
 
-/* Give back to the system what the process was given to start with and does not use now, and let it keep little of what is
- * freed from now on. To be called when all is set up, and seldom after that; costs some page faults. For any thread. */
+/* Give memory that the process used to start and does not need now back to the system, and keep little of what is freed from
+ * now on. To be called when everything is set up, and seldom after that; it costs some page faults. For any thread. */
 void memory_give_back(void);
 
 #endif

@@ -1,13 +1,13 @@
 /* The arithmetic of one row; a template without an include guard.
  *
- * stats.c includes it once per vector type with
+ * lanes.c includes it once per vector type with
  *     VEC         N doubles as a GCC vector; MASK, BITS the same of int64_t and uint64_t
  *     N           lanes in a VEC
  *     FN(name)    the name of a function of this instance
  *     TARGET      its target attribute
  *     SQRT(x)     the square root of each lane
  *     FLOATS(x)   a VEC as the low N floats of an __m128; not defined where there is none
- * and defines minus_lambda[LANES], struct moments, struct duo and struct step.
+ * and defines minus_lambda[LANES]; struct moments, struct duo and struct step are state.h's.
  *
  * Four decays of one stream are side by side in vectors (main_row); the fifth would leave lanes empty, so there two
  * streams are side by side (fifth_row).

@@ -1,11 +1,11 @@
-/* Frames of live interfaces: several read as one, in the order of their times, each frame once.
+/* Frames of live interfaces: several are read as one, in the order of their times, each frame once.
  *
- * An interface is never waited for here: libpcap's own waiting was seen to go on for 46 s when nothing came. The caller
- * polls. What is taken can be written to a file, in the order in which it is taken.
+ * Nothing here waits for an interface: libpcap's own waiting was seen to go on for 46 s when no frame came. The caller polls.
+ * Frames that are taken can be written to a file, in the order in which they are taken.
  *
- * The system hands frames over in blocks, so those of one interface may come GATHER_MS later than younger ones of another.
- * The head of an interface is therefore held until each other one has a younger head, or cannot have an older one any
- * more. A router's copy so comes after what it is a copy of. */
+ * The system hands frames over in blocks, so a frame of one interface may come GATHER_MS later than younger ones of another.
+ * The head of an interface is therefore held until each other interface has a younger head or can no longer have an older
+ * one. Thus the copy that a router sends comes after the original. */
 #define _GNU_SOURCE /* u_char, which pcap.h wants and -std=c11 hides */
 #include "kernel.h"
 
@@ -30,9 +30,9 @@ struct port {
     bool waiting; /* head holds its next frame */
     struct frame head;
     uint8_t *copy; /* of its bytes, where it may have to wait: libpcap gives a block back with its last frame */
-    int64_t empty_ns; /* it has no frame that is older than this */
+    int64_t empty_ns; /* it has no more frames older than this */
     struct pcap_stat counted;
-    bool lost; /* and nobody was told */
+    bool lost; /* and live_lost() has not returned it yet */
     char reason[CAPTURE_ERROR];
 };
 
@@ -80,7 +80,7 @@ static void take_statistics(struct live *l, struct port *p)
     struct pcap_stat now;
     if (p->pcap == NULL || pcap_stats(p->pcap, &now) != 0)
         return;
-    l->stats.received += (uint32_t)(now.ps_recv - p->counted.ps_recv); /* libpcap counts in 32 bits */
+    l->stats.received += (uint32_t)(now.ps_recv - p->counted.ps_recv); /* libpcap's counters have 32 bits and wrap around */
     l->stats.dropped += (uint32_t)(now.ps_drop - p->counted.ps_drop);
     l->stats.interface_dropped += (uint32_t)(now.ps_ifdrop - p->counted.ps_ifdrop);
     p->counted = now;
@@ -114,7 +114,7 @@ void live_free(struct live *l)
 static bool refuse(struct live *l, size_t i, char *error, const char *reason)
 {
     char kept[CAPTURE_ERROR];
-    snprintf(kept, sizeof kept, "%s", reason); /* it may be the handle's own */
+    snprintf(kept, sizeof kept, "%s", reason); /* live_shut() may free it with the handle */
     live_shut(l, i);
     snprintf(error, CAPTURE_ERROR, "%s", kept);
     return false;
@@ -141,7 +141,7 @@ bool live_open(struct live *l, size_t i, char *error)
         return refuse(l, i, error, text);
     }
     p->linktype = pcap_datalink(p->pcap);
-    if (!decode_supports(p->linktype)) {
+    if (!link_supported(p->linktype)) {
         capture_say_unsupported(p->linktype, text);
         return refuse(l, i, error, text);
     }
@@ -180,9 +180,9 @@ bool live_held(const struct live *l)
 const char *live_lost(struct live *l, size_t i)
 {
     struct port *p = &l->ports[i];
-    bool told = !p->lost;
+    bool lost = p->lost;
     p->lost = false;
-    return told ? NULL : p->reason;
+    return lost ? p->reason : NULL;
 }
 
 void live_own(struct live *l, const uint64_t *macs, size_t count)
@@ -220,12 +220,12 @@ int live_flush(struct live *l)
     return l->record_error;
 }
 
-/* Put a frame among those that are on their way to the file. */
+/* Append a frame to the records that live_flush() will write. */
 static void record_frame(struct live *l, const struct frame *frame)
 {
     struct plain_record record = {(uint32_t)(frame->t_ns / 1000000000), (uint32_t)(frame->t_ns % 1000000000),
                                   frame->captured, frame->wire_length};
-    if (frame->captured > RECORD_BYTES - sizeof record) /* more than any snaplen: cannot be */
+    if (frame->captured > RECORD_BYTES - sizeof record) /* larger than any snaplen: impossible */
         return;
     if (l->recorded + sizeof record + frame->captured > RECORD_BYTES)
         live_flush(l);
@@ -241,7 +241,7 @@ static int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Have the next frame of an open port in its head, if there is one. */
+/* Fetch the next frame of an open port into its head, if there is one. */
 static void fetch(struct live *l, size_t i)
 {
     struct port *p = &l->ports[i];
@@ -251,6 +251,7 @@ static void fetch(struct live *l, size_t i)
     int got = pcap_next_ex(p->pcap, &header, &bytes);
     if (got == 1) {
         capture_fill(&p->head, header, bytes, p->linktype);
+        p->head.interface = (uint8_t)i;
         if (p->copy != NULL) {
             if (p->head.captured > (uint32_t)l->settings.snaplen)
                 p->head.captured = (uint32_t)l->settings.snaplen;
@@ -266,7 +267,7 @@ static void fetch(struct live *l, size_t i)
     }
 }
 
-/* The port whose head comes next, or NULL: nothing, or nothing that might not have to wait for others. */
+/* Return the port whose head comes next, or NULL if there is no head or an older frame may still come from another port. */
 static struct port *next_port(struct live *l)
 {
     uint64_t asked = 0;
@@ -294,7 +295,7 @@ static struct port *next_port(struct live *l)
             l->held = true;
     }
     if (l->held && first->head.t_ns - now_ns() > HOLD_NS)
-        l->held = false; /* the clock was set back: no telling what is older */
+        l->held = false; /* the clock was set back, so the order is unknown */
     return l->held ? NULL : first;
 }
 
@@ -305,7 +306,7 @@ enum capture_result live_next(struct live *l, struct frame *frame)
         if (p == NULL)
             return CAPTURE_IDLE;
         p->waiting = false;
-        if (l->once != NULL && once_again(l->once, (uint8_t)(p - l->ports), &p->head)) {
+        if (l->once != NULL && once_again(l->once, &p->head)) {
             l->stats.again++;
             continue;
         }

@@ -1,9 +1,9 @@
-/* Memory of the whole process that a gateway need not spend.
+/* Gives memory of the whole process back to the system that is not needed while the agent runs.
  *
- * Starting reads far more than running does: relocation, imports and a model's preparation touch most pages of the libraries,
- * and the system maps sixteen where one is asked for. They stay resident until memory is short, though most are never used
- * again. Giving them back costs nothing but a page fault for each that is: the page is in the system's cache, or is read from
- * the library again. Only what was never written in memory is given back, so nothing can be lost. */
+ * The start reads far more than running does: relocation, imports and a model's preparation touch most pages of the libraries,
+ * and the system maps sixteen pages for each one touched. They stay resident until memory is short, though most are never used
+ * again. A page that is given back and used again costs one page fault: it is in the system's cache, or is read from the
+ * library again. Only pages that were never written are given back, so nothing can be lost. */
 #define _GNU_SOURCE
 #include "kernel.h"
 
@@ -12,8 +12,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* Blocks from this size on are of their own and go back to the system when they are freed. glibc would raise the threshold to
- * the largest block that was ever freed, a batch of rows, and keep as much and more of its heap between two of them. */
+/* Blocks of at least this size are mapped on their own and go back to the system when they are freed. Otherwise glibc would
+ * raise this threshold to the largest block that was ever freed, a batch of rows, and keep more than that of its heap. */
 enum { OWN_BLOCK = 1 << 18 };
 
 struct mapping {
@@ -37,7 +37,7 @@ void memory_give_back(void)
 #endif
     FILE *smaps = fopen("/proc/self/smaps", "re");
     if (smaps == NULL)
-        return; /* no /proc: then all of it stays */
+        return; /* without /proc nothing is given back */
     struct mapping now = {0};
     char line[512], rights[8], name[8];
     while (fgets(line, sizeof line, smaps) != NULL) {

@@ -1,13 +1,13 @@
-/* Which frames of a live capture are one that was seen before, on its way through this machine. Keys are 64-bit hashes of
- * what does not change on that way, in two tables of 16,384 entries:
+/* Recognises frames of a live capture that were seen before on their way through this machine. Keys are 64-bit hashes of the
+ * parts of a frame that do not change on that way, in two tables of 16,384 entries:
  *
  *     frames    MACs, addresses, ports, content    a bridge, its ports, a VLAN and what it lies on show one frame each
  *     packets   content                            a router sends under its own MAC, with NAT under its own address
  *
- * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; of TCP sequence, acknowledgement,
- * flags and window; of UDP and ICMP what is not port, identifier or checksum; and the payload as far as CONTENT_MAX.
- * Checksums and TCP options change in a router, and the TTL is one less behind it: what this machine says itself is not
- * taken for what a device said with the same words. Where a firewall sets the TTL, both sides of it count. */
+ * Content is: version, protocol, length, IPv4 identification or IPv6 flow label, fragment; the sequence number,
+ * acknowledgement, flags and window of TCP; UDP and ICMP without ports, identifier and checksum; and the payload up to
+ * CONTENT_MAX. Checksums and TCP options change in a router. The TTL is one less behind it, so that a packet of this machine
+ * is not taken for a device's packet with the same content. Where a firewall sets the TTL, both copies count. */
 #include "kernel.h"
 
 #include <stdlib.h>
@@ -15,13 +15,13 @@
 
 enum { BUCKET_BITS = 11, BUCKETS = 1 << BUCKET_BITS, WAYS = 8, OWN_MAX = 64 };
 enum { CONTENT_MAX = 64 }; /* bytes from the IP header on; no snaplen cuts them, tags or not */
-enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: a full queue towards the internet delays its packets so long */
+enum { FRESH = 954 };      /* 1 s in units of 2^20 ns: the longest delay of a packet in a full queue towards the internet */
 
 struct sight {
     uint64_t key;
     uint32_t t;       /* 2^20 ns */
-    uint16_t credit;  /* of a packet: how often it was received and not yet sent on */
-    uint8_t port;     /* of a frame: the only interface where it counts */
+    uint16_t credit;  /* of a packet: how many more times it was received than sent on */
+    uint8_t interface; /* of a frame: the only one where it counts */
     uint8_t used;
 };
 
@@ -36,10 +36,8 @@ struct once {
     size_t own_count;
 };
 
-enum way { RECEIVED, SENT, UNKNOWN };
-
 struct content {
-    enum way way;
+    enum direction direction;
     bool ip;
     uint8_t ttl;
     uint64_t frame, packet;
@@ -100,19 +98,20 @@ static uint16_t be16(const uint8_t *p)
     return (uint16_t)(p[0] << 8 | p[1]);
 }
 
-/* Where the network layer begins and its type; tags and PPPoE, which differ between a VLAN and what it lies on, skipped. */
+/* Return where the network layer begins, and set its type. Tags and PPPoE are skipped: they differ between a VLAN and the
+ * interface below it. */
 static const uint8_t *network_layer(const uint8_t *p, const uint8_t *end, uint16_t *type)
 {
     for (int i = 0; i < 3; i++) {
-        if (*type == 0x8100 || *type == 0x88a8 || *type == 0x9100) {
+        if (*type == TYPE_VLAN || *type == TYPE_QINQ || *type == TYPE_QINQ_OLD) {
             if (end - p < 4)
                 return end;
             *type = be16(p + 2);
             p += 4;
-        } else if (*type == 0x8864) {
+        } else if (*type == TYPE_PPPOE) {
             if (end - p < 8)
                 return end;
-            *type = be16(p + 6) == 0x0021 ? 0x0800 : be16(p + 6) == 0x0057 ? 0x86dd : 0;
+            *type = be16(p + 6) == 0x0021 ? TYPE_IPV4 : be16(p + 6) == 0x0057 ? TYPE_IPV6 : 0;
             p += 8;
         } else {
             break;
@@ -121,7 +120,8 @@ static const uint8_t *network_layer(const uint8_t *p, const uint8_t *end, uint16
     return p;
 }
 
-/* An IP packet's content into `c`. Its own length bounds it: a received short frame has padding, a sent one has none. */
+/* Hash an IP packet's content into `c`, up to the packet's own length: a short frame has padding when received, not when
+ * sent. */
 static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
 {
     const uint8_t *start = p, *addresses;
@@ -169,51 +169,29 @@ static void hash_packet(struct content *c, const uint8_t *p, const uint8_t *end)
         if (proto != 17)
             c->packet = mixed(c->packet, be16(p));
         bool quotes = (proto == 1 && (p[0] == 3 || p[0] == 11 || p[0] == 12)) || (proto == 58 && p[0] < 128);
-        p = quotes ? end : p + 8; /* NAT changes what is quoted as well */
+        p = quotes ? end : p + 8; /* NAT changes the quoted packet as well */
     }
     c->packet = mixed_bytes(c->packet, p < end ? p : end, end);
 }
 
-/* False where nothing can be told: what is cut, and link layers without MACs but IP. */
+/* False for a frame that cannot be compared with others: one whose link header is cut or not known. */
 static bool look(const struct once *o, const struct frame *frame, struct content *c)
 {
     const uint8_t *p = frame->bytes, *end = p + frame->captured;
-    uint16_t type;
-    *c = (struct content){UNKNOWN, false, 0, o->seed, o->seed};
-    switch (frame->linktype) {
-    case LINK_ETHERNET: {
-        if (end - p < 14)
-            return false;
-        uint64_t source = (uint64_t)be16(p + 6) << 32 | (uint64_t)be16(p + 8) << 16 | be16(p + 10);
-        c->way = RECEIVED;
+    struct link_header link;
+    if (link_read(frame->linktype, p, frame->captured, &link) != LINK_WHOLE)
+        return false;
+    *c = (struct content){link.direction, false, 0, o->seed, o->seed};
+    if (frame->linktype == LINK_ETHERNET) {
+        c->direction = RECEIVED;
         for (size_t i = 0; i < o->own_count; i++)
-            if (o->own[i] == source)
-                c->way = SENT;
+            if (o->own[i] == link.src_mac)
+                c->direction = SENT;
         c->frame = mixed_bytes(c->frame, p, p + 12);
-        type = be16(p + 12);
-        p = network_layer(p + 14, end, &type);
-        break;
     }
-    case LINK_SLL:
-        if (end - p < 16)
-            return false;
-        c->way = be16(p) == 4 ? SENT : RECEIVED; /* PACKET_OUTGOING */
-        type = be16(p + 14);
-        p = network_layer(p + 16, end, &type);
-        break;
-    case LINK_SLL2:
-        if (end - p < 20)
-            return false;
-        c->way = p[10] == 4 ? SENT : RECEIVED;
-        type = be16(p);
-        p = network_layer(p + 20, end, &type);
-        break;
-    default:
-        if (p == end)
-            return false;
-        type = p[0] >> 4 == 6 ? 0x86dd : 0x0800;
-    }
-    if (type == 0x0800 || type == 0x86dd)
+    uint16_t type = link.type;
+    p = network_layer(p + link.length, end, &type);
+    if (type == TYPE_IPV4 || type == TYPE_IPV6)
         hash_packet(c, p, end);
     if (!c->ip)
         c->packet = mixed_bytes(mixed(c->packet, type), p, end - p > CONTENT_MAX ? p + CONTENT_MAX : end);
@@ -236,7 +214,7 @@ static struct sight *find(struct table *table, uint64_t key, uint32_t t)
     return NULL;
 }
 
-/* The entry of `key`, which is of now; a new one has neither credit nor port and takes the place of the oldest. */
+/* Return the entry of `key`, marked as seen now. A new entry has neither credit nor interface and replaces the oldest. */
 static struct sight *keep(struct once *o, struct table *table, uint64_t key, uint32_t t)
 {
     struct sight *found = find(table, key, t);
@@ -253,7 +231,7 @@ static struct sight *keep(struct once *o, struct table *table, uint64_t key, uin
     return found;
 }
 
-bool once_again(struct once *o, uint8_t port, const struct frame *frame)
+bool once_again(struct once *o, const struct frame *frame)
 {
     struct content c;
     struct sight *s;
@@ -262,17 +240,17 @@ bool once_again(struct once *o, uint8_t port, const struct frame *frame)
         return false;
     if (o->frames != NULL && frame->linktype == LINK_ETHERNET) {
         s = find(o->frames, c.frame, t);
-        if (s != NULL && s->port != port)
+        if (s != NULL && s->interface != frame->interface)
             return true;
-        keep(o, o->frames, c.frame, t)->port = port;
+        keep(o, o->frames, c.frame, t)->interface = frame->interface;
     }
     if (!c.ip)
         return false;
-    if (c.way != RECEIVED && (s = find(o->packets, mixed(c.packet, c.ttl), t)) != NULL && s->credit > 0) {
+    if (c.direction != RECEIVED && (s = find(o->packets, mixed(c.packet, c.ttl), t)) != NULL && s->credit > 0) {
         s->credit--;
         return true;
     }
-    if (c.way != SENT) {
+    if (c.direction != SENT) {
         s = keep(o, o->packets, mixed(c.packet, (uint64_t)c.ttl - 1), t);
         s->credit += s->credit < UINT16_MAX;
     }

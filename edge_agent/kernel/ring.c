@@ -1,18 +1,18 @@
-/* The last seconds of traffic, kept for the pcap that goes with an alert. kernel.h says what is kept and what is left out. */
+/* The last seconds of traffic, for the pcap that goes with an alert. kernel.h says which frames are stored or left out. */
 #include "kernel.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* A kept frame; its bytes follow, filled up to a multiple of 8. */
+/* A stored frame; its bytes follow, filled up to a multiple of 8. */
 struct kept {
     int64_t t_ns;
     uint32_t wire_length;
     uint16_t captured, linktype;
 };
 
-/* An allowance of bytes, as the time at which all that was spent of it will have been given back (the virtual scheduling
- * form of a token bucket, ITU-T I.371): to spend is to move that time on, and no division is needed. */
+/* An allowance of bytes, stored as the time at which it will be whole again (the virtual scheduling form of a token bucket,
+ * ITU-T I.371). Spending moves that time on; no division is needed. */
 struct share {
     int64_t whole_at;
 };
@@ -49,7 +49,7 @@ struct ring *ring_new(uint32_t size, int64_t span_ns, uint32_t payload)
         return NULL;
     r->size = r->wrap = size;
     r->payload = payload;
-    /* What is spent in span_ns is at most a burst and what span_ns gives back: two times 3/8 of the ring. */
+    /* At most a burst and the bytes that come back in span_ns are spent within span_ns: two times 3/8 of the ring. */
     uint32_t share = size / 8 * 3;
     r->burst_ns = span_ns;
     r->byte_ns = span_ns / share;
@@ -67,10 +67,10 @@ static uint32_t length_of(const struct kept *k)
     return ((uint32_t)sizeof *k + k->captured + 7) & ~7u;
 }
 
-/* When `share` would be whole again after spending `cost`. */
+/* Return when `share` would be whole again after spending `cost`. */
 static int64_t after(const struct ring *r, struct share share, int64_t now, int64_t cost)
 {
-    bool set_back = share.whole_at - now > 2 * r->burst_ns; /* no spending leads there: the clock was set back */
+    bool set_back = share.whole_at - now > 2 * r->burst_ns; /* impossible by spending: the clock was set back */
     return (share.whole_at < now || set_back ? now : share.whole_at) + cost;
 }
 
@@ -138,7 +138,7 @@ static bool concerns(const struct subject *subject, const struct kept *k)
            (memcmp(row.src, subject->address, sizeof row.src) == 0 || memcmp(row.dst, subject->address, sizeof row.dst) == 0);
 }
 
-/* Those within the time and of the link type, one after the other; NULL at the end. *at and *i begin as oldest and 0. */
+/* Return the next frame within the time of `cut` and of its link type, NULL at the end. *at and *i begin as oldest and 0. */
 static const struct kept *next_kept(const struct ring *r, const struct cut *cut, uint32_t *at, uint32_t *i)
 {
     while (*i < r->count) {
@@ -153,7 +153,7 @@ static const struct kept *next_kept(const struct ring *r, const struct cut *cut,
     return NULL;
 }
 
-/* Whether a record is among those that fit, all of one kind having `total` bytes and `passed` lying before it. */
+/* Return whether a record fits into `room`; all records of its kind have `total` bytes, those before it `passed`. */
 static bool fits(const struct cut *cut, size_t total, size_t passed, size_t length, size_t room)
 {
     return cut->newest ? total - passed <= room : passed + length <= room;

@@ -1,6 +1,6 @@
-/* From rows to what a network sees, and from what it gives back to scores; edge_agent/contract/scaling.py has the formulas
- * and is the twin. Eight columns at a time in one pass: NumPy needs ten passes over the same memory, and more time than
- * the network. The vectors have the same width everywhere, so that processors with and without AVX2 agree bit for bit. */
+/* From rows to the inputs of a network, and from its outputs to scores; edge_agent/contract/scaling.py has the formulas and
+ * is the twin. One pass takes eight columns at a time: NumPy needs ten passes over the same memory, and more time than the
+ * network. The vectors have the same width everywhere, so that processors with and without AVX2 agree bit for bit. */
 #include "kernel.h"
 
 #include <string.h>
@@ -16,7 +16,7 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* All that takes or gives a vector is inlined, so that no ABI matters (-Wno-psabi). */
+/* Every function with a vector as argument or result is inlined, so that no ABI matters (-Wno-psabi). */
 INLINE v8 load(const float *from, size_t count)
 {
     v8 v = {0};
@@ -40,8 +40,8 @@ INLINE v8 choose(v8i mask, v8 yes, v8 no)
     return (v8)((mask & (v8i)yes) | (~mask & (v8i)no));
 }
 
-/* Of each lane all bits where it is negative, else none. Comparisons of floats would do what this is for; but of vectors
- * wider than the processor's they are made lane by lane, while the bits of floats without a sign are in their order. */
+/* Set all bits of each negative lane, and clear the others. Comparing floats would do the same, but the compiler compares
+ * vectors wider than the processor's lane by lane; the bits of floats without a sign have the order of the floats. */
 INLINE v8i negative(v8i x)
 {
     return x >> 31;
@@ -63,7 +63,7 @@ INLINE v8 magnitude(v8 x)
 INLINE v8 log_of_one_more(v8 x)
 {
     const int32_t root = 0x3f3504f3, small = 0x33d6bf95, large = 0x7f7fffff; /* sqrt(1/2), 1e-7 and FLT_MAX */
-    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* what is no number stays none */
+    v8i beyond = negative(((v8i)x - small) | (large - (v8i)x)); /* NaN stays NaN */
     v8 some = (v8)((v8i)x & ~beyond);
     v8i bits = (v8i)(some + 1.0f), e = (bits - root) >> 23; /* 1 + f is from sqrt(1/2) to twice that */
     v8 f = choose(negative(e | -e), (v8)(bits - (e << 23)) - 1.0f, some);

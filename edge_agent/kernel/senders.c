@@ -1,22 +1,26 @@
-/* Whose row is it, and is it worth scoring: row after row, so that neither depends on where batches are cut.
+/* Assigns rows to subjects and decides which of them are scored, row after row, so that neither depends on where batches are
+ * cut. edge_agent/detection/detector.py explains what a subject is.
  *
- * What a MAC has shown of itself says whether a remote peer's packet came in through it as through a router (then it is held
- * against nobody but told of its target) or whether that MAC lies. detector.py says what a subject is.
+ * A packet with a remote source address either came in through a router, and then its subject is its target, or its sender
+ * has forged the address, and then its subject is the sender. What a MAC has sent so far decides. Here a router ("relays")
+ * is a MAC to which a monitored address has sent packets for a remote one; checkins.py and capture/attach.py, which can wait
+ * for more of its traffic, have definitions of their own.
  *
- * The budget is a bucket of rows that fills with capture time. While it is more than half full, every row is scored. Below,
- * a subject has a bucket of its own, filled with its share of the rate. Rows that opened nothing leave half of that and a
- * quarter of the whole to those that opened a stream. A quiet device's bucket is full, so what is shed is a loud one's.
- * Nothing waits: a row is scored when it comes or never, so that what is scored is the newest state there is. */
+ * The budget is a bucket of rows that fills with capture time. While it is more than half full, every row is scored. Below
+ * that, each subject has a bucket of its own, which fills with its share of the rate. Rows that opened nothing leave half of
+ * their subject's bucket and a quarter of the whole to rows that opened a stream. The bucket of a quiet device is full, so
+ * the rows that are shed are those of loud ones. No row waits: it is scored when it comes or never, so that scores are always
+ * of the newest state. */
 #include "kernel.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { NONE = 0 };           /* records are numbered from 1 */
-#define BURST_S 0.25         /* of the rate: what a bucket holds */
+#define BURST_S 0.25         /* a bucket holds the rows of so many seconds of its rate */
 #define LEAST 32.0           /* rows that a subject's bucket holds at least: a vote and a half */
-#define CALM_SECONDS 10      /* after which a better step is believed */
-#define SPARSE 10            /* below one row in so many scored, the step is `sparse` */
+#define CALM_SECONDS 10      /* a better step must hold for so long before it is reported */
+#define SPARSE 10            /* the step is `sparse` when fewer than one row in so many is scored */
 
 enum kind { SENDER, DEVICE_SUBJECT, ADDRESS_SUBJECT };
 
@@ -37,7 +41,7 @@ struct bucket_of {
     double level;
 };
 
-/* Records in the order of their use; the one used longest ago makes place. */
+/* Records in the order of their use; a full table evicts the one used longest ago. */
 struct lru {
     uint8_t *records;
     uint32_t *index; /* open addressing, twice as large as the records at least */
@@ -108,7 +112,7 @@ static void link_newest(struct lru *l, struct entry *e, uint32_t number)
     l->newest = number;
 }
 
-/* Take the oldest record out of the index; those behind it move up, so that no look-up meets a gap. */
+/* Remove the oldest record from the index; entries behind it move up, so that no look-up stops at a gap. */
 static uint32_t evict(struct lru *l)
 {
     uint32_t number = l->oldest, hole = place(l, at(l, number)->key);
@@ -127,7 +131,7 @@ static uint32_t evict(struct lru *l)
     return number;
 }
 
-/* The record of `key`, new and zero if there was none; it is the newest now. */
+/* Return the record of `key`, which is the newest from now on; a new record is zero but for its key. */
 static struct entry *look_up(struct lru *l, const uint64_t key[3])
 {
     uint32_t slot, number;
@@ -193,7 +197,7 @@ void senders_free(struct senders *s)
     free(s);
 }
 
-/* Whether an address is monitored; link layer addresses are. */
+/* Return whether an address is monitored; link layer addresses are. */
 static bool holds(const struct senders *s, const uint8_t *address, uint8_t version)
 {
     uint64_t word = 0;
@@ -217,7 +221,7 @@ static double refilled(double level, double rate, double most, int64_t since)
     return filled < most ? filled : most;
 }
 
-/* How much of a second's rows was scored is the step; a better one must hold for a while. */
+/* Set the step from the share of a second's rows that was scored; a better step must hold for CALM_SECONDS. */
 static void end_second(struct senders *s, int64_t second)
 {
     uint64_t rows = s->second_scored + s->second_shed;

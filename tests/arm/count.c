@@ -1,5 +1,5 @@
-/* A TCG plugin for qemu-user that counts guest instructions of all threads and prints the sum at the end. It brings its
- * own declarations since Debian ships no qemu-plugin.h; VERSION is the plugin API's, which qemu wants to be in its range. */
+/* A TCG plugin for qemu-user that counts guest instructions of all threads and prints the sum at the end. It has its
+ * own declarations because Debian ships no qemu-plugin.h; VERSION is that of the plugin API, which qemu checks. */
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>

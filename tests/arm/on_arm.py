@@ -1,6 +1,6 @@
-"""The package as built for arm64, on Debian 12 and 13 under qemu: same rows, same scores, same alerts as here.
+"""The package built for arm64, on Debian 12 and 13 under qemu, gives the same rows, scores and alerts as here.
 
-Run by ``make test-arm``; `make test` does not collect it, since it fetches some 100 MB of Debian once.
+``make test-arm`` runs it; `make test` does not, since it fetches some 100 MB of Debian once.
 """
 
 import pickle
@@ -15,15 +15,15 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_agent.capture import open_file
+from edge_agent.capture.features import ROW_META, Extractor, Rows
+from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.scaling import row_error
-from edge_agent.features import ROW_META, Extractor, Rows
-from edge_agent.runtime import TOLERANCE, Model
+from edge_agent.detection.runtime import TOLERANCE, Model
 from tests.arm.root import BOOKWORM, TRIXIE, Arm, Release, Unavailable, prepare
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
-from tests.edge_agent.test_features import assert_as_published, assert_as_twin, data, needs_data
+from tests.edge_agent.capture.test_features import assert_as_published, assert_as_twin, data, needs_data
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
 
@@ -31,8 +31,8 @@ ROWS = """
 import pickle, sys
 from pathlib import Path
 import numpy as np
-from edge_agent.capture import open_file
-from edge_agent.features import Extractor
+from edge_agent.capture.sources import open_file
+from edge_agent.capture.features import Extractor
 source, settings, out = sys.argv[1:]
 extractor = Extractor(**pickle.loads(bytes.fromhex(settings)))
 if source.endswith(".pickle"):
@@ -47,7 +47,7 @@ OUTPUTS = """
 import sys
 import numpy as np
 from edge_agent.contract import bundle as bundles
-from edge_agent.runtime import Model, selftest
+from edge_agent.detection.runtime import Model, selftest
 bundle = bundles.load(sys.argv[1])
 selftest(bundle)
 inputs = np.load(sys.argv[2])
@@ -62,14 +62,14 @@ def arm(request: pytest.FixtureRequest) -> Arm:
         made = prepare(release)
     except Unavailable as reason:
         pytest.fail(str(reason), pytrace=False)
-    told = made.python("import platform; print(platform.machine(), platform.python_version())").split()
-    assert told[0] == "aarch64"
-    assert told[1].startswith(release.python)
+    machine, python = made.python("import platform; print(platform.machine(), platform.python_version())").split()
+    assert machine == "aarch64"
+    assert python.startswith(release.python)
     return made
 
 
 class ArmExtractor:
-    """An `Extractor` over there, new for each push."""
+    """An `Extractor` on the emulated machine, a new one for each push."""
 
     def __init__(self, arm: Arm, folder: Path, **settings: Any) -> None:
         self._arm, self._folder, self._settings = arm, folder, settings
@@ -104,7 +104,7 @@ def test_kernel_agrees_with_its_twin_on_every_kind_of_frame(arm: Arm, tmp_path: 
 
 
 def test_rows_are_those_of_this_machine_bit_for_bit(arm: Arm, tmp_path: Path, attack_capture: Path) -> None:
-    """Full tables and what they give up included, so that a model made here fits there."""
+    """Full tables and their evictions are included, so that a model made here can be used there."""
     got = ArmExtractor(arm, tmp_path, max_streams=4096, seed=1).push_file(attack_capture)
     here = Extractor(4096, seed=1)
     with open_file(attack_capture) as source:
@@ -117,7 +117,7 @@ def test_rows_are_those_of_this_machine_bit_for_bit(arm: Arm, tmp_path: Path, at
 def test_int8_models_compute_what_they_compute_here(
     arm: Arm, tmp_path: Path, home: Home, attack_capture: Path, record_property: Any
 ) -> None:
-    """Self-test passed; of an attacked morning at most one decision in a thousand and one class in a hundred differ."""
+    """The self-test passes; of a morning with attacks, at most 0.1 % of decisions and 1 % of classes differ."""
     bundle = bundles.load(home.bundle)
     assert bundle.manifest.variant == "int8"
     assert bundle.classifier is not None
@@ -159,11 +159,11 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 def test_replay_gives_the_alerts_of_this_machine_and_delivers_them(
     arm: Arm, tmp_path: Path, home: Home, attack_capture: Path, replayed_here: str, broker: Mosquitto
 ) -> None:
-    """Byte by byte, printed and through outbox and broker."""
-    came: list[str] = []
+    """The alerts are equal byte for byte, as printed and as delivered through outbox and broker."""
+    received: list[str] = []
     listener = mqtt.Client(CallbackAPIVersion.VERSION2)
     listener.on_connect = lambda client, *_: client.subscribe("botwatch/v1/gw/+/alert", qos=1)
-    listener.on_message = lambda _client, _data, message: came.append(message.payload.decode())
+    listener.on_message = lambda _client, _data, message: received.append(message.payload.decode())
     listener.connect("127.0.0.1", broker.port)
     listener.loop_start()
     try:
@@ -171,9 +171,9 @@ def test_replay_gives_the_alerts_of_this_machine_and_delivers_them(
         arguments += ["--broker", broker.address, "--outbox", str(tmp_path / "outbox.sqlite")]
         done = arm.run("-m", "edge_agent", *arguments)
         assert done.returncode == 0, done.stderr
-        wait_until(lambda: len(came) >= len(replayed_here.splitlines()))
+        wait_until(lambda: len(received) >= len(replayed_here.splitlines()))
     finally:
         listener.disconnect()
         listener.loop_stop()
     assert done.stdout == replayed_here
-    assert sorted(came) == sorted(replayed_here.splitlines())
+    assert sorted(received) == sorted(replayed_here.splitlines())

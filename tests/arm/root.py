@@ -1,7 +1,7 @@
-"""The package on a Raspberry Pi's processor and system, without one: an unpacked Debian for arm64, run by qemu.
+"""The package on the processor and system of a Raspberry Pi, without one: an unpacked Debian for arm64, run by qemu.
 
-Nothing is installed in the root and nothing in it is started by its own scripts, so neither root's rights nor a chroot
-nor binfmt is needed. What is built goes into ``build/arm`` and is used again; a newer source is built anew.
+No package is configured in the unpacked root and none of its scripts run, so that root's rights, chroot and binfmt are
+not needed. Results are stored in ``build/arm`` and used again until a source is newer.
 """
 
 import os
@@ -19,7 +19,7 @@ WORK = ROOT / "build" / "arm"
 PACKAGES = ("edge_agent", "trainer", "converter", "collector", "configs")
 TOOLS = ("mmdebstrap", "qemu-aarch64", "aarch64-linux-gnu-gcc")
 
-# A Pi 4. ai-edge-litert asks /proc/cpuinfo and /sys what it runs on, and breaks when the host's x86 ones answer.
+# A Pi 4. ai-edge-litert reads /proc/cpuinfo and /sys, and breaks when it finds those of the host, an x86.
 CPU = "cortex-a72"
 CPUINFO = """processor\t: 0
 BogoMIPS\t: 108.00
@@ -35,12 +35,12 @@ Model\t\t: Raspberry Pi 4 Model B Rev 1.4
 
 
 class Unavailable(Exception):
-    """What is missing here, in one line."""
+    """The emulation cannot be used here; the message says in one line what is missing."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A Debian release and what is needed of it."""
+    """A Debian release, and the names of its Python and libpcap."""
 
     name: str
     python: str
@@ -48,7 +48,7 @@ class Release:
 
     @property
     def root(self) -> Path:
-        """Where it is unpacked."""
+        """The folder into which it is unpacked."""
         return WORK / self.name
 
 
@@ -57,14 +57,14 @@ TRIXIE = Release("trixie", "3.13", "libpcap0.8t64")
 
 
 def prepare(release: Release) -> "Arm":
-    """The release, unpacked, with the package of this tree and what it imports; Unavailable says why not."""
+    """Unpack the release and add the package of this tree and its dependencies; Unavailable if that cannot be done."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         raise Unavailable(f"not installed: {', '.join(missing)} (make test-arm installs them where apt and root can)")
     WORK.mkdir(parents=True, exist_ok=True)
     _unpack(release)
     if release is not BOOKWORM:
-        _unpack(BOOKWORM)  # has the headers: one wheel, built against the older system, serves all
+        _unpack(BOOKWORM)  # its headers: one wheel, built against the older system, is used on both
     wheels = [*_foreign(release), _wheel()]
     packages = release.root / "opt" / "botwatch"
     shutil.rmtree(packages, ignore_errors=True)
@@ -81,15 +81,15 @@ class Arm:
     release: Release
 
     def command(self, *arguments: str, plugin: str = "") -> list[str]:
-        """What runs ``python3 arguments`` emulated, under a TCG plugin when one is named."""
+        """Return the command that runs ``python3 arguments`` emulated, with a TCG ``plugin`` if one is given."""
         root = self.release.root
         libraries = root / "usr/lib/aarch64-linux-gnu"
         environment = {
             "PYTHONHOME": root / "usr",
             "PYTHONPATH": f"{root}/opt/botwatch:{root}/usr/lib/python3/dist-packages",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONSAFEPATH": "1",  # or the package in the current folder would be found first
-            # without Debian's alternatives nothing points at these
+            "PYTHONSAFEPATH": "1",  # or the package in the current folder would be imported
+            # Debian's alternatives, which would link to these, are not set up
             "LD_LIBRARY_PATH": f"{libraries}/blas:{libraries}/lapack",
         }
         return [
@@ -100,12 +100,12 @@ class Arm:
         ]
 
     def run(self, *arguments: str, timeout_s: float = 500.0) -> "subprocess.CompletedProcess[str]":
-        """Run ``python3 arguments`` to its end."""
+        """Run ``python3 arguments`` and wait for its end."""
         command = self.command(*arguments)
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def python(self, program: str, *arguments: str) -> str:
-        """Run a program; what it printed. It must succeed."""
+        """Run a program, which must succeed; return its output."""
         done = self.run("-c", program, *arguments)
         if done.returncode:
             raise AssertionError(f"exit status {done.returncode} in {self.release.name}:\n{done.stderr[-3000:]}")
@@ -135,7 +135,7 @@ def _unpack(release: Release) -> None:
 
 
 def _foreign(release: Release) -> list[Path]:
-    """Wheels for arm64 of what the agent imports and Debian has not, or not new enough."""
+    """Return wheels for arm64 of the agent's dependencies that Debian lacks, or has only in older versions."""
     folder = WORK / f"wheels-{release.name}"
     wanted = [f"{name}=={version(name)}" for name in ("ai-edge-litert", "paho-mqtt")]
     stamp = folder / "wanted"
@@ -151,7 +151,7 @@ def _foreign(release: Release) -> list[Path]:
 
 
 def _wheel() -> Path:
-    """The package of this tree, compiled for arm64 with the limited API: one wheel for every Python from 3.11."""
+    """Build the package of this tree for arm64 with the limited API: one wheel for every Python from 3.11 on."""
     files = [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
     for package in PACKAGES:
         files += [p for p in (ROOT / package).rglob("*") if p.is_file() and p.suffix not in (".so", ".pyc")]
@@ -183,5 +183,5 @@ def _wheel() -> Path:
 def _run(command: Sequence[str], problem: str, environment: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise Unavailable(f"{problem}: {said[-1].strip()}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise Unavailable(f"{problem}: {lines[-1].strip()}")

@@ -1,4 +1,4 @@
-"""What is counted on an arm64: one part of the agent's work, from nothing. Runs there, not here."""
+"""The work whose instructions are counted on arm64: one part of the agent's, from its start. Runs emulated."""
 
 import sys
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.agent import BATCH, Agent
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, ScoringConfig
 from edge_agent.contract import bundle as bundles
-from edge_agent.features import Extractor
-from edge_agent.runtime import BATCHES, Model
+from edge_agent.detection.runtime import BATCHES, Model
 
 
 def main(part: str, what: str, folder: Path) -> int:
-    """Do ``part`` for ``what``, a capture or as many rows for the autoencoder; how many packets or rows they are.
+    """Do ``part`` for ``what``, a capture or a number of rows for the autoencoder; return how many packets or rows.
 
-    A number is all of it with that budget of scoring.
+    ``part`` is kernel, autoencoder, all, or a number: all of it with that budget of scoring.
     """
     bundle = bundles.load(folder)
     if part == "autoencoder":

@@ -1,10 +1,10 @@
 """From capture bytes to scored and voted rows on one core: ``python -m tests.bench.bench_agent [BUNDLE]``.
 
-packets_20000.pcap (of Kitsune's network) again and again, its times moved on by its length each time, through the
-agent's own extractor and detector with a trained int8 bundle, that of the tests' generated home where none is named;
-every packet is decoded, extracted and scored. Medians of passes in processor time of one thread. Beside it the agent
-as `run` has it, with learning, check-ins and the evidence ring, at the capture's own pace of some 20 packets a second.
-What is done once a second or a minute for each device is most of that, so it is told as the share of a core it takes.
+packets_20000.pcap (of Kitsune's network) goes through the agent's extractor and detector over and over, each time with
+later times, with a trained int8 bundle (by default that of the tests' generated home); every packet is decoded,
+extracted and scored. The figures are medians of passes in processor time of one thread. Then the agent as `run` has it,
+with learning, check-ins and the evidence ring, at the capture's own pace of some 20 packets a second. Most of that is
+work that is done once a second or a minute for each device, so it is given as the share of a core.
 """
 
 import os
@@ -18,14 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.agent import BATCH, Agent
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor, Rows, RowScaling, SenderTable, highest_ratios
+from edge_agent.capture.sources import open_file
 from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
+from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle
-from edge_agent.contract.columns import ALL_COLUMNS, indices
-from edge_agent.detector import AT_ONCE, Detector
-from edge_agent.features import Extractor, Rows, RowScaling, highest_ratios
-from edge_agent.runtime import Model
+from edge_agent.contract.columns import ALL_COLUMNS, COUNT_COLUMNS, indices
+from edge_agent.contract.networks import Networks
+from edge_agent.detection.detector import MAX_SUBJECTS, Detector
+from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import AT_ONCE
 from tests.bench.bench_kernel import looped, processor
 from tests.bench.home import home
 from tests.reference.frames import data_folder
@@ -38,9 +41,11 @@ clock = time.thread_time_ns
 
 
 def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]:
-    """Nanoseconds a packet of each step, on one batch again and again; a batch is more than the processor's cache."""
-    detector = Detector(bundle, max_rows_per_s=budget)
-    detector.observe(batch)
+    """Return nanoseconds a packet of each step, on one batch over and over; a batch exceeds the processor's cache."""
+    monitored = Networks.parse(PRIVATE_NETWORKS)
+    senders = SenderTable(MAX_SUBJECTS, budget, monitored.v4, monitored.v6)
+    counts_at = np.array(indices(COUNT_COLUMNS), dtype=np.uint32)
+    bounds = np.array([bundle.manifest.decision.counts.get(column, np.inf) for column in COUNT_COLUMNS])
     columns, n, network, z = bundle.manifest.columns, len(batch), Model(bundle.autoencoder), np.empty(0, np.float32)
     keep = np.ones((1, len(columns)), dtype=bool)
     scaling = RowScaling(bundle.scaler, len(ALL_COLUMNS), indices(columns), keep)
@@ -63,8 +68,8 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
             out[block] = scaling.errors(z, rebuilt, variant)
 
     work: dict[str, Callable[[], object]] = {
-        "who sent it, what is scored": lambda: detector._who.route(batch.meta, t_ns),
-        "counts against their bounds": lambda: highest_ratios(batch.values, detector._counts_at, detector._bounds),
+        "who sent it, what is scored": lambda: senders.route(batch.meta, t_ns),
+        "counts against their bounds": lambda: highest_ratios(batch.values, counts_at, bounds),
         f"scale {len(columns)} columns": scale,
         f"autoencoder, {bundle.manifest.variant}": run,
         "error": error,
@@ -75,13 +80,13 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
             began = clock()
             step()
             times[name].append((clock() - began) / n)
-    found = {name: statistics.median(each) for name, each in times.items()}
-    found["error"] -= found[f"autoencoder, {bundle.manifest.variant}"] / len(blocks)
-    return found
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    medians["error"] -= medians[f"autoencoder, {bundle.manifest.variant}"] / len(blocks)
+    return medians
 
 
 def length_ns(file: Path) -> int:
-    """Nanoseconds from a capture's first packet to its last."""
+    """Return the nanoseconds from a capture's first packet to its last."""
     extractor, first, last = Extractor(seed=1), 0, 0
     with open_file(file) as source:
         while len(rows := extractor.push(source, BATCH)):
@@ -90,7 +95,7 @@ def length_ns(file: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 when it is slower than the least asked for."""
+    """Print the table; return 1 if the rate is below the least that is wanted."""
     data = data_folder()
     if len(argv) > 1:
         print("usage: python -m tests.bench.bench_agent [BUNDLE]", file=sys.stderr)
@@ -110,7 +115,7 @@ def main(argv: list[str]) -> int:
             for _ in range(PASSES + 1):
                 spent, judged, rows = 0, 0, 0
                 while rows < count:
-                    batch = None  # its memory is the next one's, as in the agent
+                    batch = None  # the next batch reuses its memory, as in the agent
                     began = clock()
                     batch = extractor.push(source, min(BATCH, count - rows))
                     spent, between = spent + clock() - began, clock()

@@ -1,15 +1,15 @@
-"""Instructions a packet costs on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm [BUNDLE]``.
+"""Instructions per packet on a Raspberry Pi 4's processor: ``python -m tests.bench.bench_arm [BUNDLE]``.
 
-Counted by qemu in the arm64 root of `tests.arm.root` (cortex-a72), so the same on every machine; an instruction is not
-a time: no cache and no waiting is in it. Each figure is of two captures, one longer than the other: what
-more the longer one takes by the packets it has more, so that nothing of import, start and first calls is in it. Every
-run begins with nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home again
-and again, a few packets a minute, where what is done each minute and each batch weighs most; and a scan of 1,000
-packets a second, all in an alarm, where every row is scored twice and classified. ``BUNDLE`` replaces that home's.
+Counted by qemu in the arm64 root of `tests.arm.root` (cortex-a72), so the same on every machine. An instruction is not
+a time: neither caches nor waiting are in it. Each figure is the difference of two captures of different length, in
+instructions, by their difference in packets, which leaves out imports, start and first calls. Every run begins with
+nothing learnt, and time only goes forward. Captures: the later day of the tests' generated home over and over, a few
+packets a minute, dominated by the work of each minute and each batch; and a scan of 1,000 packets a second, all during
+an alarm, when every row is scored twice and classified. ``BUNDLE`` replaces that home's.
 
-Then the second second of a spoofed flood of 100,000 packets a second, under the default budget of scoring and under the
-smallest, and from their difference what a scored row of a device in an alarm costs. With that the default of
-`scoring.max_rows_per_s` was chosen: what an attack may take of a Pi 4's core.
+Then the second second of a spoofed flood of 100,000 packets a second, with the default budget of scoring and with the
+smallest; their difference is the cost of a scored row of a device in an alarm. The default of `scoring.max_rows_per_s`
+was chosen by it: it bounds the share of a Pi 4's core that an attack may take.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from tests.traffic import Frame, S, merged, read, scan, steady
 
 FLOOD = 100_000
 PI_4 = 1.5e9
-"""Instructions a second that one core is taken to do: 1.5 GHz, one a cycle. An assumption, nothing was run on a Pi."""
+"""Instructions a second that one core is assumed to do: 1.5 GHz, one a cycle. Nothing was run on a Pi."""
 
 SOURCE = ROOT / "tests" / "arm" / "count.c"
 WORKER = ROOT / "tests" / "arm" / "work.py"
 
 
 def plugin(arm: Arm) -> Path:
-    """The counter, in the version of its interface that this qemu takes; Unavailable when it takes none."""
+    """Build the counter for the version of the plugin interface that this qemu has; Unavailable if it has none."""
     library = WORK / "count.so"
     for number in range(1, 8):
         command = ["cc", "-shared", "-fPIC", "-O2", f"-DVERSION={number}", str(SOURCE), "-o", str(library)]
@@ -49,17 +49,17 @@ def plugin(arm: Arm) -> Path:
 
 
 def count(arm: Arm, library: Path, *arguments: str) -> tuple[int, str]:
-    """Instructions of ``python3 arguments`` and what it printed."""
+    """Return the instructions of ``python3 arguments`` and its output."""
     command = arm.command(*arguments, plugin=str(library))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"^instructions (\d+)$", done.stderr, re.M)
-    if done.returncode or not found:
+    counted = re.search(r"^instructions (\d+)$", done.stderr, re.M)
+    if done.returncode or not counted:
         raise Unavailable(f"not counted: {done.stderr[-1000:]}")
-    return int(found.group(1)), done.stdout
+    return int(counted.group(1)), done.stdout
 
 
 def flood(arm: Arm, library: Path, bundle: Path, budget: int) -> float:
-    """Instructions a packet in the second second of a flood."""
+    """Return the instructions a packet in the second second of a flood."""
     counts = []
     with tempfile.TemporaryDirectory(prefix="flood-", dir=WORK) as folder:
         for seconds in (1, 2):
@@ -70,7 +70,7 @@ def flood(arm: Arm, library: Path, bundle: Path, budget: int) -> float:
 
 
 def captures() -> dict[str, tuple[Path, Path]]:
-    """A short and a long one of each kind of traffic."""
+    """Return a short and a long capture of each kind of traffic."""
     day = merged(*(read(file) for file in sorted(LATER.glob("*/*.pcap"))))
     span = day[-1][0] - day[0][0] + S
     flood = list(steady(scan(15_000), day[0][0], 1000.0))
@@ -88,7 +88,7 @@ def captures() -> dict[str, tuple[Path, Path]]:
 
 
 def main(argv: list[str]) -> int:
-    """Print the figures; 1 when they cannot be made here."""
+    """Print the figures; return 1 if they cannot be measured here."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_arm")
     parser.add_argument("bundle", type=Path, nargs="?")
     args = parser.parse_args(argv)
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
             runs = [count(arm, library, str(WORKER), part, str(what), str(bundle)) for what in two]
             each = (runs[1][0] - runs[0][0]) / (int(runs[1][1]) - int(runs[0][1]))
             print(f"  {part:12} {kind:12} {each:10,.0f}", flush=True)
-        print(f"a spoofed flood, {FLOOD:,} packets/s; {PI_4:.2g} instructions/s are taken to be a core:")
+        print(f"a spoofed flood, {FLOOD:,} packets/s; {PI_4:.2g} instructions/s are assumed to be a core:")
         floods = {budget: flood(arm, library, bundle, budget) for budget in (ScoringConfig().max_rows_per_s, 100)}
         for budget, each in floods.items():
             print(f"  {budget:,} rows/s scored {each:10,.0f} a packet, {100 * each * FLOOD / PI_4:.0f} % of a core")

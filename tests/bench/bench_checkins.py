@@ -1,9 +1,9 @@
-"""How far healthy devices come to a false check-in: ``python -m tests.bench.bench_checkins``.
+"""The distance of healthy devices from a false check-in: ``python -m tests.bench.bench_checkins``.
 
-Takes every benign capture that was published (BOTWATCH_DATA) and counts, for several times of learning, the hosts that
-a device used first after it had learnt its own, how long it stayed with the most persistent of them, and what the rule
-makes of that. Starts are rotated over the captures, too, because what is known depends on when the agent began; those
-runs share their packets, so they widen no bound. No attack is involved. Takes some minutes.
+Takes every published benign capture (BOTWATCH_DATA) and counts, for several times of learning, the hosts that a device
+used for the first time after learning, how long it used the most persistent of them, and the check-ins that the rule
+reports. Starts are rotated over the captures, too, because the known hosts depend on the agent's start; those runs
+share their packets, so they are not further evidence. No attack is involved. Takes some minutes.
 """
 
 import os
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_agent.checkins import CheckIns, Rule
-from edge_agent.features import Extractor
-from trainer import inject
+from edge_agent.capture.features import Extractor
+from edge_agent.detection.checkins import CheckInRule, CheckIns
+from trainer.judge import inject
 
 ROOT = Path(os.environ.get("BOTWATCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 H = 3600 * 10**9
@@ -26,18 +26,18 @@ EVERYTHING = {"contacts": 2, "span_s": 1.0, "spread": 1e9, "size": 1e12, "accept
 
 @dataclass
 class Account:
-    """What one time of learning came to."""
+    """The results for one time of learning."""
 
     days: float = 0.0  # device-days after it
     newcomers: int = 0
-    contacts: int = 0  # most of one series with a newcomer, and the longest series
+    contacts: int = 0  # of the series with a newcomer that has most, and the longest series
     span_s: float = 0.0
-    told: int = 0
+    reported: int = 0
     texts: set[str] = field(default_factory=set)
 
 
 def main() -> int:
-    """Print a row for each time of learning, and starts at a capture's begin and rotated."""
+    """Print a row for each time of learning, for starts at the begin of a capture and for rotated ones."""
     if not (ROOT / "pcap").is_dir():
         print(f"no published captures in {ROOT}; BOTWATCH_DATA names the folder that has pcap/", file=sys.stderr)
         return 2
@@ -45,11 +45,11 @@ def main() -> int:
     days = {name: [frame for path in paths for frame in inject.read(path)] for name, paths in files.items()}
     print("published days of six devices, one after the other as one agent sees them")
     _table(days.values(), (0.0,))
-    print("each file from its own begin on, as an agent that forgets by night")
+    print("each file for itself, as an agent that forgets overnight")
     _table([inject.read(path) for paths in files.values() for path in paths], (0.0,))
     print(f"starts rotated over the days, {len(STARTS_H)} of each device; runs that overlap")
     _table(days.values(), STARTS_H)
-    print("devices being set up, and Kitsune's network: captures of minutes, of which nothing is left after learning")
+    print("devices being set up, and Kitsune's network: captures of minutes, which are over before learning is")
     others = [*sorted((ROOT / "pcap/benign_setup").glob("*/*.pcap")), ROOT / "kitsune/packets_20000.pcap"]
     _table([sorted(inject.read(path), key=lambda frame: frame[0]) for path in others], (0.0,), (600.0,))
     return 0
@@ -63,12 +63,13 @@ def _table(days: Iterable[list[inject.Frame]], starts_h: Sequence[float], learni
             if rest:
                 _run(rest, accounts)
     print(
-        f"{'learning':>9} {'device-days':>12} {'newcomers':>10} {'most contacts':>14} {'longest, min':>13} {'told':>5}"
+        f"{'learning':>9} {'device-days':>12} {'newcomers':>10} {'most contacts':>14} {'longest, min':>13} "
+        f"{'reported':>9}"
     )
     for learn_s, a in accounts.items():
         print(
             f"{learn_s / 60:>5.0f} min {a.days:>12.2f} {a.newcomers:>10} {a.contacts:>14} "
-            f"{a.span_s / 60:>13.1f} {a.told:>5}",
+            f"{a.span_s / 60:>13.1f} {a.reported:>9}",
             flush=True,
         )
         for text in sorted(a.texts):
@@ -76,10 +77,10 @@ def _table(days: Iterable[list[inject.Frame]], starts_h: Sequence[float], learni
 
 
 def _run(frames: list[inject.Frame], accounts: dict[float, Account]) -> None:
-    """One agent from the first of ``frames`` on, with each time of learning."""
+    """Run an agent from the first of ``frames`` on, with each time of learning."""
     extractor = Extractor(seed=1)
     span_s = (max(frame[0] for frame in frames) - frames[0][0]) / 1e9
-    judges = {s: (CheckIns(rule=Rule(s, **EVERYTHING)), CheckIns(rule=Rule(s))) for s in accounts}
+    judges = {s: (CheckIns(rule=CheckInRule(s, **EVERYTHING)), CheckIns(rule=CheckInRule(s))) for s in accounts}
     for at in range(0, len(frames), 4096):
         rows = extractor.push_frames(frames[at : at + 4096])
         for learn_s, (every, rule) in judges.items():
@@ -92,7 +93,7 @@ def _run(frames: list[inject.Frame], accounts: dict[float, Account]) -> None:
         account = accounts[learn_s]
         account.days += max(span_s - learn_s, 0.0) / 86_400
         account.newcomers += every.counters["checkins_newcomers"]
-        account.told += rule.counters["checkins_series"]
+        account.reported += rule.counters["checkins_series"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What an explanation costs on the gateway: ``python -m tests.bench.bench_explain BUNDLE``.
+"""The cost of an explanation on the gateway: ``python -m tests.bench.bench_explain BUNDLE``.
 
-Milliseconds per detection told (columns, their values, the sentence), beside scoring one row and a batch of 256 rows
+Milliseconds per reported detection (columns, their values, the sentence), beside scoring one row and 256 rows
 with the same int8 model. Medians; rows are random, which changes no cost.
 """
 
@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent import explain
 from edge_agent.contract import bundle as bundles
-from edge_agent.detector import Detector
+from edge_agent.detection import explain
+from edge_agent.detection.report import Reporter
+from edge_agent.detection.runtime import Model
+from edge_agent.detection.scorer import Scorer
 
 GOAL_MS = 5.0
 
 
 def median_ms(work: Callable[[], object], times: int = 300) -> float:
-    """Median time of ``work`` in milliseconds, after a warm-up."""
+    """Return the median time of ``work`` in milliseconds, after a warm-up."""
     taken = []
     for _ in range(times + 20):
         began = time.perf_counter()
@@ -30,23 +32,25 @@ def median_ms(work: Callable[[], object], times: int = 300) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 when an explanation takes longer than the goal."""
+    """Print the table; return 1 if an explanation takes longer than the goal."""
     if len(argv) != 1:
         print("usage: python -m tests.bench.bench_explain BUNDLE", file=sys.stderr)
         return 2
-    detector = Detector(bundles.load(Path(argv[0])))
-    width = len(detector._columns)
+    bundle = bundles.load(Path(argv[0]))
+    manifest = bundle.manifest
+    scorer = Scorer(Model(bundle.autoencoder), bundle.scaler, manifest.columns)
+    reporter, width = Reporter(manifest, scorer, None), len(manifest.columns)
     rows = np.abs(np.random.default_rng(1).normal(50, 100, (256, width))).astype(np.float32)
 
-    def told(fast: bool) -> None:
-        top = detector._top(rows[0], fast)
-        explain.score(*top[0], detector._normal.get(top[0][0], ()))
+    def explained(fast: bool) -> None:
+        column, value = reporter.strongest(rows[0], fast)[0]
+        explain.score(column, value, manifest.normal.get(column, ()))
 
     figures = {
-        "explanation, full rule": median_ms(lambda: told(False)),
-        "explanation, fast rule": median_ms(lambda: told(True)),
-        "score of one row": median_ms(lambda: detector._scorer.full(rows[:1])),
-        "score of 256 rows": median_ms(lambda: detector._scorer.full(rows)),
+        "explanation, full rule": median_ms(lambda: explained(False)),
+        "explanation, fast rule": median_ms(lambda: explained(True)),
+        "score of one row": median_ms(lambda: scorer.full(rows[:1])),
+        "score of 256 rows": median_ms(lambda: scorer.full(rows)),
     }
     for name, value in figures.items():
         print(f"{name:<24} {value:8.4f} ms")

@@ -1,9 +1,10 @@
-"""What a live agent takes of a gateway: ``python -m tests.bench.bench_footprint [--idle S]``.
+"""The resources that a live agent takes of a gateway: ``python -m tests.bench.bench_footprint [--idle S]``.
 
-A real `botwatch agent run`, with broker, on a veth pair in a network namespace of this process (so it needs root): from
-its start to its first alert under a scan; processor time and bytes written while twenty devices do what they always
-do, for so long that what is learnt is saved, too, and while nobody sends; resident memory after floods that fill ever
-more tables. Models of the tests' generated home; limits and tables as in `configs/agent.yaml`.
+A real `botwatch agent run`, with broker, on a veth pair in a network namespace of this process (so it needs root). It
+measures the time from the start to the first alert of a scan; processor time and bytes written under the normal traffic
+of twenty devices, for so long that what is learnt is saved, too, and without any traffic; and resident memory after
+floods that fill more and more tables. Models of the tests' generated home; limits and tables as in
+`configs/agent.yaml`.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.capture.features import Extractor
 from edge_agent.config import AgentConfig
-from edge_agent.features import Extractor
 from tests.bench.home import home
 from tests.broker import Mosquitto
 from tests.traffic import CLOUD, ROUTER_MAC, packet, scan, spoofed
@@ -35,38 +36,38 @@ MANY = 10_000
 
 
 def status_mb(pid: int, key: str) -> float:
-    """A figure of /proc/PID/status in MB of a million bytes."""
+    """Return a figure of /proc/PID/status in MB of a million bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e6
 
 
 def mapped_mb(pid: int) -> dict[str, float]:
-    """Resident memory in MB by what is mapped."""
-    found, kind = dict.fromkeys(("libraries", "frames of the interface", "data"), 0.0), "data"
+    """Return resident memory in MB by what is mapped."""
+    resident, kind = dict.fromkeys(("libraries", "frames of the interface", "data"), 0.0), "data"
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             name = line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
             kind = "frames of the interface" if name.startswith("socket:") else "data"
             kind = "libraries" if name.startswith("/") else kind
         elif line.startswith("Rss:"):
-            found[kind] += int(line.split()[1]) * 1024 / 1e6
-    return found
+            resident[kind] += int(line.split()[1]) * 1024 / 1e6
+    return resident
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds used so far."""
+    """Return the processor seconds used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def written(pid: int) -> int:
-    """Bytes sent to the storage layer so far."""
+    """Return the bytes sent to the storage layer so far."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
 
 
 def code_bytes(folder: Path) -> int:
-    """The agent's Python, its kernel without debugging symbols, and the models."""
+    """Return the size of the agent's Python, its kernel without debugging symbols, and the models."""
     package, total = ROOT / "edge_agent", 0
     for path in [*package.rglob("*"), *folder.rglob("*")]:
         if path.is_file() and path.suffix in (".py", ".json", ".tflite", ".npz"):
@@ -77,14 +78,14 @@ def code_bytes(folder: Path) -> int:
         return total + Path(stripped.name).stat().st_size
 
 
-def say(what: str, value: float, unit: str, goal: float) -> bool:
-    """A line of the table; whether the goal is met."""
+def report(what: str, value: float, unit: str, goal: float) -> bool:
+    """Print a line of the table; return True if the goal is met."""
     print(f"{what:66} {value:8.2f} {unit:3} goal {goal:g}: {'met' if value <= goal else 'MISSED'}", flush=True)
     return value <= goal
 
 
 def household(count: int) -> Iterator[bytes]:
-    """A round of ``count`` devices: each asks its cloud, which answers, some the router for a name."""
+    """Yield a round of ``count`` devices: each asks its cloud, which answers, and some ask the router for a name."""
     router = "192.168.38.1"
     for number in range(count):
         mac, address = FIRST_MAC + number, str(ipaddress.ip_address("192.168.38.100") + number)
@@ -96,7 +97,7 @@ def household(count: int) -> Iterator[bytes]:
 
 
 def strangers(count: int, macs: int, addresses: int, seed: int) -> Iterator[bytes]:
-    """UDP from one of ``macs`` MACs and, at random, one of so many local addresses to ever other hosts and ports."""
+    """Yield UDP from each of ``macs`` MACs in turn and a random local address to random hosts and ports."""
     rng = np.random.default_rng(seed)
     targets, local = rng.integers(0x0B000000, 0x7F000000, count), rng.integers(0, addresses, count)
     ports = rng.integers(1024, 65536, count)
@@ -105,15 +106,15 @@ def strangers(count: int, macs: int, addresses: int, seed: int) -> Iterator[byte
 
 
 def send(line: socket.socket, packets: Iterable[bytes]) -> None:
-    """Some ten thousand packets a second."""
+    """Send some ten thousand packets a second."""
     for i, data in enumerate(packets):
         line.send(data)
         if i % 50 == 0:
-            time.sleep(0.005)
+            time.sleep(0.005)  # paces the sender
 
 
 def measure(idle_s: float) -> int:
-    """Print the table; 1 when a goal is missed."""
+    """Print the table; return 1 if a goal is missed."""
     bundle, _ = home()
     for words in (
         "link set lo up",
@@ -122,7 +123,7 @@ def measure(idle_s: float) -> int:
         "link set dev0 up",
     ):
         subprocess.run(["ip", *words.split()], check=True)
-    # pip compiles what it installs; an agent that has to do so at each start is another
+    # as pip does when it installs: compiling at the start would be measured, too
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(ROOT / "edge_agent")], check=True)
     line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     line.bind(("dev0", 0))
@@ -133,7 +134,7 @@ def measure(idle_s: float) -> int:
             if alerted.is_set():
                 break
             line.send(data)
-            time.sleep(0.005)
+            time.sleep(0.005)  # 200 packets a second
         while not done.is_set():
             for data in household(DEVICES):
                 line.send(data)
@@ -149,11 +150,11 @@ def measure(idle_s: float) -> int:
             neighbours = threading.Thread(target=probe, daemon=True)
             neighbours.start()
             began = time.monotonic()
-            with (folder / "said").open("w") as said:
-                agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=folder)
+            with (folder / "log").open("w") as log:
+                agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)
             try:
                 assert agent.stdout is not None
-                assert agent.stdout.readline(), (folder / "said").read_text()
+                assert agent.stdout.readline(), (folder / "log").read_text()
                 first = time.monotonic() - began
                 alerted.set()
                 threading.Thread(target=agent.stdout.read, daemon=True).start()
@@ -164,42 +165,42 @@ def measure(idle_s: float) -> int:
                     f"{config.evidence.ring_kb << 10:,} bytes; frames of the interface: "
                     f"{config.capture.buffer_mb << 20:,}"
                 )
-                kept = say("start to first alert (scan, 200 packets/s)", first, "s", 2)
+                met = report("start to first alert (scan, 200 packets/s)", first, "s", 2)
                 time.sleep(90)  # the episode ends
                 used, wrote, since = cpu_s(agent.pid), written(agent.pid), time.monotonic()
-                time.sleep(idle_s)
+                time.sleep(idle_s)  # the time that is measured
                 passed = time.monotonic() - since
                 busy, hourly = cpu_s(agent.pid) - used, (written(agent.pid) - wrote) / passed * 3600 / 1e6
                 print(f"{DEVICES} devices, 10 packets/s, {passed:.0f} s: {100 * busy / passed:.2f} % of a core")
-                kept &= say("  written to the disk, were it an hour", hourly, "MB", 1)
-                kept &= say("  resident", status_mb(agent.pid, "VmRSS"), "MB", 80)
+                met &= report("  written to the disk in an hour at this rate", hourly, "MB", 1)
+                met &= report("  resident", status_mb(agent.pid, "VmRSS"), "MB", 80)
                 done.set()
                 neighbours.join()
                 used, since = cpu_s(agent.pid), time.monotonic()
-                time.sleep(30)
+                time.sleep(30)  # the time that is measured
                 busy, passed = cpu_s(agent.pid) - used, time.monotonic() - since
-                kept &= say(f"nobody sends, {passed:.0f} s: of a core", 100 * busy / passed, "%", 1)
+                met &= report(f"no traffic, {passed:.0f} s: of a core", 100 * busy / passed, "%", 1)
                 macs = config.extractor.max_devices
                 for what, flood in (
                     ("a flood of false sources: streams and ring full", spoofed(60_000)),
                     (f"{macs} MACs flood: all of the kernel's tables full", strangers(60_000, macs, 8192, seed=3)),
-                    (f"{MANY:,} MACs flood: the tables behind it, too", strangers(20 * MANY, MANY, 8192, seed=4)),
+                    (f"{MANY:,} MACs flood: the tables of the detector, too", strangers(20 * MANY, MANY, 8192, seed=4)),
                 ):
                     send(line, flood)
-                    time.sleep(5)
-                    kept &= say(f"resident, {what}", status_mb(agent.pid, "VmRSS"), "MB", 80)
+                    time.sleep(5)  # the agent judges the flood
+                    met &= report(f"resident, {what}", status_mb(agent.pid, "VmRSS"), "MB", 80)
                     print("  of that:", ", ".join(f"{kind} {mb:.1f}" for kind, mb in mapped_mb(agent.pid).items()))
-                say("  at most at any time", status_mb(agent.pid, "VmHWM"), "MB", 80)
-                kept &= say("code and models beyond the runtime", code_bytes(bundle) / 1e6, "MB", 3)
+                report("  at most at any time", status_mb(agent.pid, "VmHWM"), "MB", 80)
+                met &= report("code and models beyond the runtime", code_bytes(bundle) / 1e6, "MB", 3)
             finally:
                 done.set()
                 agent.terminate()
                 agent.wait(60)
-    return int(not kept)
+    return int(not met)
 
 
 def main(argv: list[str]) -> int:
-    """Measure in a network of our own."""
+    """Measure in a network namespace of our own."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_footprint")
     parser.add_argument("--idle", type=float, default=600.0, metavar="S", help="how long to idle (%(default)s)")
     args = parser.parse_args(argv)

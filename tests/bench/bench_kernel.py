@@ -1,4 +1,4 @@
-"""What a packet costs, from capture bytes to its 140 values: ``python -m tests.bench.bench_kernel``.
+"""The cost of a packet, from capture bytes to its 140 values: ``python -m tests.bench.bench_kernel``.
 
 Medians of passes in one process on one thread, each beside the plain-Python twin of the same run, because only the
 ratio travels between machines. A pass is a whole file through `Extractor.push` as the agent does it (256 frames a call,
@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from edge_agent.capture import open_file
-from edge_agent.features import Extractor
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from tests.reference import frames as craft
 from tests.reference.twin import Twin
 
@@ -31,13 +31,13 @@ RING_KB, RING_S = 1024, 8.0  # as `agent run` has it: 5 s before an alert, which
 
 
 def rss_mb() -> float:
-    """Resident memory of this process."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def passes(path: Path, extractor: Extractor, count: int) -> list[float]:
-    """Nanoseconds a packet, pass by pass."""
+    """Return nanoseconds a packet, pass by pass."""
     empty, out = extractor.save(), []
     for _ in range(count + 1):
         extractor.load(empty)
@@ -50,7 +50,7 @@ def passes(path: Path, extractor: Extractor, count: int) -> list[float]:
 
 
 def parts(path: Path, extractor: Extractor, part: int) -> list[float]:
-    """Nanoseconds a packet for each `part` packets of one pass."""
+    """Return nanoseconds a packet for each `part` packets of one pass."""
     out = []
     with open_file(path) as source:
         start, rows = time.thread_time_ns(), 0
@@ -64,7 +64,7 @@ def parts(path: Path, extractor: Extractor, part: int) -> list[float]:
 
 
 def twin_ns(path: Path, count: int) -> float:
-    """Nanoseconds a packet of the plain-Python twin, over the first packets."""
+    """Return nanoseconds a packet of the plain-Python twin, over the first packets."""
     from scapy.utils import RawPcapReader
 
     with RawPcapReader(str(path)) as reader:
@@ -79,13 +79,13 @@ def twin_ns(path: Path, count: int) -> float:
 
 
 def looped(path: Path, out: Path, times: int) -> int:
-    """Write a capture of microseconds so many ``times``, moved on by its length each time; its packets."""
+    """Write a capture (in microseconds) ``times`` times, each later than the last; return its number of packets."""
     data = path.read_bytes()
     at, records = 24, []
     while at < len(data):
-        second, _, kept, _ = struct.unpack_from("<IIII", data, at)
-        records.append((at, second, 16 + kept))
-        at += 16 + kept
+        second, _, captured, _ = struct.unpack_from("<IIII", data, at)
+        records.append((at, second, 16 + captured))
+        at += 16 + captured
     length = records[-1][1] - records[0][1] + 1
     with out.open("wb") as file:
         file.write(data[:24])
@@ -98,19 +98,19 @@ def looped(path: Path, out: Path, times: int) -> int:
 
 
 def ring(path: Path, part: int) -> str:
-    """What the evidence ring adds: two extractors, with and without one, take turns at each ``part`` of a capture."""
+    """Return the cost of the evidence ring: extractors with and without one take turns, ``part`` by ``part``."""
     times: dict[bool, list[float]] = {False: [], True: []}
-    extractors = {kept: Extractor(seed=1) for kept in times}
+    extractors = {with_ring: Extractor(seed=1) for with_ring in times}
     extractors[True].keep(RING_KB << 10, RING_S)
-    sources = {kept: open_file(path) for kept in times}
+    sources = {with_ring: open_file(path) for with_ring in times}
     rows = part
     while rows == part:
-        for kept, extractor in extractors.items():
+        for with_ring, extractor in extractors.items():
             start, rows = time.thread_time_ns(), 0
-            while rows < part and (n := len(extractor.push(sources[kept], min(256, part - rows)))):
+            while rows < part and (n := len(extractor.push(sources[with_ring], min(256, part - rows)))):
                 rows += n
             if rows == part:
-                times[kept].append((time.thread_time_ns() - start) / part)
+                times[with_ring].append((time.thread_time_ns() - start) / part)
     counts = extractors[True].counts()
     without = statistics.median(times[False][1:])
     added = statistics.median(b - a for a, b in zip(times[False][1:], times[True][1:], strict=True))
@@ -121,7 +121,7 @@ def ring(path: Path, part: int) -> str:
 
 
 def attack(path: Path, kind: str, count: int) -> None:
-    """A generated capture of 60-byte SYNs, 100,000 a second: `scan` gives every packet a new destination, hence
+    """Write a generated capture of 60-byte SYNs, 100,000 a second: `scan` gives every packet a new destination, hence
     pair and socket, `flood` a new source address, hence host, pair and socket."""
     spec = craft.Spec()
     _, packet = craft.craft(spec)
@@ -144,7 +144,7 @@ def attack(path: Path, kind: str, count: int) -> None:
 
 
 def processor() -> str:
-    """The model name, where Linux tells it."""
+    """Return the model name, where Linux knows it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

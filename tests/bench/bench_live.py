@@ -2,11 +2,11 @@
 
 A sender floods a veth pair (packet socket, sendmmsg, no queueing discipline) with frames loaded beforehand, for some
 seconds at each rate, and a real `botwatch agent run` captures at the other end in a network namespace of its own (so it
-needs root): what was sent, what the interface received, what the agent took, and what its kernel buffer dropped. The
-agent has one core, the sender (with the kernel's receiving, which runs where the sender does) another.
+needs root). The table has the frames sent, received by the interface, taken by the agent, and dropped by its buffer.
+The agent has one core; the sender, and the kernel's receiving, which runs where the sender does, have another.
 
 Frames are packets_20000.pcap of Kitsune's network where ``BOTWATCH_DATA`` is there, else of the tests' generated home,
-again and again; without BUNDLE its models, too.
+over and over. Without BUNDLE the models are those of that home.
 """
 
 import argparse
@@ -20,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from edge_agent.config import ScoringConfig
 from tests.bench.home import home
+from tests.broker import wait_until
 from tests.reference.frames import data_folder
 from tests.traffic import read
 
@@ -42,8 +44,8 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
 
 
-class _Message(ctypes.Structure):
-    """struct mmsghdr."""
+class _Header(ctypes.Structure):
+    """struct msghdr."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -53,23 +55,28 @@ class _Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_len", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint32),
     )
 
 
+class _Message(ctypes.Structure):
+    """struct mmsghdr: the length that was sent comes after the padding of the header."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint32))
+
+
 def frames_to_send() -> tuple[list[bytes], str]:
-    """At most 20,000 frames and what they are."""
+    """Return at most 20,000 frames and their description."""
     if data := data_folder():
         return [data for _, _, data in read(data / "kitsune" / "packets_20000.pcap")], "Kitsune's packets_20000.pcap"
     return [data for _, _, data in read(home()[1])][:20_000], "the tests' generated home"
 
 
 def flood(port: str, frames: list[bytes], rate: int, seconds: float) -> tuple[int, float]:
-    """Send the frames over and over; how many were sent in how many seconds."""
+    """Send the frames over and over; return how many were sent in how many seconds."""
     vectors = (_Iovec * len(frames))(*((data, len(data)) for data in frames))
     messages = (_Message * len(frames))()
     for i in range(len(frames)):
-        messages[i].iov, messages[i].iov_len = ctypes.pointer(vectors[i]), 1
+        messages[i].header.iov, messages[i].header.iov_len = ctypes.pointer(vectors[i]), 1
     call = ctypes.CDLL(None, use_errno=True).sendmmsg
     size, sent, at = ctypes.sizeof(_Message), 0, 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as line:
@@ -79,11 +86,11 @@ def flood(port: str, frames: list[bytes], rate: int, seconds: float) -> tuple[in
         while (passed := time.monotonic() - began) < seconds:
             due = int(passed * rate) - sent if rate else BURST
             if due <= 0:
-                time.sleep(0.0002)
+                time.sleep(0.0002)  # paces the sender
                 continue
             count = min(due, BURST, len(frames) - at)
             done = call(line.fileno(), ctypes.byref(messages, at * size), count, 0)
-            if done < 0:  # the other end's queue is full: the wire's limit, not the agent's
+            if done < 0:  # the other end's queue is full, which is the wire's limit and not the agent's
                 continue
             sent += done
             at = (at + done) % len(frames)
@@ -91,13 +98,18 @@ def flood(port: str, frames: list[bytes], rate: int, seconds: float) -> tuple[in
 
 
 def arrived(port: str) -> int:
-    """Frames that an interface has received."""
+    """Return the number of frames that an interface has received."""
     lines = Path("/proc/net/dev").read_text().splitlines()  # /sys may be of another network namespace
     return next(int(line.split()[2]) for line in lines if line.split()[0] == f"{port}:")
 
 
+def started(agent: "subprocess.Popen[bytes]", log: Path) -> bool:
+    """Return True once the agent captures, or has ended."""
+    return "capturing on" in log.read_text() or agent.poll() is not None
+
+
 def measure(bundle: Path, rates: list[int], budget: int, seconds: float, beside: bool) -> int:
-    """Print the table; 1 when frames were dropped though the agent's core was not in use, or at every rate."""
+    """Print the table; return 1 if frames were dropped while the agent's core was idle, or at every rate."""
     for words in (
         "link set lo up",
         "link add lan0 type veth peer name dev0",
@@ -136,50 +148,50 @@ def measure(bundle: Path, rates: list[int], budget: int, seconds: float, beside:
                 )
             os.sched_setaffinity(0, cores[:1])
             try:
-                while "capturing on" not in (folder / "err").read_text():
-                    if agent.poll() is not None:
-                        print((folder / "err").read_text(), file=sys.stderr)
-                        return 1
-                    time.sleep(0.1)
-                time.sleep(1)
-                before, since = arrived("lan0"), had(agent.pid)
+                wait_until(partial(started, agent, folder / "err"), 60)
+                if agent.poll() is not None:
+                    print((folder / "err").read_text(), file=sys.stderr)
+                    return 1
+                time.sleep(1)  # the processor time of the start is not measured
+                before, since = arrived("lan0"), used_and_waited(agent.pid)
                 sent, passed = flood("dev0", frames, rate, seconds)
-                used, waited = ((now - then) / passed for now, then in zip(had(agent.pid), since, strict=True))
-                time.sleep(1)
+                until = used_and_waited(agent.pid)
+                used, waited = ((now - then) / passed for now, then in zip(until, since, strict=True))
+                time.sleep(1)  # the agent takes the frames that are still in its buffer
                 came = arrived("lan0") - before
                 agent.send_signal(signal.SIGTERM)
                 agent.wait(20)
             finally:
                 agent.kill()
                 agent.wait()
-            said = (folder / "err").read_text()
-        counted = {key: int(value.replace(",", "")) for key, value in re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", said)}
-        taken = int(re.findall(r"([\d,]+) packets in", said)[0].replace(",", ""))
+            log = (folder / "err").read_text()
+        counted = {key: int(value.replace(",", "")) for key, value in re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", log)}
+        taken = int(re.findall(r"([\d,]+) packets in", log)[0].replace(",", ""))
         dropped = counted.get("dropped", 0) + counted.get("interface_dropped", 0)
         figures = (f"{sent / passed:,.0f}", came, taken, dropped, counted.get("scored", 0), counted.get("shed", 0))
-        told = [figure if isinstance(figure, str) else f"{figure:,}" for figure in figures]
-        print(" ".join(f"{cell:>10}" for cell in (rate or "all", *told, f"{used:.2f}", f"{waited:.2f}")), flush=True)
+        cells = [figure if isinstance(figure, str) else f"{figure:,}" for figure in figures]
+        print(" ".join(f"{cell:>10}" for cell in (rate or "all", *cells, f"{used:.2f}", f"{waited:.2f}")), flush=True)
         if dropped == 0 and taken == came:
             best = max(best, sent / passed)
         elif used + waited < 0.9:
             faults += 1
-    print(f"highest rate without a drop: {best:,.0f} packets/s; dropped with the core not in use: {faults} times")
+    print(f"highest rate without a drop: {best:,.0f} packets/s; rates with drops while the core was idle: {faults}")
     print(f"load {os.getloadavg()[0]:.1f}")
     return int(faults > 0 or best == 0)
 
 
-def had(pid: int) -> tuple[float, float]:
-    """Processor seconds of the agent's loop so far, and those that it was ready for but others had."""
+def used_and_waited(pid: int) -> tuple[float, float]:
+    """Return the processor seconds of the agent's loop so far, and those for which it waited for the processor."""
     used, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
     return int(used) / 1e9, int(waited) / 1e9
 
 
 def main(argv: list[str]) -> int:
-    """Measure in a network of our own."""
+    """Measure in a network namespace of our own."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_live")
     parser.add_argument("bundle", nargs="?", type=Path)
     parser.add_argument(
-        "--rate", type=int, nargs="+", default=list(RATES), metavar="N", help="packets/s; 0: all that go"
+        "--rate", type=int, nargs="+", default=list(RATES), metavar="N", help="packets/s; 0: as many as possible"
     )
     parser.add_argument(
         "--budget",

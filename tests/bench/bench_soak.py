@@ -29,19 +29,19 @@ GROWTH = 1.1
 
 
 def busy_home(folder: Path) -> Life:
-    """Two hours of two devices of each kind, all beginning at BEGIN."""
+    """Return two hours of two devices of each kind, all beginning at BEGIN."""
     plan = Plan(seed=91, devices=tuple(sorted(2 * DEVICES)), attacks=(), days=1, hours=HOURS)
     manifest, _, root = captures.load(generate(plan, folder).parent)
     frames: list[Frame] = []
     for capture in manifest.captures:
-        found = read(root / capture.file)
-        shift = BEGIN - found[0][0]
-        frames += [(t + shift, length, data) for t, length, data in found]
+        captured = read(root / capture.file)
+        shift = BEGIN - captured[0][0]
+        frames += [(t + shift, length, data) for t, length, data in captured]
     return Life(frame for frame in frames if frame[0] < BEGIN + HOURS * 3600 * S)
 
 
 def day(home: Life, network: Life, packets: int) -> Iterator[tuple[int, bytes]]:
-    """At least ``packets`` of them as pieces of a capture: how many, and their records.
+    """Yield at least ``packets`` packets as pieces of a capture: how many, and their records.
 
     The home begins again every two hours; in each of them the network as often as is needed to come to that number.
     """
@@ -57,7 +57,7 @@ def day(home: Life, network: Life, packets: int) -> Iterator[tuple[int, bytes]]:
 
 
 def squeezed(frames: list[Frame], into_ns: int) -> Life:
-    """The frames from BEGIN on, within ``into_ns``."""
+    """Return the frames with their times squeezed into ``into_ns`` from BEGIN on."""
     first, last = frames[0][0], max(frame[0] for frame in frames)
     return Life((BEGIN + (t - first) * (into_ns - S) // (last - first), *rest) for t, *rest in frames)
 
@@ -72,7 +72,7 @@ classifier: {enabled: false}
 
 
 def fitted(devices: Life, network: Life, packets: int, folder: Path) -> Path:
-    """A bundle of ten minutes of it, as a user makes one."""
+    """Return a bundle that was fitted on ten minutes of it, by the commands that users have."""
     from converter.__main__ import main as convert
     from trainer.__main__ import main as train
 
@@ -93,7 +93,7 @@ def fitted(devices: Life, network: Life, packets: int, folder: Path) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 when memory grew or a packet was not counted."""
+    """Print the table; return 1 if memory grew or a packet was not counted."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_soak")
     parser.add_argument("bundle", nargs="?", type=Path, help="default: fitted on the same mixture")
     parser.add_argument("--packets", type=int, default=50_000_000, help="at least so many (%(default)s)")
@@ -129,8 +129,8 @@ def main(argv: list[str]) -> int:
                     print(line, flush=True)
             counts = replay.finish()
     print(f"last tenth to first: time {spent[-1] / spent[0]:.3f}, memory {most[-1] / most[0]:.3f} (goal {GROWTH:g})")
-    told = {key: counts.get(key, 0) for key in ("scored", "shed", "malformed", "alerts_new", "alerts_end")}
-    print(", ".join(f"{key} {value:,}" for key, value in told.items()))
+    figures = {key: counts.get(key, 0) for key in ("scored", "shed", "malformed", "alerts_new", "alerts_end")}
+    print(", ".join(f"{key} {value:,}" for key, value in figures.items()))
     counted = counts["rows"] + counts.get("malformed_short_link", 0)
     if counts["frames"] != fed or counted != fed or counts["scored"] + counts.get("shed", 0) != counts["rows"]:
         print(f"MISSED: {fed:,} packets were fed, {counts}")

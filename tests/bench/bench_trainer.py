@@ -1,4 +1,4 @@
-"""What training costs: ``python -m tests.bench.bench_trainer [--full]``.
+"""The cost of training: ``python -m tests.bench.bench_trainer [--full]``.
 
 180,000 rows of 115 columns, low-rank with noise: seconds an epoch at our setting (batch 1,024) and at the study's
 (batch 64) on the same rows, and memory and storage of `trainer stream` against a batch training. ``--full`` trains both
@@ -16,22 +16,22 @@ ROWS, COLUMNS = 180_000, 115
 
 
 def rows(count: int) -> np.ndarray:
-    """Scaled rows as an autoencoder sees them."""
+    """Return scaled rows as an autoencoder gets them."""
     rng = np.random.default_rng(1)
     latent = rng.standard_normal((count, 12)) @ rng.standard_normal((12, COLUMNS)) / 3
     return np.clip(latent + 0.3 * rng.standard_normal((count, COLUMNS)), -10, 10).astype(np.float32)
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now."""
+    """Return the resident memory of this process now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main(argv: list[str]) -> int:
     """Print the tables."""
-    from trainer import autoencoder, stream
-    from trainer.config import Config, Entry, Training
+    from trainer.config import Config, DatasetEntry, Training
+    from trainer.fit import autoencoder, fit_online
 
     train, validation = rows(ROWS), rows(20_000)
     settings = {
@@ -60,10 +60,10 @@ def main(argv: list[str]) -> int:
         print(f"{name:<34} {seconds:6.2f} s an epoch{more}", flush=True)
 
     before = resident_mb()
-    table = np.abs(rows(400_000)).repeat(2, axis=1)[:, :140]  # what a batch training holds
+    table = np.abs(rows(400_000)).repeat(2, axis=1)[:, :140]  # as a batch training holds it
     held = resident_mb() - before
     del table
-    learner = stream.Learner(Config((Entry("captures", __file__),)))  # type: ignore[arg-type]
+    learner = fit_online.Learner(Config((DatasetEntry("captures", __file__),)))  # type: ignore[arg-type]
     meta = np.zeros(8192, dtype=[("t_ns", "<i8"), ("src_mac", "<u8")])
     piece = np.abs(np.random.default_rng(2).normal(50, 20, (8192, 140))).astype(np.float32)
     began, before = time.perf_counter(), resident_mb()
@@ -72,8 +72,8 @@ def main(argv: list[str]) -> int:
     took = time.perf_counter() - began
     print(f"400,000 rows held for batch training: {held:,.0f} MB; stored as float32: {400_000 * 560 / 1e6:,.0f} MB")
     print(
-        f"409,600 rows through trainer stream: {resident_mb() - before:,.0f} MB more, {learner.kept():,} rows kept, "
-        f"{409_600 / took:,.0f} rows/s, {learner.steps:,} steps"
+        f"409,600 rows through trainer stream: {resident_mb() - before:,.0f} MB more, "
+        f"{learner.sampled():,} rows in the sample, {409_600 / took:,.0f} rows/s, {learner.steps:,} steps"
     )
     return 0
 

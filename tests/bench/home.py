@@ -1,4 +1,4 @@
-"""The home of the tests, for a bench: made by the fixture's own code, kept in ``build/bench-home``."""
+"""The tests' generated home for benches: made by the code of the fixture, and stored in ``build/bench-home``."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ LATER = FOLDER / "later"
 
 
 def home() -> tuple[Path, Path]:
-    """Its bundle and a capture of an hour of its attacked plug, generated both."""
+    """Return its bundle, and a generated capture of an hour in which its plug attacks."""
     made = Home(FOLDER / "captures", FOLDER / "run", FOLDER / "bundle", LATER)
     if not (FOLDER / "done").exists():
         shutil.rmtree(FOLDER, ignore_errors=True)

@@ -17,12 +17,14 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main
-from collector.ingest import CollectorConfig
-from collector.store import Arrival, Store
+from collector.config import CollectorConfig
+from collector.store import AlertStore, Arrival
 from edge_agent.contract import settings
-from edge_agent.contract.messages import Alert, Chunk, Reply
-from edge_agent.link import BrokerConfig, Link
-from edge_agent.outbox import Outbox
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.commands import Reply
+from edge_agent.contract.messages import Chunk
+from edge_agent.delivery.link import BrokerConfig, Link
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import Amqtt, Mosquitto, any_broker, needs_mosquitto, wait_until
 
@@ -114,7 +116,7 @@ def gateway(broker, folder, name="gw-001"):
         thread.join(10)
 
 
-def test_what_is_no_alert_of_that_gateway_is_kept_aside_and_counted_and_the_next_one_stored(tmp_path):
+def test_a_message_that_is_no_alert_of_its_gateway_is_set_apart_and_counted_and_the_next_one_stored(tmp_path):
     with any_broker(tmp_path / "broker") as broker, Collector(broker, tmp_path / "c.sqlite") as collector:
         with publisher(broker, MQTTProtocolVersion.MQTTv311) as send:
             send("botwatch/v1/gw/gw-001/alert", b"not JSON at all")
@@ -126,7 +128,7 @@ def test_what_is_no_alert_of_that_gateway_is_kept_aside_and_counted_and_the_next
         wait_until(lambda: len(collector.stored()) == 1)
         assert collector.end(signal.SIGTERM) == 0
         assert "6 received, 1 stored, 1 repeated, 4 rejected" in collector.said()
-        reasons = [r.reason.partition(":")[0] for r in Store(str(collector.db)).rejections()]
+        reasons = [r.reason.partition(":")[0] for r in AlertStore(str(collector.db)).rejections()]
         assert reasons == ["not JSON", "too large", reasons[2], "schema"]
         assert "on the topic of gw-002" in reasons[2]
 
@@ -140,7 +142,7 @@ def test_a_collector_killed_mid_stream_and_restarted_has_all_of_it_once(tmp_path
     ):
         for burst in range(3):
             numbers = range(200 * burst, 200 * burst + 200)
-            outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in numbers])
+            outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in numbers])
             wait_until(lambda burst=burst: len(collector.stored()) > 200 * burst)
             if burst < 2:
                 collector.end(signal.SIGKILL)
@@ -157,10 +159,10 @@ def test_a_broker_killed_mid_stream_and_restarted_costs_no_alert(tmp_path):
         gateway(broker, tmp_path) as (outbox, link),
     ):
         wait_until(lambda: link.connected)
-        outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300)])
+        outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300)])
         wait_until(lambda: len(collector.stored()) == 300)
         broker.kill()
-        outbox.put_all([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300, 600)])
+        outbox.put([("botwatch/v1/gw/gw-001/alert", alert(n), False) for n in range(300, 600)])
         broker.start()
         wait_until(lambda: len(collector.stored()) == 600)
         assert link.flush(5) == 0
@@ -186,7 +188,7 @@ def test_the_end_of_a_gateway_reaches_the_collector(tmp_path):
         Mosquitto(tmp_path / "broker") as broker,
         Collector(broker, tmp_path / "c.sqlite") as collector,
     ):
-        store = Store(str(collector.db))
+        store = AlertStore(str(collector.db))
         with gateway(broker, tmp_path):
             wait_until(lambda: store.gateways() == {"gw-001": "online"})
         wait_until(lambda: store.gateways() == {"gw-001": "stopped"})
@@ -219,7 +221,7 @@ def test_follow_shows_alerts_as_they_come_while_serve_runs(tmp_path):
 @pytest.fixture
 def listed(tmp_path):
     db = str(tmp_path / "c.sqlite")
-    store = Store(db)
+    store = AlertStore(db)
     model = {"version": "1", "generated": True}
     texts = [
         alert(1, device={"ip": "192.168.1.9", "name": "\x1b[2Jcam [red]x"}, model=model),
@@ -238,6 +240,15 @@ def test_the_table_marks_generated_models_and_lets_no_name_command_the_terminal(
     assert "?[2Jcam [red]x" in out
     assert "\x1b[2J" not in out
     assert out.count("(generated)") == 1
+
+
+def test_in_a_narrow_terminal_each_alert_is_a_line(listed, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["alerts", "--db", listed]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3
+    assert "1 (generated)" in out
 
 
 def test_lines_can_be_chosen_by_gateway_and_number(listed, capsys):
@@ -289,7 +300,7 @@ def test_the_configuration_we_ship_loads_and_says_the_defaults():
     assert settings.loads(CollectorConfig, text, "collector.yaml") == CollectorConfig()
 
 
-def test_it_needs_nothing_of_the_agent_but_the_contract():
+def test_it_needs_nothing_of_the_agent_but_the_contract_and_the_mqtt_client():
     program = (
         "import sys, collector.__main__\n"
         "print(*[m for m in sys.modules if m.split('.')[0] in ('trainer', 'converter', 'tensorflow', 'edge_agent')])"
@@ -297,18 +308,18 @@ def test_it_needs_nothing_of_the_agent_but_the_contract():
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = set(out.split()) - {"edge_agent"}
     assert loaded
-    assert all(name.startswith("edge_agent.contract") for name in loaded)
+    assert all(name.startswith(("edge_agent.contract", "edge_agent.mqtt")) for name in loaded)
 
 
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("sends", "words"),
     [
-        (lambda content: content[:-1] + b"?", "has not the sha256 that its reply tells"),
+        (lambda content: content[:-1] + b"?", "does not match the sha256 in its reply"),
         (lambda content: content[:48_000], "1 of 2 parts came"),
     ],
 )
-def test_evidence_that_is_not_what_the_gateway_told_is_not_written(tmp_path, capsys, sends, words):
+def test_evidence_that_differs_from_the_announced_is_not_written(tmp_path, capsys, sends, words):
     """A gateway whose words and parts do not fit, over a real broker."""
     id_, content = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", bytes(50_000)
     told = {"id": id_, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "count": 2}

@@ -1,15 +1,15 @@
-"""The store: each (id, seq) once, the episode's last state, bounds."""
+"""The store, on SQLite and on PostgreSQL: each (id, seq) once, the episode's last state, bounds."""
 
 import json
-import sqlite3
-from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
-from collector.store import Arrival, Rejection, Store, StoreError
-from edge_agent.contract.messages import Alert, Status
+from collector.store import AlertStore, Arrival, Rejection, StoreBusy, StoreError, database_url
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.messages import Status
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 IDS = [f"01936d2e-7b1c-7c3e-9f10-0c5a7c1e{i:04x}" for i in range(100)]
@@ -21,9 +21,18 @@ def arrival(seq, episode=0, state="update", received_ns=1, **changes):
     return Arrival(Alert.read(document), received_ns, json.dumps(document))
 
 
+def change(database, *statements):
+    """What an administrator does to the database meanwhile."""
+    engine = create_engine(database_url(database), isolation_level="AUTOCOMMIT")
+    with engine.connect() as db:
+        for statement in statements:
+            db.execute(text(statement))
+    engine.dispose()
+
+
 @pytest.fixture
-def store(tmp_path):
-    store = Store(str(tmp_path / "c.sqlite"))
+def store(database):
+    store = AlertStore(database)
     yield store
     store.close()
 
@@ -43,16 +52,33 @@ def test_an_episode_shows_its_highest_seq_whatever_the_order_of_arrival(store):
     assert store.episodes()[0]["packets"] == EXAMPLE["flow"]["pkts_toserver"]
 
 
+def test_a_character_that_only_one_of_the_databases_takes_costs_no_message(store):
+    """JSON can name NUL, and PostgreSQL has no text with it."""
+    device = {"ip": "192.168.1.9", "name": "cam\0" * 16}
+    assert store.save([arrival(1, device=device), Arrival(("gw-001", Status("online", "\0", "0.1.0", 5)), 6)]) == (1, 0)
+    assert store.episodes()[0]["name"] == "cam?" * 16
+    assert json.loads(store.alerts()[0].document)["alert"]["context"]["botwatch"]["device"] == device
+    assert store.gateways() == {"gw-001": "online"}
+
+
 def test_a_large_batch_is_stored_whole(store):
     assert store.save([arrival(seq, episode) for episode in range(100) for seq in range(1, 31)]) == (3000, 0)
     assert len(store.episodes()) == 100
 
 
-def test_the_last_word_on_a_gateway_is_kept(store):
+def test_the_last_status_of_a_gateway_is_stored(store):
     for state in ("online", "offline"):
         store.save([Arrival(("gw-001", Status(state, "b", "0.1.0", 5)), 6)])
     store.save([Arrival(("gw-002", Status("online", "b", "0.1.0", 5)), 6)])
     assert store.gateways() == {"gw-001": "offline", "gw-002": "online"}
+
+
+def test_episodes_are_read_a_page_at_a_time(store):
+    store.save([arrival(1, episode) for episode in range(10)])
+    page = [e["id"] for e in store.episodes(limit=4)]
+    assert page == IDS[:4]
+    assert [e["id"] for e in store.episodes(after=page[-1], limit=4)] == IDS[4:8]
+    assert [e["id"] for e in store.episodes(after=IDS[8])] == [IDS[9]]
 
 
 def test_alerts_are_read_from_a_place_on_and_from_the_end(store):
@@ -74,15 +100,18 @@ def test_what_is_old_is_purged_with_its_episodes_and_numbers_are_not_used_again(
     assert [a.n for a in store.alerts()] == [3]
 
 
-def test_beyond_its_size_the_oldest_alerts_go(store):
+def test_beyond_its_size_the_oldest_alerts_go_until_the_rest_fits(store):
+    """PostgreSQL's files stay as large as they were: what is deleted must be known to be gone all the same."""
     store.save([arrival(seq, received_ns=seq) for seq in range(1, 8001)])
-    assert store.purge(older_than_ns=0, max_bytes=1_000_000) == 5000
-    assert [a.n for a in store.alerts(limit=1)] == [5001]
+    size = 8000 * len(arrival(1).document)
     assert store.purge(older_than_ns=0, max_bytes=10**9) == 0
+    assert store.purge(older_than_ns=0, max_bytes=size * 3 // 4) == 5000
+    assert [a.n for a in store.alerts(limit=1)] == [5001]
+    assert store.purge(older_than_ns=0, max_bytes=size * 3 // 4) == 0
 
 
-def test_rejections_are_capped_to_the_newest(tmp_path):
-    store = Store(str(tmp_path / "c.sqlite"), max_rejected=3)
+def test_rejections_are_capped_to_the_newest(database):
+    store = AlertStore(database, max_rejected=3)
     for i in range(5):
         store.save([], [Rejection("t", b"%d" % i, "because", i)])
     assert [r.payload for r in store.rejections()] == [b"2", b"3", b"4"]
@@ -95,26 +124,57 @@ def test_rejections_are_capped_to_the_newest(tmp_path):
         ("nosuch://x", "SQLite and PostgreSQL"),
         ("sqlite:////no/such/folder/x.sqlite", "unable to open"),
         ("postgresql+nosuchdriver://db/x", "postgresql"),
+        ("postgresql+psycopg2://db/x", r"psycopg2.*botwatch\[postgresql\]"),
         ("://", "parse"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_readable_error(url, words):
     with pytest.raises(StoreError, match=words) as error:
-        Store(url)
+        AlertStore(url)
     assert "\n" not in str(error.value)
+
+
+def test_a_url_of_postgresql_that_names_no_driver_means_the_one_of_the_extra(postgres):
+    store = AlertStore(postgres.database().replace("+psycopg", ""))
+    assert store.save([arrival(1)]) == (1, 0)
+    store.close()
 
 
 def test_a_password_in_the_url_is_not_repeated():
     with pytest.raises(StoreError) as error:
-        Store("mysql://user:secret@db/x")
+        AlertStore("mysql://user:secret@db/x")
     assert "secret" not in str(error.value)
 
 
-def test_reading_makes_no_database(tmp_path):
-    path = tmp_path / "none.sqlite"
-    with pytest.raises(StoreError, match="no such file"):
-        Store(str(path), create=False)
-    assert not path.exists()
+def test_reading_makes_no_database(database):
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"no such file|does not exist") as error:
+            AlertStore(database, create=False)
+        assert "\n" not in str(error.value)
+    assert not Path(database).exists()
+
+
+def test_while_a_table_is_missing_the_database_is_busy_and_no_row_is_to_blame(database, store):
+    store.save([arrival(1)])
+    change(database, "ALTER TABLE episode RENAME TO elsewhere")
+    with pytest.raises(StoreBusy, match="episode"):
+        store.save([arrival(2)])
+    change(database, "ALTER TABLE elsewhere RENAME TO episode")
+    assert store.save([arrival(1), arrival(2)]) == (1, 0)
+
+
+def test_while_postgresql_is_read_only_as_after_a_failover_it_is_busy(postgres):
+    database = postgres.database()
+    name = database.partition("?")[0].rpartition("/")[2]
+    store = AlertStore(database)
+    store.close()  # the setting is that of new connections
+    change(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with pytest.raises(StoreBusy, match="read-only"):
+        store.save([arrival(1)])
+    store.close()
+    change(database, "SET default_transaction_read_only = off", f"ALTER DATABASE {name} RESET ALL")
+    assert store.save([arrival(1)]) == (1, 0)
+    store.close()
 
 
 def test_a_file_that_is_no_database_is_an_error(tmp_path):
@@ -122,16 +182,17 @@ def test_a_file_that_is_no_database_is_an_error(tmp_path):
     path.write_text("not a database, but long enough to look at " * 10)
     for create in (True, False):
         with pytest.raises(StoreError, match="not a database"):
-            Store(str(path), create=create)
+            AlertStore(str(path), create=create)
 
 
-def test_a_database_of_an_older_version_takes_a_test_which_is_listed_and_no_episode(tmp_path):
+def test_a_database_of_an_older_version_takes_a_test_which_is_listed_and_no_episode(database):
     """It lacks the column."""
-    file = tmp_path / "older.sqlite"
-    Store(str(file)).save([arrival(1)])
-    with closing(sqlite3.connect(file)) as db:
-        db.execute("ALTER TABLE alert DROP COLUMN test")
-    store = Store(str(file))
+    older = AlertStore(database)
+    older.save([arrival(1)])
+    older.close()
+    change(database, "ALTER TABLE alert DROP COLUMN test")
+    store = AlertStore(database)
     assert store.save([arrival(1), arrival(1, episode=1, test=True), arrival(1, episode=1, test=True)]) == (0, 1)
     assert len(store.alerts()) == 2
     assert len(store.episodes()) == 1
+    store.close()

@@ -1,7 +1,5 @@
 """Small runs as `botwatch trainer fit` writes them: real networks, trained for a second on synthetic rows."""
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
@@ -10,17 +8,18 @@ import numpy as np
 import polars as pl
 
 from converter import quantize
-from edge_agent import calibrate
-from edge_agent.contract import scaling
-from edge_agent.contract.columns import CLEAN, DEVICE, DEVICE_COLUMNS
-from edge_agent.detector import Scorer
+from edge_agent.contract import runfolder, scaling
+from edge_agent.contract.columns import CLEAN, COUNT_COLUMNS, DEVICE, DEVICE_COLUMNS
+from edge_agent.contract.runfolder import ModelFile, Provenance
+from edge_agent.detection import calibrate
+from edge_agent.detection.scorer import Scorer
 
 CLASSES = ("benign", "gafgyt.scan", "mirai.udp")
 FLOORS = {"device_L1_new_peers": 10.0}
 
 
 def benign_scores(scorer: Scorer, rows: pl.DataFrame, columns: Sequence[str]) -> calibrate.Benign:
-    """What a decision is computed from: the scores of a run's benign train and optimise rows."""
+    """Return the scores of a run's benign train and optimise rows, from which a decision is computed."""
     rows = rows.filter(pl.col("part") != "test")
     values = rows.select(columns).to_numpy()
     groups = (rows["part"] + " " + rows["device"]).to_numpy()
@@ -64,7 +63,7 @@ def write_run(
         x = scaler.network_input(scaler.z(values["train"]))
         autoencoder.fit(x, x, epochs=epochs, batch_size=256, verbose=0)
         path.mkdir(parents=True)
-        autoencoder.save(path / "autoencoder.keras")
+        autoencoder.save(path / runfolder.AUTOENCODER)
         if classes:
             layers = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(8, "tanh")]
             classifier = keras.Sequential(
@@ -79,7 +78,7 @@ def write_run(
                 batch_size=64,
                 verbose=0,
             )
-            classifier.save(path / "classifier.keras")
+            classifier.save(path / runfolder.CLASSIFIER)
 
     counts = {
         part: np.random.default_rng(5).uniform(0, 4, (len(v), 10)).astype(np.float32) for part, v in values.items()
@@ -89,9 +88,7 @@ def write_run(
     raw = np.concatenate([v for v, *_ in blocks])
     counted = np.concatenate([c for *_, c in blocks])
     lengths = [len(v) for v, *_ in blocks]
-    frame = {c: counted[:, i] for i, c in enumerate(calibrate.COUNT_COLUMNS)} | {
-        c: raw[:, i] for i, c in enumerate(columns)
-    }
+    frame = {c: counted[:, i] for i, c in enumerate(COUNT_COLUMNS)} | {c: raw[:, i] for i, c in enumerate(columns)}
     pl.DataFrame(
         frame
         | {
@@ -101,24 +98,23 @@ def write_run(
             "mac": np.full(len(raw), 1, np.uint64),
             "t_ns": np.arange(len(raw), dtype=np.int64) * 100_000_000,
         }
-    ).write_parquet(path / "rows.parquet")
+    ).write_parquet(path / runfolder.ROWS)
 
     scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
-    benign = pl.read_parquet(path / "rows.parquet").filter(label="benign")
-    bounds = calibrate.count_bounds(benign.select(calibrate.COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
+    benign = pl.read_parquet(path / runfolder.ROWS).filter(label="benign")
+    bounds = calibrate.count_bounds(benign.select(COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
     decision = calibrate.decide(benign_scores(scorer, benign, columns), 6.0, bounds, vote_k=14, vote_w=16)
-    model = {
-        "format": 1,
-        "schemas": [CLEAN, DEVICE] if set(columns) & set(DEVICE_COLUMNS) else [CLEAN],
-        "columns": columns,
-        "classes": classes,
-        "scaler": scaler.to_json(),
-        "decision": dataclasses.asdict(decision),
-        "generated": True,
-        "normal": {c: [float(np.median(raw[:4000, i])), float(raw[:4000, i].max())] for i, c in enumerate(columns)},
-        "seed": 3,
-        "provenance": {"run": path.name},
-    }
-    (path / "model.json").write_text(json.dumps(model))
-    (path / "provenance.json").write_text(json.dumps({"created": "2026-11-23T12:00:00Z", "seed": 3}))
+    model = ModelFile(
+        schemas=(CLEAN, DEVICE) if set(columns) & set(DEVICE_COLUMNS) else (CLEAN,),
+        columns=columns,
+        classes=classes,
+        scaler=scaler.to_json(),
+        decision=decision,
+        generated=True,
+        normal={c: (float(np.median(raw[:4000, i])), float(raw[:4000, i].max())) for i, c in enumerate(columns)},
+        seed=3,
+        provenance={"run": path.name},
+    )
+    runfolder.write_model(path, model)
+    runfolder.write_provenance(path, Provenance(created="2026-11-23T12:00:00Z", seed=3))
     return path

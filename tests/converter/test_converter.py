@@ -1,4 +1,4 @@
-"""From a run folder to a bundle: what every variant keeps, what is refused, what a wrong run folder says."""
+"""From a run folder to a bundle: the bounds of every variant, refusals, and errors for a wrong run folder."""
 
 import json
 import os
@@ -14,12 +14,13 @@ import pytest
 
 from converter import quantize
 from converter.__main__ import Converted, deliver, main, variants, write
-from converter.run import Run, load
-from edge_agent import runtime
-from edge_agent.calibrate import COUNT_COLUMNS, recalibrate
+from converter.run import CheckedRun, load
 from edge_agent.contract import bundle
-from edge_agent.detector import Scorer
-from edge_agent.runtime import VARIANTS, Model, ModelError
+from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.detection import runtime
+from edge_agent.detection.calibrate import recalibrate
+from edge_agent.detection.runtime import VARIANTS, Model, ModelError
+from edge_agent.detection.scorer import Scorer
 from tests.converter.conftest import FEW
 from tests.converter.synthetic_run import benign_scores, synthetic, write_run
 
@@ -112,7 +113,7 @@ def test_parity_report_is_left_in_the_run_folder(few: Path, few_bundle: Path) ->
 
 
 @pytest.fixture(scope="module")
-def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Converted]]:
+def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[CheckedRun, dict[str, Converted]]:
     """A run on raw, unclipped z with one class of enormous values: 256 int8 steps cannot resolve the others."""
 
     def attack(number: int, rows: int) -> np.ndarray:
@@ -124,7 +125,7 @@ def wild(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Conve
 
 
 def test_int8_that_changes_classes_is_refused_and_leaves_no_bundle(
-    wild: tuple[Run, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wild: tuple[CheckedRun, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deliver(*wild, "int8", "9", tmp_path / "bundle") == 1
     (error,) = capsys.readouterr().err.splitlines()
@@ -135,7 +136,7 @@ def test_int8_that_changes_classes_is_refused_and_leaves_no_bundle(
 
 
 def test_other_variant_is_written_where_int8_fails_and_the_report_says_so(
-    wild: tuple[Run, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wild: tuple[CheckedRun, dict[str, Converted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deliver(*wild, "float32", "9", tmp_path / "bundle") == 0
     assert "int8 could not be deployed: flips" in capsys.readouterr().out
@@ -183,7 +184,7 @@ def classes_without_benign(model: dict) -> None:
     ("change", "said"),
     [
         (unknown_key, "unknown key 'surprise'"),
-        (other_format, "format 2, this converter reads format 1"),
+        (other_format, "format 2, this version reads format 1"),
         (no_scaler_mean, "[scaler]: KeyError('mean')"),
         (short_scaler, "scaler has 139 columns, model 140"),
         (unknown_column, "column 'MI_dir_L7_weight' is missing"),
@@ -292,7 +293,7 @@ def assert_one_line(captured: pytest.CaptureFixture[str], said: str) -> None:
 
 
 def test_run_reads_rows_in_blocks_that_join_to_the_file(few: Path) -> None:
-    run: Run = load(few)
+    run: CheckedRun = load(few)
     rows = pl.read_parquet(few / "rows.parquet")
     assert np.array_equal(np.concatenate([b.values for b in run.blocks()]), rows.select(FEW).to_numpy())
     assert np.array_equal(run.take(np.array([0, 17, 4000])), rows.select(FEW).to_numpy()[[0, 17, 4000]])

@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 
 from converter import parity
-from converter.parity import Outcome, Parity, Rows, Side
+from converter.parity import Outcome, Parity, ParityRows, Side
 from edge_agent.contract.bundle import Decision, Tail, Threshold
 
 BENIGN, ATTACK = 4000, 1000
 
 
 def side(limit: float = 1.0, benign_flips: int = 0, fast_flips: int = 0, class_flips: int = 0) -> Side:
-    """What networks say that are right but for so many rows: benign 0.5, attack 2.0, the limit between."""
+    """The output of networks that err on so many rows: benign 0.5, attack 2.0, the limit between."""
     full = np.repeat(np.float32([0.5, 2.0]), [BENIGN, ATTACK])
     fast, classes = full.copy(), np.repeat(np.int16([0, 1]), [BENIGN, ATTACK])
     full[:benign_flips], fast[:fast_flips], classes[BENIGN : BENIGN + class_flips] = 3.0, 3.0, 2
     tail = Tail(level=0.2, scale=0.8, shape=0.0, peaks=400, days=2.5, limit=0.6, bound=0.9)
-    threshold = Threshold(limit, 0.5, 0.8, 0.9, tail, 3.0, 0.5, 0.1, 0.1, 0.9, 100)
+    threshold = Threshold(
+        limit=limit, highest=0.5, tau=0.8, quantile=0.9, tail=tail, n=3.0, mean=0.5, std=0.1, min=0.1, max=0.9, rows=100
+    )
     return Side(Outcome(full, fast, classes), Decision(threshold, threshold, {}))
 
 
-ROWS = Rows(
+ROWS = ParityRows(
     optimise=np.zeros(BENIGN + ATTACK, dtype=bool),
     test=np.arange(BENIGN + ATTACK) < BENIGN,
     attack=np.arange(BENIGN + ATTACK) >= BENIGN,

@@ -17,11 +17,11 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures, settings
 from edge_agent.contract.columns import CLEAN, COMPAT, DEVICE, NBAIOT_COLUMNS
-from edge_agent.outbox import Outbox
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import free_port
 from tests.conftest import Home
-from tests.edge_agent.test_detector import other_bundle
+from tests.edge_agent.detection.test_detector import other_bundle
 from tests.reference import frames as craft
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -260,7 +260,7 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
         (f"site: {'s' * 64}", "agent.yaml: site: 64 characters"),
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),
         ("networks: ['2001:db8::/96']", "agent.yaml: networks: 2001:db8::/96: an IPv6 network of more than 64 bits"),
-        ("names: {cam: x}", "agent.yaml: names: mac: 'cam' is no MAC address"),
+        ("names: {cam: x}", "agent.yaml: names: mac: 'cam' is not a MAC address"),
         ("extractor: {max_streams: 10}", "[extractor]: max_streams: 10, must be 64 to 1048575"),
         ("alerts: {end_s: 0}", "[alerts]: end_s: 0, must be 4 to 86400"),
         ("outbox: {max_bytes: 100}", "[outbox]: max_bytes: 100, must be 16384 to 1099511627776"),
@@ -284,7 +284,7 @@ def test_a_wait_that_never_ends_or_is_no_number_is_refused(capsys, wait):
     with pytest.raises(SystemExit) as stopped:
         main(["replay", "x.pcap", "--wait", wait])
     assert stopped.value.code == 2
-    assert f"--wait: {wait!r} is no number of seconds" in capsys.readouterr().err
+    assert f"--wait: {wait!r} is not a number of seconds" in capsys.readouterr().err
 
 
 def test_what_an_operator_asks_first_is_reported_even_when_it_is_zero():

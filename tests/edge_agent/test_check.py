@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from edge_agent import check
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
 from edge_agent.contract.broker import BrokerConfig
+from edge_agent.system import synchronised
 from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto
 
 
@@ -48,29 +49,29 @@ def test_the_broker_is_spoken_to_with_the_agents_own_credentials(config: AgentCo
     user = BrokerConfig(username="gw-001", password_file=secret).at(broker.address)
     with broker:
         finding = of_broker(config, user)
-        assert (finding.wrong, finding.said) == (False, "takes us as gw-001, MQTT 5, without TLS")
+        assert (finding.wrong, finding.text) == (False, "accepts gw-001, MQTT 5, without TLS")
         secret.write_text("wrong\n")
         finding = of_broker(config, user)
         assert finding.wrong
-        assert "refuses the connection: Not authorized (see broker.username, broker.password_file" in finding.said
+        assert "refuses the connection: Not authorized (see broker.username, broker.password_file" in finding.text
         assert of_broker(config, replace(user, username=None, password_file=None)).wrong
     finding = of_broker(config, user)
     assert finding.wrong
-    assert "connection refused (does it run, on that port?" in finding.said
+    assert "connection refused (does it run, and on that port?" in finding.text
 
 
 def test_a_broker_of_mqtt_3_1_1_is_one_and_a_mute_host_is_none(config: AgentConfig, tmp_path: Path) -> None:
     broker: Broker
     with Amqtt(tmp_path / "broker") as broker:
         finding = of_broker(config, BrokerConfig(connect_timeout_s=2.0).at(broker.address))
-        assert "MQTT 3.1.1" in finding.said
+        assert "MQTT 3.1.1" in finding.text
         assert not finding.wrong
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(8)
         finding = of_broker(config, BrokerConfig(connect_timeout_s=0.5).at(f"127.0.0.1:{mute.getsockname()[1]}"))
     assert finding.wrong
-    assert "no answer from the broker (is it an MQTT broker?" in finding.said
+    assert "no answer from the broker (is it an MQTT broker?" in finding.text
 
 
 def certificate(path: Path, days: float) -> datetime:
@@ -92,10 +93,10 @@ def certificate(path: Path, days: float) -> datetime:
 @pytest.mark.parametrize(
     ("days", "wrong", "warn", "said"),
     [
-        (-2, True, False, "has expired on"),
+        (-2, True, False, "expired on"),
         (10.5, False, True, "expires in 10 days"),
-        (100, False, False, "is good until"),
-        (365 * 60, False, False, "is good until 20"),  # beyond 2050 the date is written in another form
+        (100, False, False, "is valid until"),
+        (365 * 60, False, False, "is valid until 20"),  # beyond 2050 the date is written in another form
     ],
 )
 def test_a_certificate_is_warned_of_before_it_expires(
@@ -107,21 +108,24 @@ def test_a_certificate_is_warned_of_before_it_expires(
     (tmp_path / "gw.key").chmod(0o644)
     findings = found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))
     assert (findings["cert_file"].wrong, findings["cert_file"].warn) == (wrong, warn)
-    assert said in findings["cert_file"].said
+    assert said in findings["cert_file"].text
     assert findings["key_file"].wrong
-    assert f"`chmod 600 {tmp_path / 'gw.key'}`" in findings["key_file"].said
+    assert f"`chmod 600 {tmp_path / 'gw.key'}`" in findings["key_file"].text
     (tmp_path / "gw.key").chmod(0o600)
-    assert not check._secret("key_file", tmp_path / "gw.key").wrong
+    assert not found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))["key_file"].wrong
 
 
 @pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "junk"])
-def test_a_file_that_is_no_certificate_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_certificate_is_wrong(config: AgentConfig, tmp_path: Path, text: str) -> None:
     (tmp_path / "x.crt").write_text(text)
-    assert "no certificate" in check._certificate("cert_file", tmp_path / "x.crt").said
-    assert check._certificate("cert_file", tmp_path / "absent.crt").said.endswith("no such file or directory")
+    for name, problem in (("x.crt", "holds no certificate"), ("absent.crt", "no such file or directory")):
+        broker = BrokerConfig(tls=True, cert_file=tmp_path / name, key_file=tmp_path / "gw.key")
+        finding = found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))["cert_file"]
+        assert finding.wrong
+        assert problem in finding.text
 
 
-def test_a_disk_that_cannot_be_written_or_is_too_small_is_said_with_the_remedy(
+def test_a_disk_that_cannot_be_written_or_is_too_small_is_reported_with_the_remedy(
     config: AgentConfig, tmp_path: Path
 ) -> None:
     assert not found(config)["evidence"].wrong
@@ -129,14 +133,14 @@ def test_a_disk_that_cannot_be_written_or_is_too_small_is_said_with_the_remedy(
     assert shutil.disk_usage(tmp_path).free < 1 << 40
     finding = found(replace(config, evidence=kept, outbox=OutboxConfig(path=tmp_path / "absent" / "box")))
     assert finding["evidence"].wrong
-    assert "make room" in finding["evidence"].said
-    assert f"`mkdir -p {tmp_path / 'absent'}`" in finding["disk"].said
+    assert "make room" in finding["evidence"].text
+    assert f"`mkdir -p {tmp_path / 'absent'}`" in finding["disk"].text
     assert "evidence" not in found(replace(config, evidence=EvidenceConfig(path=None)))
 
 
 def test_the_clock_is_what_the_kernel_says_of_it(config: AgentConfig) -> None:
     clock = found(config)["clock"]
     assert not clock.wrong
-    assert clock.said.startswith(time.strftime("%Y-%m-%d", time.gmtime()))
-    assert clock.warn == (check.synchronised() is False)
-    assert ("not synchronised" in clock.said) == clock.warn
+    assert clock.text.startswith(time.strftime("%Y-%m-%d", time.gmtime()))
+    assert clock.warn == (synchronised() is False)
+    assert ("not synchronised" in clock.text) == clock.warn

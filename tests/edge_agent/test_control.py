@@ -1,4 +1,4 @@
-"""Orders: what is held back and what still speaks, what the broker may order, and that each order is done once."""
+"""Commands: what they suppress and what is still reported, what the broker may command, and that each is done once."""
 
 import io
 import json
@@ -13,20 +13,22 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main as collector_main
-from edge_agent import control as controls
-from edge_agent.alerts import Alerter
-from edge_agent.allow import AllowError, AllowList, Entry
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.messages import Command, MessageError, Model, Reply
-from edge_agent.control import Control, Refused
-from edge_agent.link import Incoming, Link
-from edge_agent.outbox import Outbox
+from edge_agent.contract.commands import Command, Reply, parse_duration
+from edge_agent.contract.messages import MessageError
+from edge_agent.control import RATE, CommandRefused, Control
+from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.link import Incoming, Link
+from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions
 from edge_agent.state import State
+from edge_agent.system import own_addresses
 from tests.broker import Amqtt, Mosquitto, needs_mosquitto, wait_until
-from tests.edge_agent.test_alerts import CAMERA, S, at
-from tests.edge_agent.test_link import config_of, site, tls_config  # noqa: F401 - a fixture
+from tests.edge_agent.delivery.test_alerts import CAMERA, S, at
+from tests.line import config_of, tls_config
 
 MAC = mac_text(CAMERA.device_mac)
 OTHER = replace(CAMERA, device_mac=0xB827EB000001)
@@ -34,16 +36,17 @@ NOBODY = "019abf2c-0000-7000-8000-000000000000"
 
 
 class Line:
-    """Stands where the link is: commands to be taken, and replies that were given."""
+    """Takes the place of the link: commands to be taken, and the replies to them."""
 
     def __init__(self):
-        self.waiting, self.replies, self.resent = [], [], 0
+        self.waiting, self.replies, self.resent, self.longest = [], [], 0, 0
 
     def received(self):
         return self.waiting.pop(0) if self.waiting else None
 
     def reply(self, where, payload, correlation=b""):
         self.replies.append((where, json.loads(payload), correlation))
+        self.longest = max(self.longest, len(payload))
 
     def resend(self):
         self.resent += 1
@@ -52,30 +55,29 @@ class Line:
 class Gateway:
     """A control with its alerter, without packets and without a broker."""
 
-    def __init__(self, folder, **changes):
+    def __init__(self, folder, max_open=256, **changes):
         self.config = AgentConfig(**{"outbox": OutboxConfig(path=folder / "state.sqlite"), **changes})
         self.state = State(self.config.outbox.path)
         self.line = Line()
         self.outbox = Outbox(self.state)
         self.control = Control(self.config, self.state, self.outbox, self.line)
-        self.alerter = Alerter("gw-001", "", Model("1"), "0.1.0", rng=random.Random(1))
-        self.alerter.silence = self.control.allowed
+        self.alerter = Alerter("gw-001", "", ModelInfo("1"), "0.1.0", rng=random.Random(1), max_open=max_open)
+        self.alerter.suppressions = self.control.suppressions
 
     def see(self, *detections):
-        """What is told when these come: state and class of each."""
+        """The alerts that these cause: state, class and id of each."""
         alerts = [alert for detection in detections for alert in self.alerter.consider(detection)]
         return [self._note(alert) for alert in alerts]
 
     def _note(self, alert):
         self.control.remember(alert)
-        ours = alert["alert"]["context"]["botwatch"]
-        return ours["state"], ours["class"], ours["id"]
+        return alert.state, alert.class_name, alert.id
 
     def order(self, verb, origin="local", **arguments):
-        """The result of an order; Refused when there is none."""
+        """The result of a local command; CommandRefused when it is refused."""
         reply = self.control.execute(Command.read(verb, {"id": "x", **arguments}), origin)
         if reply.error:
-            raise Refused(reply.error)
+            raise CommandRefused(reply.error)
         return reply.result
 
     def settle(self):
@@ -95,7 +97,7 @@ def gateway(tmp_path):
     return Gateway(tmp_path)
 
 
-# --- what is held back ---
+# --- what is suppressed ---
 
 
 def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
@@ -106,13 +108,13 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     assert gateway.settle() == [("end", "gafgyt.tcp")]
     assert gateway.see(at(30), at(61), at(200), at(300)) == []
     assert gateway.alerter.finish() == []
-    (entry,) = gateway.control.allowed.documents()
+    (entry,) = gateway.control.suppressions.documents()
     assert (entry["hits"], entry["reason"]) == (3, "backup job")  # the rest of the first episode, and two more
     assert gateway.alerter.counts.suppressed == 3
     assert gateway.alerter.open_episodes == 0
 
 
-def test_what_is_allowed_and_turns_into_something_else_is_told(gateway):
+def test_an_allowed_episode_whose_class_changes_is_reported(gateway):
     gateway.order("allow", device=MAC, classes=["gafgyt.scan"], reason="asset scanner")
     scan = {"class_name": "gafgyt.scan"}
     assert gateway.see(at(0, **scan), at(10, **scan)) == []
@@ -146,20 +148,20 @@ def test_an_entry_is_about_classes_and_destination(gateway, about, silent):
 def test_a_mute_holds_back_everything_of_a_device_until_it_is_ended(gateway):
     entry = gateway.order("mute", device=MAC)["entry"]
     assert gateway.see(CAMERA, at(1, class_name="mirai.syn")) == []
-    with pytest.raises(Refused, match="no allow that is active"):
+    with pytest.raises(CommandRefused, match="no active allow has the number"):
         gateway.order("unallow", entry=entry)
     assert gateway.order("unmute", device=MAC) == {"ended": [entry]}
     assert [told[0] for told in gateway.see(at(2))] == ["new"]
-    with pytest.raises(Refused, match="is not muted"):
+    with pytest.raises(CommandRefused, match="is not muted"):
         gateway.order("unmute", device=MAC)
 
 
 def test_all_devices_can_be_muted_on_the_gateway_only(gateway):
     gateway.order("mute", device="*", for_s=60)
     assert gateway.see(CAMERA, OTHER) == []
-    with pytest.raises(Refused, match="only one device"):
+    with pytest.raises(CommandRefused, match="must name one device"):
         gateway.order("mute", origin="broker", device="*", for_s=60)
-    with pytest.raises(Refused, match="one device"):
+    with pytest.raises(CommandRefused, match="one device"):
         gateway.order("allow", device="*", classes=["unknown"], reason="r")
 
 
@@ -171,9 +173,8 @@ def test_a_victim_is_allowed_by_its_address(gateway):
     assert [told[0] for told in gateway.see(CAMERA)] == ["new"]  # the router that brought it is not covered
 
 
-def test_held_back_episodes_are_given_up_first_when_too_many_are_open(tmp_path):
-    gateway = Gateway(tmp_path)
-    gateway.alerter._max_open = 2
+def test_suppressed_episodes_are_evicted_first_when_too_many_are_open(tmp_path):
+    gateway = Gateway(tmp_path, max_open=2)
     gateway.order("mute", device=MAC)
     assert gateway.see(CAMERA) == []
     devices = [replace(CAMERA, device_mac=i, t_ns=CAMERA.t_ns + i) for i in (1, 2, 3)]
@@ -183,9 +184,9 @@ def test_held_back_episodes_are_given_up_first_when_too_many_are_open(tmp_path):
 def test_a_name_of_the_configuration_stands_for_its_device(tmp_path):
     gateway = Gateway(tmp_path, names={MAC.upper(): "cam", "02:00:00:00:00:01": "twin", "02:00:00:00:00:02": "twin"})
     assert gateway.order("mute", device="cam")["device"] == MAC
-    with pytest.raises(Refused, match="say which"):
+    with pytest.raises(CommandRefused, match="give the MAC"):
         gateway.order("mute", device="twin")
-    with pytest.raises(Refused, match="no MAC, no IP address and no name"):
+    with pytest.raises(CommandRefused, match="neither a MAC, nor an IP address, nor a name"):
         gateway.order("mute", device="camera")
 
 
@@ -197,17 +198,17 @@ def test_entries_and_hits_survive_a_restart_and_their_time_does_not_begin_again(
     gateway.order("allow", device=MAC, classes=["gafgyt.tcp"], reason="r")
     gateway.see(CAMERA)
     gateway.control.close()
-    until = gateway.control.allowed.documents()[0]["until"]
+    until = gateway.control.suppressions.documents()[0]["until"]
     gateway.state.close()
     again = Gateway(tmp_path)
     assert again.see(CAMERA) == []
-    again_entry = again.control.allowed.documents()[0]
+    again_entry = again.control.suppressions.documents()[0]
     assert (again_entry["hits"], again_entry["until"]) == (2, until)
 
 
 def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
-    allowed = AllowList(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
-    allowed.add(Entry("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
+    allowed = Suppressions(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
+    allowed.add(Suppression("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
     year = 365 * 86_400.0
     for now_s, steady_s, covered in (
         (1099.0, 99.0, True),
@@ -222,11 +223,11 @@ def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
 
 
 def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
-    allowed = AllowList(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
-    entries = [Entry("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
+    allowed = Suppressions(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
+    entries = [Suppression("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
     first = allowed.add(entries[0], 0.0, 0.0)
     allowed.add(entries[1], 0.0, 0.0)
-    with pytest.raises(AllowError, match=r"full \(2 entries\)"):
+    with pytest.raises(SuppressionError, match=r"full \(2 entries\)"):
         allowed.add(entries[2], 5.0, 5.0)
     again = allowed.add(replace(entries[0], expires_s=15.0), 5.0, 5.0)  # about the same: in its place
     assert again != first
@@ -240,22 +241,22 @@ def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
 
 def test_the_broker_may_allow_one_device_for_a_day(gateway):
     day = 86_400
-    with pytest.raises(Refused, match=r"at most 86400 s .*remote_hours.*, not 86401"):
+    with pytest.raises(CommandRefused, match=r"at most 86400 s .*remote_hours.*, not 86401"):
         gateway.order("mute", origin="broker", device=MAC, for_s=day + 1)
     gateway.order("mute", origin="broker", device=MAC, for_s=day)
     gateway.order("allow", origin="broker", device=MAC, classes=["unknown"], reason="r")  # as long as it may
-    ends = [entry.expires_s - entry.created_s for entry in gateway.control.allowed.active().values()]
+    ends = [entry.expires_s - entry.created_s for entry in gateway.control.suppressions.active().values()]
     assert ends == pytest.approx([day, day])
-    assert {entry["origin"] for entry in gateway.control.allowed.documents()} == {"broker"}
+    assert {entry["origin"] for entry in gateway.control.suppressions.documents()} == {"broker"}
 
 
 def test_the_broker_never_covers_the_gateway_itself_or_a_group_address(gateway):
-    own = controls.own_addresses()
+    own = own_addresses()
     assert "127.0.0.1" in own
     for device in own:
-        with pytest.raises(Refused, match="the gateway itself"):
+        with pytest.raises(CommandRefused, match="the gateway itself"):
             gateway.order("mute", origin="broker", device=device, for_s=60)
-    with pytest.raises(Refused, match="group address"):
+    with pytest.raises(CommandRefused, match="group address"):
         gateway.order("mute", origin="broker", device="01:00:5e:00:00:01", for_s=60)
     gateway.order("mute", device="127.0.0.1", for_s=60)  # on the gateway one may
 
@@ -264,22 +265,22 @@ def test_the_broker_can_make_so_many_entries_and_replaces_none_of_the_gateways(t
     gateway = Gateway(tmp_path, control=ControlConfig(remote_entries=2))
     for i in (1, 2):
         gateway.order("mute", origin="broker", device=f"02:00:00:00:00:0{i}", for_s=60)
-    with pytest.raises(Refused, match=r"2 entries .* are the bound"):
+    with pytest.raises(CommandRefused, match=r"bound of 2 entries .* is reached"):
         gateway.order("mute", origin="broker", device="02:00:00:00:00:03", for_s=60)
     gateway.order("mute", origin="broker", device="02:00:00:00:00:01", for_s=90)  # the same again is no other
     gateway.order("mute", device=MAC, for_s=7 * 86_400)
-    with pytest.raises(Refused, match="made on the gateway"):
+    with pytest.raises(CommandRefused, match="made on the gateway"):
         gateway.order("mute", origin="broker", device=MAC, for_s=60)
 
 
-def test_what_the_broker_says_is_done_once_answered_and_counted(gateway):
+def test_a_command_from_the_broker_is_carried_out_once_answered_and_counted(gateway):
     command = {"id": "c-1", "device": MAC, "by": "alice"}
     where, reply, _ = gateway.broker("mute", command)
     assert where == "botwatch/v1/gw/gw-001/reply"
     assert (reply["id"], reply["ok"], reply["result"]["device"]) == ("c-1", True, MAC)
     assert gateway.broker("mute", command)[1] == reply  # QoS 1: delivered again
-    assert len(gateway.control.allowed.active()) == 1
-    assert gateway.control.allowed.documents()[0]["entry"] == reply["result"]["entry"]
+    assert len(gateway.control.suppressions.active()) == 1
+    assert gateway.control.suppressions.documents()[0]["entry"] == reply["result"]["entry"]
     # Another command of the same id, and the same after a restart
     assert "another command" in gateway.broker("status", {"id": "c-1"})[1]["error"]
     assert gateway.control.counts["commands_repeated"] == 1
@@ -305,39 +306,39 @@ def test_a_repeat_is_known_after_a_restart(tmp_path):
         ("mute", {"id": "1", "device": MAC, "tau": 99}, "unknown key 'tau'"),
         ("mute", {"id": "1"}, "one of alert, device"),
         ("mute", {"id": "1", "device": MAC, "alert": NOBODY}, "one of alert, device"),
-        ("mute", {"id": "1", "alert": NOBODY}, "is not known here"),
+        ("mute", {"id": "1", "alert": NOBODY}, "is not stored here"),
         ("mute", {"id": "1", "device": 7}, "device: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": -1}, "for_s: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": True}, "for_s: expected"),
         ("allow", {"id": "1", "device": MAC, "classes": ["unknown"]}, "missing key 'reason'"),
-        ("allow", {"id": "1", "device": MAC, "reason": "r"}, "say which classes"),
+        ("allow", {"id": "1", "device": MAC, "reason": "r"}, "name the classes"),
         ("allow", {"id": "1", "device": MAC, "reason": "r", "classes": ["kaiten"]}, "'kaiten' is none of"),
         ("allow", {"id": "1", "device": MAC, "reason": "r\n", "classes": ["unknown"]}, "reason: expected"),
         ("config", {"id": "1"}, "unknown command 'config'"),
         ("mute", {"id": "1", "device": MAC, "reason": "x" * 5000}, "too large"),
         ("mute", {"id": "1", "device": MAC, "ts": "2020-01-01T00:00:00.000000+0000"}, "too late"),
-        ("learn", {"id": "1", "device": MAC}, "does not do that"),
+        ("learn", {"id": "1", "device": MAC}, "cannot do that"),
     ],
 )
-def test_what_is_wrong_with_a_command_is_said_in_the_reply(gateway, verb, payload, words):
+def test_the_reply_says_what_is_wrong_with_a_command(gateway, verb, payload, words):
     _, reply, _ = gateway.broker(verb, payload)
     assert not reply["ok"]
     assert words in reply["error"]
     assert Reply.read(reply).error == reply["error"]
     assert gateway.control.counts["commands_refused"] == 1
-    assert gateway.control.allowed.active() == {}
+    assert gateway.control.suppressions.active() == {}
 
 
 def test_a_retained_command_is_counted_and_nothing_else(gateway):
     assert gateway.broker("mute", {"id": "1", "device": MAC}, retained=True) is None
     assert gateway.control.counts["commands_retained"] == 1
-    assert gateway.control.allowed.active() == {}
+    assert gateway.control.suppressions.active() == {}
 
 
 def test_a_flood_of_commands_is_cut_off_and_counted(gateway):
     replies = [gateway.broker("status", {"id": f"s{i}"}, now=1.0) for i in range(50)]
-    assert sum(reply is not None for reply in replies) == controls.RATE
-    assert gateway.control.counts["commands_dropped"] == 50 - controls.RATE
+    assert sum(reply is not None for reply in replies) == RATE
+    assert gateway.control.counts["commands_dropped"] == 50 - RATE
     assert gateway.broker("status", {"id": "later"}, now=62.0) is not None
 
 
@@ -363,14 +364,14 @@ def test_a_reply_goes_where_the_sender_wants_it_if_that_is_our_reply_topic(gatew
 
 def test_a_reply_that_is_too_long_says_what_it_left_out(gateway):
     gateway.control.describe("devices", lambda: [{"mac": MAC, "state": "learning"} for _ in range(1000)])
-    payload = controls._encode(gateway.control.execute(Command("status", "1", {}), "broker"))
-    assert len(payload) <= messages.MAX_PAYLOAD
-    result = Reply.read(messages.decode(payload)).result
+    _, reply, _ = gateway.broker("status", {"id": "1"})
+    assert messages.MAX_PAYLOAD / 4 < gateway.line.longest <= messages.MAX_PAYLOAD
+    result = Reply.read(reply).result
     assert len(result["devices"]) + result["devices_left_out"] == 1000
 
 
 def test_alerts_the_broker_took_are_handed_over_again(gateway):
-    gateway.outbox.put_all([("t", b"%d" % i, False) for i in range(5)])
+    gateway.outbox.put([("t", b"%d" % i, False) for i in range(5)])
     gateway.outbox.drain(lambda *_: True)
     gateway.outbox.done(range(1, 6))
     since = messages.format_time(time.time_ns() - 60 * S)
@@ -384,7 +385,7 @@ def test_alerts_the_broker_took_are_handed_over_again(gateway):
 def test_another_module_registers_what_it_can_do(gateway):
     gateway.control.register("learn", lambda command, origin: {"device": command.arguments["device"], "by": origin})
     assert gateway.broker("learn", {"id": "1", "device": MAC})[1]["result"] == {"device": MAC, "by": "broker"}
-    with pytest.raises(ValueError, match="is no command"):
+    with pytest.raises(ValueError, match="is not a command"):
         gateway.control.register("reboot", lambda *_: {})
 
 
@@ -395,16 +396,13 @@ def test_a_command_reads_back_as_it_was_written():
     assert Command.read("allow", messages.decode(messages.encode(said.document()))) == said
     since = Command("replay", "i", {"since": 1_795_450_930_123_456_000})
     assert Command.read("replay", since.document()) == since
-    with pytest.raises(MessageError, match="is no time"):
-        messages.parse_duration("a week")
-
-
-# --- the local side ---
+    with pytest.raises(MessageError, match="is not a duration"):
+        parse_duration("a week")
 
 
 @contextmanager
 def polling(gateway):
-    """The packet loop, as far as orders go."""
+    """The packet loop, as far as commands go."""
     stop = threading.Event()
 
     def loop():
@@ -418,45 +416,6 @@ def polling(gateway):
     finally:
         stop.set()
         thread.join()
-
-
-def test_a_running_agent_answers_within_two_seconds(gateway):
-    assert gateway.state.claim()
-    began = time.monotonic()
-    with polling(gateway):
-        reply, running = controls.order(gateway.config, "mute", {"device": MAC})
-        assert running
-        assert reply.result["device"] == MAC
-        assert time.monotonic() - began < 2.0
-        refused, _ = controls.order(gateway.config, "unmute", {"entry": 99})
-    assert "99 is the number of no mute" in refused.error
-    assert gateway.see(CAMERA) == []
-
-
-def test_without_an_agent_the_list_changes_for_its_next_start(gateway):
-    gateway.state.close()
-    reply, running = controls.order(gateway.config, "allow", {"device": MAC, "classes": ["gafgyt.tcp"], "reason": "r"})
-    assert not running
-    entry = reply.result["entry"]
-    assert "no agent runs" in controls.order(gateway.config, "learn", {"device": MAC})[0].error
-    again = Gateway(gateway.config.outbox.path.parent)
-    assert again.see(CAMERA) == []
-    assert list(again.control.allowed.active()) == [entry]
-
-
-def test_an_agent_that_is_stuck_gets_the_command_when_it_comes_round(gateway):
-    assert gateway.state.claim()
-    with pytest.raises(Refused, match="did not answer within 0 s; the command waits"):
-        controls.order(gateway.config, "mute", {"device": MAC}, wait_s=0.2)
-    gateway.control.poll(time.monotonic())
-    assert gateway.see(CAMERA) == []
-
-
-def test_where_no_agent_has_ever_run_no_file_is_made(tmp_path):
-    config = AgentConfig(outbox=OutboxConfig(path=tmp_path / "none.sqlite"))
-    with pytest.raises(Refused, match="no such file"):
-        controls.order(config, "status", {})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_state_file_of_the_version_before_is_taken_over(tmp_path):
@@ -485,7 +444,7 @@ def connected(folder, config, commands=True):
     gateway = Gateway(folder, broker=config)
     link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
-    gateway.alerter.silence = gateway.control.allowed
+    gateway.alerter.suppressions = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()
     thread = threading.Thread(target=link.run, args=(stop,))
     thread.start()
@@ -520,7 +479,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
         assert status == 0, said
         assert json.loads(said)["device"] == MAC
         assert gateway.see(CAMERA) == []
-        (entry,) = gateway.control.allowed.documents()
+        (entry,) = gateway.control.suppressions.documents()
         assert (entry["origin"], entry["reason"]) == ("broker", "new firmware")
         assert collector("gw-001", "mute", f"device={MAC}", "for=25h", *line)[1].endswith("not 90000\n")
         status, said = collector("gw-001", "status", *line)
@@ -528,13 +487,13 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
 
 
 @needs_mosquitto
-def test_nobody_takes_commands_where_they_are_switched_off(tmp_path):
-    with Mosquitto(tmp_path / "broker") as broker:
+def test_an_agent_takes_no_commands_where_they_are_switched_off(tmp_path):
+    with Mosquitto(tmp_path / "broker", "log_type all") as broker:
         config = config_of(broker)
         with connected(tmp_path, config):  # leaves a session that has subscribed
             pass
         with connected(tmp_path, config, commands=False) as gateway:
-            time.sleep(0.3)
+            wait_until(lambda: "UNSUBACK" in broker.log())
             status, said = collector("gw-001", "mute", f"device={MAC}", "--broker", broker.address)
             assert (status, "does not take commands" in said) == (1, True)
             assert gateway.link.counts.commands == 0
@@ -552,13 +511,13 @@ def test_a_retained_command_comes_to_nothing_on_every_connection(tmp_path):
             wait_until(lambda: gateway.control.counts["commands_retained"] == 1)
             sender.publish("botwatch/v1/gw/gw-001/cmd/mute", command, qos=1, retain=True).wait_for_publish(5)
             wait_until(lambda: gateway.control.counts["commands_retained"] == 2)
-            assert gateway.control.allowed.active() == {}
+            assert gateway.control.suppressions.active() == {}
         sender.disconnect()
         sender.loop_stop()
 
 
 @needs_mosquitto
-def test_under_the_acl_we_ship_the_operator_gives_commands_and_nobody_else(site, tmp_path):  # noqa: F811 - the fixture
+def test_under_the_acl_we_ship_only_the_operator_gives_commands(site, tmp_path):
     def config_file(name):
         where = {"ca_file": "ca.crt", "cert_file": f"{name}.crt", "key_file": f"{name}.key"}
         lines = "".join(f"  {key}: {site.folder / file}\n" for key, file in where.items())

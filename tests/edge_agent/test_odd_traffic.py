@@ -1,4 +1,4 @@
-"""Clocks that are set, MACs that two share, more devices than any table holds: bounded, counted, and judged on."""
+"""Clocks that jump, a MAC that two devices share, more devices than any table holds: bounded, counted and judged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract import captures
-from edge_agent.detector import MAX_SUBJECTS
+from edge_agent.detection.detector import MAX_SUBJECTS
 from tests.conftest import Home
-from tests.streams import mac_of, own, time_ns
+from tests.streams import context, mac_of, time_ns
 from tests.traffic import Frame, S, arp, merged, packet, read, scan, steady
 
 MINUTE, YEARS = 60 * S, 5 * 365 * 86_400 * S
@@ -25,41 +25,42 @@ SCAN = 400  # SYNs, 20 a second
 class Device:
     mac: int
     ip: str
-    life: list[Frame]  # two hours, nothing wrong
+    life: list[Frame]  # two hours without an attack
 
 
 @pytest.fixture(scope="module")
 def devices(home: Home) -> dict[str, Device]:
     manifest, _, root = captures.load(home.later)
-    found = {}
+    by_name = {}
     for capture in manifest.captures:
         life, mac = read(root / capture.file), captures.parse_mac(capture.mac or "")
         raw = mac.to_bytes(6, "big")
         sent = (data[26:30] for _, _, data in life if data[6:12] == raw and data[12:14] == b"\x08\x00")
-        found[capture.device] = Device(mac, ".".join(map(str, next(ip for ip in sent if any(ip)))), life)
-    return found
+        by_name[capture.device] = Device(mac, ".".join(map(str, next(ip for ip in sent if any(ip)))), life)
+    return by_name
 
 
 class Judged:
-    """An agent, frame by frame as it gets them, and what it said."""
+    """An agent that is given frames, and its alerts."""
 
     def __init__(self, home: Home) -> None:
         config = AgentConfig(learning=LearningConfig(enabled=False))
         self.agent, self.alerts, self.fed = Agent(config, bundles.load(home.bundle), seed=0), [], 0
 
     def take(self, frames: Iterable[Frame], batch: int = 512) -> list[dict[str, Any]]:
-        """Judge more frames; the alerts they gave."""
-        waiting, told = list(frames), []
+        """Judge more frames; return the alerts that they gave."""
+        waiting, alerts = list(frames), []
         for at in range(0, len(waiting), batch):
             part = waiting[at : at + batch]
-            told += self.agent.judge(self.agent.extractor.push_frames(part))
+            rows = self.agent.extractor.push_frames(part)
+            alerts += [alert.document() for alert in self.agent.judge(rows)]
         self.fed += len(waiting)
-        self.alerts += told
-        return told
+        self.alerts += alerts
+        return alerts
 
     def finish(self) -> dict[str, int]:
-        """The counters, which must have every packet in them."""
-        self.alerts += self.agent.finish()
+        """End the capture and return the counters, in which every packet must be counted."""
+        self.alerts += [alert.document() for alert in self.agent.finish()]
         counts = self.agent.counts()
         assert counts["frames"] == counts["rows"] == self.fed
         assert counts["scored"] + counts["shed"] == counts["rows"]
@@ -67,7 +68,7 @@ class Judged:
 
 
 def until(device: Device, end_ns: int, later_ns: int = 0) -> list[Frame]:
-    """Its life's first ``end_ns``, at other times."""
+    """Return the first ``end_ns`` of its life, ``later_ns`` later."""
     return [(t + later_ns, *rest) for t, *rest in device.life if t < device.life[0][0] + end_ns]
 
 
@@ -76,14 +77,14 @@ def scanning(device: Device, at: int) -> list[Frame]:
 
 
 def states(alerts: list[dict[str, Any]], mac: int) -> list[str]:
-    return [own(alert)["state"] for alert in alerts if mac_of(alert) == mac and own(alert)["state"] != "update"]
+    return [context(alert)["state"] for alert in alerts if mac_of(alert) == mac and context(alert)["state"] != "update"]
 
 
 # -- clocks --
 
 
 @pytest.mark.parametrize("jump", [YEARS, -YEARS], ids=["forward", "back"])
-def test_a_clock_that_jumps_by_years_alarms_nobody_and_an_attack_after_it_is_found(home, devices, jump):
+def test_a_clock_that_jumps_by_years_gives_no_alert_and_an_attack_after_it_is_reported(home, devices, jump):
     plug, judged = devices["plug-1"], Judged(home)
     begin = plug.life[0][0]
     assert judged.take(until(plug, CALM)) == []
@@ -105,21 +106,21 @@ def test_a_clock_that_jumps_during_an_attack_neither_loses_nor_multiplies_it(hom
     judged.take([(t + jump * (i >= SCAN // 2), *rest) for i, (t, *rest) in enumerate(attack)])
     judged.take((t + 10 * MINUTE + jump, *rest) for t, *rest in until(plug, 10 * MINUTE, CALM + MINUTE))
     judged.finish()
-    told = states(judged.alerts, plug.mac)
-    assert told in (["new", "end"], ["new", "end", "new", "end"])  # forward, five years lie between the halves
-    packets = sum(a["flow"]["pkts_toserver"] for a in judged.alerts if own(a)["state"] == "end")
+    reached = states(judged.alerts, plug.mac)
+    assert reached in (["new", "end"], ["new", "end", "new", "end"])  # forward: five years lie between the two halves
+    packets = sum(a["flow"]["pkts_toserver"] for a in judged.alerts if context(a)["state"] == "end")
     assert SCAN * 0.9 <= packets <= SCAN * 1.1
 
 
-def test_time_that_runs_backwards_or_at_random_is_counted_and_an_attack_after_it_is_found(home, devices):
+def test_time_that_runs_backwards_or_at_random_is_counted_and_an_attack_after_it_is_reported(home, devices):
     plug, judged = devices["plug-1"], Judged(home)
     begin = plug.life[0][0]
     life = [data for _, _, data in until(plug, CALM)]
     judged.take(until(plug, CALM))
     backwards = [(begin + CALM - i * 100 * S, len(data), data) for i, data in enumerate(life)]
-    anyhow = (begin + np.random.default_rng(4).integers(-YEARS // 5, YEARS // 5, 40)).tolist()
+    random_times = (begin + np.random.default_rng(4).integers(-YEARS // 5, YEARS // 5, 40)).tolist()
     judged.take(backwards)
-    judged.take((t, len(data), data) for t, data in zip(anyhow, life, strict=False))
+    judged.take((t, len(data), data) for t, data in zip(random_times, life, strict=False))
     later = 20 * 365 * 86_400 * S
     before = len(judged.alerts)
     judged.take(until(plug, 2 * CALM, later))
@@ -128,23 +129,23 @@ def test_time_that_runs_backwards_or_at_random_is_counted_and_an_attack_after_it
     counts = judged.finish()
     assert counts["clock_steps"] > len(backwards) // 2
     assert counts["clock_backward"] > len(backwards) // 2
-    found = [a for a in judged.alerts[before:] if own(a)["state"] == "new" and mac_of(a) == plug.mac]
-    assert any(0 <= time_ns(a["timestamp"]) - at < 5 * S for a in found)
+    new = [a for a in judged.alerts[before:] if context(a)["state"] == "new" and mac_of(a) == plug.mac]
+    assert any(0 <= time_ns(a["timestamp"]) - at < 5 * S for a in new)
 
 
 def test_times_of_a_damaged_file_are_counted_and_crash_nothing(home, devices):
-    """Any time that the kernel lets through, one after the other."""
+    """Every packet has a random time among those that the kernel accepts."""
     plug, judged = devices["plug-1"], Judged(home)
     life = [data for _, _, data in plug.life[:300]] * 10
-    anyhow = np.random.default_rng(4).integers(0, 2**62, len(life)).tolist()
-    judged.take((t, len(data), data) for t, data in zip(anyhow, life, strict=True))
+    random_times = np.random.default_rng(4).integers(0, 2**62, len(life)).tolist()
+    judged.take((t, len(data), data) for t, data in zip(random_times, life, strict=True))
     counts = judged.finish()
     assert counts["clock_steps"] > len(life) // 3
     assert counts["clock_backward"] > len(life) // 3
 
 
-def test_after_a_clock_was_set_back_what_was_seen_goes_on_being_forgotten(home, devices):
-    """Without that, weights only grew until the clock was where it had been, and a healthy device alarmed."""
+def test_weights_go_on_decaying_after_a_clock_was_set_back(home, devices):
+    """If they did not, they would only grow until the clock was where it had been, and a healthy device would alarm."""
     plug, judged = devices["plug-1"], Judged(home)
     judged.take(until(plug, CALM))
     begin = plug.life[0][0] - YEARS + CALM
@@ -159,8 +160,8 @@ def test_after_a_clock_was_set_back_what_was_seen_goes_on_being_forgotten(home, 
 # -- MACs --
 
 
-def test_two_devices_of_one_mac_are_one_and_an_attack_of_either_is_found(home, devices):
-    """A cloned MAC: their traffic is of one device, whose alert has the address that attacks."""
+def test_two_devices_with_one_mac_are_one_and_an_attack_of_either_is_reported(home, devices):
+    """With a cloned MAC, both are judged as one device, whose alert names the address that attacks."""
     plug, other = devices["plug-1"], devices["thermostat-1"]
     shift = plug.life[0][0] - other.life[0][0]
     raw, clone = other.mac.to_bytes(6, "big"), plug.mac.to_bytes(6, "big")
@@ -178,7 +179,7 @@ def test_two_devices_of_one_mac_are_one_and_an_attack_of_either_is_found(home, d
 
 
 def test_one_device_on_two_interfaces_is_one_episode(home, devices):
-    """Its packets come in turns from both, half a second each, so that times step back a little at every turn."""
+    """Both interfaces give its packets in turn, half a second of each, so that time steps back at each turn."""
     plug, judged = devices["plug-1"], Judged(home)
     end = plug.life[0][0] + CALM
     judged.take(until(plug, CALM))
@@ -197,18 +198,18 @@ def test_one_device_on_two_interfaces_is_one_episode(home, devices):
 # -- numbers --
 
 
-def test_among_ten_thousand_devices_one_that_scans_is_found_and_nobody_else_is_told(home, devices):
-    """Every table is full all the time, and says so."""
+def test_among_ten_thousand_devices_the_one_that_scans_is_reported_and_no_other(home, devices):
+    """All tables are full all the time, and the counters show it."""
     plug, judged, many = devices["plug-1"], Judged(home), 10_000
     begin = plug.life[0][0]
 
     def crowd(start: int, seconds: int) -> Iterable[Frame]:
-        """Each asks for its router and says something to the cloud, one device after the other."""
+        """Yield an ARP request and a packet to the cloud of each device, one device after the other."""
         for i in range(many):
             t, mac, ip = start + i * seconds * S // many, 0x02AA_0000_0000 + i, f"10.{i >> 8}.{i & 255}.7"
-            asks, says = arp(mac, ip, "10.0.0.1"), packet(ip, "203.0.113.9", 40000 + i % 1000, 443, mac=mac)
-            yield t, len(asks), asks
-            yield t + 1000, len(says), says
+            request, data = arp(mac, ip, "10.0.0.1"), packet(ip, "203.0.113.9", 40000 + i % 1000, 443, mac=mac)
+            yield t, len(request), request
+            yield t + 1000, len(data), data
 
     at = begin + CALM + 20 * S
     judged.take(

@@ -7,22 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from collector.store import Store
+from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.captures import mac_text
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
-from tests.edge_agent.test_alerts import SCHEMA
-from tests.edge_agent.test_live import LISTEN, agent, alerts, state
+from tests.edge_agent.delivery.test_alerts import SCHEMA
+from tests.live import LISTEN, agent, alerts, state
 from tests.netns import MAC, ROOT, SEND, Wire, serving
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady
@@ -205,11 +205,11 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert done.returncode == 0, done.stdout + done.stderr
         told = done.stdout.splitlines()
         assert [line[:2] for line in told] == ["1.", "2.", "3.", "4."]
-        assert "an agent runs" in told[0]
+        assert "an agent is running" in told[0]
         assert "in the outbox" in told[1]
-        assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and somebody subscribes" in told[2]
+        assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and it has a subscriber" in told[2]
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
-        assert f"broker 127.0.0.1:{site.port}: the agent that runs is connected, MQTT 5" in checked
+        assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
         reply = json.loads(site.order("test-alert").stdout)
         assert reply["alerts"] == 2
         wait_until(lambda: len(site.collector.stored()) == 4)
@@ -226,7 +226,7 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         }
     done = botwatch(site.wire, "agent", "test-alert", "--config", config)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no agent runs" in done.stdout
+    assert "no agent is running" in done.stdout
     wait_until(lambda: len(site.collector.stored()) == 6)
     given = [json.loads(line) for line in site.listed("--json", "--last", "0").splitlines()]
     for alert in given:
@@ -235,10 +235,22 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert alert["alert"]["context"]["botwatch"]["test"] is True
     assert [state(alert) for alert in given] == ["new", "end"] * 3
     assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
-    assert Store(str(site.collector.db)).episodes() == []
+    assert AlertStore(str(site.collector.db)).episodes() == []
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
     assert "6 tests" in site.collector.said()
+
+
+def unchanged_for_a_second(file: Path) -> Callable[[], bool]:
+    """A condition: the file has had the same size for a second."""
+    since = [time.monotonic(), file.stat().st_size]
+
+    def holds() -> bool:
+        if file.stat().st_size != since[1]:
+            since[:] = time.monotonic(), file.stat().st_size
+        return time.monotonic() - since[0] > 1.0
+
+    return holds
 
 
 @needs_mosquitto
@@ -253,7 +265,7 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         id = alerts(site.folder)[0]["alert"]["context"]["botwatch"]["id"]
         file, out = site.folder / "evidence" / f"{id}.pcap", site.folder / "fetched.pcap"
         wait_until(lambda: file.stat().st_size > 48_000, 20)  # so that it comes in parts
-        time.sleep(1)
+        wait_until(unchanged_for_a_second(file), 20)
         words = (f"alert={id}", "--config", site.folder / "operator.yaml", "--out", out)
         done = site.order("evidence", *words)
         assert done.returncode == 0, done.stderr
@@ -271,21 +283,21 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
 
 
 @needs_mosquitto
-def test_a_test_alert_that_nobody_reads_or_takes_says_so_and_waits(wire: Wire, tmp_path: Path) -> None:
+def test_a_test_alert_without_subscriber_or_broker_is_reported_and_waits(wire: Wire, tmp_path: Path) -> None:
     process, port = mosquitto(wire, tmp_path / "broker")
     box = tmp_path / "box.sqlite"
     words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")
     try:
         done = botwatch(wire, *words)
         assert done.returncode == 1
-        assert "knows nobody who subscribes to alerts; it waits in" in done.stderr
+        assert "has no subscriber for alerts; the alert waits in" in done.stderr
         assert len(kept(box)) == 2
     finally:
         process.kill()
         process.wait()
     done = botwatch(wire, *words)
     assert done.returncode == 1
-    assert "connection refused; it waits in" in done.stderr
+    assert "connection refused; the alert waits in" in done.stderr
     assert len(kept(box)) == 4
     assert done.stderr.count("\n") == 2  # and what the link logged
 
@@ -311,14 +323,14 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
 
         assert site.order("status", "--timeout", "2").returncode == 1
         named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
-        told(named, "read again: site, names, commands taken up")
-        time.sleep(0.5)
+        told(named, "was read again: site, names, commands taken up")
+        wait_until(lambda: site.order("status", "--timeout", "2").returncode == 0)
         assert json.loads(site.order("status").stdout)["commands"] == ["status"]
         assert "config_refused" not in health()
         told(
             f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"
         )
-        assert "scoring.max_rows_per_s: changed, which needs a restart" in health()["config_refused"]
+        assert "scoring.max_rows_per_s: a change of this needs a restart" in health()["config_refused"]
         told(named + "\nalerts: {end_s: -1}\n", "agent.yaml [alerts]: end_s")
         assert "end_s" in health()["config_refused"]
         assert "Traceback" not in err.read_text()
@@ -328,7 +340,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         wait_until(lambda: alerts(site.folder), 20)
         ours = alerts(site.folder)[0]["alert"]["context"]["botwatch"]
         assert (ours["device"]["name"], ours["site"]) == ("cam", "here")
-        assert err.read_text().count("configuration refused") == 2
+        assert err.read_text().count("the changed configuration is refused") == 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("commands", ()), ("site", "s"), ("names", {"02:00:5e:10:00:01": "cam"})])

@@ -61,7 +61,7 @@ def test_it_has_what_is_needed_to_help(archive: dict[str, str]) -> None:
     assert "MB free of" in machine
 
 
-def test_a_member_is_bounded_and_of_a_log_the_end_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_is_bounded_and_a_log_keeps_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "journalctl"
     program.write_text("#!/bin/sh\nseq 1 200000\n")

@@ -1,7 +1,7 @@
 """Build the fuzzer with sanitizers and run it: ``python -m tests.fuzz --seconds 60 --frames 1000000``.
 
 Seeds are crafted frames of every kind the decoder knows, as pcap and pcapng files, and the published captures when they
-are present. Exit status 1 is a finding; the output says with which --seed it comes back.
+are present. Exit status 1 is a finding; the output names the --seed that repeats it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "edge_agent" / "kernel"
 SOURCES = [
     Path(__file__).with_name("fuzz.c"),
-    *sorted(set(KERNEL.glob("*.c")) - {KERNEL / "module.c"}),  # that one is Python's
+    *sorted(set(KERNEL.glob("*.c")) - set(KERNEL.glob("module*.c"))),  # those are Python's
 ]
 FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -30,7 +30,7 @@ PUBLISHED = (
 
 
 def build(folder: Path, compiler: str = "cc") -> Path:
-    """The fuzzer, compiled."""
+    """Compile the fuzzer and return its path."""
     program = folder / "fuzz"
     command = [compiler, *FLAGS, *SANITIZERS, f"-I{KERNEL}", *map(str, SOURCES), "-lpcap", "-lm", "-o", str(program)]
     subprocess.run(command, check=True)
@@ -38,7 +38,7 @@ def build(folder: Path, compiler: str = "cc") -> Path:
 
 
 def corpus(folder: Path) -> list[Path]:
-    """Capture files of crafted frames, one of each kind of each link layer, and the published ones."""
+    """Return capture files of crafted frames, one of each kind of each link layer, and the published ones."""
     files = []
     for linktype in (craft.ETHERNET, craft.RAW, craft.SLL, craft.SLL2):
         tags = craft.TAGS if linktype == craft.ETHERNET else ("",)

@@ -5,8 +5,9 @@
  * CORPUS are capture files; SCRATCH is a file that may be overwritten. What is tried follows from SEED, how much of it
  * from SECONDS and FRAMES: it ends when both are reached. Every frame handed over lies in a heap block of exactly its size,
  * as do all arrays of rows, scaling and routing, so one byte too far is a finding. Besides memory errors, findings are: a
- * frame that is neither a row nor counted as too short for one, a row that is neither scored nor shed, one that is in no
- * group, or in two; a value that is not finite, a variance below zero, a weight below one, an input beyond the clip. */
+ * frame that is neither a row nor counted as too short for one, a frame of an unknown link type that is a row or is taken for
+ * one seen before; a row that is neither scored nor shed, one that is in no group, or in two; a value that is not finite, a
+ * variance below zero, a weight below one, an input beyond the clip. */
 #define _DEFAULT_SOURCE
 #include "kernel.h"
 
@@ -17,6 +18,7 @@
 #include <string.h>
 #include <time.h>
 
+enum { UNKNOWN_LINKTYPE = 195 };
 enum { MAX_CORPUS = 20000, MAX_FILES = 64, MAX_FRAME = 4096, MAX_FILE = 1 << 16, PUSH = 64 };
 
 struct sample {
@@ -34,6 +36,7 @@ struct fuzz {
     int64_t t;
     struct senders *senders; /* as old as the kernel in use */
     uint64_t senders_rows;
+    struct once *once; /* the same */
 };
 
 static uint32_t draw(struct fuzz *f, uint32_t below)
@@ -143,6 +146,9 @@ static enum capture_result next_mutated(void *context, struct frame *frame)
     frame->bytes = burst->block;
     frame->bad_time = false;
     frame->linktype = burst->linktype;
+    frame->interface = (uint8_t)draw(f, 2);
+    if (once_again(f->once, frame) && !link_supported(frame->linktype))
+        finding("a frame of an unknown link type that was seen before");
     f->handed++;
     f->pushed++;
     return CAPTURE_FRAME;
@@ -197,7 +203,7 @@ static void *filled(struct fuzz *f, size_t size) /* a block of exactly `size` by
     return block;
 }
 
-/* Rows as the kernel makes them, and at times as nobody does. */
+/* Rows as the kernel makes them, and some that it never makes. */
 static void route_rows(struct fuzz *f, const struct row_meta *from, size_t rows)
 {
     if (rows == 0)
@@ -288,7 +294,7 @@ static void scale_some(struct fuzz *f, const double *values, size_t rows)
 
 static void push_burst(struct fuzz *f, struct kernel *k, bool check)
 {
-    static const int linktypes[] = {1, 1, 1, 12, 101, 113, 228, 229, 276};
+    static const int linktypes[] = {1, 1, 1, 12, 101, 113, 228, 229, 276, UNKNOWN_LINKTYPE};
     static double values[PUSH * COLUMNS];
     static struct row_meta meta[PUSH];
     struct burst burst = {f, linktypes[draw(f, sizeof linktypes / sizeof *linktypes)], PUSH, NULL};
@@ -298,6 +304,8 @@ static void push_burst(struct fuzz *f, struct kernel *k, bool check)
     size_t made = kernel_push(k, source, &rows, &result);
     free(burst.block);
     f->rows += made;
+    if (made > 0 && !link_supported(burst.linktype))
+        finding("a row of a frame whose link type is unknown");
     if (!check)
         return;
     check_rows(values, made);
@@ -464,6 +472,7 @@ int main(int argc, char **argv)
                  ? k
                  : NULL);
         f->senders = must(senders_new(1 + draw(f, 64), draw(f, 3) ? 1 + draw(f, 5000) : 0, f->random, v4, draw(f, 3), v6, draw(f, 2)));
+        f->once = must(once_new(f->random, draw(f, 2) != 0));
         f->senders_rows = f->handed = 0;
         for (int i = 0; i < 50; i++)
             push_burst(f, k, true);
@@ -477,6 +486,7 @@ int main(int argc, char **argv)
         struct count counts[MAX_COUNTS];
         if (kernel_memory(k, counts) > MAX_COUNTS)
             finding("more counts than room");
+        once_free(f->once);
         senders_free(f->senders);
         kernel_free(k);
     }

@@ -1,7 +1,7 @@
-"""Frames and capture files to test with: crafted by scapy, which knows the protocols independently of us.
+"""Frames and capture files for tests: crafted by scapy, which knows the protocols independently of us.
 
-`specs` draws small descriptions (hypothesis shrinks and prints those); `craft` turns one into bytes. Few hosts, MACs
-and ports, so that streams meet again.
+`specs` draws small descriptions, which hypothesis shrinks and prints; `craft` turns one into bytes. Hosts,
+MACs and ports are few, so that streams occur again.
 """
 
 import struct
@@ -42,7 +42,7 @@ TRANSPORTS = ("tcp", "udp", "echo", "error tcp", "error udp", "error later", "er
 
 @dataclass(frozen=True)
 class Spec:
-    """One frame in small numbers; `cut` leaves that many bytes of it."""
+    """A description of one frame by small numbers; `cut` is how many of its bytes are captured."""
 
     network: str = "ipv4"
     tags: str = ""
@@ -79,14 +79,14 @@ def specs() -> st.SearchStrategy[Spec]:
 
 
 def gaps() -> st.SearchStrategy[int]:
-    """Nanoseconds between packets: none, short, long, backwards, and so long that weights underflow."""
+    """Draw nanoseconds between packets: none, short, long, backwards, and so long that weights underflow."""
     seconds = (0, 1e-9, 1e-6, 0.003, 0.2, 1, 7.5, 60, 300, 2000, 86400, 400_000, -1e-6, -0.5, -30)
     return st.sampled_from([round(x * 1e9) for x in seconds]) | st.integers(0, 3_000_000_000)
 
 
 @lru_cache(maxsize=100_000)
 def craft(spec: Spec, linktype: int = ETHERNET) -> tuple[int, bytes]:
-    """(length on the wire, captured bytes)."""
+    """Return (length on the wire, captured bytes)."""
     whole = bytes(link(spec, linktype))
     return len(whole), whole if spec.cut is None else whole[: spec.cut]
 
@@ -187,7 +187,7 @@ def link(spec: Spec, linktype: int) -> Any:
 
 
 def pcap(frames: list[tuple[int, int, bytes]], linktype: int = ETHERNET, *, nanoseconds: bool = False) -> bytes:
-    """A classic little-endian pcap file."""
+    """Return a classic little-endian pcap file."""
     unit = 1 if nanoseconds else 1000
     out = [struct.pack("<IHHiIII", 0xA1B23C4D if nanoseconds else 0xA1B2C3D4, 2, 4, 0, 0, 65535, linktype)]
     for t_ns, length, data in frames:
@@ -196,7 +196,7 @@ def pcap(frames: list[tuple[int, int, bytes]], linktype: int = ETHERNET, *, nano
 
 
 def block(kind: int, body: bytes) -> bytes:
-    """A pcapng block."""
+    """Return a pcapng block."""
     body += b"\0" * (-len(body) % 4)
     size = struct.pack("<I", len(body) + 12)
     return struct.pack("<I", kind) + size + body + size
@@ -205,7 +205,7 @@ def block(kind: int, body: bytes) -> bytes:
 def pcapng(
     frames: list[tuple[int, int, bytes]], linktype: int = ETHERNET, *, resolution: int = 9, extra: bytes = b""
 ) -> bytes:
-    """A pcapng file with times in 10^-resolution s; `extra` blocks stand before every packet."""
+    """Return a pcapng file with times in 10^-resolution s; `extra` blocks precede every packet."""
     out = [block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))]
     option = struct.pack("<HHB3x", 9, 1, resolution) + struct.pack("<HH", 0, 0)
     out.append(block(1, struct.pack("<HHI", linktype, 0, 65535) + option))
@@ -217,7 +217,7 @@ def pcapng(
 
 
 def data_folder() -> Path | None:
-    """Captures and rows that other people published (BOTWATCH_DATA, else ../shared/data), if present."""
+    """Return the folder of published captures and rows (BOTWATCH_DATA, else ../shared/data) if it exists."""
     import os
 
     folder = Path(os.environ.get("BOTWATCH_DATA", Path(__file__).parents[3] / "shared" / "data"))

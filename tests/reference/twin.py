@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
-from edge_agent.features import ARP, FRAGMENT, ICMP_QUOTED, NEW_PEER, NEW_SOCKET, PORTS, TRUNCATED
+from edge_agent.capture.features import ARP, FRAGMENT, ICMP_QUOTED, NEW_PEER, NEW_SOCKET, PORTS, TRUNCATED
 
 Number = Any  # float or Decimal
 Frame = tuple[int, int, bytes]
@@ -34,7 +34,7 @@ class Packet:
     dst: bytes = b""
     sport: int = 0
     dport: int = 0
-    protocol: str = ""  # what stands where ports would: "ports", "icmp", "arp" or ""
+    protocol: str = ""  # which kind of ports identifies its socket: "ports", "icmp", "arp" or ""
     ethertype: int = 0
     proto: int = 0
     tcp_flags: int = 0
@@ -42,7 +42,7 @@ class Packet:
 
 
 class Unreadable(Exception):
-    """The rest of the frame says nothing."""
+    """The rest of the frame cannot be read."""
 
 
 def cut(data: bytes, start: int, length: int) -> bytes:
@@ -55,11 +55,15 @@ def number_at(data: bytes, start: int, length: int = 2) -> int:
     return int.from_bytes(cut(data, start, length), "big")
 
 
+LINK_HEADERS = {1: 14, 113: 16, 276: 20, 12: 0, 14: 0, 101: 0, 228: 0, 229: 0}
+"""Link type -> bytes of its header; 0 for raw IP. Others are not read."""
+
+
 def decode(frame: Frame, linktype: int) -> Packet | None:
-    """The packet in a frame; None when not even its link header is whole."""
+    """Return the packet in a frame; None if its link header is cut. KeyError for an unknown link type."""
     t_ns, length, data = frame
     p = Packet(t_ns, length)
-    header = {1: 14, 113: 16, 276: 20}.get(linktype, 0)
+    header = LINK_HEADERS[linktype]
     if len(data) < header:
         return None
     if linktype == 1:
@@ -151,7 +155,7 @@ def ipv6(p: Packet, data: bytes) -> None:
 
 
 def extensions(proto: int, data: bytes) -> Iterable[tuple[int, bytes, bool, bool]]:
-    """(protocol so far, what follows, fragmented, not the first fragment) after each extension header."""
+    """Yield (protocol, rest, fragmented, not the first fragment) after each extension header."""
     for _ in range(16):
         if proto in (0, 43, 60, 135, 139, 140):
             length = (number_at(data, 1, 1) + 1) * 8
@@ -216,11 +220,11 @@ def quoted_ports(p: Packet, proto: int, data: bytes) -> None:
         p.flags |= PORTS | ICMP_QUOTED
 
 
-# ---- statistics (FEATURES.md section 3) ----
+# ---- statistics, as published ----
 
 
 class Damped:
-    """A 1D statistic for one decay."""
+    """A one-dimensional statistic of one decay."""
 
     def __init__(self, zero: Number) -> None:
         self.w = self.ls = self.ss = self.residual = zero
@@ -249,7 +253,7 @@ class Damped:
 
 
 class Joint:
-    """What a direction and its reverse share for one decay."""
+    """The state of one decay that a direction and its reverse share."""
 
     def __init__(self, zero: Number) -> None:
         self.cf3 = self.c = zero
@@ -264,7 +268,7 @@ class Device:
     seen: dict[Any, tuple[int, bool]] = field(default_factory=dict)
 
     def visit(self, key: Any, t_ns: int) -> bool:
-        """True when the key is new. Time is in 10 minutes modulo 14 days, one of them for clocks stepping back."""
+        """Return True if the key is new. Time is in 10 minutes modulo 14 days, of which one is for steps back."""
         now = t_ns // (600 * 10**9)
         then, known = self.seen.get(key, (None, False))
         idle = 0 if then is None or (now - then) % 2048 > 2047 - 144 else (now - then) % 2048
@@ -294,7 +298,7 @@ class Twin:
     def rows(
         self, frames: Iterable[Frame], linktype: int = 1
     ) -> tuple[list[list[Number]], list[Packet], list[list[bool]]]:
-        """Rows, packets, and for each row whether its ten pcc (HH then HpHp) are more than noise (both std > 1e-3)."""
+        """Return rows, packets, and for each row if its ten pcc (HH, HpHp) are more than noise (both std > 1e-3)."""
         rows, packets, trusted = [], [], []
         with localcontext(EXACT):
             for frame in frames:
@@ -405,10 +409,10 @@ class Twin:
     def root(self, x: Number) -> Number:
         return x.sqrt() if isinstance(x, Decimal) else x**0.5
 
-    # ---- devices: not published, botwatch's own ----
+    # ---- devices: not published, but added by botwatch ----
 
     def open(self, p: Packet, pair: Any, pair_back: Any, socket: Any, socket_back: Any) -> None:
-        """Flags of what the packet opens; must come before the streams are touched."""
+        """Set the flags for the peer and socket that the packet opens; must be called before the streams change."""
         if p.src_mac not in self.devices:
             zeros = [self.zero] * len(DECAYS)
             damped = [Damped(self.zero) for _ in DECAYS]

@@ -9,9 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from edge_agent.calibrate import COUNT_COLUMNS
-from edge_agent.contract.columns import NBAIOT_COLUMNS
-from trainer.dataset import Table
+from edge_agent.contract.columns import COUNT_COLUMNS, NBAIOT_COLUMNS
+from trainer.data.row_table import RowTable
 
 COLUMNS = (
     "MI_dir_L5_weight",
@@ -40,10 +39,10 @@ def nbaiot_rows() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_table() -> Callable[..., Table]:
+def make_table() -> Callable[..., RowTable]:
     """A function that makes a table: ``benign`` rows for each of two devices, and ``attacks`` (label -> rows)."""
 
-    def make(benign: int = 900, attacks: dict[str, int] | None = None, columns: tuple[str, ...] = COLUMNS) -> Table:
+    def make(benign: int = 900, attacks: dict[str, int] | None = None, columns: tuple[str, ...] = COLUMNS) -> RowTable:
         rng = np.random.default_rng(5)
         attacks = {"mirai.scan": 300, "gafgyt.udp": 300} if attacks is None else attacks
         sizes = [("benign", benign, 0), ("benign", benign, 1), *((name, n, 1) for name, n in attacks.items())]
@@ -57,18 +56,18 @@ def make_table() -> Callable[..., Table]:
             code.append(np.tile([device, labels.index(label), i], (n, 1)))
         codes = np.concatenate(code).astype(np.int32)
         steps = [START + np.arange(n) * 1_000_000_000 for _, n, _ in sizes]
-        return Table(
-            np.concatenate(values).astype(np.float32),
-            columns,
-            codes[:, 0],
-            ("camera", "plug"),
-            codes[:, 1],
-            labels,
-            codes[:, 2],
-            tuple(f"{i}.pcap" for i in range(len(sizes))),
-            np.concatenate(steps),
-            codes[:, 0].astype(np.uint64) + 1,
-            False,
+        return RowTable(
+            values=np.concatenate(values).astype(np.float32),
+            columns=columns,
+            device=codes[:, 0],
+            devices=("camera", "plug"),
+            label=codes[:, 1],
+            labels=labels,
+            capture=codes[:, 2],
+            captures=tuple(f"{i}.pcap" for i in range(len(sizes))),
+            t_ns=np.concatenate(steps),
+            mac=codes[:, 0].astype(np.uint64) + 1,
+            generated=False,
         )
 
     return make

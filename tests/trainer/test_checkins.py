@@ -1,4 +1,4 @@
-"""Generated check-ins: what they look like, that nothing else changed, and what of them is put into another's day."""
+"""Generated check-ins: their packets, the unchanged rest of the traffic, and their part in another device's day."""
 
 import hashlib
 from dataclasses import replace
@@ -10,9 +10,11 @@ import pytest
 from edge_agent.contract import captures
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.columns import CLEAN, SCHEMAS
-from trainer import dataset, inject
-from trainer.config import Entry
+from trainer.config import DatasetEntry
+from trainer.data import dataset
+from trainer.data.row_table import Limits
 from trainer.generate import CHECKINS, Plan, PlanError, generate
+from trainer.judge import inject
 
 PLAN = Plan(seed=7, days=0, devices=("plug",), lead_minutes=1, tail_minutes=0.5)
 
@@ -24,8 +26,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_attacks_there_were_are_as_they_were(tmp_path):
-    """Figures are of one version of the traffic: all of a small plan, byte for byte, as before there were check-ins."""
+def test_earlier_attacks_are_byte_for_byte_the_same(tmp_path):
+    """Figures belong to one version of the traffic: a small plan is byte for byte as before there were check-ins."""
     generate(Plan(seed=7, days=1, hours=0.2, lead_minutes=1, attack_seconds=6, max_attack_packets=1500), tmp_path)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
@@ -56,9 +58,9 @@ def test_servers_answer_as_they_should(made, label, syn_acks):
 
 
 def test_only_packets_to_the_server_are_rows_of_the_attack(made):
-    """In an hour of check-ins a device does a thousand other things, and a classifier must not learn those."""
+    """In an hour of check-ins a device sends much else, and a classifier must not learn that."""
     columns = SCHEMAS[CLEAN][:5]
-    table = dataset.load([Entry("captures", made)], columns, CLEAN, dataset.Limits())
+    table = dataset.load([DatasetEntry("captures", made)], columns, CLEAN, Limits())
     manifest, _, root = captures.load(made)
     for capture in manifest.captures:
         sent = len(inject.attack(inject.read(root / capture.file), capture).sent())
@@ -66,6 +68,6 @@ def test_only_packets_to_the_server_are_rows_of_the_attack(made):
     assert BENIGN not in table.labels or not (table.label == table.labels.index(BENIGN)).any()
 
 
-def test_a_rate_no_bot_has_is_refused():
+def test_an_unrealistic_rate_is_refused():
     with pytest.raises(PlanError, match="rate is 50"):
         replace(PLAN, attacks=("checkins.held:rate=50",)).check()

@@ -1,4 +1,4 @@
-"""The command: light help, one line and exit status 2 for bad input, a run folder from captures in one call."""
+"""The command: help without heavy imports, one line and status 2 for bad input, a run folder in one call."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from edge_agent.contract import settings
 from edge_agent.contract.columns import ALL_COLUMNS
 from trainer import config
 from trainer.__main__ import main
-from trainer.config import Config, Entry
+from trainer.config import Config, DatasetEntry
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CAMERA = 0x02_00_00_00_00_05
@@ -28,7 +28,7 @@ classifier: {training: {epochs: 3, batch: 512, patience: 3}}
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run, expect exit status 2 and one line on stderr, which is returned."""
+    """Run the command, expect exit status 2 and one line on stderr, and return that line."""
     assert main(list(argv)) == 2
     err = capsys.readouterr().err
     assert err.startswith("botwatch trainer")
@@ -49,9 +49,9 @@ def test_help_has_an_example_and_is_quick_to_come(command):
     assert text.splitlines()[-1] == "0"
 
 
-def test_the_config_shipped_is_complete_and_says_the_defaults():
+def test_the_config_shipped_is_complete_and_has_the_defaults():
     loaded = settings.load(Config, CONFIGS / "trainer.yaml")
-    assert loaded == Config(data=(Entry("captures", Path("../captures")),))
+    assert loaded == Config(data=(DatasetEntry("captures", Path("../captures")),))
     shipped = (CONFIGS / "trainer.yaml").read_text()
     plain = config.plain(loaded)
 
@@ -66,7 +66,7 @@ def test_the_config_shipped_is_complete_and_says_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("data: [{kind: captures, path: x}]\nsede: 1", "x.yaml: unknown key 'sede'; known: data, seed,"),
         ("data: [{kind: captures, path: x}]\nseed: one", "x.yaml: seed: expected int, found 'one' (str)"),
@@ -89,9 +89,9 @@ def test_the_config_shipped_is_complete_and_says_the_defaults():
         ("data: [{kind: rows, path: x}", "x.yaml line 1: not YAML"),
     ],
 )
-def test_a_config_that_is_wrong_stops_the_start_in_one_line(tmp_path, capsys, text, said):
+def test_a_config_that_is_wrong_stops_the_start_in_one_line(tmp_path, capsys, text, message):
     (tmp_path / "x.yaml").write_text(text)
-    assert said in refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"))
+    assert message in refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -99,31 +99,31 @@ def test_files_that_are_not_there_are_named(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert "nowhere.yaml: cannot be read" in refused(capsys, "fit", str(tmp_path / "nowhere.yaml"), "--out", out)
     (tmp_path / "x.yaml").write_text(QUICK)
-    said = refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", out)
-    assert "captures" in said
-    assert "cannot be read" in said
+    message = refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", out)
+    assert "captures" in message
+    assert "cannot be read" in message
     (tmp_path / "x.yaml").write_text("data: [{kind: rows, path: gone.parquet, label: benign}]")
     assert "gone.parquet" in refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", out)
 
 
 @pytest.mark.parametrize("words", [["generate", "--out", "{}"], ["extract", "x.pcap", "--out", "{}/x.parquet"]])
-def test_where_nothing_can_be_written_is_named(tmp_path, capsys, write_pcap, traffic, monkeypatch, words):
+def test_a_path_that_cannot_be_written_is_named(tmp_path, capsys, write_pcap, traffic, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     write_pcap(tmp_path / "x.pcap", traffic(CAMERA, 5))
     (tmp_path / "file").write_text("")
     assert main([word.format(tmp_path / "file") for word in words]) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path / 'file'}" in said.splitlines()[-1]
-    assert "None" not in said
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'file'}" in message.splitlines()[-1]
+    assert "None" not in message
 
 
-def test_a_run_folder_that_cannot_be_is_refused_before_the_training(tmp_path, capsys, write_pcap, traffic):
+def test_a_run_folder_that_cannot_be_made_is_refused_before_the_training(tmp_path, capsys, write_pcap, traffic):
     write_pcap(tmp_path / "captures" / "day.pcap", traffic(CAMERA, 5))
     (tmp_path / "captures" / "manifest.yaml").write_text("captures: [{file: day.pcap, device: c, label: benign}]")
     (tmp_path / "x.yaml").write_text(QUICK)
     (tmp_path / "file").write_text("")
-    said = refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "file" / "run"))
-    assert "cannot be written" in said
+    message = refused(capsys, "fit", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "file" / "run"))
+    assert "cannot be written" in message
 
 
 def test_captures_become_a_run_folder_in_one_call(tmp_path, capsys, write_pcap, traffic):
@@ -154,7 +154,7 @@ def test_captures_become_a_run_folder_in_one_call(tmp_path, capsys, write_pcap, 
     assert settings.load(Config, out / "config.yaml").top_n == 12
 
 
-def test_extract_writes_rows_and_says_how_many_of_what(tmp_path, capsys, write_pcap, traffic):
+def test_extract_writes_rows_and_prints_the_counters(tmp_path, capsys, write_pcap, traffic):
     days = [str(write_pcap(tmp_path / f"{d}.pcap", traffic(CAMERA, 50, d * 10**14))) for d in range(2)]
     assert main(["extract", *days, "--out", str(tmp_path / "rows.parquet")]) == 0
     assert "frames: 100" in capsys.readouterr().out
@@ -173,7 +173,7 @@ def test_extract_of_a_truncated_capture_keeps_the_rows_before(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"this is no capture at all"])
-def test_extract_of_no_capture_writes_nothing_and_keeps_what_was_there(tmp_path, capsys, content):
+def test_extract_of_no_capture_leaves_the_existing_file(tmp_path, capsys, content):
     path, out = tmp_path / "day.pcap", tmp_path / "rows.parquet"
     if content is not None:
         path.write_bytes(content)

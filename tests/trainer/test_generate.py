@@ -1,4 +1,4 @@
-"""What generated captures promise: same plan same bytes, valid packets, each attack's traits, ordinary benign days."""
+"""Generated captures: equal plans give equal bytes, packets are valid, attacks have their traits, days are ordinary."""
 
 import argparse
 import ast
@@ -21,14 +21,14 @@ from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapReader
 
 from trainer import generate as module
-from trainer.generate import ATTACKS, DEVICES, Attack, Plan, PlanError, generate
+from trainer.generate import ATTACKS, DEVICES, AttackPlan, Plan, PlanError, generate
 
 SMALL = Plan(seed=7, days=1, hours=0.2, lead_minutes=1, tail_minutes=0.5, attack_seconds=6, max_attack_packets=1500)
 SYN, RST, ACK = 2, 4, 16
 
 
 class Packet(NamedTuple):
-    """The fields the tests look at, of one frame."""
+    """The fields of one frame that the tests read."""
 
     t: int
     source_mac: str
@@ -94,7 +94,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strike(tmp_path_factory):
-    """Function: an attack as --attacks spells it -> its own packets, what came back, and its manifest entry."""
+    """Function: an attack as --attacks spells it -> its packets, the answers to them, and its manifest entry."""
 
     @cache
     def packets(text: str, **changes: object):
@@ -104,7 +104,7 @@ def strike(tmp_path_factory):
         begin, end = (micros(entry["attack"][name]) for name in ("start", "end"))
         everything = read(out / entry["file"])
         during = [p for p in everything if begin <= p.t <= end and p.kind == 0x0800]
-        # a camera's own traffic goes on; what of it falls within these seconds is told by its hosts
+        # benign traffic of the camera continues during the attack; it is recognised by its hosts
         usual = {p.dst for p in everything if p.t < begin} | {p.src for p in everything if p.t < begin and p.src}
         own = [p for p in during if p.source_mac == entry["mac"] and p.dst not in usual]
         back = [p for p in during if p.source_mac != entry["mac"] and p.src not in usual]
@@ -137,7 +137,7 @@ def test_a_capture_does_not_depend_on_what_else_is_generated(made, tmp_path):
 
 
 def test_another_seed_is_another_home(made, tmp_path):
-    """Other MACs, addresses, cloud hosts, names and times: nothing to learn by heart."""
+    """MACs, addresses, cloud hosts, names and times differ, so that nothing can be learnt by heart."""
     generate(replace(SMALL, seed=8, attacks=()), tmp_path)
     for name in ("camera-1/day1.pcap", "plug-1/day1.pcap"):
         one, other = read(made / name), read(tmp_path / name)
@@ -223,7 +223,7 @@ def test_the_manifest_names_every_file_and_says_generated(made):
 
 
 def test_attack_times_are_those_of_the_first_and_last_attack_packet(made):
-    """To the microsecond: rows are labelled by them."""
+    """Rows are labelled by these times, so they are exact to the microsecond."""
     for capture in yaml.safe_load((made / "manifest.yaml").read_text())["captures"]:
         if capture["label"] == "benign":
             continue
@@ -287,13 +287,13 @@ def test_nothing_here_can_send_a_packet():
         ({"start": datetime(1900, 1, 1, tzinfo=UTC)}, "start is 1900-01-01"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_by_name(tmp_path, change, named):
+def test_an_impossible_plan_is_refused_by_name(tmp_path, change, named):
     with pytest.raises(PlanError, match=named):
         generate(replace(SMALL, **change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_makes_a_plan_and_says_generated(tmp_path, capsys):
+def test_the_command_line_makes_a_plan_and_prints_generated(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     words = [
@@ -349,7 +349,7 @@ def test_mirai_scan_calls_telnet_everywhere(strike):
     assert not {p.dst >> 16 for p in scan} & {0xC0A8, 0xA9FE, 0xAC10, 0x6440}
 
 
-def test_mirai_scan_is_answered_by_a_few_and_goes_on_to_talk_to_them(strike):
+def test_mirai_scan_is_answered_by_a_few_hosts_and_connects_to_them(strike):
     own, back, _ = strike("mirai.scan")
     assert {p.flags for p in back if p.proto == 6} >= {SYN | ACK, RST | ACK}
     answered = {p.src for p in back if p.flags == SYN | ACK}
@@ -418,7 +418,7 @@ def test_spoofing_can_be_chosen(strike):
 
 
 def test_bashlite_scan_uses_the_kernels_sockets(strike):
-    """Many source ports, one port 23, SYN sent again after 1, 3 and 7 s."""
+    """There are many source ports, one port 23, and each SYN is repeated after 1, 3 and 7 s."""
     own, back, _ = strike("gafgyt.scan")
     syn = [p for p in own if p.flags == SYN]
     assert {p.dport for p in syn} == {23}
@@ -466,13 +466,13 @@ def test_ports_and_sizes_can_be_chosen(strike):
     assert {p.dport for p in own} == {81}
 
 
-def test_the_bound_of_packets_ends_an_attack_and_keeps_its_rate(strike):
+def test_the_bound_of_packets_ends_an_attack_at_an_unchanged_rate(strike):
     own, _, _ = strike("mirai.udp:rate=3000", max_attack_packets=1000)
     assert len(own) == 1000
     assert 2500 < rate(own) < 3500
 
 
-def test_the_device_lives_on_beneath_the_attack(tmp_path):
+def test_benign_traffic_continues_during_the_attack(tmp_path):
     plan = Plan(seed=5, days=0, devices=("plug",), attacks=("mirai.scan:seconds=120",), lead_minutes=2, tail_minutes=1)
     (entry,) = yaml.safe_load(generate(plan, tmp_path).read_text())["captures"]
     packets = read(tmp_path / entry["file"])
@@ -491,7 +491,7 @@ def home(tmp_path_factory):
     return {kind: [read(out / f"{kind}-1/day{day}.pcap") for day in (1, 2)] for kind in DEVICES}
 
 
-def test_benign_devices_do_what_such_devices_do(home):
+def test_benign_devices_use_the_usual_protocols(home):
     for kind, days in home.items():
         for packets in days:
             ports = Counter(p.dport for p in packets)
@@ -541,7 +541,7 @@ def test_benign_traffic_holds_no_trait_of_an_attack(home):
             assert len({p.dst for p in sent}) < 80, kind
 
 
-def test_connections_are_whole(home):
+def test_connections_are_complete(home):
     """Every sequence number a device sends continues the one before, every connection that opens is answered."""
     for kind, days in home.items():
         flows: dict[tuple[int, int, int], list[Packet]] = {}
@@ -586,7 +586,7 @@ def test_reconnects_come_in_bursts_at_boot_and_later(tmp_path):
 
 
 def test_attack_names_say_how_they_differ():
-    assert Attack.parse("mirai.scan").name == "mirai.scan"
-    assert Attack.parse("mirai.syn:spoof=any:rate=500").name == "mirai.syn-rate=500-spoof=any"
-    assert Attack.parse("mirai.syn:spoof=any").spoofed
-    assert not Attack.parse("gafgyt.tcp:spoof=own").spoofed
+    assert AttackPlan.parse("mirai.scan").name == "mirai.scan"
+    assert AttackPlan.parse("mirai.syn:spoof=any:rate=500").name == "mirai.syn-rate=500-spoof=any"
+    assert AttackPlan.parse("mirai.syn:spoof=any").spoofed
+    assert not AttackPlan.parse("gafgyt.tcp:spoof=own").spoofed

@@ -1,4 +1,4 @@
-"""The original studies by preset, on rows made of noise: what is counted, measured twice, left out and refused."""
+"""The original studies by preset, on rows made of noise: rows counted, figures measured twice, labels left out."""
 
 import csv
 import dataclasses
@@ -12,18 +12,20 @@ import polars as pl
 import pytest
 import yaml
 
-from edge_agent.capture import open_file
+from edge_agent.capture.features import Extractor
+from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle
 from edge_agent.contract.columns import CLEAN, NBAIOT_COLUMNS
-from edge_agent.detector import Detector
-from edge_agent.features import Extractor
-from trainer import catalogue, findings, protocol
+from edge_agent.detection.detector import Detector
 from trainer.__main__ import main
 from trainer.config import plain
+from trainer.data import catalogue, protocol, published
+from trainer.report import findings
 
 pytest.importorskip("keras")
 
-from trainer import config, fit, study
+from trainer import config, study
+from trainer.fit import fit
 
 DEVICES = ("camera", "plug")
 
@@ -93,7 +95,7 @@ def test_the_table_of_n_agrees_with_the_fit_and_with_its_own_counts(found, seed_
         assert precision == pytest.approx((n - fn) / (n - fn + fp))
 
 
-def test_what_the_study_dropped_trains_nothing_and_is_scored_apart(found, seed_run):
+def test_labels_that_the_study_dropped_do_not_train_and_are_scored_separately(found, seed_run):
     metrics = json.loads((seed_run / "metrics.json").read_text())
     assert not {"gafgyt.tcp", "gafgyt.udp"} & set(metrics["detection_rate"])
     gafgyt = table(found, "Rows").rows[2]
@@ -120,7 +122,7 @@ def test_columns_that_repeat_others_are_counted_once_beside_the_ranking(found):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_classifiers_are_told_by_three_splits_and_a_confusion_matrix_each(found):
+def test_each_classifier_has_three_splits_and_a_confusion_matrix(found):
     for name, classes in (("families", 3), ("Mirai types", 5)):
         rows = table(found, f"Classifier of {name}").rows
         assert [row[0] for row in rows] == list(study.HOW)
@@ -153,7 +155,7 @@ def test_the_paper_gives_each_device_a_model_and_a_window(rows, tmp_path):
 
 
 def test_published_rows_give_a_bundle_that_judges_live_packets(rows, tmp_path, write_pcap, traffic):
-    """By the preset nbaiot-live and the converter: without the date in HH_jit and without copies."""
+    """The preset nbaiot-live leaves out the date in HH_jit and the copies; the converter makes the bundle."""
     path = preset(tmp_path, "nbaiot-live", classifier={"enabled": False})
     assert main(["fit", str(path), "--data", str(rows), "--out", str(tmp_path / "run")]) == 0
     convert = ["converter", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
@@ -180,7 +182,7 @@ def test_thirds_at_random_are_as_large_as_the_study_printed():
 
 def test_a_scaler_fitted_on_optimise_rows_too_is_another(make_table):
     table = make_table()
-    base = config.Config((config.Entry("rows", Path("x")),), columns=table.columns[:8])
+    base = config.Config((config.DatasetEntry("rows", Path("x")),), columns=table.columns[:8])
     base = dataclasses.replace(
         base,
         split=protocol.Split(gap_rows=10, gap_s=5.0),
@@ -210,36 +212,36 @@ def whole_tree(tmp_path) -> Path:
     """All 89 published files, Kaggle's names, one row each."""
     text = ",".join(NBAIOT_COLUMNS) + "\n" + ",".join(["1.5"] * 115) + "\n"
     for device, label in catalogue.PUBLISHED:
-        number = catalogue.NBAIOT_DEVICES.index(device) + 1
+        number = published.DEVICES.index(device) + 1
         (tmp_path / f"{number}.{label}.csv").write_text(text)
     return tmp_path
 
 
-def test_a_whole_data_set_with_rows_missing_is_refused_by_file(whole_tree, capsys):
+def test_a_complete_data_set_with_rows_missing_is_refused_by_file(whole_tree, capsys):
     assert main(["study", "seed", "--data", str(whole_tree), "--out", str(whole_tree / "run")]) == 2
-    said = capsys.readouterr().err
-    assert "Danmini_Doorbell benign has 1 rows, published are 49,548 (and 88 files more)" in said
+    message = capsys.readouterr().err
+    assert "Danmini_Doorbell benign has 1 rows, published are 49,548 (and 88 files more)" in message
 
 
-def test_a_part_of_the_data_set_is_no_damage(whole_tree):
+def test_a_part_of_the_data_set_is_not_reported_as_damaged(whole_tree):
     (whole_tree / "1.mirai.ack.csv").unlink()
-    held = catalogue.held(config.Entry("nbaiot", whole_tree))
+    held = catalogue.count_rows(config.DatasetEntry("nbaiot", whole_tree))
     assert len(held) == 88
     assert set(held.values()) == {1}
     assert catalogue.differences(held) == []
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["study", "sead", "--out", "x"], "sead: cannot be read"),
         (["study", "seed", "--data", "nowhere", "--out", "x"], "nowhere: no such folder"),
-        (["sweep", "seed", "--data", "nowhere", "--out", "x", "--steps", "3,x"], "'3,x' is no list of numbers"),
+        (["sweep", "seed", "--data", "nowhere", "--out", "x", "--steps", "3,x"], "'3,x' is not a list of numbers"),
         (["sweep", "seed", "--out", "x", "--optimisers", "newton"], "unknown optimiser 'newton'; known: adam,"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(args, said, capsys):
+def test_a_usage_error_is_one_line(args, message, capsys):
     assert main(args) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
-    assert said in err[0]
+    assert message in err[0]

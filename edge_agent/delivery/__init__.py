@@ -1,0 +1,1 @@
+"""From detections to the broker: alerts and their suppression, evidence, the outbox, the link."""

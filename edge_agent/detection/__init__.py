@@ -1,0 +1,1 @@
+"""From rows to detections: scores, votes, limits learnt per device, classes and explanations."""

@@ -1,0 +1,88 @@
+"""Learning from a device's rows: which of them teach its own limits, and what they teach.
+
+The arithmetic of these limits is `edge_agent.detection.device_limits`'s knowledge, alarms are the subject's.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.capture.features import Rows
+from edge_agent.detection.device_limits import MINUTE_NS, DeviceLimits
+from edge_agent.detection.scored import ScoredRows, SubjectRules
+
+
+class DeviceLearning:
+    """Teaches one device's own limits from its rows, minute by minute of packet time."""
+
+    __slots__ = ("_rules", "limits", "minute")
+
+    def __init__(self, limits: DeviceLimits, rules: SubjectRules) -> None:
+        self.limits, self._rules = limits, rules
+        self.minute = 0
+        """The minute of steady time whose rows are taken in; 0 before the first."""
+
+    def by_minute(self, t_ns: NDArray[np.int64], index: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
+        """Return rows ``index`` cut at whole minutes, and the minute of each piece; ``t_ns`` are the times of all."""
+        minutes = np.maximum.accumulate(np.maximum(t_ns[index] // MINUTE_NS, self.minute))
+        if minutes[-1] == self.minute:
+            return [(self.minute, index)]
+        cuts = np.flatnonzero(np.diff(minutes)) + 1
+        return list(zip(minutes[[0, *cuts]].tolist(), np.split(index, cuts), strict=True))
+
+    def next_minute(self, minute: int, during: Literal["", "alarm", "aftermath"]) -> None:
+        """Move on to ``minute``; the one before, if there is one, passed ``during`` an alarm or its aftermath."""
+        if self.minute:
+            self._name_suspects()
+            self.limits.end_minute((self.minute + 1) * MINUTE_NS, during)
+        self.minute = minute
+
+    def see_quiet(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
+        """Take in rows of this minute of which none is flagged."""
+        limits = self.limits
+        judged = index if scored.all_chosen else index[scored.routes.chosen[index]]
+        in_units = scored.scores[judged] / self._rules.decision.full.limit
+        peak = limits.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
+        if limits.sample and not scored.routes.carries[index].any():  # of a router's rows some columns are not its own
+            limits.sample.see(scored.rows.values, scored.t_ns, judged, in_units, peak)
+        limits.note_judged(len(index), 0)
+
+    def see_judged(
+        self,
+        scored: ScoredRows,
+        index: NDArray[np.intp],
+        *,
+        counts: NDArray[np.float64],
+        full: NDArray[np.bool_],
+        carried: NDArray[np.bool_],
+    ) -> None:
+        """Take in rows of this minute with their ``counts`` (n, `COUNT_COLUMNS`), flagged where ``full`` (n,) is set.
+
+        ``carried`` (n,) are rows of a router, whose device columns count all that it carries.
+        """
+        rules, limits, chosen = self._rules, self.limits, scored.routes.chosen[index]
+        in_units = scored.scores[index] / rules.decision.full.limit
+        peak = limits.see(in_units[chosen], (counts / rules.bounds).max(axis=1)[chosen], full[chosen])
+        if limits.sample and not carried.any():
+            quiet = chosen & ~full
+            limits.sample.see(scored.rows.values, scored.t_ns, index[quiet], in_units[quiet], peak)
+        self._classify_suspects(scored.rows, index[chosen & (in_units > 1.0) & ~full])
+        limits.note_judged(len(full), int(full.sum()))
+
+    def _classify_suspects(self, rows: Rows, above: NDArray[np.intp]) -> None:
+        """Classify the first few rows of each minute above the shared limit, not flagged while the device learns."""
+        suspects, classifier = self.limits.suspects, self._rules.classifier
+        if self.limits.learnt or classifier is None or not suspects.room or not len(above):
+            return
+        above = above[: suspects.room]
+        suspects.add(*classifier.of_rows(rows.values[above][:, self._rules.columns_at], rows.meta[above]))
+
+    def _name_suspects(self) -> None:
+        """Note in the limits which attack those rows look like, once they would be enough for a vote."""
+        suspects, rules = self.limits.suspects, self._rules
+        # the probabilities of a row sum to 1, so this counts the rows
+        if self.limits.learnt or rules.classifier is None or float(suspects.class_sum.sum()) < rules.decision.vote_k:
+            return
+        name, probability = rules.classifier.name(suspects.class_sum, suspects.profile_sum)
+        self.limits.suspect("" if probability is None else name)

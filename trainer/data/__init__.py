@@ -1,0 +1,1 @@
+"""Everything read and written before training: captures, rows, splits, rankings."""

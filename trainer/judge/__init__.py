@@ -1,0 +1,1 @@
+"""The judgement of fitted models and bundles: evaluation, comparisons, baselines, audits."""

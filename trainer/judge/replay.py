@@ -1,0 +1,45 @@
+"""Frames in memory, judged by the very agent that ships, and the alerts that it would have sent.
+
+Only what a measurement needs differs from a gateway: which streams a full table evicts is decided by a fixed seed, and
+nothing is stored or sent. The budget of rows, monitored networks, check-ins and alerts are as the configuration says.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from edge_agent.agent import BATCH, Agent
+from edge_agent.config import AgentConfig
+from edge_agent.contract.alert import Alert
+from edge_agent.contract.bundle import Bundle
+from trainer.judge.inject import Frame
+
+SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """The messages of each episode, first episode first, and the agent that sent them, after its end."""
+
+    episodes: list[list[Alert]]
+    agent: Agent
+
+
+def replay(bundle: Bundle, config: AgentConfig, frames: Iterable[Frame], *, learn: bool = False) -> Replayed:
+    """Have an agent judge frames in the order of their times, from a cold start.
+
+    With ``learn`` each device gets limits of its own, learnt from its traffic in these frames; without, all devices are
+    held to the bundle's limits, whatever the configuration says.
+    """
+    agent = Agent(replace(config, learning=replace(config.learning, enabled=learn)), bundle, seed=SEED)
+    alerts: list[Alert] = []
+    left = iter(frames)
+    while batch := list(islice(left, BATCH)):
+        rows = agent.extractor.push_frames(batch)
+        if len(rows):  # a frame without a whole link header gives none
+            alerts += agent.judge(rows)
+    alerts += agent.finish()
+    episodes: dict[str, list[Alert]] = {}
+    for alert in alerts:
+        episodes.setdefault(alert.id, []).append(alert)
+    return Replayed(episodes=list(episodes.values()), agent=agent)

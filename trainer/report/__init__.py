@@ -1,0 +1,1 @@
+"""Findings, the figures drawn of them and the page that shows them."""
