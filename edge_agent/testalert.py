@@ -42,7 +42,6 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
         yield "an agent is running and has made the test alert"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
-    yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
     # Commands are for the agent: a subscription here would take them away from it.
     config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
     publisher = Publisher(config, controlled=True)
@@ -51,6 +50,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     )
     with publisher.running():
         publisher.give(*alerts)
+        yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
         yield from _await(config, publisher.state, alerts[0].id, wait_s, publisher.line)
 
 

@@ -62,7 +62,7 @@ def test_a_reply_is_printed_without_what_a_terminal_would_obey():
     result = {"gateway": "gw-001", "commands": [], "allowed": [{"entry": 1, "reason": "a\x1b[31m"}]}
     text = orders.lines(Reply("1", "status", 0, result), running=True)
     assert text[:2] == ["gateway gw-001: running", "  commands accepted from the broker: none"]
-    assert text[-1].split() == ["1", "a?[31m"]
+    assert text[-1].split() == ["1", "a\\x1b[31m"]
     assert orders.lines(Reply("1", "unmute", 0, {"ended": [3]}), running=False) == [
         "ended 3",
         "no agent is running: this takes effect at its next start",
