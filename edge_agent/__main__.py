@@ -150,7 +150,9 @@ def _add_orders(
         offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
         for key, argument in offered.items():
             more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
-            if argument.option:
+            if argument.option and not argument.metavar:
+                more = {"dest": key, "help": argument.help, "action": "store_const", "const": True}
+            elif argument.option:
                 more |= {"dest": key, "required": key in grammar.required}
                 more |= {"action": "extend"} if argument.write is list else {}
             elif len(set(grammar.one_of) & set(offered)) > 1:
