@@ -97,8 +97,8 @@ def test_an_agent_with_another_state_file_keeps_its_connection_its_status_and_it
         with in_thread(link.run):
             wait_until(lambda: listener.states() == ["online"])
             assert not of_broker(config, settings).wrong
-            told = list(steps(replace(config, broker=settings), ModelInfo("none"), 10.0))
-            assert "no agent is running" in told[0]
+            lines = list(steps(replace(config, broker=settings), ModelInfo("none"), 10.0))
+            assert "no agent is running" in lines[0]
             wait_until(lambda: len(listener.payloads()) == 2)
             listener.client.publish(topic("gw-001", "cmd/status"), b"{}", qos=1)
             wait_until(lambda: link.counts.commands == 1)

@@ -187,10 +187,10 @@ def test_replace_is_a_word_without_a_value_on_the_gateway(tmp_path, capsys):
     gateway.state.close()
     words = ["mute", MAC, "--for", "1m", "--outbox", str(gateway.config.outbox.path), "--json"]
     assert agent_main(words) == 0
-    kept = json.loads(capsys.readouterr().out)
+    longer = json.loads(capsys.readouterr().out)
     assert agent_main([*words, "--replace"]) == 0
     shorter = json.loads(capsys.readouterr().out)
-    assert shorter["until"] < kept["until"]
+    assert shorter["until"] < longer["until"]
 
 
 def test_all_devices_can_be_muted_on_the_gateway_only(gateway):
