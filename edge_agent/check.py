@@ -27,7 +27,7 @@ from edge_agent.state import StateError
 from edge_agent.system import synchronised
 
 EXPIRY_DAYS = 30
-"""A certificate that expires within so many days causes a warning."""
+"""A certificate that expires within this many days causes a warning."""
 
 
 @dataclass(frozen=True)

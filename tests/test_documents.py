@@ -335,7 +335,7 @@ class Site:
         self.folder, self._wire, self._home, self.alert = folder, wire, home, ""
         for name in ("configs", "systemd"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("bin", "etc", "image", "bundles"):
+        for name in ("bin", "etc", "bundles"):
             (folder / name).mkdir()
         (folder / "bundles/home").symlink_to(home.bundle)
         (folder / "capture.pcap").symlink_to(capture)

@@ -168,7 +168,7 @@ def _fit(args: argparse.Namespace, command: str) -> int:
             fit.run(chosen, args.out, command, autoencoder.all_of(watches), joined)
     except (DatasetError, FitError, autoencoder.TrainingError, workers.WorkersError) as error:
         return refuse(PROG, error)
-    except OSError as error:  # the readers of data turn theirs into a DatasetError: this one is of the run folder
+    except OSError as error:  # readers of data raise a DatasetError instead, so this one comes from the run folder
         return refuse(PROG, f"{error.filename or args.out}: cannot be written: {error.strerror or error}")
     return OK
 

@@ -293,7 +293,7 @@ def highest_ratios(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Routes:
-    """The subject of each of n rows, and what was known of its sender at that row."""
+    """The subject of each of n rows, and the facts known of its sender at that row."""
 
     keys: list[int | bytes]
     """The subject of each group: a MAC, or the 16 bytes of the monitored address that remote packets came to."""

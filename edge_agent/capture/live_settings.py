@@ -12,7 +12,7 @@ class LiveSettings:
 
     bpf: str | None = None
     snaplen: int = 256  # bytes of a frame that are captured: all headers, little payload
-    buffer_bytes: int = 8 << 20  # the operating system stores frames in so many until they are taken
+    buffer_bytes: int = 8 << 20  # the operating system holds frames in this many until they are taken
     promiscuous: bool = True
     inbound: bool = False  # only what the interface receives, not what this machine sends
     once: bool = True  # a frame that is seen again on its way through this machine is left out

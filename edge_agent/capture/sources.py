@@ -30,7 +30,8 @@ HELD_S = 0.02
 """Seconds of waiting for older frames of other interfaces before the youngest are asked for again."""
 
 FEW, GATHER_S = 2_048, 0.03
-"""After fewer rows than this, wait so many seconds for more: a row costs more in a small batch than in a large one."""
+"""After fewer rows than this, wait this many seconds for more: a row costs more in a small batch than in a large
+one."""
 
 RETRY_S = (1.0, 30.0)
 """The first and the longest pause before an interface that went away is tried again."""
@@ -191,7 +192,7 @@ class Interfaces(Source):
         interface, ``seen_again`` those left out as seen before. ``seen_forgotten`` counts frames dropped from the table
         of frames seen while they were still needed for that.
         """
-        self._own()
+        self._note_own_macs()
         keys = ("captured", "dropped", "interface_dropped", "seen_again", "seen_forgotten")
         return dict(zip(keys, self._live.statistics(), strict=True)) | self.counters
 
@@ -233,9 +234,9 @@ class Interfaces(Source):
             raise
         self._all[i].fd = fd = self._live.fileno(i)
         self._poll.register(fd, select.POLLIN)
-        self._own()
+        self._note_own_macs()
 
-    def _own(self) -> None:
+    def _note_own_macs(self) -> None:
         self._live.own(b"".join(mac.to_bytes(8, sys.byteorder) for mac in own_macs()))
 
     def _open_again(self, i: int, now: float) -> None:

@@ -263,7 +263,7 @@ VERBS: Mapping[str, Verb] = {
         local="cam-entrance",
     ),
     "learn": Verb(
-        about="learn a device's own limits anew, because it is known to be healthy and to have changed",
+        about="forget what was learnt of a device and learn it anew; only for a device that is known to be healthy",
         arguments={
             "device": replace(
                 _DEVICE, option="", metavar="MAC|NAME", help="the device; what was learnt of it is forgotten"

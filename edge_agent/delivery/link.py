@@ -246,12 +246,8 @@ class Link:
         self._connected_at = time.monotonic()
         again = self._outbox.again(self.config.repeat_s, self._lost_s)
         self.counts.repeated += again
-        logger.info(
-            "connected to broker %s, MQTT %s; %d alerts that it may have lost are sent again",
-            self.config.address,
-            self.protocol,
-            again,
-        )
+        repeats = f"; {again} alerts that the broker may have lost are sent again" if again else ""
+        logger.info("connected to broker %s, MQTT %s%s", self.config.address, self.protocol, repeats)
         if not self._guest:
             line.connection.publish(self._status_topic, self._status("online"), retain=True)
             self._subscribe(line)

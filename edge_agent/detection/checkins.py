@@ -51,7 +51,7 @@ PAUSE_S = 600.0
 """Seconds without a contact after which a series of them is over."""
 
 HOLD_S = 1800.0
-"""Seconds for which a detection holds: an alert of check-ins ends so long after the last one and is not updated more
+"""Seconds for which a detection holds: an alert of check-ins ends this long after the last one and is not updated more
 often."""
 
 REPORT_S = 60.0
@@ -120,7 +120,7 @@ class _Peer:
         self.second = second
 
     def add_interval(self, seconds: float) -> None:
-        """Add a contact that came so many ``seconds`` after the one before."""
+        """Add a contact that came ``seconds`` after the one before."""
         if self.intervals is None:
             self.intervals = array("d")
         elif len(self.intervals) == INTERVALS:

@@ -50,14 +50,14 @@ SCORE_CAP, COUNTS_CAP = 16.0, 4.0
 """Highest factors of the shared limits; a device that reaches one is nearly unprotected."""
 
 RECENT_MINUTES, ALARM_SHARE = 30, 0.1
-"""A device is believed only if it was in an alarm in at most this share of its last so many minutes with traffic."""
+"""Last minutes with traffic in which alarms are counted, and the largest share with an alarm of a believed device."""
 
 CARRY_BURSTS = 8
 """Fewest loud row bursts of remembered minutes from which the limits under another model can be calculated."""
 
 STALE_MINUTES, STALE_OF, STALE_OVER = 8, 10, 1.25
-"""A device is stale when so many of its last so many minutes with traffic exceed all it was known for by this factor;
-it is active again when as many of them do not."""
+"""A device is stale when `STALE_MINUTES` of its last `STALE_OF` minutes with traffic exceed all it was known for by the
+factor `STALE_OVER`; it is active again when as many of them do not."""
 
 MAX_SUSPECTS = 32
 """Rows of a minute above the shared limit that are classified while a device still learns."""
@@ -462,9 +462,14 @@ class DeviceLimits:
         self._begin(self.latest_ns)
         self._trust.vouched = self.anew = True
 
-    def vouch_as(self, before: "DeviceLimits") -> None:
-        """Learn anew under this model as ``before`` does under another (`relearn`)."""
-        self._trust.vouched, self.anew = before._trust.vouched, before.anew
+    def judge_as(self, before: "DeviceLimits") -> None:
+        """Begin with the judgement of ``before``, of another model: vouched for, or refused until it is judged again.
+
+        A device that looks infected must not get the wide limits of one that has just come.
+        """
+        trust, known = self._trust, before._trust
+        trust.vouched, trust.refused, trust.alarms = known.vouched, known.refused, list(known.alarms)
+        self._factors = self._fit()
 
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""
@@ -472,7 +477,8 @@ class DeviceLimits:
         self.latest_ns = max(t_ns, self.latest_ns)
 
     def carry_over(self, votes: Mapping[int, float], count_factor: float, rows: int) -> bool:
-        """Go on under another model, whose highest votes in some minutes are ``votes``, from so many stored ``rows``.
+        """Go on under another model, whose highest votes in some minutes are ``votes``, from a number ``rows`` of
+        stored rows.
 
         ``count_factor`` is how much higher counts are in units of that model's bounds. What was known when the device
         had learnt changes by as much as its minutes do. Return False, and change nothing, if too few minutes are known

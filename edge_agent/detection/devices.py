@@ -204,8 +204,7 @@ class Devices:
     def records(self, now_s: float, *, everything: bool = False) -> Records:
         """Return what is to be stored of each device that has changed: for `keep`, which another thread may call."""
         records = Records(anew=frozenset(self._anew))
-        absent = {mac: self._absent[mac] for mac in records.anew if mac in self._absent}
-        for mac, limits in {**absent, **self._present}.items():
+        for mac, limits in [*((m, self._absent[m]) for m in records.anew if m in self._absent), *self._present.items()]:
             saved_s, state = self._saved.get(mac, (0.0, ""))
             if everything or limits.state != "active" or state != "active" or now_s - saved_s >= ACTIVE_SAVE_S:
                 records.learnt.append((mac, self._pack(limits)))
@@ -258,12 +257,10 @@ class Devices:
     def take_over(self, before: "Devices", vote: Callable[[NDArray[np.float32]], float] | None) -> None:
         """Go on with the devices of ``before``, whose model was in use until now, as `carry_over` treats stored ones.
 
-        A device that was learnt under this model earlier keeps what is stored of that, unless it was ordered to learn
-        anew since (`relearn`). Where there are too many devices, those that were seen last are known. Without ``vote``
-        limits are not in use, and only counters go on. ``before`` is not changed.
+        What is stored of a device under this model is kept, unless it was ordered to learn anew since (`relearn`). Of
+        too many devices those seen last are known. Without ``vote`` only counters go on. ``before`` is not changed.
         """
-        for key, count in before.counts.items():
-            self.counts[key] += count
+        self.counts = {key: count + before.counts[key] for key, count in self.counts.items()}
         self._anew |= before._anew
         if vote is None:
             return
@@ -273,15 +270,15 @@ class Devices:
         for mac, limits in reversed(here.items()):
             if mac not in self._absent and len(self._absent) >= MAX_DEVICES:
                 continue
-            if limits.vouched and not limits.learnt:
-                self._absent[mac] = self._new(limits.latest_ns)
-                self._absent[mac].vouch_as(limits)
-                self._logged.pop(mac, None)
-            elif mac not in self._absent or not self._absent[mac].learnt:
-                stored, minutes = before._record(limits)
-                bursts = limits.sample.bursts if limits.sample else []
-                copies = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
-                self._carry_over_one(mac, before._model, stored, minutes, copies, vote)
+            ordered = limits.vouched and not limits.learnt
+            if mac in self._absent and self._absent[mac].learnt and not ordered:
+                continue
+            stored, minutes = before._record(limits)
+            bursts = limits.sample.bursts if limits.sample and limits.learnt else []
+            copies = [RowBurst(burst.kind, burst.minute, burst.packed, saved=burst.saved) for burst in bursts]
+            self._carry_over_one(mac, before._model, stored, minutes, copies, vote)
+            if ordered:
+                self._absent[mac].anew = limits.anew
 
     def _carry_over_one(
         self,
@@ -309,6 +306,10 @@ class Devices:
             logger.info(
                 "device %s learns anew under model %s: too few of its rows are stored", self._who(mac), self._version
             )
+            if not limits.learnt and (limits.vouched or limits.refused):
+                self._absent[mac] = self._new(limits.latest_ns)
+                self._absent[mac].judge_as(limits)
+                self._logged[mac] = limits.state, limits.refused
             return
         self._take_over_bursts(limits, bursts, stored)
         self._absent[mac], self._logged[mac] = limits, (limits.state, limits.refused)

@@ -59,7 +59,7 @@ class DeviceLearning:
     ) -> None:
         """Take in rows of this minute with their ``counts`` (n, `COUNT_COLUMNS`), flagged where ``full`` (n,) is set.
 
-        ``carried`` (n,) are rows of a router, whose device columns are of all that it carries.
+        ``carried`` (n,) are rows of a router, whose device columns count all that it carries.
         """
         rules, limits, chosen = self._rules, self.limits, scored.routes.chosen[index]
         in_units = scored.scores[index] / rules.decision.full.limit

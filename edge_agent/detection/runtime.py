@@ -67,7 +67,8 @@ class Model:
         return out
 
     def input(self, rows: int) -> Array:
-        """Return the interpreter's own memory for so many ``rows`` (at most 256), (rows, inputs); fill it before `run`.
+        """Return the interpreter's own memory for a number of ``rows``, at most 256, (rows, inputs); fill it before
+        `run`.
 
         Drop every reference to it before that call, or the interpreter refuses to run (RuntimeError).
         """

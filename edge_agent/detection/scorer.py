@@ -56,7 +56,7 @@ class Scorer:
     def carried(self, values: NDArray[Any]) -> Array:
         """Return the mean squared error with the sender's device columns shown and counted as normal, (n,).
 
-        That is the score of a router, whose device columns are of all that it carries.
+        That is the score of a router, whose device columns count all that it carries.
         """
         return self._error(self._scaling, values, _CARRIED)
 

@@ -144,12 +144,12 @@ class Subject:
     def quiet_via_router(self, scored: ScoredRows, index: NDArray[np.intp], high: NDArray[np.float64]) -> bool:
         """Return True if rows ``index`` of a router or a victim are all far from a limit.
 
-        The sender's counts, which are in ``high`` (of all rows), are of all that it carries. So the subject's own are
+        The sender's counts, which are in ``high`` (of all rows), include all that it carries. So the subject's own are
         counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
         carried = scored.carried(index, victim=self._victim)
-        own = high[index[~carried]]
-        if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own.max(initial=0.0) > NEAR:
+        own_counts = high[index[~carried]]
+        if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own_counts.max(initial=0.0) > NEAR:
             return False
         at = index[carried]
         if len(at):

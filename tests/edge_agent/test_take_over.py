@@ -15,7 +15,7 @@ from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.state import State
 from tests.conftest import Home
 from tests.edge_agent.detection.test_detector import other_bundle
-from tests.edge_agent.detection.test_devices import BEGIN, MINUTE, entry, life
+from tests.edge_agent.detection.test_devices import BEGIN, MINUTE, entry, flood, life
 from tests.edge_agent.detection.test_reservoir import of_model
 from tests.traffic import PLUG_MAC, Frame, S, merged, scan, steady
 
@@ -154,6 +154,25 @@ def test_a_device_that_was_ordered_to_learn_anew_does_so_under_every_model(bundl
     agent.take_over(bundle)
     assert entry(agent.devices)["state"] == "learning"
     assert agent.devices.known()[PLUG_MAC].vouched
+    state.close()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_device_that_looks_infected_is_held_to_the_new_models_limits_at_once(bundle, tmp_path, restart):
+    """Else its attack would go on below the wide limits of a device that has just come."""
+    state, other = State(tmp_path / "s.sqlite"), of_model(bundle, "7", 1.0)
+    agent = Agent(AgentConfig(), bundle, seed=0, state=state)
+    frames = merged(life(20), flood(0, 20, 50))
+    for at in range(0, len(frames), 500):
+        list(agent.judge(agent.extractor.push_frames(frames[at : at + 500])))
+    reason = entry(agent.devices)["reason"]
+    if restart:
+        store(agent.devices, 1e9)
+        agent = Agent(AgentConfig(), other, seed=0, state=state)
+    else:
+        agent.take_over(other)
+    assert entry(agent.devices)["reason"] == reason
+    assert entry(agent.devices)["score_times"] == 1.0
     state.close()
 
 

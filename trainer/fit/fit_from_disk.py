@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.fit.workers import Workers
 
 MIX = 8
-"""Number of blocks that are shuffled together, because one block is of nearly one device and minute."""
+"""Number of blocks that are shuffled together, because one block has rows of hardly more than one device and minute."""
 
 
 def run(

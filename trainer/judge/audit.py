@@ -68,7 +68,7 @@ def duplicates(values: Array, columns: tuple[str, ...]) -> dict[str, str]:
 def on_both_sides(values: Array, one: Index, other: Index, digits: int | None = None) -> float:
     """Return the share of the rows ``other`` that are also among the rows ``one``.
 
-    Values are compared to so many significant ``digits``, or exactly.
+    Values are compared to a number of significant ``digits``, or exactly.
     """
     if not len(other) or not len(one):
         return 0.0

@@ -123,7 +123,7 @@ def bound(count: int, exposure: float, confidence: float = 0.95) -> float:
 
 
 def generator_sha256() -> str:
-    """Return the SHA-256 of the traffic generator: figures on generated traffic are of one version of it."""
+    """Return the SHA-256 of the traffic generator: figures on generated traffic hold for one version of it."""
     return hashlib.sha256((Path(__file__).parents[1] / "generate.py").read_bytes()).hexdigest()
 
 

@@ -212,7 +212,7 @@ def _detections(run: RunFolder, score: Callable[[Array], Array], limit: float, m
 
 @dataclass(frozen=True)
 class Curve:
-    """The share of detections that fall below the limit once so many statistics or columns are made normal.
+    """The share of detections that fall below the limit, by the number of statistics or columns made normal.
 
     One curve is in the order of LIME, one in that of the gateway, and one is the mean over random orders.
     """
