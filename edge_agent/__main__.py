@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.contract.cli import (
     FAILED,
     INTERRUPTED,
+    NOT_RUNNING,
     OK,
     LogLines,
     SideLines,
@@ -156,11 +157,14 @@ def _add_orders(
         if grammar.local is None:
             continue
         example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
-        parser = command(verb, grammar.about, example, common)
+        exits = "; exits with 3 when no agent runs" if verb == "status" else ""
+        parser = command(verb, grammar.about, example, common, exits)
         offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
         for key, argument in offered.items():
             more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
-            if argument.option:
+            if argument.option and not argument.metavar:
+                more = {"dest": key, "help": argument.help, "action": "store_const", "const": True}
+            elif argument.option:
                 more |= {"dest": key, "required": key in grammar.required}
                 more |= {"action": "extend"} if argument.write is list else {}
             elif len(set(grammar.one_of) & set(offered)) > 1:
@@ -192,7 +196,7 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 3 not running, 130 interrupted."""
     prepare_output()
     args = _parser().parse_args(argv)
     args.log = LogLines()
@@ -250,7 +254,7 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
         if args.broker:
             config = dataclasses.replace(config, broker=config.broker.at(args.broker))
         if args.outbox:
-            config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=args.outbox))
+            config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=args.outbox.absolute()))
         if args.bundle:
             config = dataclasses.replace(config, bundle=args.bundle)
         if getattr(args, "interface", None):
@@ -259,6 +263,13 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
     except ValueError as error:  # BrokerError and MessageError among them
         raise settings.SettingsError(str(error)) from error
     return config
+
+
+def _located(args: argparse.Namespace) -> "AgentConfig":
+    """Return the configuration for a command about an agent that may run: its files are those of that agent."""
+    from edge_agent.orders import locate
+
+    return locate(_config(args))
 
 
 def _bundle(config: "AgentConfig") -> "Bundle":
@@ -349,7 +360,7 @@ def _consequence(config: "AgentConfig", publisher: "Publisher | None") -> str:
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
-    config = _config(args)
+    config = _located(args)
     status = OK
     for finding in check.findings(config, _bundle_or_reason(config)):
         say(finding.line())
@@ -404,7 +415,7 @@ def _evidence(args: argparse.Namespace) -> int:
     from edge_agent.contract.messages import format_time
     from edge_agent.delivery.evidence import began_ns, fetch, files
 
-    folder = _config(args).evidence.path
+    folder = _located(args).evidence.path
     if folder is None:
         return refuse(PROG, "no evidence is stored: `evidence.path` in the configuration is null")
     try:
@@ -430,13 +441,12 @@ def _evidence(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> int:
     from edge_agent.contract.bundle import replace_file
     from edge_agent.detection import devices
-    from edge_agent.orders import state_path
     from edge_agent.state import State
 
-    config = _config(args)
+    config = _located(args)
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
-    with closing(State(state_path(config), guest=True)) as state:
+    with closing(State(config.outbox.path, guest=True)) as state:
         content, rows, of = devices.export(state, config.names, config.gateway)
     if not rows:
         return refuse(PROG, "no rows are stored yet: the first are stored once a device has been learnt", FAILED)
@@ -451,7 +461,7 @@ def _rows(args: argparse.Namespace) -> int:
 def _support(args: argparse.Namespace) -> int:
     from edge_agent import support
 
-    config = _config(args)
+    config = _located(args)
     bundle = _bundle_or_reason(config)
     try:
         names = support.write(config, bundle, args.out)
@@ -469,7 +479,7 @@ def _test_alert(args: argparse.Namespace) -> int:
     from edge_agent.contract import bundle as bundles
     from edge_agent.contract.alert import ModelInfo
 
-    config = _config(args)
+    config = _located(args)
     model = ModelInfo("none")
     if config.bundle:
         manifest = (bundle := bundles.load(config.bundle)).manifest
@@ -490,9 +500,11 @@ def _order(args: argparse.Namespace) -> int:
     if args.command == "mute" and is_uuid7(given["device"]):
         given["alert"] = given.pop("device")
     try:
-        reply, running = orders.order(_config(args), args.command, given)
+        reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:
         return refuse(PROG, error)
+    except orders.NoAgent as error:
+        return refuse(PROG, error, NOT_RUNNING if args.command == "status" else FAILED)
     if reply.error:
         return refuse(PROG, reply.error, FAILED)
     if args.json:
@@ -502,7 +514,7 @@ def _order(args: argparse.Namespace) -> int:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for line in orders.lines(reply, running, width):
             say(line)
-    return OK
+    return NOT_RUNNING if args.command == "status" and not running else OK
 
 
 if __name__ == "__main__":

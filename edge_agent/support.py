@@ -126,8 +126,6 @@ def _release() -> list[str]:
 
 def _status(config: AgentConfig) -> str:
     """Return health, counters and devices of the running agent, or what the last one left, as JSON."""
-    if not orders.state_path(config).is_file():
-        return json.dumps({"error": "no agent has run with this configuration"})
     try:
         reply, running = orders.order(config, "status", {})
     except (CommandRefused, StateError, BrokerError) as error:
@@ -143,8 +141,8 @@ def _machine(config: AgentConfig) -> str:
             parts.append(f"== {file}\n{Path(file).read_text()}")
         except OSError as error:
             parts.append(f"== {file}\n{error.strerror}\n")
-    for folder in {orders.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
-        if folder.is_dir():
+    for folder in {config.outbox.path.absolute().parent, (config.evidence.path or Path()).absolute().parent}:
+        if os.access(folder, os.R_OK | os.X_OK):
             usage = shutil.disk_usage(folder)
             parts.append(f"== {folder}\n{usage.free >> 20} MB free of {usage.total >> 20}\n")
     parts.append("== ip address\n" + _output("ip", "-br", "address"))

@@ -1,8 +1,8 @@
 """The common ways in which the commands of every role refuse, exit, and print text that came from elsewhere.
 
 A command that cannot do what it was asked for prints one line on stderr, "botwatch agent: reason". It exits with
-`USAGE` when the command line, the configuration or a file named there is wrong, and with `FAILED` when the work itself
-failed.
+`USAGE` when the command line, the configuration or a file named there is wrong, with `FAILED` when the work itself
+failed, and with `NOT_RUNNING` when the state of a running agent was asked for and no agent runs.
 
 What a terminal cannot print is escaped: `printable` and `json_text` escape what it would obey, and `prepare_output`
 lets the streams escape what their encoding does not have.
@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses: done; the work failed; usage error; stopped by SIGINT (128 + 2, as shells count)."""
+OK, FAILED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses: done; the work failed; usage error; no agent runs (as `systemctl status` has it); stopped by SIGINT
+(128 + 2, as shells count)."""
 
 logger = logging.getLogger(__name__)
 
