@@ -175,7 +175,7 @@ def _wheel() -> Path:
         "_PYTHON_HOST_PLATFORM": "linux-aarch64",
     }
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "-w", str(folder), str(source)]
+    command += ["-w", str(folder), str(source)]
     _run(command, "the package cannot be built for arm64", os.environ | cross)
     return next(folder.glob("*.whl"))
 
