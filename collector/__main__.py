@@ -5,7 +5,6 @@ import getpass
 import hashlib
 import json
 import logging
-import os
 import secrets
 import signal
 import sys
@@ -22,7 +21,7 @@ from collector.order import OrderError, order
 from collector.store import AlertStore, StoredAlert, StoreError
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerError
-from edge_agent.contract.cli import FAILED, OK, refuse
+from edge_agent.contract.cli import FAILED, OK, LogLines, OutputError, end_output, prepare_output, refuse, say
 from edge_agent.contract.commands import VERBS, Command, typed
 from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
@@ -41,7 +40,13 @@ _TABLE_WIDTH = 120  # columns of a terminal from which a table can be read; in a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as `edge_agent.contract.cli` lists them."""
+    prepare_output()
     arguments = _parser().parse_args(argv)
+    return end_output(PROG, _status(arguments), OK)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Run one command and return its exit status; what it printed may still be buffered."""
     try:
         config = load(CollectorConfig, arguments.config) if arguments.config else CollectorConfig()
         if arguments.db:
@@ -51,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments, config))
     except (SettingsError, BrokerError) as error:
         return refuse(PROG, error)
-    except StoreError as error:
+    except BrokenPipeError:  # `| head` has seen enough
+        return OK
+    except (OutputError, StoreError) as error:
         return refuse(PROG, error, FAILED)
 
 
@@ -133,9 +140,10 @@ def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:
             file.write_bytes(content)
         except OSError as error:
             return refuse(PROG, error, FAILED, file=file)
-        print(f"{file}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        say(f"{file}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
         return OK
-    print(json.dumps(reply.result, indent=1))  # in ASCII: a gateway's words must not move the cursor
+    for line in json.dumps(reply.result, indent=1).split("\n"):  # ASCII: a gateway's words must not move the cursor
+        say(line)
     return OK
 
 
@@ -160,7 +168,8 @@ def _natural(text: str) -> int:
 
 
 def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[LogLines()])
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -203,9 +212,10 @@ def _alerts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
             time.sleep(_FOLLOW_S)
     except KeyboardInterrupt:
         return OK
-    except BrokenPipeError:  # `| head` has seen enough; Python must not complain about it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of stdout: the store's errors are StoreErrors
+        return refuse(PROG, f"stdout cannot be written: {error.strerror or error}", FAILED)
     finally:
         store.close()
 

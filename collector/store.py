@@ -187,9 +187,10 @@ class AlertStore:
         self._max_rejected = max_rejected
         try:
             parsed = make_url(database_url(url))
-        except (ArgumentError, ValueError) as error:
-            raise StoreError(f"db: {_line(error)}") from error
-        shown = parsed.render_as_string(hide_password=True)
+        except (ArgumentError, ValueError):  # whose message may have a part of the password
+            text = "db: is not a file or a database URL; special characters in a password are written as %XX"
+            raise StoreError(text) from None
+        shown = parsed.difference_update_query(("password", "sslpassword")).render_as_string(hide_password=True)
         backend = parsed.get_backend_name()
         if backend not in ("sqlite", "postgresql"):
             raise StoreError(f"db {shown}: SQLite and PostgreSQL are supported")

@@ -2,10 +2,8 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
-import os
 import shutil
 import signal
 import sys
@@ -16,16 +14,29 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.contract.cli import FAILED, INTERRUPTED, OK, refuse
+from edge_agent.contract.cli import (
+    FAILED,
+    INTERRUPTED,
+    NOT_RUNNING,
+    OK,
+    LogLines,
+    SideLines,
+    end_output,
+    json_text,
+    note,
+    prepare_output,
+    printable,
+    refuse,
+    say,
+)
 
 if TYPE_CHECKING:
     from edge_agent.config import AgentConfig
     from edge_agent.contract.alert import Alert
     from edge_agent.contract.bundle import Bundle
+    from edge_agent.publisher import Publisher
 
 PROG = "botwatch agent"
-
-logger = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,11 +157,14 @@ def _add_orders(
         if grammar.local is None:
             continue
         example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
-        parser = command(verb, grammar.about, example, common)
+        exits = "; exits with 3 when no agent runs" if verb == "status" else ""
+        parser = command(verb, grammar.about, example, common, exits)
         offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
         for key, argument in offered.items():
             more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
-            if argument.option:
+            if argument.option and not argument.metavar:
+                more = {"dest": key, "help": argument.help, "action": "store_const", "const": True}
+            elif argument.option:
                 more |= {"dest": key, "required": key in grammar.required}
                 more |= {"action": "extend"} if argument.write is list else {}
             elif len(set(grammar.one_of) & set(offered)) > 1:
@@ -182,16 +196,22 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 3 not running, 130 interrupted."""
+    prepare_output()
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    args.log = LogLines()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
+    return end_output(PROG, _status(args))
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Run one command and return its exit status; what it printed may still be buffered."""
     try:
         status: int = args.run(args)
         return status
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough; Python must not complain about it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
         return FAILED
     except _usage_errors() as error:
         return refuse(PROG, error)
@@ -212,13 +232,14 @@ def _usage_errors() -> tuple[type[Exception], ...]:
 def _failures() -> tuple[type[Exception], ...]:
     """Return the errors which say that the work itself failed."""
     from edge_agent.capture.sources import CaptureError
+    from edge_agent.contract.cli import OutputError
     from edge_agent.control import CommandRefused
     from edge_agent.delivery.evidence import EvidenceError
     from edge_agent.detection.runtime import RuntimeUnavailable
     from edge_agent.state import StateError
     from edge_agent.testalert import NotDelivered
 
-    return CaptureError, CommandRefused, EvidenceError, NotDelivered, RuntimeUnavailable, StateError
+    return CaptureError, CommandRefused, EvidenceError, NotDelivered, OutputError, RuntimeUnavailable, StateError
 
 
 def _config(args: argparse.Namespace) -> "AgentConfig":
@@ -233,7 +254,7 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
         if args.broker:
             config = dataclasses.replace(config, broker=config.broker.at(args.broker))
         if args.outbox:
-            config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=args.outbox))
+            config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=args.outbox.absolute()))
         if args.bundle:
             config = dataclasses.replace(config, bundle=args.bundle)
         if getattr(args, "interface", None):
@@ -242,6 +263,13 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
     except ValueError as error:  # BrokerError and MessageError among them
         raise settings.SettingsError(str(error)) from error
     return config
+
+
+def _located(args: argparse.Namespace) -> "AgentConfig":
+    """Return the configuration for a command about an agent that may run: its files are those of that agent."""
+    from edge_agent.orders import locate
+
+    return locate(_config(args))
 
 
 def _bundle(config: "AgentConfig") -> "Bundle":
@@ -267,25 +295,6 @@ def _bundle_or_reason(config: "AgentConfig") -> "Bundle | str":
         return str(error)
 
 
-class _AlertLines:
-    """Alerts as JSON lines on stdout. A full disk behind ``> FILE`` is logged once and does not end the agent."""
-
-    def __init__(self) -> None:
-        self._trouble = ""
-
-    def print(self, *alerts: "Alert") -> None:
-        """Print alerts; BrokenPipeError when nobody reads them any more."""
-        try:
-            for alert in alerts:
-                print(json.dumps(alert.document(), ensure_ascii=False, separators=(",", ":")), flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            if error.strerror != self._trouble:
-                logger.error("alerts cannot be written to stdout: %s", error.strerror)
-            self._trouble = error.strerror or ""
-
-
 def _run(args: argparse.Namespace) -> int:
     from edge_agent import service
     from edge_agent.agent import Agent, report
@@ -304,12 +313,16 @@ def _run(args: argparse.Namespace) -> int:
     publisher = None if args.no_broker else Publisher(config, controlled=True)
     state = publisher.state if publisher else None
     agent = Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
-    lines = _AlertLines()
+    lines = SideLines(_consequence(config, publisher))
 
     def give(*alerts: "Alert") -> None:
-        lines.print(*alerts)
         if publisher:
             publisher.give(*alerts)
+        for alert in alerts:
+            lines.print(json_text(alert.document()))
+
+    def lost() -> dict[str, int]:
+        return {"alerts_unprinted": lines.lost, "log_lines_lost": args.log.lost}
 
     def read_again() -> "AgentConfig | str":
         if args.config is None:
@@ -322,27 +335,35 @@ def _run(args: argparse.Namespace) -> int:
     reload = service.Reload(config, read_again)
     signal.signal(signal.SIGHUP, lambda *_: reload.wanted.set())
     with (
+        closing(lines),
         closing(Recorder(args.record, config.capture.record_mb << 20)) if args.record else nullcontext() as recorder,
         Interfaces(names, config.capture.live(), recorder) as interfaces,
     ):
         began = time.monotonic()
-        print(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}", file=sys.stderr)
+        note(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}")
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
-            seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload)
+            seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)
         counts = agent.counts() | interfaces.count() | seen | (publisher.counts() if publisher else {})
     for line in report(counts, time.monotonic() - began):
-        print(line, file=sys.stderr)
+        note(line)
     return OK
+
+
+def _consequence(config: "AgentConfig", publisher: "Publisher | None") -> str:
+    """Return what a stdout that cannot be written means for alerts."""
+    if publisher:
+        return f"alerts are not printed; they are in the outbox {config.outbox.path} and sent all the same"
+    return "alerts are lost, because nothing else stores them; give a broker, or make room"
 
 
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
-    config = _config(args)
+    config = _located(args)
     status = OK
     for finding in check.findings(config, _bundle_or_reason(config)):
-        print(finding.line())
+        say(finding.line())
         status = FAILED if finding.wrong else status
     return status
 
@@ -360,16 +381,16 @@ def _replay(args: argparse.Namespace) -> int:
     agent = Agent(config, bundle, seed=0, evidence=evidence)
     publisher = Publisher(config) if args.broker else None
     if bundle.manifest.generated:
-        print(f"{PROG}: this model was trained on generated traffic", file=sys.stderr)
-    lines = _AlertLines()
+        note(f"{PROG}: this model was trained on generated traffic")
+    lines = SideLines(_consequence(config, publisher), needs_reader=publisher is None)
 
     def give(alert: "Alert") -> None:
-        lines.print(alert)
         if publisher:
             publisher.give(alert)
+        lines.print(json_text(alert.document()))
 
     status, left, trouble, began = OK, 0, "", time.monotonic()
-    with publisher.running() if publisher else nullcontext():
+    with closing(lines), publisher.running() if publisher else nullcontext():
         with Progress("packets") as progress:
             try:
                 files = [Path("/dev/stdin") if str(file) == "-" else file for file in args.files]
@@ -379,12 +400,13 @@ def _replay(args: argparse.Namespace) -> int:
         seconds = time.monotonic() - began
         if publisher:
             left, trouble = publisher.link.flush(args.wait), publisher.link.trouble
-    for line in report(agent.counts() | (publisher.counts() if publisher else {}), seconds):
-        print(line, file=sys.stderr)
+    counts = agent.counts() | (publisher.counts() if publisher else {}) | {"alerts_unprinted": lines.lost}
+    for line in report(counts, seconds):
+        note(line)
     if left:
         why = f" ({trouble})" if trouble else ""
         return refuse(PROG, f"{left} alerts wait in {config.outbox.path} for {config.broker.address}{why}", FAILED)
-    return status
+    return FAILED if lines.lost and not publisher else status
 
 
 def _evidence(args: argparse.Namespace) -> int:
@@ -393,13 +415,13 @@ def _evidence(args: argparse.Namespace) -> int:
     from edge_agent.contract.messages import format_time
     from edge_agent.delivery.evidence import began_ns, fetch, files
 
-    folder = _config(args).evidence.path
+    folder = _located(args).evidence.path
     if folder is None:
         return refuse(PROG, "no evidence is stored: `evidence.path` in the configuration is null")
     try:
         if args.id is None:
             for path in files(folder):
-                print(f"{path.stem}  {format_time(began_ns(path))}  {path.stat().st_size:,} bytes")
+                say(f"{path.stem}  {format_time(began_ns(path))}  {path.stat().st_size:,} bytes")
             return OK
         if args.out is None:
             return refuse(PROG, "give --out FILE")
@@ -408,7 +430,7 @@ def _evidence(args: argparse.Namespace) -> int:
             sys.stdout.buffer.write(content)
         else:
             args.out.write_bytes(content)
-            print(f"{args.out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+            say(f"{args.out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -419,13 +441,12 @@ def _evidence(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> int:
     from edge_agent.contract.bundle import replace_file
     from edge_agent.detection import devices
-    from edge_agent.orders import state_path
     from edge_agent.state import State
 
-    config = _config(args)
+    config = _located(args)
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
-    with closing(State(state_path(config), guest=True)) as state:
+    with closing(State(config.outbox.path, guest=True)) as state:
         content, rows, of = devices.export(state, config.names, config.gateway)
     if not rows:
         return refuse(PROG, "no rows are stored yet: the first are stored once a device has been learnt", FAILED)
@@ -433,20 +454,20 @@ def _rows(args: argparse.Namespace) -> int:
         replace_file(args.out, content)
     except OSError as error:
         return refuse(PROG, error, FAILED, file=args.out)
-    print(f"{args.out}: {rows:,} rows of {of} devices, {len(content):,} bytes")
+    say(f"{args.out}: {rows:,} rows of {of} devices, {len(content):,} bytes")
     return OK
 
 
 def _support(args: argparse.Namespace) -> int:
     from edge_agent import support
 
-    config = _config(args)
+    config = _located(args)
     bundle = _bundle_or_reason(config)
     try:
         names = support.write(config, bundle, args.out)
     except OSError as error:  # which names a file beside it
         return refuse(PROG, f"{args.out}: {error.strerror}", FAILED)
-    print(
+    say(
         f"{args.out}: {', '.join(names)}; it contains names, addresses and counters of this network, but no passwords "
         "or keys"
     )
@@ -458,13 +479,15 @@ def _test_alert(args: argparse.Namespace) -> int:
     from edge_agent.contract import bundle as bundles
     from edge_agent.contract.alert import ModelInfo
 
-    config = _config(args)
+    config = _located(args)
     model = ModelInfo("none")
     if config.bundle:
         manifest = (bundle := bundles.load(config.bundle)).manifest
         model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
-    for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
-        print(f"{number}. {step}", flush=True)
+    text = "the steps are not printed; the test alert is sent all the same"
+    with closing(SideLines(text)) as lines:
+        for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
+            lines.print(printable(f"{number}. {step}"))
     return OK
 
 
@@ -477,18 +500,21 @@ def _order(args: argparse.Namespace) -> int:
     if args.command == "mute" and is_uuid7(given["device"]):
         given["alert"] = given.pop("device")
     try:
-        reply, running = orders.order(_config(args), args.command, given)
+        reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:
         return refuse(PROG, error)
+    except orders.NoAgent as error:
+        return refuse(PROG, error, NOT_RUNNING if args.command == "status" else FAILED)
     if reply.error:
         return refuse(PROG, reply.error, FAILED)
     if args.json:
-        print(json.dumps({"running": running, **(reply.result or {})}, ensure_ascii=False, indent=1))
+        for line in json_text({"running": running, **(reply.result or {})}, 1).split("\n"):
+            say(line)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for line in orders.lines(reply, running, width):
-            print(line)
-    return OK
+            say(line)
+    return NOT_RUNNING if args.command == "status" and not running else OK
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`botwatch agent check`: looks for everything that keeps an agent from working on this machine, and names a remedy.
 
-Nothing is changed. Packets are sent to the broker only, to which it connects under the agent's own name. Where an agent
-is running, that one is asked instead, because a second connection of the same name would end its own.
+Nothing is changed. Packets are sent to the broker only, to which it connects with the agent's own credentials. Where an
+agent is running, that one is asked instead. An agent that is not seen (on another machine, with another state file)
+keeps its connection, because the client id is another one.
 """
 
 import os
@@ -21,7 +22,7 @@ from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
 from edge_agent.control import CommandRefused
 from edge_agent.mqtt import probe
-from edge_agent.orders import agent_runs, order, state_path
+from edge_agent.orders import agent_runs, order
 from edge_agent.state import StateError
 from edge_agent.system import synchronised
 
@@ -90,7 +91,7 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
 
 
 def _broker(config: AgentConfig) -> Iterator[Finding]:
-    """Check the files that a connection needs, then the broker itself with the agent's own name and credentials."""
+    """Check the files that a connection needs, then the broker itself with the agent's own credentials."""
     broker, what = config.broker, f"broker {config.broker.address}"
     for key in ("key_file", "password_file"):
         if path := getattr(broker, key):
@@ -119,6 +120,7 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
 
 
 _REMEDIES = (
+    ("Client identifier not valid", "the broker must allow the client id of the agent, also with -check behind it"),
     ("Bad user name or password", "see broker.username and broker.password_file, and the broker's own list"),
     ("Not authorized", "see broker.username, broker.password_file or the certificate, and the broker's own list"),
     ("connection refused", "does it run, and on that port? see broker.host and broker.port"),
@@ -210,12 +212,21 @@ def _clock(bundle: Bundle | str) -> Finding:
     return Finding("clock", False, text + (", synchronised" if synchronised() else ""))
 
 
+def _is_folder(path: Path) -> bool:
+    """True if there is a folder, or something that this user may not even look at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
+
+
 def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
     """Check that ``path`` in ``folder`` can be written, up to ``wanted`` bytes."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         return Finding(what, True, f"{folder} does not exist: `mkdir -p {folder}`")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        return Finding(what, True, f"{path} cannot be written by this user: `chown` it to the agent's user")
+        remedy = "run this as root or as the agent's user, or `chown` it to the agent's user"
+        return Finding(what, True, f"{path} cannot be written by this user: {remedy}")
     free = shutil.disk_usage(folder).free
     if free < wanted:
         return Finding(
@@ -227,9 +238,9 @@ def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
 
 
 def _disks(config: AgentConfig) -> Iterator[Finding]:
-    path, evidence = state_path(config), config.evidence
+    path, evidence = config.outbox.path, config.evidence
     yield _disk("disk", path.absolute().parent, path, config.outbox.max_bytes)
     if evidence.path is not None:
         folder = evidence.path.absolute()
-        above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())  # `run` creates the others
+        above = next(parent for parent in (folder, *folder.parents) if _is_folder(parent))  # `run` creates the others
         yield _disk("evidence", above, folder, evidence.max_mb << 20)

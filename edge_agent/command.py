@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from edge_agent.contract.cli import INTERRUPTED, OK, USAGE, refuse
+from edge_agent.contract.cli import INTERRUPTED, OK, USAGE, prepare_output, refuse
 
 ROLES = {
     "agent": ("edge_agent.__main__", "", "capture or replay packets, score every device, publish alerts"),
@@ -33,6 +33,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one role and return its exit status: 2 on a usage error, 130 when interrupted."""
+    prepare_output()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())

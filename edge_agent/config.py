@@ -185,8 +185,18 @@ class AgentConfig:
         with _of("networks"):
             Networks.parse(self.networks)
         with _of("names"):
-            names = {mac_text(parse_mac(mac)): name for mac, name in self.names.items()}
-        object.__setattr__(self, "names", names)
+            object.__setattr__(self, "names", _by_mac(self.names))
+
+
+def _by_mac(names: dict[str, str]) -> dict[str, str]:
+    """Return names under MACs as alerts spell them; ValueError if two keys are the same MAC."""
+    keys: dict[str, str] = {}
+    for key in names:
+        mac = mac_text(parse_mac(key))
+        if mac in keys:
+            raise ValueError(f"{keys[mac]} and {key} are the same MAC address: name it once")
+        keys[mac] = key
+    return {mac: names[key] for mac, key in keys.items()}
 
 
 LIVE = frozenset(

@@ -344,13 +344,22 @@ class Control:
                 raise CommandRefused(
                     f"the bound of {most} entries made through the broker is reached (control.remote_entries)"
                 )
-        n = self.suppressions.add(entry, now, time.monotonic())
-        self._changed = True
+        steady, note = time.monotonic(), {}
+        n = None
+        if entry.kind == "mute" and not command.arguments.get("replace"):
+            n = self.suppressions.outlasting(entry, now, steady)
+        if n is None:
+            n = self.suppressions.add(entry, now, steady)
+            self._changed = True
+        else:
+            entry = self.suppressions.active()[n]
+            note = {"note": "it was muted for longer already, which stays so; `replace` shortens it"}
         return {
             "entry": n,
             "device": device,
             "classes": list(entry.classes),
             "until": format_time(int(1e9 * entry.expires_s)),
+            **note,
         }
 
     def _check_bounds(self, device: str, for_s: float) -> None:

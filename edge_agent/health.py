@@ -32,6 +32,7 @@ class HealthMonitor:
 
     ``clock`` returns True if the system's clock is synchronised and None if that is unknown. From the beginning on, and
     then once a minute, ``agent.alerter.clock`` follows it, so that each alert says how far its times can be trusted.
+    ``more`` returns the counters of what is around the agent.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class HealthMonitor:
         publisher: Publisher | None,
         *,
         clock: Callable[[], bool | None] = synchronised,
+        more: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._agent, self._interfaces, self._publisher, self._clock = agent, interfaces, publisher, clock
+        self._more = more
         self._next, self._frames = 0.0, 0
         self.refused = ""
         """The reason why the configuration that was read last is not in use; "" if it is."""
@@ -98,7 +101,7 @@ class HealthMonitor:
             episodes_open=self._agent.alerter.open_episodes,
             interfaces_down=tuple(self._interfaces.down),
             scoring=self._agent.detector.step,
-            counters=counts | captured | self.counters | (publisher.counts() if publisher else {}),
+            counters=counts | captured | self.counters | self._more() | (publisher.counts() if publisher else {}),
             outbox_depth=publisher.outbox.depth() if publisher else 0,
             model=self._agent.alerter.model.version,
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),

@@ -91,6 +91,7 @@ class ConnectionEnded(Exception):
 class Dialer:
     """Makes connections to the broker of ``config``, as the client ``client_id`` unless the configuration names one.
 
+    With a ``suffix`` behind its id it is another client, and the connection of the one without it is left alone.
     The broker keeps the session of a client that is away for ``config.session_s``, unless ``clean``, which begins anew.
     With ``manual_ack`` the owner acknowledges messages itself. ``receive_maximum`` bounds the messages that the broker
     may send before the first is acknowledged, ``max_packet`` the bytes of one (both MQTT 5 only).
@@ -102,12 +103,13 @@ class Dialer:
         config: BrokerConfig,
         client_id: str,
         *,
+        suffix: str = "",
         clean: bool = False,
         manual_ack: bool = False,
         receive_maximum: int | None = None,
         max_packet: int | None = None,
     ) -> None:
-        self.config, self.client_id = config, config.client_id or client_id
+        self.config, self.client_id = config, (config.client_id or client_id) + suffix
         self.clean, self.manual_ack = clean, manual_ack
         self.receive_maximum, self.max_packet = receive_maximum, max_packet
         self.tls, self.password = config.tls_context(), config.password()
@@ -402,12 +404,12 @@ def _properties(packet: int, values: dict[str, object]) -> Properties:
 
 
 def probe(config: BrokerConfig, client_id: str) -> str:
-    """Connect to the broker as the client ``client_id`` would, hang up, and return the MQTT version that it speaks.
+    """Connect to the broker with the credentials of ``client_id``, hang up, and return the MQTT version that it speaks.
 
-    A session that the broker keeps stays as it is; a client of that id that is connected meanwhile loses its
-    connection. Raises BrokerError with the reason why it cannot be reached.
+    The id has "-check" behind it, so that neither the client's connection nor its session is touched. Raises
+    BrokerError with the reason why the broker cannot be reached.
     """
-    dialer = Dialer(config, client_id)
+    dialer = Dialer(config, client_id, suffix="-check", clean=True)
     while True:
         try:
             connection = dialer.dial()

@@ -5,6 +5,7 @@ agent runs, the order is carried out here on the same file and holds from the ag
 detector nor the native kernel.
 """
 
+import dataclasses
 import getpass
 import json
 import os
@@ -31,21 +32,25 @@ SERVICE_FOLDER = Path("/var/lib/botwatch")
 _POLL_S = 0.1
 
 
+class NoAgent(CommandRefused):
+    """An order that is not carried out because no agent has ever run with this state file."""
+
+
 def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: float = 10.0) -> tuple[Reply, bool]:
     """Return the reply to an order, and True if a running agent gave it, False if it was carried out here.
 
-    Raises MessageError for a command that the grammar does not allow, CommandRefused when no agent has ever run or the
-    one that runs does not reply within ``wait_s`` seconds, and StateError.
+    Raises MessageError for a command that the grammar does not allow, NoAgent when no agent has ever run,
+    CommandRefused when the one that runs does not reply within ``wait_s`` seconds, and StateError.
     """
     id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
     command = Command.read(verb, Command(verb, id_, arguments, user()[:64]).document())
-    path = state_path(config)
+    path = config.outbox.path
+    if not _exists(path):
+        raise NoAgent(f"{path}: there is no such file (no agent has run with it; --outbox names another file)")
     try:
         state = State(path, guest=True)
     except StateError as error:
-        raise CommandRefused(
-            f"{error} (no agent has run with this file, or it belongs to another user; --outbox names another file)"
-        ) from error
+        raise CommandRefused(f"{error} (it may belong to another user; --outbox names another file)") from error
     with closing(state):
         if state.claim():
             control = Control(config, state)
@@ -73,18 +78,63 @@ def user() -> str:
 
 def agent_runs(config: AgentConfig) -> bool:
     """True if an agent runs with this configuration's state file; StateError when the file cannot be used."""
-    path = state_path(config)
-    if not path.is_file():
+    return _runs(config.outbox.path)
+
+
+def locate(config: AgentConfig, service: Path = SERVICE_FOLDER) -> AgentConfig:
+    """Return the configuration with absolute paths of the state file and the evidence of the agent that it is about.
+
+    A relative path refers to the folder in which the agent runs: the working directory of the ``service`` where the
+    state file is there, else the current folder. Where both have one, the file in the current folder is meant only if
+    an agent runs with it and none with the other. Raises CommandRefused when agents run with both.
+    """
+    path, evidence = config.outbox.path, config.evidence.path
+    if not path.is_absolute():
+        path = _folder_of(path, service) / path
+    if evidence is not None and not evidence.is_absolute():
+        evidence = (service if path.is_relative_to(service) else Path.cwd()) / evidence
+    return dataclasses.replace(
+        config,
+        outbox=dataclasses.replace(config.outbox, path=path),
+        evidence=dataclasses.replace(config.evidence, path=evidence),
+    )
+
+
+def _folder_of(path: Path, service: Path) -> Path:
+    """Return the folder to which the relative ``path`` of a state file refers."""
+    here = Path.cwd()
+    if not _exists(service / path):
+        return here
+    if not _seen_running(here / path):
+        return service
+    if _seen_running(service / path):
+        raise CommandRefused(
+            f"one agent runs with {here / path} and another with {service / path}: name the state file with --outbox"
+        )
+    return here
+
+
+def _exists(path: Path) -> bool:
+    """True if there is a file, also one that this user may not look at: to use it then fails with the reason."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def _runs(path: Path) -> bool:
+    if not _exists(path):
         return False
     with closing(State(path, guest=True)) as state:
         return not state.claim()
 
 
-def state_path(config: AgentConfig) -> Path:
-    """Return the path of the agent's state file: a relative path that does not exist here is the service's."""
-    path = config.outbox.path
-    service = SERVICE_FOLDER / path
-    return service if not path.exists() and service.exists() else path
+def _seen_running(path: Path) -> bool:
+    """True if an agent runs with a state file that this user can use."""
+    try:
+        return _runs(path)
+    except StateError:
+        return False
 
 
 def lines(reply: Reply, running: bool, width: int | None = None) -> list[str]:

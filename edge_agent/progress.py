@@ -7,6 +7,7 @@ installed (on a gateway), terminals show plain lines too.
 import importlib.util
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -62,4 +63,5 @@ class Progress:
         elif time.monotonic() >= self._due:
             self._due = time.monotonic() + EVERY_S
             of = f"{self._done:,}" if self._total is None else f"{self._done:,}/{self._total:,}"
-            print(f"{self._label}: {of} {note}".rstrip(), file=self._stream, flush=True)
+            with suppress(OSError):  # a stream that cannot be written is no reason to stop the computation
+                print(f"{self._label}: {of} {note}".rstrip(), file=self._stream, flush=True)

@@ -34,10 +34,10 @@ class Publisher:
     """Stores alerts in the outbox and sends them to the broker in a thread of its own.
 
     With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open; StateError when
-    another agent uses the same state file.
+    another agent uses the same state file. A ``guest`` takes none from the broker, see `Link`.
     """
 
-    def __init__(self, config: AgentConfig, *, controlled: bool = False):
+    def __init__(self, config: AgentConfig, *, controlled: bool = False, guest: bool = False):
         self._topic, self.health_s = topic(config.gateway, "alert", base=config.broker.base), config.health_s
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
@@ -48,7 +48,8 @@ class Publisher:
             self.outbox,
             gateway=config.gateway,
             agent=version("botwatch"),
-            commands=controlled and bool(config.commands),
+            commands=controlled and bool(config.commands) and not guest,
+            guest=guest,
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
         self._cut_short = self._end_open_episodes(config.alerts.end_s) if controlled else 0

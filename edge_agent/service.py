@@ -32,18 +32,19 @@ def run(
     *,
     save_s: float = 600.0,
     reload: "Reload | None" = None,
+    more: Callable[[], dict[str, int]] = dict,
 ) -> dict[str, int]:
     """Judge the packets of live interfaces until ``stop`` is set; then end the open episodes.
 
     ``give`` takes alerts as its arguments; it gets the last ones all at once, so that one write stores them all. What
     is learnt is stored in the publisher's state every ``save_s`` seconds and at the end. ``reload`` is set when the
-    configuration is to be read again. Returns the counters that neither ``agent`` nor ``interfaces`` nor ``publisher``
-    has.
+    configuration is to be read again. ``more`` returns counters that health shall have, too. Returns the counters that
+    neither ``agent`` nor ``interfaces`` nor ``publisher`` has, ``more`` among them.
 
     The watchdog of the service manager is notified from this very loop, so that an agent whose loop hangs is restarted.
     """
     systemd = ServiceNotifier()
-    health = HealthMonitor(agent, interfaces, publisher)
+    health = HealthMonitor(agent, interfaces, publisher, more=more)
     learning = LearningStore(lambda: agent.devices, agent.extractor, publisher, save_s)
     control = publisher.control if publisher else None
     if publisher and control:
@@ -98,7 +99,7 @@ def run(
         if publisher:
             publisher.stop()  # the broker gets the last messages while the disk is written
         learning.close()
-    return health.counters
+    return health.counters | more()
 
 
 class Reload:

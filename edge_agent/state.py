@@ -185,12 +185,12 @@ class State:
         self._closed = self._checked = False
         self._retry = 0.0
         if guest:
-            if not self.path.is_file():
-                raise StateError(f"{self.path}: there is no such file")
             try:
+                if not self.path.is_file():
+                    raise StateError(f"{self.path}: there is no such file")
                 self._db = self._open(check=False)
-            except (sqlite3.DatabaseError, _NewerError) as error:
-                raise StateError(f"{self.path}: {error}") from error
+            except (sqlite3.DatabaseError, _NewerError, OSError) as error:
+                raise StateError(f"{self.path}: {getattr(error, 'strerror', error)}") from error
         else:
             self._begin()
 

@@ -25,6 +25,7 @@ from edge_agent import check, orders
 from edge_agent.config import AgentConfig
 from edge_agent.contract.broker import BrokerError
 from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.settings import STRUCK, without_password
 from edge_agent.control import CommandRefused
 from edge_agent.state import StateError
 
@@ -32,7 +33,6 @@ MAX_MEMBER = 256 << 10
 """Bytes of one member at most; of a longer log the end is written."""
 
 LOG_LINES = 500
-_STRUCK = "(struck out)"
 _SHORTEST = 4
 """Characters of the shortest secret that is struck out: striking out shorter ones would leave nothing readable."""
 
@@ -79,7 +79,7 @@ def _secrets(config: AgentConfig) -> list[str]:
     secrets = set()
     for path in (config.broker.password_file, config.broker.key_file):
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")[:65_536] if path else ""
+            text = path.read_text(encoding="utf-8-sig", errors="replace")[:65_536] if path else ""
         except OSError:
             continue
         secrets |= {line.strip() for line in text.splitlines()}
@@ -87,12 +87,12 @@ def _secrets(config: AgentConfig) -> list[str]:
 
 
 def _struck(text: str, secrets: list[str]) -> str:
-    """Return ``text`` without secrets, also where JSON or YAML spell them differently."""
+    """Return ``text`` without secrets, also where JSON or YAML spell them differently, and without those of URLs."""
     for secret in secrets:
         spelt = {secret, secret.replace("'", "''"), *(json.dumps(secret, ensure_ascii=a)[1:-1] for a in (True, False))}
         for form in sorted(spelt, key=len, reverse=True):
-            text = text.replace(form, _STRUCK)
-    return text
+            text = text.replace(form, STRUCK)
+    return without_password(text)
 
 
 def _plain(value: Any) -> Any:
@@ -126,8 +126,6 @@ def _release() -> list[str]:
 
 def _status(config: AgentConfig) -> str:
     """Return health, counters and devices of the running agent, or what the last one left, as JSON."""
-    if not orders.state_path(config).is_file():
-        return json.dumps({"error": "no agent has run with this configuration"})
     try:
         reply, running = orders.order(config, "status", {})
     except (CommandRefused, StateError, BrokerError) as error:
@@ -143,8 +141,8 @@ def _machine(config: AgentConfig) -> str:
             parts.append(f"== {file}\n{Path(file).read_text()}")
         except OSError as error:
             parts.append(f"== {file}\n{error.strerror}\n")
-    for folder in {orders.state_path(config).absolute().parent, (config.evidence.path or Path()).absolute().parent}:
-        if folder.is_dir():
+    for folder in {config.outbox.path.absolute().parent, (config.evidence.path or Path()).absolute().parent}:
+        if os.access(folder, os.R_OK | os.X_OK):
             usage = shutil.disk_usage(folder)
             parts.append(f"== {folder}\n{usage.free >> 20} MB free of {usage.total >> 20}\n")
     parts.append("== ip address\n" + _output("ip", "-br", "address"))

@@ -1,11 +1,11 @@
 """`botwatch agent test-alert`: sends an alert that is marked as a test the way of every alert, and reports each step.
 
 A running agent sends it itself, because its outbox has one owner. Where none is running, the same outbox is opened
-here, and whatever else waits in it is delivered too, under the agent's own name and credentials. Whether the collector
-has stored the alert is seen there: `botwatch collector alerts` lists it, marked TEST.
+here, and whatever else waits in it is delivered too, with the agent's own credentials, but as another client: an agent
+that is connected all the same (on another machine, with another state file) stays connected. Whether the collector has
+stored the alert is seen there: `botwatch collector alerts` lists it, marked TEST.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -34,7 +34,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     ``model`` is named in the alert where no agent is running. NotDelivered when the broker has not taken it within
     ``wait_s`` seconds, CommandRefused when the running agent does not answer; also BrokerError and StateError.
     """
-    path = orders.state_path(config)
+    path = config.outbox.path
     if orders.agent_runs(config):
         reply, _ = orders.order(config, "test-alert", {})
         if reply.error:
@@ -42,15 +42,13 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
         yield "an agent is running and has made the test alert"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
-    yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
-    # Commands are for the agent: a subscription here would take them away from it.
-    config = dataclasses.replace(config, commands=(), outbox=dataclasses.replace(config.outbox, path=path))
-    publisher = Publisher(config, controlled=True)
+    publisher = Publisher(config, controlled=True, guest=True)
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
         time.time_ns(), f"{orders.user()}, no agent running"
     )
     with publisher.running():
         publisher.give(*alerts)
+        yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
         yield from _await(config, publisher.state, alerts[0].id, wait_s, publisher.line)
 
 

@@ -39,7 +39,13 @@ elif [ -e "$unit.d/restart.conf" ]; then
     echo "removed $unit.d/restart.conf, which systemd $version does not know"
     changed=yes
 fi
-[ -e "$root/etc/botwatch/agent.yaml" ] || put "$here/../configs/agent.yaml" "$root/etc/botwatch/agent.yaml"
+if [ ! -e "$root/etc/botwatch/agent.yaml" ]; then
+    # Absolute paths of what the agent stores: a command that is typed in another folder then finds the same files.
+    config=$(mktemp)
+    trap 'rm -f "$config"' EXIT
+    sed 's|^  path: \(botwatch-[a-z.]*\) |  path: /var/lib/botwatch/\1 |' "$here/../configs/agent.yaml" > "$config"
+    put "$config" "$root/etc/botwatch/agent.yaml"
+fi
 
 program=/usr/lib/botwatch/bin/botwatch
 [ -x "$root$program" ] || echo "$root$program does not exist. To install it: python3 -m venv /usr/lib/botwatch && /usr/lib/botwatch/bin/pip install ." >&2

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent import service
+from edge_agent.config import AgentConfig
+from edge_agent.contract import settings
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -111,8 +115,52 @@ def test_a_usage_error_of_the_installer_is_one_line(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_a_hangup_is_what_a_reload_of_the_unit_sends() -> None:
-    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in (UNITS / UNIT).read_text()
+def setting(name: str) -> str:
+    """Return the value that a key of the installed unit has: the last one counts, also over drop-ins."""
+    files = [UNITS / UNIT, *sorted((UNITS / f"{UNIT}.d").glob("*.conf"))]
+    values = re.findall(rf"^{name}=(.*)$", "\n".join(file.read_text() for file in files), re.MULTILINE)
+    return values[-1] if values else ""
+
+
+def test_the_log_of_the_service_is_in_the_journal_and_its_alerts_are_not() -> None:
+    out = setting("StandardOutput") or "journal"
+    err = setting("StandardError") or "inherit"
+    assert (out if err == "inherit" else err) == "journal"  # systemd.exec(5): stderr inherits from stdout by default
+    assert out == "null"
+
+
+def test_a_reload_of_the_unit_sends_a_hangup_without_any_program_but_the_shell(tmp_path: Path) -> None:
+    """A minimal Debian has no kill(1), which is in procps."""
+    words = [word.replace("$$", "$") for word in shlex.split(setting("ExecReload"))]  # systemd.service(5): $$ is a $
+    assert words[0] == "/bin/sh"
+    with subprocess.Popen(["sleep", "60"]) as agent:
+        done = subprocess.run(
+            words,
+            env={"MAINPID": str(agent.pid), "PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert agent.wait(10) == -signal.SIGHUP
+
+
+def test_the_installed_configuration_names_what_the_agent_stores_by_absolute_paths(tmp_path: Path) -> None:
+    """The same files for the service and for a command that is typed in any folder; nothing else differs."""
+    done, _ = installed(tmp_path)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "etc/botwatch/agent.yaml"
+    config, shipped = (settings.load(AgentConfig, path) for path in (file, UNITS.parent / "configs" / "agent.yaml"))
+    folder = Path("/var/lib") / setting("StateDirectory")
+    assert config.outbox.path == folder / shipped.outbox.path
+    assert shipped.evidence.path
+    assert config.evidence.path == folder / shipped.evidence.path
+    assert file.stat().st_mode & 0o777 == 0o644
+    lines = zip(
+        file.read_text().splitlines(), (UNITS.parent / "configs/agent.yaml").read_text().splitlines(), strict=True
+    )
+    assert sum(mine != theirs for mine, theirs in lines) == 2
 
 
 def test_the_loop_notifies_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:

@@ -6,8 +6,10 @@ Here, too, are the words for what TLS and the network report. Connections are ma
 import dataclasses
 import random
 import re
+import socket
 import ssl
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,7 @@ class BrokerError(ValueError):
 class BrokerConfig:
     """Section ``broker`` of agent.yaml and collector.yaml."""
 
-    host: str = within("localhost", 1, 253)
+    host: str = within("localhost", 1, 253)  # name or address; an IPv6 address may be in brackets, and loses them
     port: int = within(1883, 1, 65_535)
     base: str = within(BASE, 1, 131)  # prefix of the topic tree, as in the broker's ACL
     client_id: str = within("", 0, 128)  # "" is the gateway's id, and "botwatch-collector" for the collector
@@ -45,6 +47,7 @@ class BrokerConfig:
 
     def __post_init__(self) -> None:
         check(self, BrokerError)
+        object.__setattr__(self, "host", _checked_host(self.host))
         try:
             check_base(self.base)
         except ValueError as error:
@@ -71,11 +74,11 @@ class BrokerConfig:
         >>> BrokerConfig().at("[::1]:8883").address
         '[::1]:8883'
         """
-        host, colon, port = address.rpartition(":")
-        if not colon or (address.count(":") > 1 and not host.endswith("]")):
-            host, port = address, str(self.port)
-        host = host.removeprefix("[").removesuffix("]")
-        if not host or not port.isascii() or not port.isdigit():
+        _refuse_url("broker", address)
+        bare = address.count(":") > 1 and not address.startswith("[")  # an IPv6 address without brackets
+        parts = None if bare else re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::([0-9]+))?", address)
+        host, port = (parts[1], parts[2] or self.port) if parts else (address if bare else "", self.port)
+        if not host:
             raise BrokerError(f"broker {address[:80]!r} is not HOST or HOST:PORT")
         return dataclasses.replace(self, host=host, port=int(port))
 
@@ -84,8 +87,11 @@ class BrokerConfig:
         if self.password_file is None:
             return None
         try:
-            return self.password_file.read_text(encoding="utf-8").partition("\n")[0]
-        except (OSError, UnicodeDecodeError) as error:
+            # A byte order mark, which editors on Windows write, is no part of the password.
+            return self.password_file.read_text(encoding="utf-8-sig").partition("\n")[0]
+        except UnicodeDecodeError:  # whose own message has a byte of the password
+            raise BrokerError(f"password_file {self.password_file}: is not UTF-8; save it as UTF-8 text") from None
+        except OSError as error:
             raise BrokerError(f"password_file {self.password_file}: {explain(error)}") from error
 
     def tls_context(self) -> ssl.SSLContext | None:
@@ -123,6 +129,32 @@ class BrokerConfig:
             raise BrokerError(f"{key} {path}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
         if key == "key_file" and b"ENCRYPTED" in content:
             raise BrokerError(f"{key} {path}: has a passphrase, which a service cannot enter")
+
+
+def _refuse_url(key: str, text: str) -> None:
+    """Raise BrokerError if an address is a URL or has a user in it; the message repeats neither, nor a password."""
+    if "://" in text or "@" in text:
+        raise BrokerError(
+            f"{key}: a URL is not accepted; give the host's name or address alone, "
+            "the others in the keys port, tls, username and password_file"
+        )
+
+
+def _checked_host(text: str) -> str:
+    """Return a host name or an address, of IPv6 without brackets; BrokerError for a text that is neither."""
+    _refuse_url("host", text)
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        if ":" in host or host != text:
+            IPv6Address(host)
+        elif re.fullmatch("[0-9.]+", host):
+            socket.inet_aton(host)
+        elif re.search(r"""[^\w.-]""", host) or not host.encode("idna"):
+            raise ValueError
+    except (ValueError, OSError):  # UnicodeError among them
+        port = "; the port has a key of its own" if ":" in text else ""
+        raise BrokerError(f"host: {text[:80]!r} is neither the name nor the address of a host{port}") from None
+    return host
 
 
 def explain(error: BaseException) -> str:

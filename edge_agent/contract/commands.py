@@ -59,7 +59,8 @@ class Argument:
     ``read`` turns a JSON value into the value, or raises MessageError; ``write`` turns it back. ``parse`` turns typed
     text into the JSON value; the time in Unix ns lets it take an age for a time. ``word`` is its name at the collector
     where that is not its key. ``option`` is its name on the gateway's command line ("--for"; "" for an argument without
-    an option; None for one that cannot be given there), ``metavar`` and ``help`` describe it there.
+    an option; None for one that cannot be given there), ``metavar`` and ``help`` describe it there. An option without a
+    ``metavar`` takes no value and means true.
     """
 
     read: Callable[[object], Any]
@@ -91,6 +92,16 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
 
 def _parse_whole(text: str, now_ns: int) -> object:
     return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise MessageError("expected true or false")
+    return value
+
+
+def _parse_flag(text: str, now_ns: int) -> object:
+    return {"yes": True, "true": True, "no": False, "false": False}.get(text, text)
 
 
 def _for_s(value: object) -> float:
@@ -230,6 +241,12 @@ VERBS: Mapping[str, Verb] = {
             ),
             "for_s": replace(_FOR, help=_FOR.help.format("1h")),
             "reason": _REASON,
+            "replace": Argument(
+                read=_flag,
+                parse=_parse_flag,
+                option="--replace",
+                help="end it then even if the device is muted for longer already",
+            ),
         },
         one_of=("alert", "device"),
         local="cam-entrance --for 2h",

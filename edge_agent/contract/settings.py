@@ -5,6 +5,7 @@ bounds are the dataclass's knowledge; this module only checks a file against it.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,40 @@ T = TypeVar("T")
 
 
 class SettingsError(Exception):
-    """A configuration that cannot be used; the message names file, section, key and what was expected."""
+    """A configuration that cannot be used; the message names file, section, key and what was expected.
+
+    A password in a URL, which somebody wrote where none belongs, is not in the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
+
+
+STRUCK = "(struck out)"
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` without user and password of each URL or address in it, even if the URL is cut short.
+
+    >>> without_password("broker 'mqtt://joe:secret@box:1883' of joe:secret@box")
+    "broker '(struck out)@box:1883' of (struck out)@box"
+    >>> without_password("found 'mqtt://joe:secr...; see http://box:8080/x")
+    "found '(struck out); see http://box:8080/x"
+    """
+    return re.sub(r"\S+", _struck_word, text)
+
+
+def _struck_word(word: re.Match[str]) -> str:
+    text = word[0]
+    opening = text[: len(text) - len(text.lstrip("'\"([{"))]
+    before, at, after = text.rpartition("@")
+    if at and ":" in before:
+        return f"{opening}{STRUCK}@{after}"
+    _, is_url, rest = text.partition("://")
+    user, colon, port = rest.partition(":")
+    if is_url and colon and "/" not in user and "[" not in user and not re.match(r"[0-9]+(?![^/?'\");,.])", port):
+        return f"{opening}{STRUCK}{';' if text.endswith(';') else ''}"
+    return text
 
 
 def within(default: Any, low: float, high: float) -> Any:
@@ -137,5 +171,5 @@ def _name(hint: Any) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    text = without_password(repr(value))
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -81,18 +81,28 @@ class Link:
 
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
     ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread. With ``commands``
-    the broker's commands are subscribed to; `received` hands them out.
+    the broker's commands are subscribed to; `received` hands them out. A ``guest`` only sends what waits in the outbox:
+    it is another client than the agent, whose connection, session, status and commands it leaves alone.
     """
 
     def __init__(
-        self, config: BrokerConfig, outbox: Outbox, *, gateway: str, agent: str, commands: bool = False
+        self,
+        config: BrokerConfig,
+        outbox: Outbox,
+        *,
+        gateway: str,
+        agent: str,
+        commands: bool = False,
+        guest: bool = False,
     ) -> None:
         self.config, self.counts = config, LinkCounts()
         self.connected, self.protocol, self.trouble = False, "", ""
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._commands_filter = topic(gateway, "cmd/+", config.base)
-        self._dialer = Dialer(config, gateway, max_packet=_MAX_INCOMING)
+        self._guest = guest
+        suffix = "-guest" if guest else ""
+        self._dialer = Dialer(config, gateway, suffix=suffix, clean=guest, max_packet=_MAX_INCOMING)
         # what other threads leave for the one in `run`, and it for them
         self._commands = commands
         self._incoming: deque[Incoming] = deque()
@@ -179,7 +189,8 @@ class Link:
         """Carry messages over one connection until it ends, which is returned, or ``stop`` is set."""
         connection = None
         try:
-            connection = self._dialer.dial(will=(self._status_topic, self._status("offline")))
+            will = None if self._guest else (self._status_topic, self._status("offline"))
+            connection = self._dialer.dial(will)
             line = _Line(connection, Shipment(self._outbox, connection, self.config.inflight, self.counts))
             while not stop.is_set():
                 self._act_on(line, connection.step(_POLL_S, self._wake_r))
@@ -237,8 +248,9 @@ class Link:
         self.counts.repeated += again
         repeats = f"; {again} alerts that the broker may have lost are sent again" if again else ""
         logger.info("connected to broker %s, MQTT %s%s", self.config.address, self.protocol, repeats)
-        line.connection.publish(self._status_topic, self._status("online"), retain=True)
-        self._subscribe(line)
+        if not self._guest:
+            line.connection.publish(self._status_topic, self._status("online"), retain=True)
+            self._subscribe(line)
 
     def _subscribe(self, line: _Line) -> None:
         line.commands = self._commands
@@ -322,8 +334,9 @@ class Link:
             if line.shipment.empty:
                 break
             self._act_on(line, line.connection.step(0.05, self._wake_r))
-        last = line.connection.publish(self._status_topic, self._status("stopped"), retain=True)
-        delivered = False
+        delivered, last = self._guest, 0
+        if not self._guest:
+            last = line.connection.publish(self._status_topic, self._status("stopped"), retain=True)
         while not delivered and time.monotonic() < began + _GOODBYE_S:
             events = line.connection.step(0.05, self._wake_r)
             self._act_on(line, events)

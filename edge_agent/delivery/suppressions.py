@@ -137,6 +137,15 @@ class Suppressions:
         self.tick(now_s, steady_s)
         return n
 
+    def outlasting(self, suppression: Suppression, now_s: float, steady_s: float) -> int | None:
+        """Return the number of the active suppression that covers the same and ends later; None if there is none."""
+        for n, entry in self._active.items():
+            # By both clocks: one that was set must not make a suppression look longer than it is.
+            left_s = min(entry.suppression.expires_s - now_s, entry.ends - steady_s)
+            if entry.suppression.same_as(suppression) and left_s > suppression.expires_s - now_s:
+                return n
+        return None
+
     def drop(self, n: int) -> None:
         """End suppression ``n`` and forget it."""
         self._state.suppression_drop(n)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -233,11 +234,37 @@ def listed(tmp_path):
     return db
 
 
+@pytest.mark.parametrize("words", [(), ("--json",), ("--follow",)])
+def test_a_list_on_a_full_disk_is_one_line_and_a_failure(listed, words):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("alerts", "--db", listed, *words), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "botwatch collector: stdout cannot be written: No space left on device\n",
+    )
+
+
+def test_a_name_that_the_encoding_does_not_have_is_escaped(tmp_path):
+    db = str(tmp_path / "a.sqlite")
+    document = json.loads(alert(1))
+    document["alert"]["context"]["botwatch"]["device"]["name"] = "Küche 📷"
+    text = json.dumps(document)
+    store = AlertStore(db)
+    store.save([Arrival(Alert.read(json.loads(text)), 1, text)])
+    store.close()
+    for encoding, name in (("latin-1", "Küche \\U0001f4f7"), ("ascii", "K\\xfcche \\U0001f4f7"), ("utf-8", "Küche 📷")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command("alerts", "--db", db), capture_output=True, env=environment, check=True)
+        assert name in done.stdout.decode(encoding)
+
+
 def test_the_table_marks_generated_models_and_lets_no_name_command_the_terminal(listed, capsys):
     assert main(["alerts", "--db", listed]) == 0
     out = capsys.readouterr().out
     assert "1 (generated)" in out
-    assert "?[2Jcam [red]x" in out
+    assert "\\x1b[2Jcam [red]x" in out
     assert "\x1b[2J" not in out
     assert out.count("(generated)") == 1
 

@@ -125,7 +125,7 @@ def test_rejections_are_capped_to_the_newest(database):
         ("sqlite:////no/such/folder/x.sqlite", "unable to open"),
         ("postgresql+nosuchdriver://db/x", "postgresql"),
         ("postgresql+psycopg2://db/x", r"psycopg2.*botwatch\[postgresql\]"),
-        ("://", "parse"),
+        ("://", "not a file or a database URL"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_readable_error(url, words):
@@ -196,3 +196,19 @@ def test_a_database_of_an_older_version_takes_a_test_which_is_listed_and_no_epis
     assert len(store.alerts()) == 2
     assert len(store.episodes()) == 1
     store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://joe:Secret-1@127.0.0.1:port/x",
+        "postgresql://joe:Secret/1@127.0.0.1:1/x",
+        "postgresql://joe@127.0.0.1:1/x?password=Secret-1",
+        "mysql://joe:Secret-1@127.0.0.1/x",
+        "://joe:Secret-1@127.0.0.1/x",
+    ],
+)
+def test_a_password_in_the_address_of_the_database_is_not_in_an_error(url):
+    with pytest.raises(StoreError) as refused:
+        AlertStore(url)
+    assert "Secret" not in str(refused.value)

@@ -261,6 +261,12 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),
         ("networks: ['2001:db8::/96']", "agent.yaml: networks: 2001:db8::/96: an IPv6 network of more than 64 bits"),
         ("names: {cam: x}", "agent.yaml: names: mac: 'cam' is not a MAC address"),
+        (
+            "names: {'b8:27:eb:00:00:0a': x, 'B8-27-EB-00-00-0A': y}",
+            "names: b8:27:eb:00:00:0a and B8-27-EB-00-00-0A are the same MAC address",
+        ),
+        ("broker: {host: 'mqtt://gw:pw@box'}", "agent.yaml [broker]: host: a URL is not accepted"),
+        ("broker: {host: 'box:1883'}", "[broker]: host: 'box:1883' is neither the name nor the address of a host"),
         ("extractor: {max_streams: 10}", "[extractor]: max_streams: 10, must be 64 to 1048575"),
         ("alerts: {end_s: 0}", "[alerts]: end_s: 0, must be 4 to 86400"),
         ("outbox: {max_bytes: 100}", "[outbox]: max_bytes: 100, must be 16384 to 1099511627776"),
@@ -277,6 +283,34 @@ def test_a_broker_or_gateway_that_cannot_be_is_one_line(ask, attack_capture, tmp
     refused(ask(attack_capture, "--broker", "localhost:port"), "broker 'localhost:port' is not HOST or HOST:PORT")
     refused(ask(attack_capture, "--gateway", "GW"), "gateway 'GW'")
     refused(ask(attack_capture, "--config", tmp_path / "none.yaml"), "none.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "broker: {host: 'mqtt://joe:Secret-1@box'}",
+        "broker: 'mqtt://joe:Secret-1@box'",
+        "broker: ['mqtt://joe:Secret-1@box']",
+        f"broker: 'mqtt://joe:Secret-1{'x' * 60}@box'",
+        "broker: {'mqtt://joe:Secret-1@box': 1883}",
+        "broker: {port: 'joe:Secret-1@box'}",
+        "broker: {base: 'mqtt://joe:Secret-1@box'}",
+        "broker: {version: 'mqtt://joe:Secret-1@box'}",
+        "gateway: mqtt://joe:Secret-1@box",
+        f"capture: {{interfaces: ['mqtt://joe:Secret-1{'x' * 60}@box']}}",
+        "commands: ['mqtt://joe:Secret-1@box']",
+        "names: {'mqtt://joe:Secret-1@box': cam}",
+    ],
+)
+def test_a_password_in_a_url_is_not_printed(ask, attack_capture, tmp_path, text):
+    config = tmp_path / "agent.yaml"
+    config.write_text(text)
+    answer = ask(attack_capture, "--config", config)
+    refused(answer, "agent.yaml")
+    assert "Secret" not in answer[2]
+    answer = ask(attack_capture, "--broker", "mqtt://joe:Secret-1@box:1883")
+    refused(answer, "broker: a URL is not accepted")
+    assert "Secret" not in answer[2]
 
 
 @pytest.mark.parametrize("wait", ["nan", "inf", "-1", "long"])

@@ -1,9 +1,11 @@
 """What `botwatch agent check` finds wrong, with its remedy: broker, credentials, certificates, clock, disk."""
 
+import os
 import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,9 +18,18 @@ from cryptography.x509.oid import NameOID
 
 from edge_agent import check
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
+from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.broker import BrokerConfig
+from edge_agent.contract.messages import topic
+from edge_agent.control import CommandRefused
+from edge_agent.delivery.link import Link
+from edge_agent.delivery.outbox import Outbox
+from edge_agent.orders import order
+from edge_agent.state import State
 from edge_agent.system import synchronised
-from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto
+from edge_agent.testalert import steps
+from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto, wait_until
+from tests.line import Listener, config_of, in_thread
 
 
 @pytest.fixture
@@ -72,6 +83,28 @@ def test_a_broker_of_mqtt_3_1_1_is_one_and_a_mute_host_is_none(config: AgentConf
         finding = of_broker(config, BrokerConfig(connect_timeout_s=0.5).at(f"127.0.0.1:{mute.getsockname()[1]}"))
     assert finding.wrong
     assert "no answer from the broker (is it an MQTT broker?" in finding.text
+
+
+@pytest.mark.parametrize("make", [pytest.param(Mosquitto, marks=needs_mosquitto), Amqtt])
+def test_an_agent_with_another_state_file_keeps_its_connection_its_status_and_its_commands(
+    config: AgentConfig, tmp_path: Path, make: Callable[[Path], Broker]
+) -> None:
+    """Neither a check nor a test alert that does not see it takes its place at the broker."""
+    with make(tmp_path / "broker") as broker:
+        settings = config_of(broker, connect_timeout_s=2.0)
+        link = Link(settings, Outbox(State(tmp_path / "other.sqlite")), gateway="gw-001", agent="0.1.0", commands=True)
+        listener = Listener(broker)
+        with in_thread(link.run):
+            wait_until(lambda: listener.states() == ["online"])
+            assert not of_broker(config, settings).wrong
+            lines = list(steps(replace(config, broker=settings), ModelInfo("none"), 10.0))
+            assert "no agent is running" in lines[0]
+            wait_until(lambda: len(listener.payloads()) == 2)
+            listener.client.publish(topic("gw-001", "cmd/status"), b"{}", qos=1)
+            wait_until(lambda: link.counts.commands == 1)
+            assert link.counts.connects == 1
+            assert listener.states() == ["online"]
+        listener.close()
 
 
 def certificate(path: Path, days: float) -> datetime:
@@ -136,6 +169,29 @@ def test_a_disk_that_cannot_be_written_or_is_too_small_is_reported_with_the_reme
     assert "make room" in finding["evidence"].text
     assert f"`mkdir -p {tmp_path / 'absent'}`" in finding["disk"].text
     assert "evidence" not in found(replace(config, evidence=EvidenceConfig(path=None)))
+
+
+def test_to_another_user_the_service_folder_is_closed_and_that_is_said(config: AgentConfig, tmp_path: Path) -> None:
+    """DynamicUser= keeps it below /var/lib/private, into which only root may look."""
+    private = tmp_path / "private"
+    (private / "botwatch").mkdir(parents=True)
+    hidden = private / "botwatch" / "box.sqlite"
+    State(hidden).close()
+    config = replace(config, outbox=OutboxConfig(path=hidden), evidence=EvidenceConfig(path=hidden.parent / "evidence"))
+    private.chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.setresuid(65_534, 65_534, 0)
+        findings = found(replace(config, broker=BrokerConfig().at(f"127.0.0.1:{free_port()}")))
+        with pytest.raises(CommandRefused, match=r"Permission denied \(it may belong to another user"):
+            order(config, "status", {})
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+        private.chmod(0o700)
+    for what in ("disk", "evidence"):
+        assert "cannot be written by this user: run this as root or as the agent's user" in findings[what].text
 
 
 def test_the_clock_is_what_the_kernel_says_of_it(config: AgentConfig) -> None:

@@ -13,6 +13,7 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main as collector_main
+from edge_agent.__main__ import main as agent_main
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
 from edge_agent.contract.alert import ModelInfo
@@ -154,6 +155,42 @@ def test_a_mute_holds_back_everything_of_a_device_until_it_is_ended(gateway):
     assert [told[0] for told in gateway.see(at(2))] == ["new"]
     with pytest.raises(CommandRefused, match="is not muted"):
         gateway.order("unmute", device=MAC)
+
+
+def test_a_second_mute_prolongs_the_first_and_shortens_it_only_when_it_replaces_it(gateway):
+    first = gateway.order("mute", device=MAC, for_s=7200, reason="rebuild")
+    assert "note" not in first
+    second = gateway.order("mute", device=MAC, for_s=60)
+    assert (second["entry"], second["until"]) == (first["entry"], first["until"])
+    assert "muted for longer already" in second["note"]
+    third = gateway.order("mute", device=MAC, for_s=10_800)
+    assert third["until"] > first["until"]
+    assert "note" not in third
+    last = gateway.order("mute", device=MAC, for_s=60, replace=True)
+    assert last["until"] < first["until"]
+    assert [entry["until"][:19] for entry in gateway.control.suppressions.documents()] == [last["until"][:19]]
+    other = gateway.order("mute", device="*", for_s=30)  # covers something else
+    assert "note" not in other
+
+
+def test_a_mute_that_a_clock_makes_look_longer_does_not_shorten_the_next(tmp_path):
+    """The wall clock is set back by an hour: by it the first mute has an hour and more left, in truth 50 seconds."""
+    mutes = Suppressions(State(tmp_path / "state.sqlite"), 2, 3600.0, 0.0)
+    mutes.add(Suppression("mute", MAC, 3600.0, 3660.0), 3600.0, 0.0)
+    assert mutes.outlasting(Suppression("mute", MAC, 10.0, 310.0), 10.0, 10.0) is None
+    assert mutes.outlasting(Suppression("mute", MAC, 10.0, 40.0), 10.0, 10.0) is not None
+
+
+def test_replace_is_a_word_without_a_value_on_the_gateway(tmp_path, capsys):
+    gateway = Gateway(tmp_path)
+    gateway.order("mute", device=MAC, for_s=7200)
+    gateway.state.close()
+    words = ["mute", MAC, "--for", "1m", "--outbox", str(gateway.config.outbox.path), "--json"]
+    assert agent_main(words) == 0
+    longer = json.loads(capsys.readouterr().out)
+    assert agent_main([*words, "--replace"]) == 0
+    shorter = json.loads(capsys.readouterr().out)
+    assert shorter["until"] < longer["until"]
 
 
 def test_all_devices_can_be_muted_on_the_gateway_only(gateway):
@@ -310,6 +347,7 @@ def test_a_repeat_is_known_after_a_restart(tmp_path):
         ("mute", {"id": "1", "device": 7}, "device: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": -1}, "for_s: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": True}, "for_s: expected"),
+        ("mute", {"id": "1", "device": MAC, "replace": "maybe"}, "replace: expected true or false"),
         ("allow", {"id": "1", "device": MAC, "classes": ["unknown"]}, "missing key 'reason'"),
         ("allow", {"id": "1", "device": MAC, "reason": "r"}, "name the classes"),
         ("allow", {"id": "1", "device": MAC, "reason": "r", "classes": ["kaiten"]}, "'kaiten' is none of"),
@@ -482,6 +520,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
         (entry,) = gateway.control.suppressions.documents()
         assert (entry["origin"], entry["reason"]) == ("broker", "new firmware")
         assert collector("gw-001", "mute", f"device={MAC}", "for=25h", *line)[1].endswith("not 90000\n")
+        assert "muted for longer" in collector("gw-001", "mute", f"device={MAC}", "for=1m", *line)[1]
         status, said = collector("gw-001", "status", *line)
         assert json.loads(said)["allowed"][0]["hits"] == 1
 

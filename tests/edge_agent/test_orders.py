@@ -3,13 +3,16 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from edge_agent import orders
-from edge_agent.config import AgentConfig, OutboxConfig
+from edge_agent.__main__ import main
+from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
 from edge_agent.contract.commands import Reply
 from edge_agent.control import CommandRefused
+from edge_agent.state import State
 from tests.edge_agent.delivery.test_alerts import CAMERA
 from tests.edge_agent.test_control import MAC, Gateway, polling
 
@@ -62,7 +65,7 @@ def test_a_reply_is_printed_without_what_a_terminal_would_obey():
     result = {"gateway": "gw-001", "commands": [], "allowed": [{"entry": 1, "reason": "a\x1b[31m"}]}
     text = orders.lines(Reply("1", "status", 0, result), running=True)
     assert text[:2] == ["gateway gw-001: running", "  commands accepted from the broker: none"]
-    assert text[-1].split() == ["1", "a?[31m"]
+    assert text[-1].split() == ["1", "a\\x1b[31m"]
     assert orders.lines(Reply("1", "unmute", 0, {"ended": [3]}), running=False) == [
         "ended 3",
         "no agent is running: this takes effect at its next start",
@@ -82,10 +85,87 @@ def test_status_fits_into_a_narrow_terminal():
     assert "  mac 02:00:5e:10:00:02, name cam-entrance, state active," in narrow
 
 
+def test_status_exits_with_3_when_no_agent_runs_and_with_0_when_one_does(gateway, tmp_path, capsys):
+    words = ["status", "--outbox", str(gateway.config.outbox.path)]
+    assert gateway.state.claim()
+    with polling(gateway):
+        assert main(words) == 0
+    gateway.state.close()
+    assert main(words) == 3
+    assert "no agent is running with this state file" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 3
+    assert '"running": false' in capsys.readouterr().out
+    absent = str(tmp_path / "absent.sqlite")
+    assert main(["status", "--outbox", absent]) == 3
+    assert "no agent has run with it" in capsys.readouterr().err
+    assert main(["unmute", "all", "--outbox", absent]) == 1
+    (tmp_path / "text").write_text(
+        "this is no database, and it is longer than a header of SQLite, which has 100 bytes\n" * 4
+    )
+    assert main(["status", "--outbox", str(tmp_path / "text")]) == 1
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The current folder and the service's, and the configuration of an agent whose paths are relative."""
+    here, service = tmp_path / "here", tmp_path / "service"
+    here.mkdir()
+    service.mkdir()
+    monkeypatch.chdir(here)
+    return (
+        here,
+        service,
+        AgentConfig(outbox=OutboxConfig(path=Path("box.sqlite")), evidence=EvidenceConfig(path=Path("evidence"))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "running", "meant"),
+    [
+        ("", "", "here"),
+        ("here", "", "here"),
+        ("service", "", "service"),
+        ("here service", "", "service"),
+        ("here service", "service", "service"),
+        ("here service", "here", "here"),
+    ],
+)
+def test_a_state_file_that_lies_in_the_current_folder_leads_to_no_other_agent(folders, files, running, meant):
+    here, service, config = folders
+    folder = {"here": here, "service": service}
+    states = {name: State(folder[name] / "box.sqlite") for name in files.split()}
+    for name in running.split():
+        assert states[name].claim()
+    located = orders.locate(config, service)
+    assert located.outbox.path == folder[meant] / "box.sqlite"
+    assert located.evidence.path == folder[meant] / "evidence"
+    for state in states.values():
+        state.close()
+
+
+def test_a_file_in_the_current_folder_that_is_no_state_file_does_not_hide_the_services(folders):
+    here, service, config = folders
+    State(service / "box.sqlite").close()
+    (here / "box.sqlite").write_text("no database\n" * 40)
+    assert orders.locate(config, service).outbox.path == service / "box.sqlite"
+
+
+def test_two_agents_that_one_relative_path_may_mean_are_named_and_an_absolute_path_is_what_it_says(folders):
+    here, service, config = folders
+    states = [State(folder / "box.sqlite") for folder in folders[:2]]
+    assert all(state.claim() for state in states)
+    with pytest.raises(CommandRefused, match=f"{here}/box.sqlite and another with {service}/box.sqlite: .*--outbox"):
+        orders.locate(config, service)
+    absolute = AgentConfig(outbox=OutboxConfig(path=here / "box.sqlite"))
+    assert orders.locate(absolute, service).outbox == absolute.outbox
+    for state in states:
+        state.close()
+
+
 LOADED = """
 import sys
 from edge_agent.__main__ import main
-assert main(sys.argv[1:]) == 0
+assert main(sys.argv[1:]) == (3 if sys.argv[1] == "status" else 0)
 print(*sys.modules, sep="\\n", file=sys.stderr)
 """
 

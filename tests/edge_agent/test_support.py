@@ -56,7 +56,7 @@ def test_it_has_what_is_needed_to_help(archive: dict[str, str]) -> None:
     assert "connection refused" in checked
     assert "botwatch " in versions
     assert "kernel " in versions
-    assert json.loads(status)["error"] == "no agent has run with this configuration"
+    assert "no agent has run with it" in json.loads(status)["error"]
     assert "MemTotal" in machine
     assert "MB free of" in machine
 
@@ -81,3 +81,19 @@ def test_where_it_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.C
     words = ["support", "--config", str(tmp_path / "agent.yaml"), "--out", str(tmp_path / "absent" / "s.tar.gz")]
     assert main(words) == 1
     assert capsys.readouterr().err.endswith("s.tar.gz: No such file or directory\n")
+
+
+def test_a_password_behind_a_byte_order_mark_and_one_in_a_url_are_struck_out(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"\xef\xbb\xbf" + PASSWORD.encode() + b"\r\n")
+    (tmp_path / "agent.yaml").write_text(
+        f'site: "{PASSWORD}"\nnames: {{"02:00:5e:10:00:01": "mqtt://joe:Geheim-1@box"}}\n'
+        f"outbox: {{path: {tmp_path}/box.sqlite}}\nevidence: {{path: null}}\n"
+        f"broker: {{host: '[::1]', port: {free_port()}, username: 'joe:Geheim-1@box', "
+        f"password_file: {tmp_path}/secret}}\n"
+    )
+    out = tmp_path / "support.tar.gz"
+    assert main(["support", "--config", str(tmp_path / "agent.yaml"), "--out", str(out)]) == 0
+    whole = gzip.decompress(out.read_bytes()).decode("utf-8", "replace")
+    assert "correct horse" not in whole
+    assert "Geheim" not in whole
+    assert "(struck out)@box" in whole
