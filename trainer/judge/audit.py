@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract import cli
-from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from trainer.judge import runs
 from trainer.judge.runs import Index, RunFolder
@@ -302,10 +300,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Run `botwatch trainer audit`: 0, or 2 with the reason."""
-    try:
-        findings = analyse(args.run)
-        findings.save(args.run)
-    except (RunFolderError, OSError) as error:
-        return cli.refuse(PROG, error, file=args.run)
-    print(*findings.text(), sep="\n")
-    return cli.OK
+    return runs.report_on(PROG, args.run, analyse)

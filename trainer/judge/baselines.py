@@ -17,9 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import bundle as bundles
-from edge_agent.contract import cli
-from edge_agent.contract.bundle import BundleError
-from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array
 from edge_agent.detection import calibrate
 from edge_agent.detection.runtime import Model
@@ -323,10 +320,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Run `botwatch trainer baselines`: 0, or 2 with the reason."""
-    try:
-        findings = analyse(args.run, bundles.load(args.bundle) if args.bundle else None)
-        findings.save(args.run)
-    except (RunFolderError, BundleError, OSError) as error:
-        return cli.refuse(PROG, error, file=args.run)
-    print(*findings.text(), sep="\n")
-    return cli.OK
+    return runs.report_on(
+        PROG, args.run, lambda folder: analyse(folder, bundles.load(args.bundle) if args.bundle else None)
+    )

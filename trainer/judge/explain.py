@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract import cli
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import BENIGN
-from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array, row_error
 from edge_agent.detection import explain
 from edge_agent.progress import Progress
@@ -375,10 +373,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Run `botwatch trainer explain`: 0, or 2 with the reason."""
-    try:
-        findings = analyse(args.run)
-        findings.save(args.run)
-    except (RunFolderError, OSError) as error:
-        return cli.refuse(PROG, error, file=args.run)
-    print(*findings.text(), sep="\n")
-    return cli.OK
+    return runs.report_on(PROG, args.run, analyse)

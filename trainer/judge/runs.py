@@ -8,10 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from edge_agent.contract import runfolder
-from edge_agent.contract.bundle import BENIGN, Decision
+from edge_agent.contract import cli, runfolder
+from edge_agent.contract.bundle import BENIGN, BundleError, Decision
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array, Scaler
+from trainer.report.findings import Findings
 
 Index = NDArray[np.intp]
 
@@ -109,3 +110,17 @@ def load(path: Path, most: int | None = None) -> RunFolder:
         generated=model.generated,
         seed=model.seed,
     )
+
+
+def report_on(prog: str, folder: Path, analyse: Callable[[Path], Findings]) -> int:
+    """Run an analysis of a run folder as command ``prog``: print its findings and write them into the folder.
+
+    Returns the exit status: 0, or 2 after the reason has been printed.
+    """
+    try:
+        findings = analyse(folder)
+        findings.save(folder)
+    except (RunFolderError, BundleError, OSError) as error:
+        return cli.refuse(prog, error, file=folder)
+    print(*findings.text(), sep="\n")
+    return cli.OK
