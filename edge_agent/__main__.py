@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import logging
 import math
-import shutil
 import signal
 import sys
 import threading
@@ -28,6 +27,7 @@ from edge_agent.contract.cli import (
     printable,
     refuse,
     say,
+    terminal_width,
 )
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def _add_orders(
 
     common = options("--config", "--outbox")
     common.add_argument("--json", action="store_true", help="print the reply as JSON")
+    common.add_argument("--utc", action="store_true", help="print times in UTC instead of the local zone")
     common.set_defaults(run=_order)
     for verb, grammar in VERBS.items():
         if grammar.local is None:
@@ -499,6 +500,7 @@ def _test_alert(args: argparse.Namespace) -> int:
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
+    from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
     from edge_agent.contract.messages import MessageError, is_uuid7
 
@@ -517,8 +519,7 @@ def _order(args: argparse.Namespace) -> int:
         for line in json_text({"running": running, **(reply.result or {})}, 1).split("\n"):
             say(line)
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in orders.lines(reply, running, width):
+        for line in replies.lines(reply, running, terminal_width(), args.utc):
             say(line)
     return NOT_RUNNING if args.command == "status" and not running else OK
 

@@ -12,7 +12,9 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
@@ -20,6 +22,9 @@ from typing import Any, TextIO
 OK, FAILED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses: done; the work failed; usage error; no agent runs (as `systemctl status` has it); stopped by SIGINT
 (128 + 2, as shells count)."""
+
+UNLIMITED = 100_000
+"""Width of lines that nothing bounds."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,23 @@ def printable(value: object) -> str:
     cam\\x1b[31m entrance
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+
+
+def wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[str]:
+    """Return text in lines of at most ``width`` characters, escaped.
+
+    The first line begins with ``first``, the others with ``indent``. Only a word that is longer than a line is broken.
+    """
+    room = max(width, len(indent) + 20)
+    text = printable(text)
+    return textwrap.wrap(text, room, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False) or [
+        first.rstrip()
+    ]
+
+
+def terminal_width() -> int:
+    """Return the characters of a line on stdout: those of the terminal, and `UNLIMITED` for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
 
 
 def say(line: object) -> None:

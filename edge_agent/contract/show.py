@@ -11,11 +11,11 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Literal, TextIO
 
 from edge_agent.contract.alert import CLASSES, Alert, AlertDevice
 from edge_agent.contract.cli import printable
+from edge_agent.contract.localtime import local_time
 from edge_agent.contract.messages import has_ports
 
 SHORT_ID = 8
@@ -30,7 +30,6 @@ _NAME = 20  # columns of a name where there is little room
 _GATEWAY = 12  # columns of a gateway's id where there is little room
 _STATE = 6
 _CODES: Mapping[Tone, str] = {"bad": "1;31", "warn": "33", "quiet": "2", "note": "36"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BRACKETS = re.compile(r" \([^)]*\)")
 
 
@@ -72,9 +71,8 @@ class Terminal:
 
     def time(self, t_ns: int) -> str:
         """Return Unix ns as a time with its zone, without the year where there is little room."""
-        moment = _moment(t_ns, self.utc)
-        zone = moment.tzname() or moment.strftime("%z")
-        return self.text(moment.strftime("%Y-%m-%d %H:%M:%S " if self.roomy else "%m-%d %H:%M:%S ") + zone)
+        text = self.text(local_time(t_ns, self.utc))
+        return text if self.roomy else text.partition("-")[2]
 
     def cut(self, text: str, room: int | None) -> str:
         """Return ``text`` in at most ``room`` columns; what is cut off is replaced by an ellipsis."""
@@ -124,14 +122,6 @@ def _cells(character: str) -> int:
 def pad(text: str, room: int) -> str:
     """Return ``text`` with spaces behind it up to ``room`` columns."""
     return text + " " * max(room - cells(text), 0)
-
-
-def _moment(t_ns: int, utc: bool) -> datetime:
-    moment = _EPOCH + timedelta(microseconds=min(max(t_ns, 0), 253_402_300_799_999_999_000) // 1000)
-    try:
-        return moment if utc else moment.astimezone()
-    except (OverflowError, ValueError):  # the last hours of the year 9999
-        return moment
 
 
 def short_id(id: str) -> str:
