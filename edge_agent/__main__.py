@@ -94,7 +94,7 @@ def parser() -> Parser:
     for one in (run, check):
         one.add_argument("--interface", action="append", metavar="NAME", help=text)
 
-    text = "judge capture files as if their packets came in live, and print alerts as JSON lines, counters on stderr"
+    text = "judge capture files as if their packets came in live, and print a line for each alert, counters on stderr"
     replay = command(
         "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
     )
@@ -104,6 +104,8 @@ def parser() -> Parser:
     replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
     text = "store the packets around each alert in this folder (default: none are stored)"
     replay.add_argument("--evidence", type=Path, metavar="DIR", help=text)
+    replay.add_argument("--json", action="store_true", help="print the alerts as JSON lines (EVE records)")
+    replay.add_argument("--utc", action="store_true", help="print times in UTC (default: in the local zone)")
     replay.set_defaults(run=_replay)
 
     text = "list the stored packet captures of alerts, or write one of them to a pcap file"
@@ -368,6 +370,7 @@ def _check(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from edge_agent.agent import Agent, replay, report
     from edge_agent.capture.sources import CaptureError
+    from edge_agent.contract.show import Terminal, alert_line
     from edge_agent.progress import Progress
     from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
@@ -380,11 +383,12 @@ def _replay(args: argparse.Namespace) -> int:
     if bundle.manifest.generated:
         note(f"{PROG}: this model was trained on generated traffic")
     lines = SideLines(_consequence(config, publisher), needs_reader=publisher is None)
+    terminal = Terminal.of(utc=args.utc)
 
     def give(alert: "Alert") -> None:
         if publisher:
             publisher.give(alert)
-        lines.print(json_text(alert.document()))
+        lines.print(json_text(alert.document()) if args.json else alert_line(alert, terminal))
 
     status, left, trouble, began = OK, 0, "", time.monotonic()
     with closing(lines), publisher.running() if publisher else nullcontext():
@@ -398,6 +402,8 @@ def _replay(args: argparse.Namespace) -> int:
         if publisher:
             left, trouble = publisher.link.flush(args.wait), publisher.link.trouble
     counts = agent.counts() | (publisher.counts() if publisher else {}) | {"alerts_unprinted": lines.lost}
+    if not counts["alerts_new"]:
+        note("no alerts")
     for line in report(counts, seconds):
         note(line)
     if left:

@@ -326,7 +326,16 @@ def _replay(manifest: CaptureManifest, root: Path, out: Path, address: str) -> l
         (out / folder).mkdir()
 
     def one(capture: Capture, gateway: str) -> None:
-        words = ["agent", "replay", root / capture.file, "--config", out / "agent.yaml", "--bundle", out / "bundle"]
+        words = [
+            "agent",
+            "replay",
+            "--json",
+            root / capture.file,
+            "--config",
+            out / "agent.yaml",
+            "--bundle",
+            out / "bundle",
+        ]
         words += ["--broker", address]
         words += ["--gateway", gateway, "--outbox", out / "outbox" / f"{gateway}.sqlite", "--wait", DELIVER_S]
         with (
