@@ -19,6 +19,7 @@ from edge_agent.contract.cli import (
     NOT_RUNNING,
     OK,
     LogLines,
+    Parser,
     SideLines,
     end_output,
     json_text,
@@ -39,19 +40,19 @@ if TYPE_CHECKING:
 PROG = "botwatch agent"
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+def parser() -> Parser:
+    """Return the parser of all commands of the agent."""
+    top = Parser(
         PROG,
         description="The gateway's part of botwatch: it judges packets and publishes alerts.",
         epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
-        formatter_class=raw,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_version()
+    commands = top.add_commands()
 
-    def options(*names: str) -> argparse.ArgumentParser:
+    def options(*names: str) -> Parser:
         """Return a parent parser with these of the options that several commands have."""
-        parent = argparse.ArgumentParser(add_help=False)
+        parent = Parser(add_help=False)
         texts = {
             "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
             "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
@@ -65,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         parent.set_defaults(**{name.strip("-"): None for name in texts})  # what a command does not have is not given
         return parent
 
-    def command(
-        name: str, text: str, example: str, parent: argparse.ArgumentParser, more: str = ""
-    ) -> argparse.ArgumentParser:
+    def command(name: str, text: str, example: str, parent: Parser, more: str = "") -> Parser:
         """Add a command; ``text`` says in one sentence what it does, ``more`` what else its own help says."""
         return commands.add_parser(
             name,
@@ -75,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=text + more,
             epilog=f"example:\n  {PROG} {name} {example}",
-            formatter_class=raw,
         )
 
     common = ("--bundle", "--config", "--gateway", "--outbox")
@@ -93,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", text, configured, options(*common, "--broker"), "; nothing is changed")
     check.set_defaults(run=_check)
     text = "use this interface instead of the configured ones; may be repeated"
-    for parser_of in (run, check):
-        parser_of.add_argument("--interface", action="append", metavar="NAME", help=text)
+    for one in (run, check):
+        one.add_argument("--interface", action="append", metavar="NAME", help=text)
 
     text = "judge capture files as if their packets came in live, and print a line for each alert, counters on stderr"
     replay = command(
@@ -143,12 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     support.set_defaults(run=_support)
 
     _add_orders(command, options)
-    return parser
+    return top
 
 
-def _add_orders(
-    command: Callable[..., argparse.ArgumentParser], options: Callable[..., argparse.ArgumentParser]
-) -> None:
+def _add_orders(command: Callable[..., Parser], options: Callable[..., Parser]) -> None:
     """Add the commands that a running agent carries out, or that take effect at its next start."""
     from edge_agent.contract.commands import VERBS
 
@@ -161,7 +157,7 @@ def _add_orders(
             continue
         example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
         exits = "; exits with 3 when no agent runs" if verb == "status" else ""
-        parser = command(verb, grammar.about, example, common, exits)
+        one = command(verb, grammar.about, example, common, exits)
         offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
         for key, argument in offered.items():
             more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
@@ -172,7 +168,7 @@ def _add_orders(
                 more |= {"action": "extend"} if argument.write is list else {}
             elif len(set(grammar.one_of) & set(offered)) > 1:
                 more |= {"nargs": "?"}
-            parser.add_argument(argument.option or key, **more)
+            one.add_argument(argument.option or key, **more)
 
 
 def _typed(parse: Callable[[str, int], object]) -> Callable[[str], object]:
@@ -201,7 +197,7 @@ def _seconds(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 3 not running, 130 interrupted."""
     prepare_output()
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     args.log = LogLines()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
     return end_output(PROG, _status(args))

@@ -271,8 +271,8 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gatway: gw-1", "agent.yaml: unknown key 'gatway'; known: gateway, site,"),
-        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot'; known: host, port,"),
+        ("gatway: gw-1", "agent.yaml: unknown key 'gatway': did you mean 'gateway'?"),
+        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot': did you mean 'port'?"),
         ("gateway: GW 1", "agent.yaml: gateway 'GW 1'"),
         (f"site: {'s' * 64}", "agent.yaml: site: 64 characters"),
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),
