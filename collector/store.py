@@ -123,6 +123,14 @@ _rejected = Table(
     Column("payload", LargeBinary, nullable=False),  # its first MAX_KEPT bytes
     sqlite_autoincrement=True,
 )
+_presence = Table(
+    "presence",
+    _metadata,
+    Column("gateway", String(63), primary_key=True),
+    Column("mac", String(17), primary_key=True),  # of a device behind the gateway; "" for the gateway itself
+    Column("name", String(64), nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+)
 
 
 class StoreError(Exception):
@@ -157,10 +165,23 @@ class Rejection:
 
 
 class Fresh(NamedTuple):
-    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``."""
+    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``.
+
+    ``keys`` are the (id, seq) of both.
+    """
 
     alerts: int
     tests: int
+    keys: frozenset[tuple[str, int]] = frozenset()
+
+
+class Presence(NamedTuple):
+    """A gateway (``mac`` is "") or a device behind it, and when a message about it came last (Unix ns)."""
+
+    gateway: str
+    mac: str
+    name: str
+    seen_ns: int
 
 
 @dataclass(frozen=True)
@@ -269,7 +290,7 @@ class AlertStore:
                 upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), list(latest.values())
             )
         tests = sum(fresh.values())
-        return Fresh(len(fresh) - tests, tests)
+        return Fresh(len(fresh) - tests, tests, frozenset(fresh))
 
     def _save_statuses(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
         rows: dict[str, dict[str, Any]] = {}
@@ -357,6 +378,33 @@ class AlertStore:
         """
         query = select(_episode).where(_episode.c.id > after).order_by(_episode.c.id).limit(limit)
         return [dict(row._mapping) for row in self._read(query)]
+
+    def open_episodes(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest ``limit`` episodes that have not ended, oldest first."""
+        query = select(_episode).where(_episode.c.state != "end").order_by(_episode.c.id.desc()).limit(limit)
+        return [dict(row._mapping) for row in self._read(query)][::-1]
+
+    def latest(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return these episodes, each in its last known state; fewer if some are not stored."""
+        return [dict(row._mapping) for row in self._read(select(_episode).where(_episode.c.id.in_(ids)))] if ids else []
+
+    def presences(self) -> list[Presence]:
+        """Return the gateways and devices that are remembered, in the order of their names and MACs."""
+        query = select(_presence).order_by(_presence.c.gateway, _presence.c.mac)
+        return [Presence(*row) for row in self._read(query)]
+
+    def remember(self, present: Sequence[Presence], older_than_ns: int = 0) -> None:
+        """Remember gateways and devices, and forget those that were seen last before ``older_than_ns``."""
+        try:
+            with self._engine.begin() as db:
+                if present:
+                    upsert = self._insert(_presence)
+                    changes = {name: upsert.excluded[name] for name in ("name", "seen_ns")}
+                    rows = [_without_nul(row._asdict()) for row in present]
+                    db.execute(upsert.on_conflict_do_update(index_elements=["gateway", "mac"], set_=changes), rows)
+                db.execute(delete(_presence).where(_presence.c.seen_ns < older_than_ns))
+        except SQLAlchemyError as error:
+            raise StoreBusy(_line(error)) from error
 
     def gateways(self) -> dict[str, str]:
         """Return the last known state of each gateway, from itself or its last will: online, offline or stopped."""
