@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jsonschema
 
 from collector.config import CollectorConfig
+from collector.homeassistant import HomeAssistant
 from collector.store import AlertStore, Arrival, BadRow, Document, Fresh, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
@@ -30,7 +31,7 @@ from edge_agent.contract.messages import (
     parse_topic,
     topic_filter,
 )
-from edge_agent.mqtt import Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
+from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +103,14 @@ class Ingest:
         self.config, self.counts = config, IngestCounts()
         self.connected, self.trouble = False, ""
         self._store, self._judge = store, judge or MessageJudge(config.broker.base)
+        self.homeassistant = HomeAssistant(config, store) if config.homeassistant.enabled else None
         self._dialer = Dialer(
             config.broker, "botwatch-collector", manual_ack=True, receive_maximum=config.broker.inflight
         )
         self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
         self._purge_at = 0.0  # steady clock
         self._judge_failed = False
+        self._granted = False  # the subscriptions of this connection are
 
     def run(self, stop: threading.Event) -> None:
         """Receive until ``stop`` is set; then save and acknowledge what was received, and hang up."""
@@ -127,28 +130,38 @@ class Ingest:
         """Receive over one connection until it ends, which is returned, or ``stop`` is set."""
         connection, inbox, base = None, _Inbox(self.config), self.config.broker.base
         try:
-            connection = self._dialer.dial()
+            connection = self._dialer.dial(self.homeassistant.will if self.homeassistant else None)
             while not stop.is_set():
                 for event in connection.step(inbox.wait_s()):
                     if isinstance(event, Incoming):
+                        if self.homeassistant and self.homeassistant.take(event, time.monotonic()):
+                            connection.acknowledge(event)
+                            continue
                         self.counts.received += 1
                         inbox.add(event)
                     elif isinstance(event, Connected):
                         self.connected = True
-                        connection.subscribe([topic_filter(leaf, base) for leaf in LEAVES])
+                        more = self.homeassistant.filters if self.homeassistant else []
+                        connection.subscribe([*(topic_filter(leaf, base) for leaf in LEAVES), *more])
                     elif isinstance(event, Subscribed):
                         self._begin(connection, event)
+                    elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
+                        self.homeassistant.refused(event.reason)
+                self._show(connection)
                 if inbox.due():
                     self._pass_on(connection, inbox, stop)
                 if not inbox.messages:
                     self.purge()
             self._pass_on(connection, inbox, stop)
-            connection.disconnect()
+            self._show(connection)
+            if self.homeassistant and self._granted:
+                connection.publish(*self.homeassistant.will, qos=0, retain=True)
+            connection.disconnect(within_s=1.0)
         except ConnectionEnded as end:
             self.save(inbox.messages, stop)
             return end
         finally:
-            self.connected = False
+            self.connected = self._granted = False
             if connection is not None:
                 connection.close()
         return None
@@ -160,8 +173,20 @@ class Ingest:
             return
         self._backoff.reset()
         self.trouble = ""
+        self._granted = True
+        if self.homeassistant:
+            self.homeassistant.connected(time.monotonic())
         broker, protocol = self.config.broker, connection.protocol
         logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
+
+    def _show(self, connection: Connection) -> None:
+        """Publish what is due for Home Assistant, once the broker has granted the subscriptions."""
+        if self.homeassistant and self._granted:
+            now = time.monotonic()
+            for message in self.homeassistant.due(now):
+                connection.publish(message.topic, message.payload, retain=message.retain)
+            if settled := self.homeassistant.settled(now):
+                connection.unsubscribe(settled)
 
     def _pass_on(self, connection: Connection, inbox: "_Inbox", stop: threading.Event) -> None:
         """Save what was received, then acknowledge it; a message that was not saved comes again."""
@@ -224,6 +249,8 @@ class Ingest:
                 )
 
     def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
+        if self.homeassistant:
+            self.homeassistant.stored(arrivals, fresh)
         tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
         self.counts.tests += fresh.tests
         self.counts.stored += fresh.alerts
@@ -242,7 +269,11 @@ class Ingest:
         except StoreBusy as error:
             logger.warning("database: %s; alerts beyond the configured retention are deleted later", error)
             deleted = 0
+        if self.homeassistant:
+            self.homeassistant.keep(time.time_ns())
         if deleted:
+            if self.homeassistant:
+                self.homeassistant.purged()
             logger.info("deleted %d alerts beyond the configured retention", deleted)
         self._purge_at = time.monotonic() + (1.0 if deleted else _PURGE_EVERY_S)
 

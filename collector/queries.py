@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, false, func, or_, select, union_all
+from sqlalchemy import Select, and_, false, func, or_, select, union_all
 
-from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY
+from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, TEST
 
 _MAC = re.compile(r"(?:[0-9a-f]{2}[:-]?){5}[0-9a-f]{2}")
 
@@ -37,26 +37,25 @@ class Wanted:
         """True if alerts that were sent by hand are wanted, too."""
         return not (self.device or self.class_name or self.still_open or self.severity in (1, 2))
 
-    def messages(self, tests: bool) -> Select[Any]:
-        """Return a selection of the numbers of all alerts; ``tests`` is False in a database without tests."""
+    def messages(self) -> Select[Any]:
+        """Return a selection of the numbers of all alerts."""
         query = select(ALERT.c.n).where(*self._of(ALERT))
         if self.device or self.still_open:
             query = query.join(EPISODE, EPISODE.c.id == ALERT.c.id).where(*self._of_episode())
-        if tests and not self._tests:
+        if not self._tests:
             query = query.where(ALERT.c.test.is_(false()))
         return query
 
     def states(self, tests: bool) -> Select[Any]:
-        """Return a selection of the numbers of the newest alert of each episode, and of each test."""
+        """Return a selection of the numbers of the newest alert of each episode, and with ``tests`` of each test."""
         same = and_(ALERT.c.id == EPISODE.c.id, ALERT.c.seq == EPISODE.c.seq)
         query = select(ALERT.c.n).select_from(EPISODE).join(ALERT, same).where(*self._of(EPISODE), *self._of_episode())
         if self.since_ns:
             query = query.where(ALERT.c.t_ns >= self.since_ns)
         if not tests or not self._tests:
             return query
-        later = ALERT.alias("later")
-        superseded = exists().where(later.c.id == ALERT.c.id, later.c.seq > ALERT.c.seq)
-        sent = select(ALERT.c.n).where(ALERT.c.test, ~superseded, *self._of(ALERT))
+        newest = and_(ALERT.c.id == TEST.c.id, ALERT.c.seq == TEST.c.seq)
+        sent = select(ALERT.c.n).select_from(TEST).join(ALERT, newest).where(*self._of(ALERT))
         both = union_all(query, sent).subquery()
         return select(both.c.n)
 
@@ -110,9 +109,9 @@ def before_last(numbers: Select[Any], count: int) -> Select[Any]:
     return numbers.order_by(numbers.selected_columns.n.desc()).offset(count).limit(1)
 
 
-def gateway_ids() -> Select[Any]:
-    """Return a selection of the ids of all gateways that anything is stored of."""
-    parts = (select(table.c.gateway) for table in (GATEWAY, EPISODE))
+def gateway_ids(documents: bool) -> Select[Any]:
+    """Return a selection of the ids of all gateways that anything is stored of, ``documents`` and tests included."""
+    parts = (select(table.c.gateway) for table in (GATEWAY, EPISODE, *((TEST, DOCUMENT) if documents else ())))
     return select(union_all(*parts).subquery().c.gateway).distinct()
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import (
 
 from collector import queries, tables
 from collector.queries import Wanted
-from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, REJECTED
+from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, PRESENCE, REJECTED, TEST
 from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.messages import Status
 
@@ -85,10 +85,23 @@ class Rejection:
 
 
 class Fresh(NamedTuple):
-    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``."""
+    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``.
+
+    ``keys`` are the (id, seq) of both.
+    """
 
     alerts: int
     tests: int
+    keys: frozenset[tuple[str, int]] = frozenset()
+
+
+class Presence(NamedTuple):
+    """A gateway (``mac`` is "") or a device behind it, and when a message about it came last (Unix ns)."""
+
+    gateway: str
+    mac: str
+    name: str
+    seen_ns: int
 
 
 @dataclass(frozen=True)
@@ -137,8 +150,7 @@ class AlertStore:
             else:
                 with self._engine.connect() as db:
                     db.execute(select(ALERT.c.n).limit(1))
-            self._has_tests = create or tables.has_tests(self._engine)
-            self._has_documents = create or tables.has_documents(self._engine)
+            self._older = not create and tables.missing(self._engine)  # nothing is changed for a reader
         except ImportError as error:
             raise StoreError(f"db {shown}: {_line(error)}; is the extra botwatch[postgresql] installed?") from error
         except SQLAlchemyError as error:
@@ -192,8 +204,19 @@ class AlertStore:
             db.execute(
                 upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), list(latest.values())
             )
+        hands = [row for row in rows if row["test"] and (row["id"], row["seq"]) in fresh]
+        if hands:
+            self._save_tests(db, hands)
         tests = sum(fresh.values())
-        return Fresh(len(fresh) - tests, tests)
+        return Fresh(len(fresh) - tests, tests, frozenset(fresh))
+
+    def _save_tests(self, db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        upsert = self._insert(TEST)
+        changes = {name: upsert.excluded[name] for name in ("seq", "received_ns")}
+        for row in rows:
+            values = {column.name: row[column.name] for column in TEST.c}
+            newer = upsert.excluded.seq > TEST.c.seq
+            db.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), [values])
 
     def _save_statuses(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
         newest = {a.message[0]: a for a in arrivals if isinstance(a.message, tuple)}
@@ -261,10 +284,12 @@ class AlertStore:
                 deleted = db.execute(delete(ALERT).where(ALERT.c.n.in_(oldest))).rowcount
                 # An episode goes with the last of its alerts.
                 since = db.scalar(select(ALERT.c.received_ns).order_by(ALERT.c.n).limit(1))
-                db.execute(delete(EPISODE).where(EPISODE.c.received_ns < (older_than_ns if since is None else since)))
+                for table in (EPISODE, TEST):
+                    gone = table.c.received_ns < (older_than_ns if since is None else since)
+                    db.execute(delete(table).where(gone))
                 db.execute(delete(DOCUMENT).where(DOCUMENT.c.received_ns < older_than_ns))
-                gone = GATEWAY.c.gateway.not_in(select(DOCUMENT.c.gateway)), GATEWAY.c.state != "online"
-                db.execute(delete(GATEWAY).where(GATEWAY.c.received_ns < older_than_ns, *gone))
+                silent = GATEWAY.c.received_ns < older_than_ns, GATEWAY.c.gateway.not_in(select(DOCUMENT.c.gateway))
+                db.execute(delete(GATEWAY).where(*silent, GATEWAY.c.state != "online"))
                 return deleted
         except SQLAlchemyError as error:
             raise StoreBusy(_line(error)) from error
@@ -304,7 +329,7 @@ class AlertStore:
 
     def _numbers(self, wanted: Wanted | None, newest: bool) -> Any:
         wanted = wanted or Wanted()
-        return wanted.states(self._has_tests) if newest else wanted.messages(self._has_tests)
+        return wanted.states(not self._older) if newest else wanted.messages()
 
     def last_number(self) -> int:
         """Return the highest number that an alert has ever had, also if that alert has been deleted."""
@@ -322,16 +347,40 @@ class AlertStore:
         query = select(EPISODE).where(EPISODE.c.id > after).order_by(EPISODE.c.id).limit(limit)
         return [dict(row._mapping) for row in self._read(query)]
 
+    def open_episodes(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest ``limit`` episodes that have not ended, oldest first."""
+        query = select(EPISODE).where(EPISODE.c.state != "end").order_by(EPISODE.c.id.desc()).limit(limit)
+        return [dict(row._mapping) for row in self._read(query)][::-1]
+
+    def latest(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return these episodes, each in its last known state; fewer if some are not stored."""
+        return [dict(row._mapping) for row in self._read(select(EPISODE).where(EPISODE.c.id.in_(ids)))] if ids else []
+
+    def presences(self) -> list[Presence]:
+        """Return the gateways and devices that are remembered, in the order of their names and MACs."""
+        query = select(PRESENCE).order_by(PRESENCE.c.gateway, PRESENCE.c.mac)
+        return [Presence(*row) for row in self._read(query)]
+
+    def remember(self, present: Sequence[Presence], older_than_ns: int = 0) -> None:
+        """Remember gateways and devices, and forget those that were seen last before ``older_than_ns``."""
+        try:
+            with self._engine.begin() as db:
+                if present:
+                    upsert = self._insert(PRESENCE)
+                    changes = {name: upsert.excluded[name] for name in ("name", "seen_ns")}
+                    rows = [_without_nul(row._asdict()) for row in present]
+                    db.execute(upsert.on_conflict_do_update(index_elements=["gateway", "mac"], set_=changes), rows)
+                db.execute(delete(PRESENCE).where(PRESENCE.c.seen_ns < older_than_ns))
+        except SQLAlchemyError as error:
+            raise StoreBusy(_line(error)) from error
+
     def gateways(self) -> dict[str, str]:
         """Return the last known state of each gateway, from itself or its last will: online, offline or stopped."""
         return {row.gateway: row.state for row in self._read(select(GATEWAY))}
 
     def gateway_ids(self) -> list[str]:
         """Return the ids of all gateways that anything is stored of, in order."""
-        ids = {row.gateway for row in self._read(queries.gateway_ids())}
-        return sorted(
-            ids | ({row.gateway for row in self._read(select(DOCUMENT.c.gateway))} if self._has_documents else set())
-        )
+        return sorted(row.gateway for row in self._read(queries.gateway_ids(not self._older)))
 
     def statuses(self) -> dict[str, tuple[Status, int]]:
         """Return the newest status of each gateway, with its time of arrival (Unix ns)."""
@@ -340,7 +389,7 @@ class AlertStore:
 
     def documents(self, leaf: str) -> dict[str, tuple[dict[str, Any], int]]:
         """Return the newest document of a leaf of each gateway, with the time when it was sent (Unix ns)."""
-        if not self._has_documents:
+        if self._older:
             return {}
         return {r.gateway: (json.loads(r.content), r.received_ns) for r in self._read(queries.documents(leaf))}
 

@@ -18,7 +18,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    func,
+    insert,
     inspect,
+    select,
     text,
 )
 
@@ -91,6 +94,14 @@ REJECTED = Table(
     Column("payload", LargeBinary, nullable=False),  # its first MAX_KEPT bytes
     sqlite_autoincrement=True,
 )
+PRESENCE = Table(
+    "presence",
+    METADATA,
+    Column("gateway", String(63), primary_key=True),
+    Column("mac", String(17), primary_key=True),  # of a device behind the gateway; "" for the gateway itself
+    Column("name", String(64), nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+)
 DOCUMENT = Table(
     "document",
     METADATA,
@@ -101,24 +112,31 @@ DOCUMENT = Table(
 )
 """The newest retained document of each gateway and leaf."""
 
-TESTS = Index("alert_test", ALERT.c.n, sqlite_where=ALERT.c.test, postgresql_where=ALERT.c.test)
-"""The few alerts that were sent by hand, which have no row of `episode`."""
+TEST = Table(
+    "test",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("seq", BigInteger, nullable=False),  # the highest received
+    Column("gateway", String(63), nullable=False),
+    Column("received_ns", BigInteger, nullable=False),
+    Index("test_received", "received_ns"),
+)
+"""The newest alert of each test that was sent by hand; they have no row of `episode`."""
 
 
 def make(engine: Engine) -> None:
-    """Make the tables that are missing, and the columns and indexes that an older version's tables lack."""
+    """Make the tables that are missing, and the columns that an older version's tables lack."""
+    new = not inspect(engine).has_table(TEST.name)
     METADATA.create_all(engine)
-    if not has_tests(engine):
-        with engine.begin() as db:
+    with engine.begin() as db:
+        if "test" not in {column["name"] for column in inspect(db).get_columns("alert")}:
             db.execute(text("ALTER TABLE alert ADD COLUMN test BOOLEAN NOT NULL DEFAULT FALSE"))
-    TESTS.create(engine, checkfirst=True)
+        elif new:
+            newest = select(ALERT.c.id, func.max(ALERT.c.seq), ALERT.c.gateway, func.max(ALERT.c.received_ns))
+            sent = newest.where(ALERT.c.test).group_by(ALERT.c.id, ALERT.c.gateway)
+            db.execute(insert(TEST).from_select([column.name for column in TEST.c], sent))
 
 
-def has_tests(engine: Engine) -> bool:
-    """Return True if the table of alerts says which of them are tests."""
-    return "test" in {column["name"] for column in inspect(engine).get_columns("alert")}
-
-
-def has_documents(engine: Engine) -> bool:
-    """Return True if there is a table of documents."""
-    return inspect(engine).has_table(DOCUMENT.name)
+def missing(engine: Engine) -> bool:
+    """Return True if the database is of an older version: no `make` of this one has been here."""
+    return not {TEST.name, DOCUMENT.name} <= set(inspect(engine).get_table_names())
