@@ -15,17 +15,10 @@ from typing import Any, NamedTuple
 
 from collector.config import CollectorConfig
 from collector.discovery import Documents, HomeDevice, OpenEpisode, shown
-from collector.store import AlertStore, Arrival, Fresh, Presence, StoreBusy, StoreError
+from collector.store import AlertStore, Arrival, Document, Fresh, Presence, StoreBusy, StoreError
 from edge_agent.contract.alert import Alert
-from edge_agent.contract.cli import printable
 from edge_agent.contract.messages import (
-    MAX_DOCUMENT,
-    MessageError,
     Status,
-    decode,
-    parse_time,
-    parse_topic,
-    topic_filter,
 )
 from edge_agent.mqtt import Incoming
 
@@ -97,15 +90,15 @@ class HomeAssistant:
     """Home Assistant's picture of what the collector stores.
 
     Gateways, devices and open episodes are read from ``store``, so that a restart of the collector changes nothing.
-    ``counts`` are the devices beyond ``homeassistant.max_devices``, the documents that could not be read, and the
-    events that were dropped. Times named ``now_s`` are those of the steady clock.
+    ``counts`` are the devices beyond ``homeassistant.max_devices``, and the events that were dropped. Times named
+    ``now_s`` are those of the steady clock.
     """
 
     def __init__(self, config: CollectorConfig, store: AlertStore) -> None:
         self._store, self._base = store, config.broker.base
         self._documents = Documents(config.broker.base, config.homeassistant.prefix)
         self._most, self._keep_ns = config.homeassistant.max_devices, int(config.retention.days * 86_400e9)
-        self.counts = {"devices_left_out": 0, "documents_unreadable": 0, "events_dropped": 0}
+        self.counts = {"devices_left_out": 0, "events_dropped": 0}
         self._gateways: dict[str, GatewayFacts] = {}
         self._devices: dict[str, DeviceFacts] = {}
         self._open: dict[str, OpenEpisode] = {}
@@ -136,9 +129,8 @@ class HomeAssistant:
 
     @property
     def filters(self) -> list[str]:
-        """The topics to subscribe to: gateways' documents, Home Assistant's birth, and documents from before."""
-        documents = [topic_filter(leaf, self._base) for leaf in ("health", "devices")]
-        return [*documents, self._documents.birth, self._documents.discovery]
+        """The topics to subscribe to beside those of gateways: Home Assistant's birth, and documents from before."""
+        return [self._documents.birth, self._documents.discovery]
 
     def connected(self, now_s: float) -> None:
         """Note that a connection is made, over which everything is to be published anew."""
@@ -169,7 +161,7 @@ class HomeAssistant:
     # --- what comes ---
 
     def take(self, message: Incoming, now_s: float) -> bool:
-        """Return True if a message is for Home Assistant's picture only and not to be stored, and act on it."""
+        """Return True if a message comes from Home Assistant, or is one of the documents from before, and act on it."""
         if message.topic == self._documents.birth:
             if message.payload == b"online":
                 self._birth_s = max(now_s, self._answered_s + BIRTH_S)
@@ -179,37 +171,29 @@ class HomeAssistant:
             if home_device and len(self._discovered) < MAX_DISCOVERED:
                 self._discovered.add(home_device)
             return True
-        if not message.topic.endswith(("/health", "/devices")):
-            return False
-        try:
-            gateway, leaf = parse_topic(message.topic, self._base)
-            if message.payload:
-                document = decode(message.payload, MAX_DOCUMENT)
-                self.look(gateway, leaf, document, _true_ns(document, message))
-        except MessageError as error:
-            self.counts["documents_unreadable"] += 1
-            if self.counts["documents_unreadable"].bit_count() == 1:
-                logger.warning("a message on %s cannot be read: %s", printable(message.topic)[:80], error)
-        return True
+        return False
 
-    def look(self, gateway: str, leaf: str, document: Mapping[str, Any], seen_ns: int) -> None:
+    def _take_document(self, document: Document, seen_ns: int) -> None:
         """Take in a gateway's document on its health or its devices, which was true at ``seen_ns``."""
-        facts = self._heard_of(gateway, seen_ns)
-        if isinstance(model := document.get("model"), str) and shown(model, 40) != facts.model:
-            facts.model = shown(model, 40)
-            self._changed[HomeDevice("gateway", gateway)] = None
-        devices = document.get("devices") if leaf == "devices" else None
-        for entry in devices[:MAX_LISTED] if isinstance(devices, list) else []:
-            mac, name = (entry.get("mac"), entry.get("name", "")) if isinstance(entry, dict) else ("", "")
-            if isinstance(mac, str) and isinstance(name, str) and _MAC.fullmatch(mac):
-                self._saw(mac, gateway, name, seen_ns)
+        content = document.content or {}
+        facts = self._heard_of(document.gateway, seen_ns)
+        if (model := shown(str(content.get("model", "")), 40)) not in ("", facts.model):
+            facts.model = model
+            self._changed[HomeDevice("gateway", document.gateway)] = None
+        if document.leaf == "devices":
+            for entry in content["devices"][:MAX_LISTED]:
+                self._saw(entry["mac"], document.gateway, entry.get("name", ""), seen_ns)
 
     def stored(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
         """Take in messages that were committed; alerts that are not ``fresh`` are repeats and change nothing."""
         ids: dict[str, None] = {}
         keys = set(fresh.keys)
         for arrival in arrivals:
-            if not isinstance(arrival.message, Alert):
+            if isinstance(arrival.message, Document):
+                if arrival.message.content is not None:  # one that the broker has kept may be old
+                    latest_ns = arrival.message.t_ns if arrival.retained else arrival.received_ns
+                    self._take_document(arrival.message, min(latest_ns, arrival.received_ns))
+            elif not isinstance(arrival.message, Alert):
                 gateway, status = arrival.message
                 self._take_status(gateway, status, arrival.received_ns)
             elif (key := (arrival.message.id, arrival.message.seq)) in keys:
@@ -386,13 +370,3 @@ class HomeAssistant:
                 episodes=[episode for episode in self._open.values() if episode.gateway == home_device.id],
             )
         return {}
-
-
-def _true_ns(document: Mapping[str, Any], message: Incoming) -> int:
-    """Return when a document was true: a retained one may be old, and has its own time."""
-    if not message.retained:
-        return message.received_ns
-    try:
-        return min(parse_time(str(document.get("ts"))), message.received_ns)
-    except MessageError:
-        return 0

@@ -17,13 +17,26 @@ import jsonschema
 
 from collector.config import CollectorConfig
 from collector.homeassistant import HomeAssistant
-from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
+from collector.store import AlertStore, Arrival, BadRow, Document, Fresh, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
-from edge_agent.contract.messages import BASE, MessageError, Status, decode, parse_topic, topic_filter
+from edge_agent.contract.messages import (
+    BASE,
+    RETAINED,
+    MessageError,
+    Status,
+    check_devices,
+    check_health,
+    decode,
+    parse_topic,
+    topic_filter,
+)
 from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
 
 logger = logging.getLogger(__name__)
+
+LEAVES = ("alert", *RETAINED)
+"""Leaves of the topics that the collector subscribes to."""
 
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
@@ -38,23 +51,32 @@ class IngestCounts:
     tests: int = 0  # alerts sent by hand that were stored; in no other count but `received`
     duplicates: int = 0
     statuses: int = 0
+    documents: int = 0  # retained documents on health and devices, and withdrawals
     rejected: int = 0
     failures: int = 0  # connections and attempts to connect that failed
 
 
 class MessageJudge:
-    """Decides whether a message is an alert or a status that the gateway of its topic may have sent."""
+    """Decides whether a message is one that the gateway of its topic may have sent: an alert, a status, a document."""
 
     def __init__(self, base: str = BASE) -> None:
         self._base = base
         schema = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_bytes()
         self._validator = jsonschema.Draft202012Validator(json.loads(schema))
 
-    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status]:
-        """Return the alert, or a status with its gateway. Raises MessageError with the reason for a rejection."""
+    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status] | Document:
+        """Return the alert, a status with its gateway, or a document; an empty one withdraws that before it.
+
+        Raises MessageError with the reason for a rejection.
+        """
         gateway, leaf = parse_topic(topic, self._base)
-        if leaf == "status":
-            return gateway, Status.read(decode(payload))
+        if leaf in RETAINED:
+            if not payload:
+                return Document(gateway, leaf)
+            document = decode(payload, RETAINED[leaf])
+            if leaf == "status":
+                return gateway, Status.read(document)
+            return Document(gateway, leaf, (check_health if leaf == "health" else check_devices)(document), document)
         if leaf != "alert":
             raise MessageError(f"no message is expected on .../{leaf}")
         document = decode(payload)
@@ -120,7 +142,7 @@ class Ingest:
                     elif isinstance(event, Connected):
                         self.connected = True
                         more = self.homeassistant.filters if self.homeassistant else []
-                        connection.subscribe([topic_filter("alert", base), topic_filter("status", base), *more])
+                        connection.subscribe([*(topic_filter(leaf, base) for leaf in LEAVES), *more])
                     elif isinstance(event, Subscribed):
                         self._begin(connection, event)
                     elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
@@ -188,8 +210,8 @@ class Ingest:
                 self._judge_failed = True
                 rejections.append(Rejection(m.topic, m.payload, why, m.received_ns))
             else:
-                text = m.payload.decode() if isinstance(accepted, Alert) else ""
-                arrivals.append(Arrival(accepted, m.received_ns, text))
+                text = "" if isinstance(accepted, tuple) else m.payload.decode()
+                arrivals.append(Arrival(accepted, m.received_ns, text, m.retained))
         wait, logged = Backoff(0.2, 10.0), ""
         while arrivals or rejections:
             try:
@@ -233,7 +255,9 @@ class Ingest:
         self.counts.tests += fresh.tests
         self.counts.stored += fresh.alerts
         self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
-        self.counts.statuses += len(arrivals) - len(tests)
+        documents = sum(isinstance(a.message, Document) for a in arrivals)
+        self.counts.documents += documents
+        self.counts.statuses += len(arrivals) - len(tests) - documents
 
     def purge(self) -> None:
         """Delete alerts beyond the configured retention, once a minute."""

@@ -107,6 +107,7 @@ class HealthMonitor:
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
             allowed_entries=len(allowed),
             config_refused=self.refused,
+            site=self._agent.alerter.site,
         )
 
     def _look_at_clock(self, now: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from collector.queries import Wanted
 from collector.store import AlertStore, Arrival, Rejection, StoreBusy, StoreError, database_url
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import Status
@@ -90,7 +91,7 @@ def test_alerts_are_read_from_a_place_on_and_from_the_end(store):
     assert [a.n for a in store.alerts(after=2, limit=3)] == [3, 4, 5]
     assert store.before_last(3) == 7
     assert store.before_last(100) == 0
-    assert store.alerts(gateway="gw-002") == []
+    assert store.alerts(wanted=Wanted(gateway="gw-002")) == []
 
 
 def test_what_is_old_is_purged_with_its_episodes_and_numbers_are_not_used_again(store):
