@@ -19,6 +19,9 @@ from trainer.demo import AMQTT
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+needs_clients = pytest.mark.skipif(
+    not (shutil.which("mosquitto_sub") and shutil.which("jq")), reason="mosquitto-clients or jq are not installed"
+)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:

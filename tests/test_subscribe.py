@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,14 @@ import pytest
 
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import format_time
-from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
+from tests.broker import Mosquitto, free_port, needs_clients, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import publisher
+from tests.examples import read_all, section
 from tests.streams import context
 
 ROOT = Path(__file__).parents[1]
 CONSUMERS = ROOT / "docs/consumers"
-EXAMPLES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs/examples/alerts").glob("*.json"))}
+EXAMPLES = read_all()
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
 )
@@ -33,9 +35,6 @@ EVE = {
 }
 """The keys that Suricata's own schema has at the top of a record; it allows no others."""
 
-needs_clients = pytest.mark.skipif(
-    not (shutil.which("mosquitto_sub") and shutil.which("jq")), reason="mosquitto-clients or jq are not installed"
-)
 TOPIC, STATUS = "botwatch/v1/gw/gw-001/alert", "botwatch/v1/gw/gw-001/status"
 
 
@@ -80,6 +79,13 @@ def test_an_example_is_what_an_agent_of_this_version_writes(name):
     SCHEMA.validate(EXAMPLES[name])
     assert Alert.read(EXAMPLES[name]).document() == EXAMPLES[name]
     assert set(EXAMPLES[name]) <= EVE
+
+
+def test_the_document_shows_the_examples_as_they_are():
+    text = (ROOT / "docs/alerts.md").read_text()
+    assert section(EXAMPLES) in text
+    (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert json.loads(block) == EXAMPLES["new"]
 
 
 # --- the consumers ---
@@ -128,7 +134,8 @@ def test_mosquitto_sub_and_jq_print_a_line_for_each_alert_and_for_a_gateway_that
         send(TOPIC, payload(alert("unknown", device={"mac": "02:4d:70:49:04:01", "name": HOSTILE})))
         send(TOPIC, payload(alert("test")))
         send(STATUS, payload({"state": "offline", "boot": "b", "agent": "0.1.0", "ts": format_time(0)}))
-        lines = [process.stdout.readline() for _ in range(3)]
+        first, *lines = [process.stdout.readline() for _ in range(4)]
+    assert first == "waiting for alerts\n"
     assert "  gw-001  new  botwatch unknown attack from 192.168.44.23  ?[2Jcam?31m?  reaches" in lines[0]
     assert "  gw-001  test  botwatch TEST" in lines[1]
     assert lines[2] == "1970-01-01T00:00:00  gw-001  offline\n"
@@ -179,7 +186,7 @@ def test_eve_lines_are_whole_records_and_none_is_written_twice(tmp_path):
     done = subprocess.run(
         [sys.executable, CONSUMERS / "eve.py", path], input=payload(alert(n=4)) + b"\n", capture_output=True, check=True
     )
-    assert done.stderr == b""
+    assert done.stderr.decode() == f"eve.py: appending to {path}\n"
     lines = path.read_text().splitlines()
     assert lines[3] == '{"timestamp":"2026'
     assert context(json.loads(lines[4]))["id"].endswith("4")

@@ -3,6 +3,7 @@
 #   sh alerts.sh -h broker.lan -p 8883 --cafile ca.crt --cert viewer.crt --key viewer.key
 # Needs mosquitto_sub (Debian's mosquitto-clients) and jq.
 set -eu
+echo 'waiting for alerts' >&2
 
 mosquitto_sub "$@" -q 1 -F '%t %p' -t 'botwatch/v1/gw/+/alert' -t 'botwatch/v1/gw/+/status' | jq -Rr --unbuffered '
     index(" ") as $at
@@ -16,5 +17,5 @@ mosquitto_sub "$@" -q 1 -F '%t %p' -t 'botwatch/v1/gw/+/alert' -t 'botwatch/v1/g
           + [.alert.signature, $ours.device.name, $ours.explanation]
       end
     | map(select(. != null)) | join("  ") | gsub("[\\p{Cc}\\p{Cf}]"; "?")  # a name must not move the cursor' &
-trap 'pkill -P $$ mosquitto_sub; exit 0' INT TERM
+trap 'pkill -P $$ mosquitto_sub || :; exit 0' INT TERM
 wait "$!"

@@ -61,6 +61,7 @@ class EveFile:
 def main(path):
     """Append what comes on stdin until that ends."""
     eve, refused = EveFile(path), 0
+    print(f"eve.py: appending to {path}", file=sys.stderr, flush=True)
     while line := sys.stdin.buffer.readline(LONGEST + 1):
         key = key_of(line)
         if key is None:
