@@ -118,3 +118,11 @@ def gateway_ids(documents: bool) -> Select[Any]:
 def documents(leaf: str) -> Select[Any]:
     """Return a selection of the newest documents of a leaf."""
     return select(DOCUMENT).where(DOCUMENT.c.leaf == leaf)
+
+
+def sites() -> Select[Any]:
+    """Return a selection of each gateway with the sites that its alerts have named, the newest last."""
+    newest = func.max(EPISODE.c.received_ns).label("newest")
+    return (
+        select(EPISODE.c.gateway, EPISODE.c.site, newest).group_by(EPISODE.c.gateway, EPISODE.c.site).order_by(newest)
+    )

@@ -331,6 +331,10 @@ class AlertStore:
         wanted = wanted or Wanted()
         return wanted.states(not self._older) if newest else wanted.messages()
 
+    def newest_number(self) -> int:
+        """Return the number of the newest alert; 0 if there is none."""
+        return next((int(row[0] or 0) for row in self._read(select(func.max(ALERT.c.n)))), 0)
+
     def last_number(self) -> int:
         """Return the highest number that an alert has ever had, also if that alert has been deleted."""
         if self._is_postgresql:
@@ -381,6 +385,10 @@ class AlertStore:
     def gateway_ids(self) -> list[str]:
         """Return the ids of all gateways that anything is stored of, in order."""
         return sorted(row.gateway for row in self._read(queries.gateway_ids(not self._older)))
+
+    def sites(self) -> dict[str, str]:
+        """Return the site that the newest alert of each gateway names; without a site a gateway is left out."""
+        return {row.gateway: row.site for row in self._read(queries.sites()) if row.site}
 
     def statuses(self) -> dict[str, tuple[Status, int]]:
         """Return the newest status of each gateway, with its time of arrival (Unix ns)."""

@@ -43,7 +43,7 @@ def test_a_pipe_gets_everything_with_times_in_utc_or_in_the_local_zone():
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (80, "11-23 16:22:10 UTC gw-001 new    7c1e9a44 Mirai scan cam-entrance: opens 160 ne…"),
+        (80, "11-23 16:22 UTC gw-001 new    7c1e9a44 Mirai scan cam-entrance: opens 160 new c…"),
         (
             120,
             "2026-11-23 16:22:10 UTC  gw-001  new     7c1e9a44  Mirai scan from cam-entrance b8:27:eb:12:34:56, "
