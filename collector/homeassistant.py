@@ -153,7 +153,7 @@ class HomeAssistant:
         """Log, once in each connection, that the broker does not accept what is published."""
         if reason != self._refusal:
             logger.warning(
-                "the broker refuses messages for Home Assistant: %s; the collector needs the right to write %s and %s",
+                "the broker refuses what Home Assistant needs: %s; let the collector read and write %s and %s",
                 *(reason, self._documents.discovery, f"{self._base}/ha/#"),
             )
         self._refusal = reason

@@ -141,10 +141,11 @@ class Ingest:
                         inbox.add(event)
                     elif isinstance(event, Connected):
                         self.connected = True
-                        more = self.homeassistant.filters if self.homeassistant else []
-                        connection.subscribe([*(topic_filter(leaf, base) for leaf in LEAVES), *more])
-                    elif isinstance(event, Subscribed):
+                        connection.subscribe([topic_filter(leaf, base) for leaf in LEAVES])
+                    elif isinstance(event, Subscribed) and not self._granted:
                         self._begin(connection, event)
+                    elif isinstance(event, Subscribed) and event.refusals and self.homeassistant:
+                        self.homeassistant.refused(event.refusals[0])
                     elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
                         self.homeassistant.refused(event.reason)
                 self._show(connection)
@@ -176,6 +177,7 @@ class Ingest:
         self._granted = True
         if self.homeassistant:
             self.homeassistant.connected(time.monotonic())
+            connection.subscribe(self.homeassistant.filters)  # apart: without them the alerts come all the same
         broker, protocol = self.config.broker, connection.protocol
         logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
 

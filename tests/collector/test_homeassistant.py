@@ -11,14 +11,16 @@ import pytest
 
 from collector.config import CollectorConfig, HomeAssistantConfig, Retention
 from collector.homeassistant import BIRTH_S, MAX_EVENTS, SETTLE_S, HomeAssistant
-from collector.ingest import MessageJudge
+from collector.ingest import Ingest, MessageJudge
 from collector.store import AlertStore, Arrival, Fresh
 from edge_agent.contract.alert import Alert
+from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.messages import Health, MessageError, Status, encode, format_time
 from edge_agent.mqtt import Incoming
 from tests import homeassistant
-from tests.broker import Mosquitto, needs_mosquitto, wait_until
+from tests.broker import Mosquitto, Scripted, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector, publisher
+from tests.line import in_thread
 
 EXAMPLE = json.loads((Path(__file__).parents[1] / "data" / "alert.example.json").read_text())
 MAC, OTHER = "b8:27:eb:12:34:56", "02:00:5e:10:00:02"
@@ -407,6 +409,36 @@ def test_a_database_that_is_busy_costs_neither_who_was_seen_nor_an_infection(tmp
     line.ours.keep(line.now_ns)
     line.publish()
     assert line.heard.state(line.heard.device_of(MAC), "infected") == "on"
+
+
+def serving(broker, folder):
+    config = BrokerConfig(retry_min_s=0.05, retry_max_s=0.2).at(broker.address)
+    store = AlertStore(str(folder / "c.sqlite"))
+    return Ingest(CollectorConfig(broker=config, homeassistant=HomeAssistantConfig(enabled=True)), store), store
+
+
+@needs_mosquitto
+def test_a_broker_that_lets_nothing_of_home_assistants_pass_costs_no_alert(tmp_path, caplog):
+    (tmp_path / "acl").write_text("topic readwrite botwatch/v1/gw/#\n")
+    with Mosquitto(tmp_path / "broker", f"acl_file {tmp_path}/acl") as broker, publisher(broker) as send:
+        ingest, store = serving(broker, tmp_path)
+        with in_thread(ingest.run):
+            wait_until(lambda: ingest.connected)
+            send("botwatch/v1/gw/gw-001/alert", encode(alert()))
+            wait_until(lambda: "let the collector read and write" in caplog.text)
+            send("botwatch/v1/gw/gw-001/alert", encode(alert(2)))
+            wait_until(lambda: len(store.alerts()) == 2)
+        assert caplog.text.count("the broker refuses what Home Assistant needs: Not authorized") == 1
+        assert ingest.counts.failures == 0
+
+
+def test_a_refused_subscription_to_home_assistants_topics_does_not_end_the_one_to_alerts(tmp_path, caplog):
+    with Scripted(lambda *_: 0, refuse="homeassistant/") as broker:
+        ingest, _ = serving(broker, tmp_path)
+        with in_thread(ingest.run):
+            wait_until(lambda: "the broker refuses what Home Assistant needs: Not authorized" in caplog.text)
+            assert ingest.connected
+        assert len(broker.connected) == 1
 
 
 @needs_mosquitto
