@@ -496,11 +496,11 @@ class State:
                 (most,),
             )
 
-    def episode(self, id_: str) -> str | None:
-        """Return the subject of an episode; None when it is not stored."""
+    def episodes(self, digits: str) -> list[tuple[str, str]]:
+        """Return ``(id, subject)`` of the stored episodes whose id, without dashes, ends with these hex digits."""
         with self._transaction() as db:
-            row = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
-            return row and str(row[0])
+            ending = "replace(id, '-', '') LIKE '%' || ?"
+            return db.execute(f"SELECT id, about FROM episode WHERE {ending} ORDER BY id", (digits,)).fetchall()
 
     def learnt_put(
         self,
