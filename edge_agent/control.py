@@ -254,8 +254,8 @@ class Control:
             self.suppressions.tick(time.time(), now)
             for _, id_, verb, payload in self._state.commands_waiting():
                 try:
-                    reply = self.execute(Command.read(verb, json.loads(payload)), "local")
-                except MessageError as error:  # left by another version of the command
+                    reply = self.execute(Command.read(verb, decode(payload)), "local")
+                except MessageError as error:  # left by another version of the command, or damaged
                     reply = Reply(id_, verb, time.time_ns(), error=str(error))
                 payload = json.dumps(reply.document()).encode()
                 self._state.command_done("local", id_, verb, payload, KEEP_REPLIES)

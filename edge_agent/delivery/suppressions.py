@@ -214,12 +214,12 @@ class Suppressions:
 
     A suppression ends when the wall clock says so, or when its whole time has passed on the steady clock since it was
     made or read: a clock that is set back does not prolong it. One that is over stays until its place is needed (a
-    clock that is set forward for a moment does not end it). While the state cannot be read nothing is suppressed.
-    ``damaged`` counts stored ones that were dropped because they cannot be read.
+    clock that is set forward for a moment does not end it). While the state cannot be read nothing is suppressed. A
+    stored one that is damaged is dropped.
     """
 
     def __init__(self, state: State, max_entries: int, now_s: float, steady_s: float) -> None:
-        self._state, self._max, self.damaged = state, max_entries, 0
+        self._state, self._max = state, max_entries
         self._listed: dict[int, _Listed] = {}
         self._flushed, self._read = steady_s, False
         self._active: dict[int, _Listed] = {}
@@ -231,7 +231,7 @@ class Suppressions:
                 try:
                     suppression = Suppression.read(text)
                 except MessageError as error:
-                    self.damaged += 1
+                    self._state.damaged += 1
                     logger.error(
                         "allow or mute %d in %s is damaged and is dropped, so alerts that it suppressed are sent: %s",
                         *(n, self._state.path, error),
