@@ -26,6 +26,10 @@ def _seconds(column: str) -> str:
     return f"(typeof({column}) = 'real' AND {column} BETWEEN 0 AND 253402300799)"  # to the end of the year 9999
 
 
+def _number(column: str) -> str:
+    return f"({column} BETWEEN 1 AND 9007199254740991)"  # beyond that SQLite would soon have no number left
+
+
 def _blob(column: str) -> str:
     return f"(typeof({column}) = 'blob')"
 
@@ -47,7 +51,7 @@ _TABLES = (
     _Table(
         "outbox",
         (
-            *(_seconds("put_s"), _TOPIC, _blob("payload"), "droppable IN (0, 1)"),
+            *(_number("id"), _seconds("put_s"), _TOPIC, _blob("payload"), "droppable IN (0, 1)"),
             f"(acked_s IS NULL OR {_seconds('acked_s')})",
         ),
         "these messages are lost",
@@ -74,13 +78,13 @@ _TABLES = (
     ),
     _Table(
         "allow",
-        (_ascii("entry"), "typeof(hits) = 'integer'", "hits >= 0", "typeof(last_s) IN ('real', 'null')"),
+        (_number("n"), _ascii("entry"), "typeof(hits) = 'integer'", "hits >= 0", "typeof(last_s) IN ('real', 'null')"),
         "alerts that these allows and mutes suppressed are sent",
     ),
     _Table(
         "command",
         (
-            *("origin IN ('local', 'broker')", _ascii("id", 64), _ascii("verb", 64), _blob("document")),
+            *(_number("n"), "origin IN ('local', 'broker')", _ascii("id", 64), _ascii("verb", 64), _blob("document")),
             f"({_blob('reply')} OR (reply IS NULL AND origin = 'local'))",  # those of the broker are answered at once
         ),
         "these commands are not carried out",
@@ -95,7 +99,7 @@ _TABLES = (
 _SIZES = (
     "SELECT waiting.acked, count(put_s), ifnull(sum(length(payload)), 0)"
     " FROM (SELECT 0 AS acked UNION SELECT 1) AS waiting"
-    " LEFT JOIN outbox ON (acked_s IS NOT NULL) = waiting.acked GROUP BY waiting.acked ORDER BY waiting.acked"
+    " LEFT JOIN outbox ON (acked_s IS NOT NULL) = waiting.acked GROUP BY waiting.acked"
 )
 
 
@@ -109,8 +113,11 @@ def drop_damaged_rows(db: sqlite3.Connection, path: Path) -> int:
             db.execute(f"DELETE FROM {table.name} WHERE {damaged}")
             logger.error("%s: %d damaged rows of table %s are dropped: %s", path, rows, table.name, table.loss)
             dropped += rows
-    sizes = db.execute(_SIZES).fetchall()
-    if db.execute("SELECT acked, rows, bytes FROM outbox_total ORDER BY acked").fetchall() != sizes:
+    (sound,) = db.execute(
+        f"SELECT count(*) = 2 AND NOT EXISTS ({_SIZES} EXCEPT SELECT acked, rows, bytes FROM outbox_total)"
+        " FROM outbox_total"
+    ).fetchone()
+    if not sound:
         db.executescript(f"BEGIN IMMEDIATE; DELETE FROM outbox_total; INSERT INTO outbox_total {_SIZES}; COMMIT;")
         if not dropped:
             logger.error("%s: the sizes of the outbox were damaged and are counted anew", path)
