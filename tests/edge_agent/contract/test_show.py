@@ -16,7 +16,8 @@ import pytest
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.show import Terminal, alert_line, cells, gateway_room, reason
 
-EXAMPLE = json.loads((Path(__file__).parents[2] / "data" / "alert.example.json").read_text())
+ROOT = Path(__file__).parents[3]
+EXAMPLE = json.loads((ROOT / "tests" / "data" / "alert.example.json").read_text())
 WHY = "opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2"
 HOSTILE = ("\x1b[2J\x1b]0;owned\x07cam", "cam\r\nend", "\u202ecam\u2066", "門" * 64, "e" + "\u0301" * 63, "x" * 64, "")
 
@@ -59,6 +60,10 @@ def test_a_terminal_gets_what_fits(width, line):
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("ip", ["192.168.1.57", "fd00:1234:5678:9abc:def0:1234:5678:9abc"])
 @pytest.mark.parametrize("test", [False, True])
+def test_the_line_in_the_document_is_one_that_is_printed():
+    assert alert_line(alert(), Terminal(80, utc=True), 6) in (ROOT / "docs" / "alerts.md").read_text().splitlines()
+
+
 def test_no_name_is_wider_than_the_terminal_or_obeyed_by_it(width, name, ip, test):
     gateway = "warehouse-berlin-spandau-hall-7-north-entrance-gateway-number-1"
     shown = alert({"ip": ip, "name": name, "mac": "b8:27:eb:12:34:56"}, {"host": gateway}, gateway=gateway, test=test)
