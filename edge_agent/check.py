@@ -203,14 +203,12 @@ def _file(broker: BrokerConfig, key: FileKey, service: Service | None) -> Findin
     except OSError as error:
         return Finding(key, True, f"{value}: {explain(error)}")
     secret = key in ("key_file", "password_file")
-    closed = "" if service is None else service.no_credential(name) if name else service.unreadable(value)
-    if secret and mode & 0o027 and (name or not service):
-        return Finding(key, True, f"{path} can be read or written by others ({mode:04o}): `chmod 600 {path}`")
-    if secret and mode & 0o027:
-        closed = f"{path} can be read or written by others ({mode:04o})"
-    if closed:
-        remedy = "" if name else f"; move it to {credentials.FOLDER} and write {key}: {credentials.PREFIX}{value.name}"
-        return Finding(key, True, closed + remedy)
+    opened = f"{path} can be read or written by others ({mode:04o})" if secret and mode & 0o027 else ""
+    if service and (why := service.no_credential(name) if name else opened or service.unreadable(value)):
+        move = f"; move it to {credentials.FOLDER} and write {key}: {credentials.PREFIX}{value.name}"
+        return Finding(key, True, why if name else why + move)
+    if opened:
+        return Finding(key, True, f"{opened}: `chmod 600 {path}`")
     return Finding(key, False, f"{value} ({mode:04o})") if secret else _certificate(key, value, text)
 
 
