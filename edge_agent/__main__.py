@@ -340,7 +340,11 @@ def _run(args: argparse.Namespace) -> int:
         Interfaces(names, config.capture.live(), recorder) as interfaces,
     ):
         began = time.monotonic()
-        note(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}")
+        now = interfaces.states()
+        open_now = ", ".join(one.name for one in now if one.captured) or "no interface yet"
+        awaited = ", ".join(one.name for one in now if not one.captured)
+        waiting = f", waiting for {awaited}" if awaited else ""
+        note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
             seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)

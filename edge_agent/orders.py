@@ -154,8 +154,10 @@ def _status_lines(result: Mapping[str, Any], running: bool, width: int | None) -
     if health := result.get("health"):
         keys = ("model", "pps", "drop_pct", "cpu", "rss_mb", "episodes_open", "outbox_depth")
         text.append("  " + ", ".join(f"{key} {_plain(health[key])}" for key in keys))
-        if health["interfaces_down"]:
-            text.append(f"  interfaces down: {_plain(health['interfaces_down'])}")
+        for one in health.get("interfaces", []):
+            how = "captured" if one["captured"] else "not captured"
+            why = f": {one['reason']}" if one.get("reason") else ""
+            text.append(f"  interface {_plain(one['name'])}: {how} since {_plain(one['since'])}{_plain(why)}")
         if refused := health.get("config_refused"):
             text.append(f"  the changed configuration was refused, the previous one stays in use: {_plain(refused)}")
         text.append("  " + ", ".join(f"{key} {value:,}" for key, value in health["counters"].items()))
