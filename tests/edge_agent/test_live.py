@@ -131,7 +131,7 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_gives_the_same_alerts
     assert [state(a) for a in live if state(a) != "update"] == ["new", "end"]
     assert context(live[0])["device"]["mac"] == "02:00:5e:10:00:01"
     capsys.readouterr()
-    words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
+    words = ["replay", "--json", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
     assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
     replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {alert.pop("in_iface") for alert in live} == {"lan0"}
