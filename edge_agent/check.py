@@ -7,20 +7,21 @@ keeps its connection, because the client id is another one.
 
 import os
 import shutil
-import ssl
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from edge_agent.capture.attach import merging, way_out
 from edge_agent.capture.sources import ABSENT, DOWN, CaptureError, Interfaces
-from edge_agent.config import AgentConfig
+from edge_agent.config import AUTO, AgentConfig
 from edge_agent.contract.broker import BrokerError, explain
 from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.certificate import Certificate
 from edge_agent.control import CommandRefused
+from edge_agent.identity import resolve_or_reason
 from edge_agent.mqtt import probe
 from edge_agent.orders import agent_runs, order
 from edge_agent.state import StateError
@@ -46,7 +47,12 @@ class Finding:
 
 def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
     """Check everything, one after the other. ``bundle`` may be the reason why it cannot be used."""
-    yield Finding("configuration", False, f"gateway {config.gateway}, {len(config.networks)} monitored networks")
+    yield Finding("configuration", False, f"{len(config.networks)} monitored networks")
+    config, nameless = resolve_or_reason(config)
+    if nameless:
+        yield Finding("gateway", True, nameless.removeprefix("gateway: "))
+    else:
+        yield Finding("gateway", False, f"{config.gateway} ({config.gateway_origin})")
     if isinstance(bundle, Bundle):
         origin = ", trained on generated traffic" if bundle.manifest.generated else ""
         yield Finding("bundle", False, f"model {bundle.manifest.version}, self-test passed{origin}")
@@ -116,6 +122,9 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
                 why = line.get("trouble") or "no connection yet"
                 yield Finding(what, True, f"the running agent cannot deliver: {why}{_remedy(why)}")
             return
+        if config.gateway == AUTO:
+            yield Finding(what, True, "not tried, because the gateway has no id")
+            return
         version = probe(broker, config.gateway)
         secured = "with TLS" if broker.tls else "without TLS"
         yield Finding(what, False, f"accepts {broker.username or config.gateway}, MQTT {version}, {secured}")
@@ -156,7 +165,7 @@ def _secret(key: str, path: Path) -> Finding:
 
 def _certificate(key: str, path: Path) -> Finding:
     try:
-        until = not_after(path.read_text(encoding="ascii", errors="replace"))
+        until = Certificate.read(path.read_text(encoding="ascii", errors="replace")).not_after_s
     except OSError as error:
         return Finding(key, True, f"{path}: {explain(error)}")
     except ValueError as error:
@@ -167,40 +176,6 @@ def _certificate(key: str, path: Path) -> Finding:
     if left < EXPIRY_DAYS:
         return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: renew it", warn=True)
     return Finding(key, False, f"{path} is valid until {day}")
-
-
-def not_after(pem: str) -> float:
-    """Return when the first certificate in ``pem`` expires, in Unix seconds; ValueError when it holds none.
-
-    The structure is that of RFC 5280, section 4.1. The standard library reads it only from a connection's peer.
-    """
-    end = "-----END CERTIFICATE-----"
-    start = pem.find("-----BEGIN CERTIFICATE-----")
-    if start < 0 or end not in pem:
-        raise ValueError("no BEGIN CERTIFICATE")
-    der = ssl.PEM_cert_to_DER_cert(pem[start : pem.index(end, start) + len(end)])
-
-    def element(at: int) -> tuple[int, int, int]:
-        """Return the tag of the element at ``at``, and where its content begins and ends."""
-        if at + 2 > len(der):
-            raise ValueError("cut short")
-        length, begin = der[at + 1], at + 2
-        if length & 0x80:
-            begin, length = begin + (length & 0x7F), int.from_bytes(der[begin : begin + (length & 0x7F)])
-        if begin + length > len(der):
-            raise ValueError("cut short")
-        return der[at], begin, begin + length
-
-    _, inside, _ = element(0)  # Certificate
-    _, at, _ = element(inside)  # TBSCertificate
-    before = 3 if element(at)[0] != 0xA0 else 4  # [version,] serialNumber, signature, issuer
-    for _ in range(before):
-        at = element(at)[2]
-    _, at, _ = element(at)  # Validity
-    tag, begin, finish = element(element(at)[2])  # notAfter
-    text = der[begin:finish].decode("ascii")
-    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
 
 
 def _clock(bundle: Bundle | str) -> Finding:
