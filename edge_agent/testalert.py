@@ -42,7 +42,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
         yield "an agent is running and has made the test alert"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
-    publisher = Publisher(config, controlled=True, guest=True)
+    publisher = Publisher(config, controlled=True, guest="guest")
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
         time.time_ns(), f"{orders.user()}, no agent running"
     )
