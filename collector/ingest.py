@@ -16,13 +16,27 @@ from dataclasses import dataclass
 import jsonschema
 
 from collector.config import CollectorConfig
-from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
+from collector.homeassistant import HomeAssistant
+from collector.store import AlertStore, Arrival, BadRow, Document, Fresh, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
-from edge_agent.contract.messages import BASE, MessageError, Status, decode, parse_topic, topic_filter
-from edge_agent.mqtt import Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
+from edge_agent.contract.messages import (
+    BASE,
+    RETAINED,
+    MessageError,
+    Status,
+    check_devices,
+    check_health,
+    decode,
+    parse_topic,
+    topic_filter,
+)
+from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
 
 logger = logging.getLogger(__name__)
+
+LEAVES = ("alert", *RETAINED)
+"""Leaves of the topics that the collector subscribes to."""
 
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
@@ -37,23 +51,32 @@ class IngestCounts:
     tests: int = 0  # alerts sent by hand that were stored; in no other count but `received`
     duplicates: int = 0
     statuses: int = 0
+    documents: int = 0  # retained documents on health and devices, and withdrawals
     rejected: int = 0
     failures: int = 0  # connections and attempts to connect that failed
 
 
 class MessageJudge:
-    """Decides whether a message is an alert or a status that the gateway of its topic may have sent."""
+    """Decides whether a message is one that the gateway of its topic may have sent: an alert, a status, a document."""
 
     def __init__(self, base: str = BASE) -> None:
         self._base = base
         schema = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_bytes()
         self._validator = jsonschema.Draft202012Validator(json.loads(schema))
 
-    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status]:
-        """Return the alert, or a status with its gateway. Raises MessageError with the reason for a rejection."""
+    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status] | Document:
+        """Return the alert, a status with its gateway, or a document; an empty one withdraws that before it.
+
+        Raises MessageError with the reason for a rejection.
+        """
         gateway, leaf = parse_topic(topic, self._base)
-        if leaf == "status":
-            return gateway, Status.read(decode(payload))
+        if leaf in RETAINED:
+            if not payload:
+                return Document(gateway, leaf)
+            document = decode(payload, RETAINED[leaf])
+            if leaf == "status":
+                return gateway, Status.read(document)
+            return Document(gateway, leaf, (check_health if leaf == "health" else check_devices)(document), document)
         if leaf != "alert":
             raise MessageError(f"no message is expected on .../{leaf}")
         document = decode(payload)
@@ -80,12 +103,14 @@ class Ingest:
         self.config, self.counts = config, IngestCounts()
         self.connected, self.trouble = False, ""
         self._store, self._judge = store, judge or MessageJudge(config.broker.base)
+        self.homeassistant = HomeAssistant(config, store) if config.homeassistant.enabled else None
         self._dialer = Dialer(
             config.broker, "botwatch-collector", manual_ack=True, receive_maximum=config.broker.inflight
         )
         self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
         self._purge_at = 0.0  # steady clock
         self._judge_failed = False
+        self._granted = False  # the subscriptions of this connection are
 
     def run(self, stop: threading.Event) -> None:
         """Receive until ``stop`` is set; then save and acknowledge what was received, and hang up."""
@@ -105,28 +130,39 @@ class Ingest:
         """Receive over one connection until it ends, which is returned, or ``stop`` is set."""
         connection, inbox, base = None, _Inbox(self.config), self.config.broker.base
         try:
-            connection = self._dialer.dial()
+            connection = self._dialer.dial(self.homeassistant.will if self.homeassistant else None)
             while not stop.is_set():
                 for event in connection.step(inbox.wait_s()):
                     if isinstance(event, Incoming):
+                        if self.homeassistant and self.homeassistant.take(event, time.monotonic()):
+                            connection.acknowledge(event)
+                            continue
                         self.counts.received += 1
                         inbox.add(event)
                     elif isinstance(event, Connected):
                         self.connected = True
-                        connection.subscribe([topic_filter("alert", base), topic_filter("status", base)])
-                    elif isinstance(event, Subscribed):
+                        connection.subscribe([topic_filter(leaf, base) for leaf in LEAVES])
+                    elif isinstance(event, Subscribed) and not self._granted:
                         self._begin(connection, event)
+                    elif isinstance(event, Subscribed) and event.refusals and self.homeassistant:
+                        self.homeassistant.refused(event.refusals[0])
+                    elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
+                        self.homeassistant.refused(event.reason)
+                self._show(connection)
                 if inbox.due():
                     self._pass_on(connection, inbox, stop)
                 if not inbox.messages:
                     self.purge()
             self._pass_on(connection, inbox, stop)
-            connection.disconnect()
+            self._show(connection)
+            if self.homeassistant and self._granted:
+                connection.publish(*self.homeassistant.will, qos=0, retain=True)
+            connection.disconnect(within_s=1.0)
         except ConnectionEnded as end:
             self.save(inbox.messages, stop)
             return end
         finally:
-            self.connected = False
+            self.connected = self._granted = False
             if connection is not None:
                 connection.close()
         return None
@@ -138,8 +174,21 @@ class Ingest:
             return
         self._backoff.reset()
         self.trouble = ""
+        self._granted = True
+        if self.homeassistant:
+            self.homeassistant.connected(time.monotonic())
+            connection.subscribe(self.homeassistant.filters)  # apart: without them the alerts come all the same
         broker, protocol = self.config.broker, connection.protocol
         logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
+
+    def _show(self, connection: Connection) -> None:
+        """Publish what is due for Home Assistant, once the broker has granted the subscriptions."""
+        if self.homeassistant and self._granted:
+            now = time.monotonic()
+            for message in self.homeassistant.due(now):
+                connection.publish(message.topic, message.payload, retain=message.retain)
+            if settled := self.homeassistant.settled(now):
+                connection.unsubscribe(settled)
 
     def _pass_on(self, connection: Connection, inbox: "_Inbox", stop: threading.Event) -> None:
         """Save what was received, then acknowledge it; a message that was not saved comes again."""
@@ -163,8 +212,8 @@ class Ingest:
                 self._judge_failed = True
                 rejections.append(Rejection(m.topic, m.payload, why, m.received_ns))
             else:
-                text = m.payload.decode() if isinstance(accepted, Alert) else ""
-                arrivals.append(Arrival(accepted, m.received_ns, text))
+                text = "" if isinstance(accepted, tuple) else m.payload.decode()
+                arrivals.append(Arrival(accepted, m.received_ns, text, m.retained))
         wait, logged = Backoff(0.2, 10.0), ""
         while arrivals or rejections:
             try:
@@ -202,11 +251,15 @@ class Ingest:
                 )
 
     def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
+        if self.homeassistant:
+            self.homeassistant.stored(arrivals, fresh)
         tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
         self.counts.tests += fresh.tests
         self.counts.stored += fresh.alerts
         self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
-        self.counts.statuses += len(arrivals) - len(tests)
+        documents = sum(isinstance(a.message, Document) for a in arrivals)
+        self.counts.documents += documents
+        self.counts.statuses += len(arrivals) - len(tests) - documents
 
     def purge(self) -> None:
         """Delete alerts beyond the configured retention, once a minute."""
@@ -218,7 +271,11 @@ class Ingest:
         except StoreBusy as error:
             logger.warning("database: %s; alerts beyond the configured retention are deleted later", error)
             deleted = 0
+        if self.homeassistant:
+            self.homeassistant.keep(time.time_ns())
         if deleted:
+            if self.homeassistant:
+                self.homeassistant.purged()
             logger.info("deleted %d alerts beyond the configured retention", deleted)
         self._purge_at = time.monotonic() + (1.0 if deleted else _PURGE_EVERY_S)
 

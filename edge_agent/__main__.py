@@ -357,20 +357,21 @@ def _list_evidence(folder: Path, args: argparse.Namespace) -> int:
 def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
     import hashlib
 
-    from edge_agent.delivery.evidence import fetch
+    from edge_agent.delivery.evidence import fetch, stored_id
 
     if args.out is None:
         return refuse(PROG, "give --out FILE")
     if str(args.out) == "-" and args.json:
         return refuse(PROG, "--json and --out - would both write to stdout: give one of them")
-    content = fetch(folder, args.id)
+    id = stored_id(folder, args.id)
+    content = fetch(folder, id)
     if str(args.out) == "-":
         sys.stdout.buffer.write(content)
         return OK
     args.out.write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
     if args.json:
-        _say_json({"alert": args.id, "file": str(args.out), "bytes": len(content), "sha256": sha256})
+        _say_json({"alert": id, "file": str(args.out), "bytes": len(content), "sha256": sha256})
     else:
         say(f"{args.out}: {len(content):,} bytes, sha256 {sha256}")
     return OK
@@ -443,11 +444,9 @@ def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
     from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
-    from edge_agent.contract.messages import MessageError, is_uuid7
+    from edge_agent.contract.messages import MessageError
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
-    if args.command == "mute" and is_uuid7(given["device"]):
-        given["alert"] = given.pop("device")
     try:
         reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:

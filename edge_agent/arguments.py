@@ -84,7 +84,7 @@ def parser() -> Parser:
 
     text = "list the stored packet captures of alerts, or write one of them to a pcap file"
     evidence = command("evidence", text, "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44 --out scan.pcap", options(*common))
-    text = "an alert's context.botwatch.id; without it all captures are listed"
+    text = "the alert's id, or its last 6 digits or more; without it all captures are listed"
     evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help=text)
     evidence.add_argument("--out", type=Path, metavar="FILE", help="the pcap file to write; - is stdout")
     evidence.add_argument("--utc", action="store_true", help="print times in UTC instead of the local zone")

@@ -19,6 +19,9 @@ from trainer.demo import AMQTT
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+needs_clients = pytest.mark.skipif(
+    not (shutil.which("mosquitto_sub") and shutil.which("jq")), reason="mosquitto-clients or jq are not installed"
+)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
@@ -130,13 +133,19 @@ class Scripted:
     """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
     ``judge(topic, payload)`` returns the reason code of a PUBACK, or None for no answer. ``after_connect`` ends each
-    connection as soon as it is made. ``most_under_way`` is the highest number of messages that waited for an answer.
+    connection as soon as it is made. Subscriptions to filters with ``refuse`` in them are refused.
+    ``most_under_way`` is the highest number of messages that waited for an answer.
     """
 
     def __init__(
-        self, judge: Callable[[str, bytes], int | None], receive_maximum: int = 65_535, after_connect: bool = False
+        self,
+        judge: Callable[[str, bytes], int | None],
+        receive_maximum: int = 65_535,
+        after_connect: bool = False,
+        refuse: str = "\0",
     ) -> None:
         self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect
+        self._refuse = refuse.encode()
         self.got: list[bytes] = []
         self.connected: list[float] = []  # times of the connections, by time.monotonic
         self.most_under_way = 0
@@ -173,7 +182,7 @@ class Scripted:
                     if self._leave:
                         return
                 elif kind >> 4 == 8:
-                    line.sendall(bytes([0x90, 4, *body[:2], 0, 1]))
+                    line.sendall(bytes([0x90, 4, *body[:2], 0, 0x87 if self._refuse in body else 1]))
                 elif kind >> 4 == 12:
                     line.sendall(b"\xd0\0")
                 elif kind >> 4 == 3:

@@ -16,7 +16,7 @@ OWNERS = {
     "tflite_runtime": {"edge_agent.detection.runtime"},
     "paho": {"edge_agent.mqtt"},
     "sqlite3": {"edge_agent.state"},
-    "sqlalchemy": {"collector.store"},
+    "sqlalchemy": {"collector.store", "collector.queries", "collector.tables"},
 }
 """Third parties and the native kernel -> the only modules that may import them."""
 

@@ -86,8 +86,13 @@ def say(line: object) -> None:
 
     OutputError if stdout cannot be written, BrokenPipeError if nobody reads it any more.
     """
+    put(printable(line))
+
+
+def put(line: str, *, now: bool = False) -> None:
+    """Print one line on stdout that a terminal may obey, ``now`` or when enough has come; errors are those of `say`."""
     try:
-        print(printable(line))
+        print(line, flush=now)
     except BrokenPipeError:
         raise
     except OSError as error:
