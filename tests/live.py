@@ -42,7 +42,9 @@ The file is there as soon as the program has subscribed, and begins anew when it
 def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -> Iterator["subprocess.Popen[str]"]:
     """`botwatch agent run` on the gateway's port, capturing; SIGTERM ends it, which must succeed soon."""
     file = folder / "agent.yaml"
-    text = f"capture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    text = (
+        f"gateway: gw-001\ncapture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    )
     file.write_text(text)
     command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
     out, err = (folder / "out").open("w"), (folder / "err").open("w")

@@ -16,11 +16,12 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 OK, FAILED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
@@ -31,6 +32,9 @@ UNLIMITED = 100_000
 """Width of lines that nothing bounds."""
 
 logger = logging.getLogger(__name__)
+
+_NOTICE = re.compile(rb"INFO: .*TensorFlow Lite|I\d{4} \d\d:|WARNING: All log messages before absl::InitializeLog")
+"""A line of TFLite or TensorFlow about itself; their warnings and errors look otherwise."""
 
 _UNWRITABLE = "stdout cannot be written: {}"
 
@@ -129,10 +133,39 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
 
 
 def prepare_output() -> None:
-    """Let stdout and stderr escape characters that their encoding does not have, instead of failing."""
+    """Let stdout and stderr escape characters that their encoding does not have, instead of failing.
+
+    Also let TensorFlow, if it is imported later on, write its errors only: a library's notices are no lines of ours.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep the notices that C++ libraries write about themselves off stderr, which no setting of theirs switches off.
+
+    Whatever else is written to stderr meanwhile, by C++ or by another thread, is written when the block ends.
+    """
+    if sys.__stderr__ is None:  # it was closed when the process began, and another file may have its number now
+        yield
+        return
+    stderr = os.dup(2)
+    try:
+        with open(os.memfd_create("notices"), "w+b", buffering=0) as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(stderr, 2)
+                file.seek(0)
+                rest = b"".join(line for line in file if not _NOTICE.match(line))
+                with suppress(OSError):  # a stderr that cannot be written is no reason to stop
+                    os.write(2, rest)
+    finally:
+        os.close(stderr)
 
 
 def end_output(prog: str, status: int, closed: int = FAILED) -> int:
