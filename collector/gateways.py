@@ -228,6 +228,7 @@ def run(prog: str, arguments: argparse.Namespace, config: CollectorConfig) -> in
     """List the gateways that the arguments want, and return the exit status."""
     terminal = Terminal.of(utc=arguments.utc)
     with closing(AlertStore(config.db, create=False)) as store:
+        before = _boots(store)
         states = gateway_states(store)
         ids = [state.gateway for state in states]
         try:
@@ -244,7 +245,7 @@ def run(prog: str, arguments: argparse.Namespace, config: CollectorConfig) -> in
         _print(states, terminal, arguments.json, now=arguments.follow)
         try:
             if arguments.follow:
-                _follow(store, terminal, arguments.json, only)
+                _follow(store, before, terminal, arguments.json, only)
         except KeyboardInterrupt:
             pass
     return OK
@@ -258,9 +259,15 @@ def _print(states: Sequence[GatewayState], terminal: Terminal, as_json: bool, *,
         put(line, now=now)
 
 
-def _follow(store: AlertStore, terminal: Terminal, as_json: bool, only: set[str]) -> None:
-    """Print each change of a gateway's state from now on: a line, or its JSON object anew."""
-    before = {gateway: (status.state, status.boot) for gateway, (status, _) in store.statuses().items()}
+def _boots(store: AlertStore) -> dict[str, tuple[str, str]]:
+    """Return state and boot of each gateway that has sent a status."""
+    return {gateway: (status.state, status.boot) for gateway, (status, _) in store.statuses().items()}
+
+
+def _follow(
+    store: AlertStore, before: dict[str, tuple[str, str]], terminal: Terminal, as_json: bool, only: set[str]
+) -> None:
+    """Print each change of a gateway's state and boot from those ``before``: a line, or its JSON object anew."""
     columns = gateway_room(list(before), terminal)
     while True:
         time.sleep(_FOLLOW_S)

@@ -68,6 +68,11 @@ def order(config: BrokerConfig, gateway: str, command: Command, timeout_s: float
                 connection.close()
 
 
+def _own(connection: Connection, topic: str) -> list[str]:
+    """Return the topic of replies to us alone, if there is one; an agent that speaks MQTT 3.1.1 cannot know it."""
+    return [topic] if connection.protocol == "5" else []
+
+
 class _Exchange:
     """A command, and the messages that have come in reply to it."""
 
@@ -84,8 +89,8 @@ class _Exchange:
         """Take the next step of the exchange. Raises OrderError when it cannot be completed."""
         match event:
             case Connected():
-                replies = self._own_reply_topic if connection.protocol == "5" else self._reply_topic
-                connection.subscribe([replies, *([self._parts_topic] if self._parts_topic else [])])
+                topics = [self._reply_topic, *([self._parts_topic] if self._parts_topic else [])]
+                connection.subscribe([*_own(connection, self._own_reply_topic), *topics])
             case Subscribed(refusals) if refusals:
                 connection.disconnect(f"refuses the subscription to replies: {refusals[0]}")
             case Subscribed():
@@ -200,8 +205,8 @@ class _Round:
         """Take the next step; yield the gateway that it settles."""
         match event:
             case Connected():
-                leaf = f"reply/{self._suffix}" if connection.protocol == "5" else "reply"
-                connection.subscribe([topic_filter(leaf, self._base)])
+                own = topic_filter(f"reply/{self._suffix}", self._base)
+                connection.subscribe([*_own(connection, own), topic_filter("reply", self._base)])
             case Subscribed(refusals) if refusals:
                 connection.disconnect(f"refuses the subscription to replies: {refusals[0]}")
             case Subscribed():

@@ -110,7 +110,7 @@ def parser() -> Parser:
 
     text = "list the stored packet captures of alerts, or write one of them to a pcap file"
     evidence = command("evidence", text, "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44 --out scan.pcap", options(*common))
-    text = "an alert's context.botwatch.id; without it all captures are listed"
+    text = "the alert's id, or its last 6 digits or more; without it all captures are listed"
     evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help=text)
     evidence.add_argument("--out", type=Path, metavar="FILE", help="the pcap file to write; - is stdout")
     evidence.set_defaults(run=_evidence)
@@ -498,11 +498,9 @@ def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
     from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
-    from edge_agent.contract.messages import MessageError, is_uuid7
+    from edge_agent.contract.messages import MessageError
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
-    if args.command == "mute" and is_uuid7(given["device"]):
-        given["alert"] = given.pop("device")
     try:
         reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:

@@ -13,7 +13,7 @@ _botwatch_node() {
         ' agent test-alert') words='--broker --bundle --config --gateway --help --outbox --wait' ;;
         ' agent support') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent status') words='--config --help --json --outbox --utc' ;;
-        ' agent allow') words='--class --config --device --for --help --host --json --outbox --port --reason --utc' ;;
+        ' agent allow') words='--class --config --device --for --help --host --json --kind --outbox --port --reason --replace --utc' ;;
         ' agent unallow') words='--config --help --json --outbox --utc' ;;
         ' agent mute') words='--config --for --help --json --outbox --reason --replace --utc' ;;
         ' agent unmute') words='--config --help --json --outbox --utc' ;;
@@ -92,6 +92,7 @@ _botwatch_option() {
         ' agent allow --config') kind='file' ;;
         ' agent allow --outbox') kind='file' ;;
         ' agent allow --device') kind='' ;;
+        ' agent allow --kind') kind='' ;;
         ' agent allow --class') kind='anomaly unknown mirai mirai.scan mirai.syn mirai.ack mirai.udp mirai.udpplain gafgyt gafgyt.scan gafgyt.tcp gafgyt.junk gafgyt.udp gafgyt.combo gafgyt.tcp_udp' ;;
         ' agent allow --host') kind='' ;;
         ' agent allow --port') kind='' ;;
@@ -231,7 +232,7 @@ _botwatch_place() {
 _botwatch_keys() {
     case $1${2+ $2} in
         'status') kind='' ;;
-        'allow') kind='alert= device= classes= host= port= reason= for=' ;;
+        'allow') kind='alert= device= kind= classes= host= port= reason= for= replace=' ;;
         'unallow') kind='entry=' ;;
         'mute') kind='alert= device= for= reason= replace=' ;;
         'unmute') kind='entry= device=' ;;

@@ -82,7 +82,8 @@ class Publisher:
             try:
                 end = cut_short(Alert.read(decode(payload)), now_ns, end_s)
                 ends.append((where, encode(end.document()), False))
-            except MessageError as error:  # of another version
+            except MessageError as error:  # of another version, or damaged
+                self.state.damaged += 1
                 logger.error("episode %s stays open at the collector: its last alert cannot be read: %s", id, error)
         self.outbox.put(ends, dict.fromkeys(id for id, _, _ in episodes))
         if episodes:

@@ -42,11 +42,13 @@ class Gateway:
 
 
 def listed(collector: Collector) -> list[dict]:
-    """Return what `botwatch collector alerts --json` prints."""
-    words = ["collector", "alerts", "--json", "--last", "0", "--db", str(collector.db)]
+    """Return what `botwatch collector alerts --json` prints of each alert, without what the collector adds."""
+    words = ["collector", "alerts", "--json", "--after", "0", "--db", str(collector.db)]
     command = [sys.executable, "-m", "edge_agent.command", *words]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in out.splitlines()]
+    alerts = [json.loads(line) for line in out.splitlines()]
+    assert [alert["alert"]["context"].pop("collector")["cursor"] for alert in alerts] == [*range(1, len(alerts) + 1)]
+    return alerts
 
 
 def keys(alerts: list[dict]) -> set[tuple[str, int]]:

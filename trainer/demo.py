@@ -358,7 +358,7 @@ def _stored(database: Path, out: Path) -> list[Alert]:
     sent = sum(len(path.read_text().splitlines()) for path in (out / "agent").glob("*.jsonl"))
     deadline = time.monotonic() + DELIVER_S
     while True:
-        command = _command("collector", "alerts", "--json", "--last", 0, "--db", database)
+        command = _command("collector", "alerts", "--json", "--after", 0, "--db", database)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise DemoError(f"`{' '.join(command[3:])}` ended with status {done.returncode}: {done.stderr.strip()}")

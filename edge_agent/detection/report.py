@@ -47,6 +47,7 @@ class Reporter:
             role=vote.role,
             method="autoencoder" if vote.count_at is None else "counts",
             class_name=name,
+            activities=vote.activities,
             confidence=confidence,
             score=max(vote.statistic, 0.0) * vote.limit,
             threshold=vote.limit,

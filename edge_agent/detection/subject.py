@@ -23,14 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.addresses import address_text
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.detection.activity import recognise, targets
 from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.scored import ScoredRows, SubjectRules
-from edge_agent.detection.tally import Openings, Shed, Tally
-from edge_agent.detection.vote import NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
+from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
+from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
 
+NEWER = 2.0
+"""Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic is new."""
+
+_DECAYS_BETWEEN_HOSTS = np.array([1.0, 0.01])
 _S = 1_000_000_000
 
 
@@ -87,6 +93,13 @@ class _RuledRows:
     hits: NDArray[np.bool_]
     """True for rows above any limit; ``counted`` for rows whose count is above its bound."""
     counted: NDArray[np.bool_]
+
+    def targets_above_limit(self, low: int, high: int) -> NDArray[np.int64]:
+        """Return the targets (m,) of rows ``low`` to ``high`` whose score is above the limit, 0 for the others."""
+        above = self.hits[low:high] & (self.score_ratio[low:high] > 1.0)
+        aims = np.zeros(high - low, dtype=np.int64)
+        aims[above] = targets(self.rows.scored.rows.meta[self.rows.numbers(self.at + low, above)])
+        return aims
 
 
 class Subject:
@@ -174,8 +187,7 @@ class Subject:
             judged = index[at]
             newest = judged[-w:]
             packets, sizes = packets[-len(newest) :].copy(), sizes[-len(newest) :].copy()
-        if scored.opens[judged].any():
-            self._openings.note(scored.t_ns[judged], scored.flags[judged])
+        self._openings.note(scored, judged)
         if len(newest):
             self._window.absorb_quiet(scored.t_ns[newest], packets, sizes)
 
@@ -362,7 +374,7 @@ class Subject:
         hits = ruled.hits[low:high]
         if self.aftermath:
             self.aftermath.newest = int(rows.t_ns[end - 1]), rows.counts[end - 1].copy()
-        self._openings.note(rows.t_ns[at:end], rows.flags[at:end])
+        self._openings.note(rows.scored, rows.index[at:end])
         probabilities = np.zeros((end - at, self._rules.class_count))
         profiles = np.zeros((end - at, len(PROFILE_FIELDS)))
         classified = hits & rows.chosen[at:end]
@@ -382,6 +394,7 @@ class Subject:
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
+            targets=ruled.targets_above_limit(low, high),
             classes=probabilities,
             profiles=profiles,
         )
@@ -413,6 +426,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
+            activities=_activities(self._rules, self._window, self._openings, ruled, i, victim=self._victim),
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
@@ -438,3 +452,22 @@ class Subject:
                 voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
                 learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
             yield piece
+
+
+def _activities(
+    rules: SubjectRules, window: VoteWindow, openings: Openings, ruled: _RuledRows, i: int, *, victim: bool
+) -> tuple[Activity, ...]:
+    """Return the sorts of traffic at row ``i`` of ``ruled``, the newest one of ``window``."""
+    rows, flagged = ruled.rows, ruled.count_ratios[i] > 1.0
+    number = rows.index[ruled.at + i]
+    target = int(targets(rows.scored.rows.meta[number : number + 1])[0])
+    since_ns = int(rows.t_ns[ruled.at + i] - MEMORY_S * _S)
+    fast, slow = rows.scored.rows.values[number, rules.between_hosts_at] * _DECAYS_BETWEEN_HOSTS
+    scored = window.above_limit()
+    return recognise(
+        openings.latest(since_ns, peers=False) if flagged.any() else None,
+        openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None,
+        scored,
+        newer=bool(fast > NEWER * slow) and scored.goes_to(target),
+        victim=victim,
+    )

@@ -210,7 +210,7 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and it has a subscriber" in told[2]
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
         assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
-        reply = json.loads(site.order("test-alert").stdout)
+        reply = json.loads(site.order("test-alert", "--json").stdout)
         assert reply["alerts"] == 2
         wait_until(lambda: len(site.collector.stored()) == 4)
         status = json.loads(botwatch(site.wire, "agent", "status", "--json", "--config", config).stdout)
@@ -325,7 +325,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
         told(named, "was read again: site, names, commands taken up")
         wait_until(lambda: site.order("status", "--timeout", "2").returncode == 0)
-        assert json.loads(site.order("status").stdout)["commands"] == ["status"]
+        assert json.loads(site.order("status", "--json").stdout)["commands"] == ["status"]
         assert "config_refused" not in health()
         told(
             f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"
