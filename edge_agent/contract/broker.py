@@ -283,6 +283,11 @@ class Backoff:
         self._failures += 1
         return wait * self._rng.uniform(0.5, 1.0)
 
+    @property
+    def longest(self) -> float:
+        """The longest that the last wait could have been, 0 without one."""
+        return min(self._max_s, self._min_s * 2.0 ** min(self._failures - 1, 30)) if self._failures else 0.0
+
     def reset(self) -> None:
         """Begin again with the shortest wait, after a success."""
         self._failures = 0

@@ -17,6 +17,7 @@ import pytest
 from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.captures import mac_text
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
@@ -73,7 +74,7 @@ def stopped_in(process: "subprocess.Popen[str]") -> float:
 def kept(box: Path) -> list[dict]:
     """What waits in the outbox, in order."""
     with closing(State(box)) as file:
-        return [json.loads(payload) for _, _, payload in file.outbox_waiting(0, 100_000)]
+        return [json.loads(payload) for _, _, payload in OutboxTable(file).waiting(0, 100_000)]
 
 
 @pytest.mark.parametrize("broker", ["mute", "full", "mute, TLS", "nobody"])
@@ -276,7 +277,7 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         assert done.returncode == 1
         assert f"gw-001: no evidence of {nobody}" in done.stderr
         with closing(State(site.folder / "box.sqlite", guest=True)) as state:
-            assert state.outbox_found('"part":') == []
+            assert OutboxTable(state).with_text('"part":') == []
     if shutil.which("tshark"):
         read = subprocess.run(["tshark", "-r", str(out)], capture_output=True, text=True, check=True)
         assert len(read.stdout.splitlines()) > 500
