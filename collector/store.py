@@ -6,6 +6,7 @@ it when it returns. Which messages are accepted is `collector.ingest`'s decision
 """
 
 import dataclasses
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,15 @@ _rejected = Table(
     Column("payload", LargeBinary, nullable=False),  # its first MAX_KEPT bytes
     sqlite_autoincrement=True,
 )
+_setting = Table(
+    "setting",
+    MetaData(),  # made with a new database, else when it is needed: an older one may be read-only
+    Column("name", String(40), primary_key=True),
+    Column("value", String(200), nullable=False),
+)
+
+_CLIENT_ID = "botwatch-collector"
+"""The client id of every collector before each database had its own."""
 
 
 class StoreError(Exception):
@@ -205,6 +215,8 @@ class AlertStore:
             if not self._is_postgresql:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
+                if not inspect(self._engine).has_table(_alert.name):
+                    self._make_client_id(f"{_CLIENT_ID}-{secrets.token_hex(4)}")
                 _metadata.create_all(self._engine)
                 self._update()
             else:
@@ -220,6 +232,31 @@ class AlertStore:
         if "test" not in {column["name"] for column in inspect(self._engine).get_columns("alert")}:
             with self._engine.begin() as db:
                 db.execute(text("ALTER TABLE alert ADD COLUMN test BOOLEAN NOT NULL DEFAULT FALSE"))
+
+    def client_id(self) -> str:
+        """Return the id by which brokers know the collector of this database: made with it, at random, and stored.
+
+        A database that was made before there were such ids keeps the one that all collectors had, under which the
+        broker may hold alerts for it. Raises StoreError.
+        """
+        try:
+            if not inspect(self._engine).has_table(_setting.name):
+                self._make_client_id(_CLIENT_ID)
+            with self._engine.connect() as db:
+                return db.scalar(select(_setting.c.value).where(_setting.c.name == "client_id")) or _CLIENT_ID
+        except DBAPIError as error:
+            if self._may_pass(error):  # it cannot be written now, and only one that is older has to be
+                return _CLIENT_ID
+            raise StoreError(_line(error)) from error
+        except SQLAlchemyError as error:
+            raise StoreError(_line(error)) from error
+
+    def _make_client_id(self, new: str) -> None:
+        """Store the id, unless another process was first."""
+        with self._engine.begin() as db:
+            _setting.create(db, checkfirst=True)
+            row = {"name": "client_id", "value": new}
+            db.execute(self._insert(_setting).on_conflict_do_nothing(index_elements=["name"]), row)
 
     def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> Fresh:
         """Commit all of it and return how many alerts were new; the others are repeats.

@@ -89,8 +89,9 @@ class Culprit:
             return False, None
         self._suspects.update(key for key in under_way if key[0] not in _UNREPEATED)
         self._singly_until = now + SINGLY_S
-        only = under_way[0] if len(under_way) == 1 else None
-        return recent != [STATUS], None if only == STATUS else only
+        # One that the broker does not answer may have been taken long before: it is sent singly, with an answer, next.
+        certain = len(under_way) == 1 and not unanswered and recent != [STATUS]
+        return recent != [STATUS], recent[0] if certain else None
 
     def _recent(self, sent: dict[Key, float]) -> list[Key]:
         """Return the messages that may be the cause of what happens now."""
