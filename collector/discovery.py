@@ -134,6 +134,7 @@ class Documents:
         facts = {
             "event_type": "test" if alert.test else alert.state,
             "gateway": alert.gateway,
+            "kind": alert.kind,
             "class": alert.class_name,
             "attack": info.title,
             "severity": info.severity,
