@@ -17,6 +17,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.identity import resolve
 from edge_agent.publisher import Publisher
 from edge_agent.state import State
@@ -79,10 +80,10 @@ def _await(
     config: AgentConfig, state: State, id: str, wait_s: float, line: Callable[[], Mapping[str, Any]]
 ) -> Iterator[Step]:
     """Yield when it is in the outbox, and when the broker has taken it; ``line`` returns the connection's state."""
-    deadline = time.monotonic() + wait_s
+    deadline, outbox = time.monotonic() + wait_s, OutboxTable(state)
     queued = False
     while True:
-        taken = state.outbox_found(id)
+        taken = outbox.with_text(id)
         if taken and not queued:
             queued = True
             yield Step(f"alert {id} ({len(taken)} messages: new, end) is in the outbox {state.path}", {})
