@@ -118,7 +118,7 @@ class Link:
         self._wake_w.setblocking(False)
         # of the thread in `run`
         self._reconnecter = Reconnecter(
-            dialer, self.counts, "give each gateway an id of its own (gateway, broker.client_id)"
+            dialer, self.counts, "give each gateway an id of its own (gateway, broker.client_id, the certificate's CN)"
         )
         self._culprit = Culprit()
         self._left_out = LeftOut(ASIDE_S)
@@ -156,7 +156,7 @@ class Link:
         return (
             self._reconnecter.trouble
             or self._problem
-            or (f"does not take {aside} messages, which are set aside: look at its size limits" if aside else "")
+            or (f"does not take some messages, which are set aside ({aside}): look at its size limits" if aside else "")
         )
 
     def retain(self, leaf: str, payload: bytes, *, qos: Literal[0, 1] = 1, expires_s: int | None = None) -> None:
