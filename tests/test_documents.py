@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from collector.config import CollectorConfig
-from collector.store import AlertStore, Arrival, Document
+from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
@@ -358,7 +358,7 @@ class Site:
         (folder / "operator.yaml").write_text("{}\n")
         store = AlertStore(str(folder / "alerts.sqlite"))
         text, now_ns = json.dumps({"site": "plant-a", "counters": {}}), time.time_ns()
-        store.save([Arrival(Document("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
+        store.save([Arrival(GatewayDocument("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
         store.close()
         (folder / "mosquitto.conf").write_text("listener 1883 127.0.0.1\nallow_anonymous true\n")
         command = folder / "bin/botwatch"
