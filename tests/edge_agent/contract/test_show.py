@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.alert import Alert
-from edge_agent.contract.show import Terminal, alert_line, cells, gateway_room, reason
+from edge_agent.contract.cli import cells
+from edge_agent.contract.show import Terminal, alert_line, gateway_room, reason
 
 EXAMPLE = json.loads((Path(__file__).parents[2] / "data" / "alert.example.json").read_text())
 WHY = "opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2"
