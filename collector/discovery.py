@@ -58,7 +58,8 @@ class Documents:
     """Topics and payloads below the topic ``base`` and Home Assistant's discovery ``prefix``."""
 
     def __init__(self, base: str, prefix: str) -> None:
-        self._base, self._prefix = base, prefix
+        self._base = base
+        self._origin = {"name": ORIGIN, "sw_version": version("botwatch")}
         self.collector = f"{base}/ha/collector"  # online, or offline from the last will
         self.birth = f"{prefix}/status"
         self.discovery = f"{prefix}/device/+/config"
@@ -133,6 +134,7 @@ class Documents:
         facts = {
             "event_type": "test" if alert.test else alert.state,
             "gateway": alert.gateway,
+            "kind": alert.kind,
             "class": alert.class_name,
             "attack": info.title,
             "severity": info.severity,
@@ -188,7 +190,7 @@ class Documents:
         return encode(
             {
                 "device": {key: value for key, value in about.items() if value},
-                "origin": {"name": ORIGIN, "sw_version": version("botwatch")},
+                "origin": self._origin,
                 "availability": [{"topic": self.collector}, status],
                 "availability_mode": "all",
                 "qos": 1,

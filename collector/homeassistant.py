@@ -102,6 +102,7 @@ class HomeAssistant:
         self._gateways: dict[str, GatewayFacts] = {}
         self._devices: dict[str, DeviceFacts] = {}
         self._open: dict[str, OpenEpisode] = {}
+        self._open_of: dict[HomeDevice, dict[str, OpenEpisode]] = {}  # the same by gateway and by device
         self._behind = False  # the open episodes are to be read from the store
         self._left_out: set[str] = set()
         self._unsaved: dict[tuple[str, str], Presence] = {}
@@ -225,16 +226,26 @@ class HomeAssistant:
         gateway, mac = row["gateway"], row["mac"]
         if row["role"] != "source" or not mac:
             return
-        self._open.pop(row["id"], None)
+        self._close(row["id"])
         if row["state"] != "end":
             columns = ("id", "gateway", "mac", "ip", "class", "first_ns")
-            self._open[row["id"]] = OpenEpisode(*(row[column] for column in columns))
+            episode = self._open[row["id"]] = OpenEpisode(*(row[column] for column in columns))
+            for home_device in _home_devices_of(gateway, mac):
+                self._open_of.setdefault(home_device, {})[episode.id] = episode
         self._heard_of(gateway, row["received_ns"])
         self._saw(mac, gateway, row["name"], row["received_ns"])
         self._change(gateway, mac)
         if len(self._open) > MAX_OPEN:
-            oldest = self._open.pop(next(iter(self._open)))
-            self._change(oldest.gateway, oldest.mac)
+            self._close(next(iter(self._open)))
+
+    def _close(self, id: str) -> None:
+        """Forget an episode, if it is open."""
+        if episode := self._open.pop(id, None):
+            for home_device in _home_devices_of(episode.gateway, episode.mac):
+                self._open_of[home_device].pop(id)
+                if not self._open_of[home_device]:
+                    del self._open_of[home_device]
+            self._change(episode.gateway, episode.mac)
 
     def _heard_of(self, gateway: str, seen_ns: int) -> GatewayFacts:
         if gateway not in self._gateways:
@@ -266,8 +277,8 @@ class HomeAssistant:
         if len(self._devices) < self._most:
             self._left_out.discard(mac)
             return True
-        attacking = {episode.mac for episode in self._open.values()}
-        if mac in attacking and (calm := self._devices.keys() - attacking):
+        attacks = HomeDevice("mac", mac) in self._open_of
+        if attacks and (calm := self._devices.keys() - {episode.mac for episode in self._open.values()}):
             oldest = min(calm, key=lambda mac: (max(self._devices[mac].seen_ns.values()), mac))
             for gateway in self._devices.pop(oldest).seen_ns:
                 self._change(gateway, oldest)
@@ -285,7 +296,7 @@ class HomeAssistant:
             logger.warning("%d devices are left out: homeassistant.max_devices is %d", count, self._most)
 
     def _change(self, gateway: str, mac: str) -> None:
-        self._changed |= {HomeDevice("gateway", gateway): None, HomeDevice("mac", mac): None}
+        self._changed |= dict.fromkeys(_home_devices_of(gateway, mac))
 
     # --- what is due ---
 
@@ -330,16 +341,17 @@ class HomeAssistant:
 
     def purged(self) -> None:
         """Follow the open episodes that the store has, after some were deleted."""
-        before, self._open = self._open, {}
         try:
-            for row in self._store.open_episodes(MAX_OPEN):
-                self._follow(row)
-            self._behind = False
+            rows = self._store.open_episodes(MAX_OPEN)
         except StoreError as error:
             logger.warning("database: %s; open episodes stay as they were", error)
-            self._open, self._behind = before, True
-        for id in before.keys() - self._open.keys():
-            self._change(before[id].gateway, before[id].mac)
+            self._behind = True
+            return
+        for id in self._open.keys() - {row["id"] for row in rows}:
+            self._close(id)
+        for row in rows:
+            self._follow(row)
+        self._behind = False
 
     def _home_devices(self) -> set[HomeDevice]:
         return {
@@ -357,9 +369,9 @@ class HomeAssistant:
 
     def _messages(self, home_device: HomeDevice) -> dict[str, bytes]:
         """Return what is to be retained of one: nothing of one that is gone."""
+        episodes = list(self._open_of.get(home_device, {}).values())
         if home_device.kind == "mac":
             if device := self._devices.get(home_device.id):
-                episodes = [episode for episode in self._open.values() if episode.mac == home_device.id]
                 return self._documents.device(home_device.id, device.name, min(device.seen_ns), episodes)
         elif facts := self._gateways.get(home_device.id):
             return self._documents.gateway(
@@ -367,6 +379,10 @@ class HomeAssistant:
                 agent=facts.agent,
                 model=facts.model,
                 devices=sum(home_device.id in device.seen_ns for device in self._devices.values()),
-                episodes=[episode for episode in self._open.values() if episode.gateway == home_device.id],
+                episodes=episodes,
             )
         return {}
+
+
+def _home_devices_of(gateway: str, mac: str) -> tuple[HomeDevice, HomeDevice]:
+    return HomeDevice("gateway", gateway), HomeDevice("mac", mac)

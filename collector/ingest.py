@@ -20,6 +20,7 @@ from collector.homeassistant import HomeAssistant
 from collector.store import AlertStore, Arrival, BadRow, Document, Fresh, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
+from edge_agent.contract.cli import printable
 from edge_agent.contract.messages import (
     BASE,
     RETAINED,
@@ -32,6 +33,7 @@ from edge_agent.contract.messages import (
     topic_filter,
 )
 from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
+from edge_agent.reconnect import ConnectionCounts, Reconnecter
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +42,12 @@ LEAVES = ("alert", *RETAINED)
 
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
+_MAX_INCOMING = 1_048_576  # bytes of a packet that the broker may send us (MQTT 5)
+_BATCH_BYTES = 4_194_304  # bytes of messages that wait in memory to be saved together, about
 
 
 @dataclass
-class IngestCounts:
+class IngestCounts(ConnectionCounts):
     """Counters since the start."""
 
     received: int = 0
@@ -53,7 +57,6 @@ class IngestCounts:
     statuses: int = 0
     documents: int = 0  # retained documents on health and devices, and withdrawals
     rejected: int = 0
-    failures: int = 0  # connections and attempts to connect that failed
 
 
 class MessageJudge:
@@ -94,45 +97,54 @@ class MessageJudge:
 class Ingest:
     """Feeds ``store`` from the broker of ``config`` with the messages that ``judge`` accepts.
 
-    Without ``judge`` it is a `MessageJudge` for the broker's topics.
-    ``connected``, ``trouble`` (why nothing comes, "" when all is well) and ``counts`` may be read from any thread.
-    Raises BrokerError when the TLS or password files cannot be used.
+    Without ``judge`` it is a `MessageJudge` for the broker's topics. The client id is that of the database where the
+    configuration names none. ``connected``, ``trouble`` (why nothing comes, "" when all is well) and ``counts`` may be
+    read from any thread. Raises BrokerError when the TLS or password files cannot be used, and StoreError.
     """
 
     def __init__(self, config: CollectorConfig, store: AlertStore, judge: MessageJudge | None = None) -> None:
         self.config, self.counts = config, IngestCounts()
-        self.connected, self.trouble = False, ""
         self._store, self._judge = store, judge or MessageJudge(config.broker.base)
         self.homeassistant = HomeAssistant(config, store) if config.homeassistant.enabled else None
-        self._dialer = Dialer(
-            config.broker, "botwatch-collector", manual_ack=True, receive_maximum=config.broker.inflight
+        dialer = Dialer(
+            config.broker,
+            config.broker.client_id or store.client_id(),
+            manual_ack=True,
+            receive_maximum=config.broker.inflight,
+            max_packet=_MAX_INCOMING,
         )
-        self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
+        self.client_id = dialer.client_id
+        self._reconnecter = Reconnecter(
+            dialer,
+            self.counts,
+            "they share the alerts between them, so that neither has them all: give each collector a client id of its "
+            "own (broker.client_id, the certificate's CN), also one whose database is a copy",
+        )
         self._purge_at = 0.0  # steady clock
         self._judge_failed = False
         self._granted = False  # the subscriptions of this connection are
 
     def run(self, stop: threading.Event) -> None:
         """Receive until ``stop`` is set; then save and acknowledge what was received, and hang up."""
-        while not stop.is_set():
-            ended = self._receive(stop)
-            if ended is None or stop.is_set():
-                break
-            self.counts.failures += 1
-            wait = 0.0 if ended.try_other_version else self._backoff.next()
-            if str(ended) != self.trouble:
-                again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
-                logger.warning("broker %s: %s%s", self.config.broker.address, ended, again)
-            self.trouble = str(ended)
-            stop.wait(wait)
+        will = self.homeassistant.will if self.homeassistant else None
+        self._reconnecter.run(stop, lambda connection: self._receive(connection, stop), will=lambda: will)
 
-    def _receive(self, stop: threading.Event) -> ConnectionEnded | None:
-        """Receive over one connection until it ends, which is returned, or ``stop`` is set."""
-        connection, inbox, base = None, _Inbox(self.config), self.config.broker.base
+    @property
+    def connected(self) -> bool:
+        """True while the broker has accepted the connection."""
+        return self._reconnecter.connected
+
+    @property
+    def trouble(self) -> str:
+        """The reason why there is no lasting connection; "" when there is one."""
+        return self._reconnecter.trouble
+
+    def _receive(self, connection: Connection, stop: threading.Event) -> None:
+        """Receive over one connection until ``stop`` is set. Raises ConnectionEnded."""
+        inbox, base, self._granted = _Inbox(self.config), self.config.broker.base, False
         try:
-            connection = self._dialer.dial(self.homeassistant.will if self.homeassistant else None)
             while not stop.is_set():
-                for event in connection.step(inbox.wait_s()):
+                for event in self._reconnecter.step(connection, inbox.wait_s()):
                     if isinstance(event, Incoming):
                         if self.homeassistant and self.homeassistant.take(event, time.monotonic()):
                             connection.acknowledge(event)
@@ -140,7 +152,6 @@ class Ingest:
                         self.counts.received += 1
                         inbox.add(event)
                     elif isinstance(event, Connected):
-                        self.connected = True
                         connection.subscribe([topic_filter(leaf, base) for leaf in LEAVES])
                     elif isinstance(event, Subscribed) and not self._granted:
                         self._begin(connection, event)
@@ -158,28 +169,24 @@ class Ingest:
             if self.homeassistant and self._granted:
                 connection.publish(*self.homeassistant.will, qos=0, retain=True)
             connection.disconnect(within_s=1.0)
-        except ConnectionEnded as end:
+        except ConnectionEnded:
             self.save(inbox.messages, stop)
-            return end
-        finally:
-            self.connected = self._granted = False
-            if connection is not None:
-                connection.close()
-        return None
+            raise
 
     def _begin(self, connection: Connection, answer: Subscribed) -> None:
         """Go on when the broker grants the subscriptions; else hang up."""
         if answer.refusals:
             connection.disconnect(f"refuses the subscription: {answer.refusals[0]}")
             return
-        self._backoff.reset()
-        self.trouble = ""
         self._granted = True
         if self.homeassistant:
             self.homeassistant.connected(time.monotonic())
             connection.subscribe(self.homeassistant.filters)  # apart: without them the alerts come all the same
-        broker, protocol = self.config.broker, connection.protocol
-        logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
+        broker = self.config.broker
+        logger.info(
+            "subscribed to %s at %s as %s, MQTT %s",
+            *(topic_filter("alert", broker.base), broker.address, printable(self.client_id), connection.protocol),
+        )
 
     def _show(self, connection: Connection) -> None:
         """Publish what is due for Home Assistant, once the broker has granted the subscriptions."""
@@ -192,7 +199,7 @@ class Ingest:
 
     def _pass_on(self, connection: Connection, inbox: "_Inbox", stop: threading.Event) -> None:
         """Save what was received, then acknowledge it; a message that was not saved comes again."""
-        messages, inbox.messages = inbox.messages, []
+        messages = inbox.take()
         if messages and self.save(messages, stop):
             for message in messages:
                 connection.acknowledge(message)
@@ -286,17 +293,23 @@ class _Inbox:
     def __init__(self, config: CollectorConfig) -> None:
         self._config = config
         self.messages: list[Incoming] = []
+        self._bytes = 0
         self._due = 0.0  # steady clock
 
     def add(self, message: Incoming) -> None:
         if not self.messages:
             self._due = time.monotonic() + self._config.batch_s
         self.messages.append(message)
+        self._bytes += len(message.payload)
+
+    def take(self) -> list[Incoming]:
+        messages, self.messages, self._bytes = self.messages, [], 0
+        return messages
 
     def wait_s(self) -> float:
         """Seconds that may pass until `due` is asked again."""
         return max(self._due - time.monotonic(), 0.0) if self.messages else _POLL_S
 
     def due(self) -> bool:
-        full = len(self.messages) >= self._config.batch_rows
+        full = len(self.messages) >= self._config.batch_rows or self._bytes >= _BATCH_BYTES
         return full or bool(self.messages and time.monotonic() >= self._due)

@@ -7,12 +7,13 @@ it when it returns. Which messages are accepted is `collector.ingest`'s decision
 
 import dataclasses
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, create_engine, delete, event, func, insert, select, text
+from sqlalchemy import Connection, and_, create_engine, delete, event, func, insert, inspect, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -26,7 +27,7 @@ from sqlalchemy.exc import (
 
 from collector import queries, tables
 from collector.queries import Wanted
-from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, PRESENCE, REJECTED, TEST
+from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, PRESENCE, REJECTED, SETTING, TEST
 from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.messages import Status
 
@@ -34,6 +35,9 @@ MAX_KEPT = 4096  # bytes of a rejected payload that are stored
 _PURGE_ROWS = 5_000  # rows a purge deletes in one transaction, so that it never holds up the alerts for long
 _SAMPLE_ROWS = 1_000  # newest alerts, from whose size that of all is estimated (PostgreSQL)
 _ROW_BYTES = 400  # of a row beside its document, entries in indexes included (PostgreSQL)
+
+_CLIENT_ID = "botwatch-collector"
+"""The client id of every collector before each database had its own."""
 
 
 class StoreError(Exception):
@@ -146,6 +150,8 @@ class AlertStore:
             if not self._is_postgresql:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
+                if not inspect(self._engine).has_table(ALERT.name):
+                    self._make_client_id(f"{_CLIENT_ID}-{secrets.token_hex(4)}")
                 tables.make(self._engine)
             else:
                 with self._engine.connect() as db:
@@ -155,6 +161,31 @@ class AlertStore:
             raise StoreError(f"db {shown}: {_line(error)}; is the extra botwatch[postgresql] installed?") from error
         except SQLAlchemyError as error:
             raise StoreError(f"db {shown}: {_line(error)}") from error
+
+    def client_id(self) -> str:
+        """Return the id by which brokers know the collector of this database: made with it, at random, and stored.
+
+        A database that was made before there were such ids keeps the one that all collectors had, under which the
+        broker may hold alerts for it. Raises StoreError.
+        """
+        try:
+            if not inspect(self._engine).has_table(SETTING.name):
+                self._make_client_id(_CLIENT_ID)
+            with self._engine.connect() as db:
+                return db.scalar(select(SETTING.c.value).where(SETTING.c.name == "client_id")) or _CLIENT_ID
+        except DBAPIError as error:
+            if self._may_pass(error):  # it cannot be written now, and only one that is older has to be
+                return _CLIENT_ID
+            raise StoreError(_line(error)) from error
+        except SQLAlchemyError as error:
+            raise StoreError(_line(error)) from error
+
+    def _make_client_id(self, new: str) -> None:
+        """Store the id, unless another process was first."""
+        with self._engine.begin() as db:
+            SETTING.create(db, checkfirst=True)
+            row = {"name": "client_id", "value": new}
+            db.execute(self._insert(SETTING).on_conflict_do_nothing(index_elements=["name"]), row)
 
     def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> Fresh:
         """Commit all of it and return how many alerts were new; the others are repeats.

@@ -123,6 +123,13 @@ TEST = Table(
 )
 """The newest alert of each test that was sent by hand; they have no row of `episode`."""
 
+SETTING = Table(
+    "setting",
+    MetaData(),  # made with a new database, else when it is needed: an older one may be read-only
+    Column("name", String(40), primary_key=True),
+    Column("value", String(200), nullable=False),
+)
+
 
 def make(engine: Engine) -> None:
     """Make the tables that are missing, and the columns that an older version's tables lack."""

@@ -280,8 +280,11 @@ def _replay(args: argparse.Namespace) -> int:
         note(line)
     if left:
         why = f" ({trouble})" if trouble else ""
-        where = f"wait in {args.outbox}" if args.outbox else "are not stored here; replay again to send them"
-        return refuse(PROG, f"broker {config.broker.address} has not taken {left} alerts{why}, which {where}", FAILED)
+        address = config.broker.address
+        if args.outbox:
+            return refuse(PROG, f"{left} alerts wait in {args.outbox} for {address}{why}", FAILED)
+        text = f"{address} has not taken {left} alerts{why}, and they are not stored here: replay again to send them"
+        return refuse(PROG, text, FAILED)
     return FAILED if lines.lost and not publisher else status
 
 
@@ -415,11 +418,11 @@ def _support(args: argparse.Namespace) -> int:
 
 
 def _test_alert(args: argparse.Namespace) -> int:
-    from edge_agent import identity, testalert
+    from edge_agent import testalert
     from edge_agent.contract import bundle as bundles
     from edge_agent.contract.alert import ModelInfo
 
-    config = identity.resolve(_located(args))
+    config = _located(args)
     model = ModelInfo("none")
     if config.bundle:
         manifest = (bundle := bundles.load(config.bundle)).manifest

@@ -226,13 +226,13 @@ def replay(
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:
-    """Yield the closing lines of a run: the usual counters, others that are not 0, and in words what was evicted."""
-    rate = counts["frames"] / seconds if seconds else 0.0
-    yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
+    """Yield the closing lines of a run: what was evicted, in words; then the usual counters, and others above 0."""
     first = {key: counts[key] for key in ("rows", "malformed", "devices")}
     evicted = {key: value for key, value in counts.items() if value and "evicted" in key}
     rest = {key: value for key, value in counts.items() if value and key not in {"frames", *first, *evicted}}
-    yield ", ".join(f"{key} {value:,}" for key, value in (first | rest).items())
     for _, counters in grouped(evicted):
         for key, value, counter in counters:
             yield f"{value:,} {counter.words if counter else key}"
+    rate = counts["frames"] / seconds if seconds else 0.0
+    yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
+    yield ", ".join(f"{key} {value:,}" for key, value in (first | rest).items())

@@ -137,6 +137,8 @@ def _installation(service: Service) -> Iterator[Finding]:
     if why := service.unreadable(service.program, *modules):
         folder = service.program.parent.parent
         yield Finding("program", True, f"{why}: `chmod -R go+rX {folder}`")
+    if why := service.no_credentials():
+        yield Finding("credentials", True, why)
     if why := service.unreadable(service.config):
         yield Finding("configuration", True, f"{why}: `chmod 755 {service.config.parent}; chmod 644 {service.config}`")
 
@@ -219,6 +221,8 @@ _REMEDIES = (
     ("closed the connection before it answered", "does it want TLS? see broker.tls"),
     ("timed out", "see broker.host, and the firewall in between"),
     ("certificate is not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("another client uses the client id", "give each gateway an id of its own: see gateway and broker.client_id"),
+    ("set aside", "see the size limits of the broker: max_packet_size or message_size_limit of mosquitto"),
     ("has no subscriber for alerts", "start a collector: `botwatch collector serve`"),
 )
 

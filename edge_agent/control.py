@@ -29,6 +29,7 @@ from edge_agent.contract.messages import (
     topic,
 )
 from edge_agent.delivery.outbox import KEEP_S, Outbox
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.delivery.reported import Reported, ReportedEpisodes
 from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions, of_classes
 from edge_agent.state import State, StateError
@@ -101,7 +102,7 @@ class Control:
         """Take up another configuration, whose `config.LIVE` keys may differ."""
         self._config = config
         if self._link:
-            self._link.want_commands(bool(config.commands))
+            self._link.subscribe(commands_filter(config), bool(config.commands))
 
     def register(self, verb: str, handler: Handler) -> None:
         """Let ``handler`` carry out ``verb``: it returns the reply's result or raises CommandRefused."""
@@ -404,7 +405,7 @@ class Control:
         since_s = max(command.arguments["since"] / 1e9, now - KEEP_S)
         if since_s > now:
             raise CommandRefused("since: this time is in the future by this gateway's clock")
-        count = self._state.outbox_again(now, now - since_s)
+        count = OutboxTable(self._state).again(now, now - since_s)
         if self._link:
             self._link.resend()
         return {"alerts": count, "since": format_time(int(since_s * 1e9))}
@@ -431,6 +432,11 @@ def _traffic(arguments: Mapping[str, Any], reported: Reported) -> tuple[tuple[Ac
         ports = {kind: [a for a in reported.activities if a.kind == kind] for kind in {a.kind for a in activities}}
         activities = tuple(of_kind for activity in activities for of_kind in ports[activity.kind] or [activity])
     return tuple(dict.fromkeys(activities)), names
+
+
+def commands_filter(config: AgentConfig) -> str:
+    """Return the topic filter of the commands to this gateway."""
+    return topic(config.gateway, "cmd/+", config.broker.base)
 
 
 def _encode(reply: Reply) -> bytes:

@@ -17,6 +17,8 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.outbox_table import OutboxTable
+from edge_agent.identity import resolve
 from edge_agent.publisher import Publisher
 from edge_agent.state import State
 
@@ -39,7 +41,8 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[Step
     """Send a test alert and yield what happened, step by step.
 
     ``model`` is named in the alert where no agent is running. NotDelivered when the broker has not taken it within
-    ``wait_s`` seconds, CommandRefused when the running agent does not answer; also BrokerError and StateError.
+    ``wait_s`` seconds, CommandRefused when the running agent does not answer, SettingsError when the gateway has no id;
+    also BrokerError and StateError.
     """
     path = config.outbox.path
     if orders.agent_runs(config):
@@ -50,6 +53,7 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[Step
         yield Step("an agent is running and has made the test alert", {"alert": id, "running": True})
         yield from _follow(config, State(path, guest=True), id, wait_s)
         return
+    config = resolve(config)
     publisher = Publisher(config, controlled=True, guest="guest")
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
         time.time_ns(), f"{orders.user()}, no agent running"
@@ -76,10 +80,10 @@ def _await(
     config: AgentConfig, state: State, id: str, wait_s: float, line: Callable[[], Mapping[str, Any]]
 ) -> Iterator[Step]:
     """Yield when it is in the outbox, and when the broker has taken it; ``line`` returns the connection's state."""
-    deadline = time.monotonic() + wait_s
+    deadline, outbox = time.monotonic() + wait_s, OutboxTable(state)
     queued = False
     while True:
-        taken = state.outbox_found(id)
+        taken = outbox.with_text(id)
         if taken and not queued:
             queued = True
             yield Step(f"alert {id} ({len(taken)} messages: new, end) is in the outbox {state.path}", {})

@@ -133,8 +133,8 @@ class Scripted:
     """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
     ``judge(topic, payload)`` returns the reason code of a PUBACK, or None for no answer. ``after_connect`` ends each
-    connection as soon as it is made. Subscriptions to filters with ``refuse`` in them are refused.
-    ``most_under_way`` is the highest number of messages that waited for an answer.
+    connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason. Subscriptions to filters
+    with ``refuse`` in them are refused. ``most_under_way`` is the highest number of messages that waited for an answer.
     """
 
     def __init__(
@@ -142,10 +142,11 @@ class Scripted:
         judge: Callable[[str, bytes], int | None],
         receive_maximum: int = 65_535,
         after_connect: bool = False,
+        farewell: int = 0,
         refuse: str = "\0",
     ) -> None:
-        self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect
-        self._refuse = refuse.encode()
+        self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect or bool(farewell)
+        self._farewell, self._refuse = farewell, refuse.encode()
         self.got: list[bytes] = []
         self.connected: list[float] = []  # times of the connections, by time.monotonic
         self.most_under_way = 0
@@ -179,6 +180,8 @@ class Scripted:
                 if kind >> 4 == 1:
                     self.connected.append(time.monotonic())
                     line.sendall(bytes([0x20, 6, 0, 0, 3, 0x21]) + self._maximum.to_bytes(2, "big"))
+                    if self._farewell:
+                        line.sendall(bytes([0xE0, 2, self._farewell, 0]))
                     if self._leave:
                         return
                 elif kind >> 4 == 8:

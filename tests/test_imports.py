@@ -20,7 +20,7 @@ OWNERS = {
 }
 """Third parties and the native kernel -> the only modules that may import them."""
 
-FOLDERS = ("contract", ("state", "progress", "mqtt", "capture"), "detection", "delivery")
+FOLDERS = ("contract", ("state", "progress", "mqtt", "reconnect", "capture"), "detection", "delivery")
 """The agent's folders and low modules, from the bottom: each imports only from its own floor and from those below.
 
 All other modules are service files: they may import any of these, and none of these may import them.
@@ -29,7 +29,7 @@ All other modules are service files: they may import any of these, and none of t
 SHARED = {
     "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
-    "collector": ("contract", "mqtt"),
+    "collector": ("contract", "mqtt", "reconnect"),
 }
 """Parts of the agent that each role may import."""
 

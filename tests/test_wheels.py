@@ -41,7 +41,8 @@ def wheel(folder: Path, name: str, content: dict[str, str], tag: str = "py3-none
 
 def wheels(folder: Path, text: str = "one", tag: str = "py3-none-any") -> Path:
     """Write wheels of botwatch and of what it needs."""
-    wheel(folder, "botwatch", {"edge_agent/__init__.py": "", "edge_agent/command.py": COMMAND}, needs="helper>=1")
+    package = {"__init__.py": "", "command.py": COMMAND, "completion.bash": "# completes\n"}
+    wheel(folder, "botwatch", {f"edge_agent/{name}": text for name, text in package.items()}, needs="helper>=1")
     wheel(folder, "helper", {"helper.py": f"TEXT = {text!r}\n"}, tag)
     return folder
 
@@ -51,6 +52,9 @@ def image(folder: Path, python: str = "3.11", machine: int = ARM) -> Path:
     (folder / "usr/bin").mkdir(parents=True)
     (folder / f"usr/bin/python{python}").write_bytes(b"\x7fELF\2\1\1" + bytes(11) + bytes((machine, 0)))
     (folder / "usr/bin/python3").symlink_to(f"python{python}")
+    library = folder / "usr/lib/aarch64-linux-gnu/libpcap.so.0.8"
+    library.parent.mkdir(parents=True)
+    library.touch()
     return folder
 
 
@@ -89,6 +93,7 @@ def test_wheels_that_fit_the_image_become_its_program(tmp_path: Path, python: st
     environment = {**os.environ, "PYTHONPATH": str(packages), "PYTHONSAFEPATH": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ran.stdout == "one\n"
+    assert (root / "usr/share/bash-completion/completions/botwatch").read_text() == "# completes\n"
     assert not list(root.rglob("*.pyc"))
     assert not list(root.rglob("*.new"))
 
@@ -129,7 +134,7 @@ def test_wheels_that_do_not_fit_leave_the_old_program_as_it_is(
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
     assert old.read_text() == "old"
-    assert sorted(path.name for path in (root / "usr/lib").iterdir()) == ["botwatch"]
+    assert sorted(path.name for path in (root / "usr/lib").iterdir()) == ["aarch64-linux-gnu", "botwatch"]
     assert not (root / "etc").exists()
 
 
@@ -139,3 +144,11 @@ def test_an_image_without_python_is_refused_with_the_remedy(tmp_path: Path) -> N
     done = install(root, "--wheels", wheels(tmp_path / "dist"))
     assert done.returncode == 1
     assert f"{root}/usr/bin/python3 does not exist: apt-get install python3" in done.stderr
+
+
+def test_a_library_that_is_missing_in_the_image_is_named_with_its_package(tmp_path: Path) -> None:
+    root = image(tmp_path / "root")
+    (root / "usr/lib/aarch64-linux-gnu/libpcap.so.0.8").unlink()
+    done = install(root, "--wheels", wheels(tmp_path / "dist"))
+    assert done.returncode == 0
+    assert f"{root}/usr/lib has no libpcap.so.0.8, which the agent needs: apt-get install libpcap0.8" in done.stderr

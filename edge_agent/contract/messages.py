@@ -18,13 +18,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 BASE = "botwatch/v1"
-MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
+MAX_PAYLOAD = 16_384  # bytes of one message but a part; the largest alert the schema's bounds allow is about 5 KB
 MAX_CHUNK = 65_536  # bytes of one part of something larger
 CHUNK_BYTES = 48_000  # of content in it, which base64 makes a third larger
 MAX_EVIDENCE = 262_144  # bytes of the pcap of one episode
-MAX_DOCUMENT = 131_072  # bytes of a retained document; that on 200 devices with the longest names has 110 KB
-RETAINED = {"status": MAX_PAYLOAD, "health": MAX_PAYLOAD, "devices": MAX_DOCUMENT}
-"""Leaves of retained topics of a gateway, and the most bytes of each."""
+MAX_STORED = 131_072  # bytes of a document that stays on the gateway: 200 devices with the longest names have 110 KB
+RETAINED = {"status": MAX_PAYLOAD, "health": MAX_PAYLOAD, "devices": MAX_STORED}
+"""Leaves of retained topics of a gateway, and the most bytes that are read of each: older agents listed 200 devices."""
 
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 

@@ -203,6 +203,7 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
     if alert.test:
         return terminal.cut(title, whole), terminal.cut(f": nothing happened; {terminal.text(reason(alert))}", room)
     names, port = _names(alert.device, terminal), _port(alert)
+    names[0] = terminal.squeeze(names[0], 2 * _NAME if terminal.roomy else _NAME)
     brief = terminal.text(reason(alert, brief=True))
     for most in range(len(names), 0, -1):
         who = f" {' '.join(names[:most])}"
@@ -212,7 +213,7 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
         before = f"{who}, {port}: " if port else f"{who}: "
         if room - cells(before) >= min(_REASON * (2 if most == 3 else 1), cells(brief)):
             return title, terminal.cut(before + brief, room)
-    who = f" {terminal.squeeze(names[0], _NAME)}"
+    who = f" {names[0]}"
     title = terminal.cut(title, min(max(whole - cells(who), _TITLE), whole))
     room = whole - cells(title)
     text = _with_port(f"{who}: {brief}", who, brief, port) if room > cells(who) + 4 else who

@@ -176,6 +176,7 @@ def test_an_event_comes_once_with_what_an_automation_needs(line):
     assert event == {
         "event_type": "new",
         "gateway": "gw-001",
+        "kind": "scan",
         "class": "mirai.scan",
         "attack": "Mirai scan",
         "severity": 1,

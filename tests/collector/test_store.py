@@ -1,6 +1,7 @@
 """The store, on SQLite and on PostgreSQL: each (id, seq) once, the episode's last state, bounds."""
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -315,3 +316,39 @@ def test_a_password_in_the_address_of_the_database_is_not_in_an_error(url):
     with pytest.raises(StoreError) as refused:
         AlertStore(url)
     assert "Secret" not in str(refused.value)
+
+
+def test_each_new_database_has_a_client_id_of_its_own_which_stays(database, tmp_path):
+    ids = []
+    for url in (database, database, str(tmp_path / "other.sqlite")):
+        store = AlertStore(url)
+        ids.append(store.client_id())
+        store.close()
+    assert all(re.fullmatch("botwatch-collector-[0-9a-f]{8}", id_) for id_ in ids)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_database_from_before_there_were_client_ids_keeps_the_one_that_all_had(database):
+    """Under which the broker may hold alerts for it."""
+    AlertStore(database).close()
+    change(database, "DROP TABLE setting")
+    for _ in range(2):
+        store = AlertStore(database)
+        assert store.client_id() == "botwatch-collector"
+        store.close()
+
+
+def test_the_client_id_of_a_database_that_cannot_be_written_now_is_known_all_the_same(postgres):
+    new, older = postgres.database(), postgres.database()
+    for url in (new, older):
+        AlertStore(url).close()
+    change(older, "DROP TABLE setting")
+    ids = []
+    for url in (new, older):
+        name = url.partition("?")[0].rpartition("/")[2]
+        change(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store = AlertStore(url)
+        ids.append(store.client_id())
+        store.close()
+    assert re.fullmatch("botwatch-collector-[0-9a-f]{8}", ids[0])
+    assert ids[1] == "botwatch-collector"

@@ -95,7 +95,8 @@ def test_an_agent_with_another_state_file_keeps_its_connection_its_status_and_it
     """Neither a check nor a test alert that does not see it takes its place at the broker."""
     with make(tmp_path / "broker") as broker:
         settings = config_of(broker, connect_timeout_s=2.0)
-        link = Link(settings, Outbox(State(tmp_path / "other.sqlite")), gateway="gw-001", agent="0.1.0", commands=True)
+        other, commands = Outbox(State(tmp_path / "other.sqlite")), {topic("gw-001", "cmd/+"): True}
+        link = Link(settings, other, gateway="gw-001", agent="0.1.0", filters=commands)
         listener = Listener(broker)
         with in_thread(link.run):
             wait_until(lambda: listener.states() == ["online"])

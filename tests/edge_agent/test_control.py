@@ -19,7 +19,7 @@ from edge_agent.contract import messages
 from edge_agent.contract.alert import Activity, ModelInfo
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.commands import Command, Reply, parse_duration
-from edge_agent.contract.messages import MessageError
+from edge_agent.contract.messages import MessageError, topic
 from edge_agent.control import RATE, CommandRefused, Control
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.link import Incoming, Link
@@ -106,7 +106,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     ((state, _, alert),) = gateway.see(CAMERA)
     assert state == "new"
     result = gateway.order("allow", alert=alert, reason="backup job", for_s=7 * 86_400)
-    assert (result["device"], result["suppressed"]) == (MAC, f"floods and slower traffic to port 80, {MAC}")
+    assert (result["device"], result["suppressed"]) == (MAC, f"floods (or slower traffic) to port 80, {MAC}")
     assert gateway.settle() == [("end", "gafgyt.tcp")]
     assert gateway.see(at(30), at(61), at(200), at(300)) == []
     assert gateway.alerter.finish() == []
@@ -486,7 +486,7 @@ def test_a_state_file_of_the_version_before_is_taken_over(tmp_path):
 def connected(folder, config, commands=True):
     """A gateway whose control has a link, in its thread, and whose packet loop goes round."""
     gateway = Gateway(folder, broker=config)
-    link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
+    link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", filters={topic("gw-001", "cmd/+"): commands})
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
     gateway.alerter.suppressions = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()

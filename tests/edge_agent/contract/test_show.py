@@ -17,7 +17,8 @@ from edge_agent.contract.alert import Alert
 from edge_agent.contract.cli import cells
 from edge_agent.contract.show import Terminal, alert_line, gateway_room, reason
 
-EXAMPLE = json.loads((Path(__file__).parents[2] / "data" / "alert.example.json").read_text())
+ROOT = Path(__file__).parents[3]
+EXAMPLE = json.loads((ROOT / "tests" / "data" / "alert.example.json").read_text())
 WHY = "opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2"
 HOSTILE = ("\x1b[2J\x1b]0;owned\x07cam", "cam\r\nend", "\u202ecam\u2066", "門" * 64, "e" + "\u0301" * 63, "x" * 64, "")
 
@@ -54,6 +55,10 @@ def test_a_pipe_gets_everything_with_times_in_utc_or_in_the_local_zone():
 )
 def test_a_terminal_gets_what_fits(width, line):
     assert alert_line(alert(), Terminal(width, utc=True), 6) == line
+
+
+def test_the_line_in_the_document_is_one_that_is_printed():
+    assert alert_line(alert(), Terminal(80, utc=True), 6) in (ROOT / "docs" / "alerts.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 100, 132, 250])
