@@ -227,6 +227,7 @@ def _consequence(outbox: Path | None, *, sent: bool) -> str:
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
+    logging.getLogger("edge_agent.capture").setLevel(logging.ERROR)  # it warns of what the findings report
     config = _located(args)
     width, found = terminal_width(), []
     for finding in check.findings(config, _bundle_or_reason(config), args.config):

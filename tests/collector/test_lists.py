@@ -16,8 +16,8 @@ import pytest
 from collector.__main__ import main
 from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.contract.alert import Alert
+from edge_agent.contract.cli import cells
 from edge_agent.contract.messages import Status, format_time
-from edge_agent.contract.show import cells
 from tests.collector.test_collector_command import alert, record
 from tests.terminal import in_terminal, plain
 

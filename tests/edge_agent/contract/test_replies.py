@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from edge_agent.contract.cli import cells
 from edge_agent.contract.commands import Reply
 from edge_agent.contract.replies import lines
 
@@ -98,6 +99,16 @@ def test_it_fits_into_the_terminal_and_the_table_stays_one(width):
             assert column in head
         assert row.index("active") == head.index("state")
         assert ("…" in row) == (width == 80)
+
+
+def test_characters_that_take_two_columns_are_counted_as_two():
+    camera = {**CAMERA, "name": "カメラ 入口 北ウイングの廊下の奥", "state": "stale", "reason": "門" * 100}
+    text = status({**RESULT, "devices": [camera, BULB]}, width=80)
+    assert max(map(cells, text)) <= 80
+    (head,) = [line for line in text if line.startswith("  MAC")]
+    (row,) = [line for line in text if line.startswith(f"  {CAMERA['mac']}")]
+    assert cells(row[: row.index("stale")]) == head.index("state")
+    assert "".join(line.strip() for line in text).count("門") == 100
 
 
 def test_what_is_to_be_known_of_a_device_stands_below_it():
