@@ -113,10 +113,9 @@ class HomeAssistant:
         self._settle_s = self._birth_s = _NEVER
         self._answered_s, self._refusal = -_NEVER, ""
         for present in store.presences():
+            self._heard_of(present.gateway, present.seen_ns)
             if present.mac:
                 self._saw(present.mac, present.gateway, present.name, present.seen_ns)
-            else:
-                self._heard_of(present.gateway, present.seen_ns)
         for row in store.open_episodes(MAX_OPEN):
             self._follow(row)
         self._unsaved.clear()
