@@ -217,6 +217,27 @@ def test_there_are_never_more_than_the_most_at_a_time(lan):
     lan.inside(lan.gateway, "nft", "delete", "table", "inet", "botwatch")
 
 
+def test_on_a_bridge_the_infected_device_is_cut_off_as_well(lan):
+    """The devices and the peer are in one network here; the gateway only bridges."""
+    ip("-n", lan.gateway, "link", "add", "br0", "type", "bridge")
+    ip("-n", lan.gateway, "link", "set", "br0", "up")
+    members = {"infected": "192.168.9.57", "other": "192.168.9.58", "world": "192.168.9.9"}
+    for number, (name, address) in enumerate(members.items()):
+        space = {**lan.spaces, "world": lan.world}[name]
+        ip("link", "add", f"b{number}", "netns", lan.gateway, "type", "veth", "peer", "name", "eth1", "netns", space)
+        ip("-n", lan.gateway, "link", "set", f"b{number}", "master", "br0", "up")
+        ip("-n", space, "link", "set", "eth1", "up")
+        ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth1")
+        wait_until_up(lan.gateway, f"b{number}")
+    peer = members["world"]
+    wait_until(lambda: lan.reaches("infected", peer) and lan.reaches("other", peer), 20)
+    mac = lan.mac("infected", "eth1")
+    lan.contain("--apply", "--family", "bridge", "--seconds", "3", alerts=[about(mac)])
+    assert not lan.reaches("infected", peer)
+    assert lan.reaches("other", peer)
+    wait_until(lambda: lan.reaches("infected", peer), 20)
+
+
 def test_without_the_right_to_do_it_the_reason_is_one_line(tmp_path):
     command = [sys.executable, str(CONSUMERS / "contain.py"), "gw-001", "--apply"]
     empty = {"PATH": str(tmp_path)}
