@@ -16,6 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from collector.store import AlertStore, Arrival
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import format_time
 from tests.broker import Mosquitto, free_port, needs_clients, needs_mosquitto, wait_until
@@ -215,6 +216,35 @@ def test_eve_lines_come_from_the_broker_and_go_on_in_a_new_file_after_a_rotation
             source.kill()
             source.wait()
     assert [context(json.loads(file.read_text()))["id"][-1] for file in (tmp_path / "eve.json.1", path)] == ["1", "2"]
+
+
+def test_eve_lines_of_a_collector_go_on_where_they_ended_also_in_a_new_file(tmp_path):
+    path, cursor, db = tmp_path / "eve.json", tmp_path / "eve.json.cursor", tmp_path / "c.sqlite"
+    for name, words in (("botwatch", "-m edge_agent.command"), ("python3", "")):
+        (tmp_path / name).write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {words} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    store = AlertStore(str(db))
+
+    def save(*numbers):
+        store.save([Arrival(Alert.read(a), 1, json.dumps(a)) for a in (alert(n=n) for n in numbers)])
+
+    def written():
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(context(json.loads(line))["id"][-1]) for line in lines]
+
+    for numbers in ((1, 2, 3), (4, 5)):
+        save(*numbers)
+        command = ("sh", CONSUMERS / "eve.sh", path, "--db", db)
+        with consumer(*command, env=environment, start_new_session=True) as process:
+            wait_until(lambda numbers=numbers: written() == list(numbers))
+            wait_until(lambda numbers=numbers: cursor.exists() and cursor.read_text() == f"{numbers[-1]}\n")
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(10)
+        for line in path.read_text().splitlines():
+            SCHEMA.validate(json.loads(line))
+        path.rename(tmp_path / f"eve.json.{numbers[0]}")
+    store.close()
 
 
 # --- Node-RED ---
