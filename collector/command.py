@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 from collector.config import CollectorConfig
@@ -22,10 +23,13 @@ from edge_agent.contract import replies
 from edge_agent.contract.cli import FAILED, OK, Parser, note, put, refuse, say, terminal_width
 from edge_agent.contract.commands import VERBS, Command, Reply, typed
 from edge_agent.contract.messages import MessageError, check_id, format_time
-from edge_agent.contract.show import Terminal, gateway_cell, gateway_room
+from edge_agent.contract.show import Terminal, Tone, gateway_cell, gateway_room
 
 HELP = "send a command to one gateway's agent, or to several, and print the replies"
 EXAMPLE = "botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml"
+
+_TONES: dict[str, Tone] = {"ok": "", "refused": "bad", "failed": "bad", "skipped": "quiet"}
+"""Words for what became of a command at a gateway."""
 
 _SEVERAL = ("--all", "--site")
 """Options that stand for the names of gateways."""
@@ -81,22 +85,22 @@ def run(prog: str, arguments: argparse.Namespace, config: CollectorConfig) -> in
         id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
         who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
         command = Command.read(arguments.verb, {"id": id_, **who, **pairs})
-        gateways = _gateways(arguments, config)
+        gateways, stopped = _gateways(arguments, config)
         if len(gateways) == 1 and not (arguments.all or arguments.site is not None):
             return _one(prog, arguments, config, gateways[0], command)
         if command.parts_leaf:
             return refuse(prog, f"{command.verb}: an alert is one gateway's; name that gateway only")
-        return _several(prog, arguments, config, gateways, command)
+        return _several(prog, arguments, config, gateways, stopped, command)
     except MessageError as error:
         return refuse(prog, error)
     except OrderError as error:
         return refuse(prog, error, FAILED)
 
 
-def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> list[str]:
-    """Return the gateways that are meant, each once."""
+def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[list[str], list[str]]:
+    """Return the gateways that are meant, each once; and those found in the database whose agent was stopped."""
     if not (arguments.all or arguments.site is not None):
-        return list(dict.fromkeys(check_id(gateway) for gateway in arguments.gateway.split(",")))
+        return list(dict.fromkeys(check_id(gateway) for gateway in arguments.gateway.split(","))), []
     if arguments.all and arguments.site is not None:
         raise MessageError("--all and --site exclude each other")
     try:
@@ -107,7 +111,8 @@ def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> list[st
     gateways = [state.gateway for state in states] if arguments.all else find_site(arguments.site, states)
     if not gateways:
         raise OrderError("no gateways are known: none has sent anything that is stored")
-    return gateways
+    stopped = {state.gateway for state in states if state.state == "stopped"}
+    return [name for name in gateways if name not in stopped], [name for name in gateways if name in stopped]
 
 
 def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gateway: str, command: Command) -> int:
@@ -132,18 +137,31 @@ def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gate
     return OK
 
 
+class _Skipped(OrderError):
+    """A command that was not sent because the gateway's agent was stopped, by people: there is nobody to reply."""
+
+
 def _several(
-    prog: str, arguments: argparse.Namespace, config: CollectorConfig, gateways: Sequence[str], command: Command
+    prog: str,
+    arguments: argparse.Namespace,
+    config: CollectorConfig,
+    gateways: Sequence[str],
+    stopped: Sequence[str],
+    command: Command,
 ) -> int:
     """Order several gateways; print a line for each, as they reply, and a last one with how many did what."""
     terminal = Terminal.of(utc=arguments.utc)
-    columns = gateway_room(list(gateways), terminal)
+    columns = gateway_room([*gateways, *stopped], terminal)
     if not arguments.json:
         words = " ".join([command.verb, *arguments.pairs])
         note(f"{prog}: {words!r} goes to {len(gateways)} gateways")
     outcomes: Counter[str] = Counter()
-    for gateway, outcome in order_many(config.broker, gateways, command, arguments.timeout):
-        if isinstance(outcome, OrderError):
+    skipped = ((gateway, _Skipped("its agent was stopped")) for gateway in stopped)
+    ordered = order_many(config.broker, gateways, command, arguments.timeout) if gateways else ()
+    for gateway, outcome in chain(skipped, ordered):
+        if isinstance(outcome, _Skipped):
+            word, text = "skipped", str(outcome)
+        elif isinstance(outcome, OrderError):
             word, text = "failed", str(outcome)
         elif outcome.error:
             word, text = "refused", outcome.error
@@ -156,15 +174,17 @@ def _several(
         head = f"{gateway_cell(gateway, terminal, columns)}{terminal.gap}"
         room = None if terminal.width is None else terminal.width - len(head) - len(word)
         rest = terminal.cut(f": {terminal.text(text)}", room)
-        put(head + terminal.paint(word, "" if word == "ok" else "bad") + rest, now=True)
+        put(head + terminal.paint(word, _TONES[word]) + rest, now=True)
     if not arguments.json:
-        put(", ".join(f"{outcomes[word]} {word}" for word in ("ok", "refused", "failed")) + f" of {len(gateways)}")
-    return OK if outcomes["ok"] == len(gateways) else FAILED
+        counted = [f"{outcomes[word]} {word}" for word in _TONES if outcomes[word] or word != "skipped"]
+        put(f"{', '.join(counted)} of {len(gateways) + len(stopped)}")
+    return OK if gateways and outcomes["ok"] == len(gateways) else FAILED
 
 
 def _outcome(gateway: str, outcome: Reply | OrderError) -> dict[str, object]:
     if isinstance(outcome, OrderError):
-        return {"gateway": gateway, "ok": False, "error": str(outcome)}
+        skipped = {"skipped": True} if isinstance(outcome, _Skipped) else {}
+        return {"gateway": gateway, "ok": False, **skipped, "error": str(outcome)}
     if outcome.error:
         return {"gateway": gateway, "ok": False, "refused": True, "error": outcome.error}
     return {"gateway": gateway, "ok": True, "result": dict(outcome.result or {})}

@@ -118,7 +118,7 @@ class Ingest:
             dialer,
             self.counts,
             "they share the alerts between them, so that neither has them all: give each collector a client id of its "
-            "own (broker.client_id), also one whose database is a copy",
+            "own (broker.client_id, the certificate's CN), also one whose database is a copy",
         )
         self._purge_at = 0.0  # steady clock
         self._judge_failed = False

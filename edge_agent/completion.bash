@@ -6,11 +6,11 @@ _botwatch_node() {
         '') words='--help --version' ;;
         ' agent') words='--help --version' ;;
         ' agent run') words='--broker --bundle --config --gateway --help --interface --no-broker --outbox --record --seed' ;;
-        ' agent check') words='--broker --bundle --config --gateway --help --interface --outbox' ;;
+        ' agent check') words='--broker --bundle --config --gateway --help --interface --json --outbox' ;;
         ' agent replay') words='--broker --bundle --config --evidence --gateway --help --json --outbox --utc --wait' ;;
-        ' agent evidence') words='--bundle --config --gateway --help --out --outbox' ;;
+        ' agent evidence') words='--bundle --config --gateway --help --json --out --outbox --utc' ;;
         ' agent rows') words='--config --help --out --outbox' ;;
-        ' agent test-alert') words='--broker --bundle --config --gateway --help --outbox --wait' ;;
+        ' agent test-alert') words='--broker --bundle --config --gateway --help --json --outbox --wait' ;;
         ' agent support') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent status') words='--config --help --json --outbox --utc' ;;
         ' agent allow') words='--class --config --device --for --help --host --json --kind --outbox --port --reason --replace --utc' ;;

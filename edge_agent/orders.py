@@ -18,7 +18,7 @@ from typing import Any
 
 from edge_agent.config import AgentConfig
 from edge_agent.contract.commands import Command, Reply
-from edge_agent.contract.messages import MAX_DOCUMENT, MessageError, decode
+from edge_agent.contract.messages import MAX_STORED, MessageError, decode
 from edge_agent.control import CommandRefused, Control
 from edge_agent.state import State, StateError
 
@@ -73,7 +73,7 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
 def _devices(payload: bytes) -> list[Mapping[str, Any]]:
     """Return the devices of a stored document; none if it is damaged."""
     try:
-        devices = decode(payload, MAX_DOCUMENT).get("devices")
+        devices = decode(payload, MAX_STORED).get("devices")
     except MessageError:
         devices = None
     return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []

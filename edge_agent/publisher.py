@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 class Publisher:
     """Stores alerts in the outbox and sends them to the broker in a thread of its own.
 
-    With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open; StateError when
-    another agent uses the same state file. A ``guest`` takes none from the broker, see `Link`.
+    With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open. A ``guest``
+    takes none from the broker, see `Link`. StateError when another agent uses the same state file.
     """
 
-    def __init__(self, config: AgentConfig, *, controlled: bool = False, guest: bool = False):
+    def __init__(self, config: AgentConfig, *, controlled: bool = False, guest: str = ""):
         self._topic, self.health_s = topic(config.gateway, "alert", base=config.broker.base), config.health_s
         self.state = State(config.outbox.path)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
-        if controlled and not self.state.claim(CLAIM_S):
+        if not self.state.claim(CLAIM_S):
             raise StateError(f"{config.outbox.path}: another agent uses it")
         self.link = Link(
             config.broker,

@@ -39,10 +39,17 @@ The file is there as soon as the program has subscribed, and begins anew when it
 
 
 @contextmanager
-def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -> Iterator["subprocess.Popen[str]"]:
-    """`botwatch agent run` on the gateway's port, capturing; SIGTERM ends it, which must succeed soon."""
+def agent(
+    wire: Wire, home: Home, folder: Path, *words: str, config: str = "", ready: Callable[[], bool] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """`botwatch agent run` on the gateway's port, capturing; SIGTERM ends it, which must succeed soon.
+
+    ``ready`` tells that it has started where its log cannot be read.
+    """
     file = folder / "agent.yaml"
-    text = f"capture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    text = (
+        f"gateway: gw-001\ncapture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
+    )
     file.write_text(text)
     command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
     out, err = (folder / "out").open("w"), (folder / "err").open("w")
@@ -50,7 +57,8 @@ def agent(wire: Wire, home: Home, folder: Path, *words: str, config: str = "") -
         process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)
     try:
         # Its packet sockets are open when it prints this: whatever is sent from now on waits for it.
-        wait_until(lambda: "capturing on" in (folder / "err").read_text() or process.poll() is not None, 60)
+        ready = ready or (lambda: "capturing on" in (folder / "err").read_text())
+        wait_until(lambda: ready() or process.poll() is not None, 60)
         assert process.poll() is None, (folder / "err").read_text()
         yield process
         process.send_signal(signal.SIGTERM)

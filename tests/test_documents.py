@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -18,7 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from collector.ingest import CollectorConfig
+from collector.config import CollectorConfig
+from collector.store import AlertStore, Arrival, Document
 from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
@@ -306,6 +309,7 @@ MAY_END = {
     "botwatch agent check": (0, 1),  # 1: it has found something, here that the veth pair merges frames
     "botwatch agent rows": (0, 1),  # 1: no device has been learnt yet
     "botwatch trainer evaluate": (0, 1),  # 1: an attack was missed
+    "botwatch collector command gw-001,gw-002": (1,),  # one of them is not there
 }
 """Exit statuses that the documents describe, by a part of the command; all other commands must end with 0."""
 
@@ -330,6 +334,7 @@ gateway: gw-001
 bundle: {home.bundle}
 names: {{"02:00:5e:10:00:01": cam-entrance}}
 capture: {{interfaces: [{wire.port}]}}
+site: plant-a
 alerts: {{end_s: 300.0}}
 learning: {{export: true}}
 outbox: {{path: {folder}/botwatch-agent.sqlite}}
@@ -344,12 +349,18 @@ class Site:
         self.folder, self._wire, self._home, self.alert = folder, wire, home, ""
         for name in ("configs", "systemd", "docs"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("bin", "etc", "bundles"):
+        for name in ("bin", "etc", "etc/credentials", "bundles"):
             (folder / name).mkdir()
+        for name in ("mqtt.password", "ca.crt"):
+            (folder / name).touch()
         (folder / "bundles/home").symlink_to(home.bundle)
         (folder / "capture.pcap").symlink_to(capture)
         (folder / "etc/agent.yaml").write_text(AGENT.format(home=home, wire=wire, folder=folder))
         (folder / "operator.yaml").write_text("{}\n")
+        store = AlertStore(str(folder / "alerts.sqlite"))
+        text, now_ns = json.dumps({"site": "plant-a", "counters": {}}), time.time_ns()
+        store.save([Arrival(Document("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
+        store.close()
         (folder / "mosquitto.conf").write_text("listener 1883 127.0.0.1\nallow_anonymous true\n")
         command = folder / "bin/botwatch"
         command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m edge_agent.command "$@"\n')

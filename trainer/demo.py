@@ -125,6 +125,7 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
+    cli.prepare_output()
     args = parser().parse_args(argv)
     began = time.monotonic()
 

@@ -58,10 +58,10 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
             "name fewer interfaces that show the same frames, such as a bridge without its ports",
         ),
         "interface_lost": Counter(
-            "times that an interface went away",
+            "times that an interface went away, or was not there at the start",
             "look at the log for which and why; it is captured again when it is back",
         ),
-        "interface_back": Counter("times that an interface came back and was captured again"),
+        "interface_back": Counter("times that an interface came, or came back, and was captured"),
         "malformed": Counter("frames that were malformed and not judged, of all kinds that follow", _MALFORMED),
         "malformed_short_link": Counter("malformed frames that are shorter than a link-layer header"),
         "malformed_short_tag": Counter("malformed frames that end within a VLAN tag"),

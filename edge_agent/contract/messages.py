@@ -18,13 +18,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 BASE = "botwatch/v1"
-MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
+MAX_PAYLOAD = 16_384  # bytes of one message but a part; the largest alert the schema's bounds allow is about 5 KB
 MAX_CHUNK = 65_536  # bytes of one part of something larger
 CHUNK_BYTES = 48_000  # of content in it, which base64 makes a third larger
 MAX_EVIDENCE = 262_144  # bytes of the pcap of one episode
-MAX_DOCUMENT = 131_072  # bytes of a retained document; that on 200 devices with the longest names has 110 KB
-RETAINED = {"status": MAX_PAYLOAD, "health": MAX_PAYLOAD, "devices": MAX_DOCUMENT}
-"""Leaves of retained topics of a gateway, and the most bytes of each."""
+MAX_STORED = 131_072  # bytes of a document that stays on the gateway: 200 devices with the longest names have 110 KB
+RETAINED = {"status": MAX_PAYLOAD, "health": MAX_PAYLOAD, "devices": MAX_STORED}
+"""Leaves of retained topics of a gateway, and the most bytes that are read of each: older agents listed 200 devices."""
 
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 
@@ -310,6 +310,21 @@ class Status:
 
 
 @dataclass(frozen=True)
+class InterfaceHealth:
+    """One interface of an agent in its health."""
+
+    name: str
+    captured: bool
+    since_ns: int  # Unix ns: since when it is captured, or is not
+    reason: str  # why no frames can come; "" if they can
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        reason = {"reason": self.reason[:200]} if self.reason else {}
+        return {"name": self.name, "captured": self.captured, "since": format_time(self.since_ns), **reason}
+
+
+@dataclass(frozen=True)
 class Health:
     """The health of an agent, which it publishes each minute, retained on ``.../health``."""
 
@@ -319,7 +334,7 @@ class Health:
     cpu: float  # processor cores in use
     rss_mb: float
     episodes_open: int
-    interfaces_down: tuple[str, ...]
+    interfaces: tuple[InterfaceHealth, ...]
     outbox_depth: int
     model: str
     counters: Mapping[str, int]  # since the start
@@ -338,7 +353,8 @@ class Health:
             "cpu": round(self.cpu, 3),
             "rss_mb": round(self.rss_mb, 1),
             "episodes_open": self.episodes_open,
-            "interfaces_down": list(self.interfaces_down),
+            "interfaces_down": [interface.name for interface in self.interfaces if not interface.captured],
+            "interfaces": [interface.document() for interface in self.interfaces],
             "outbox_depth": self.outbox_depth,
             "model": self.model,
             **({"site": self.site} if self.site else {}),

@@ -69,12 +69,13 @@ def _status(result: Mapping[str, Any], running: bool, width: int, utc: bool) -> 
     health = _mapping(result.get("health"))
     when = f" at {spelt_locally(health['ts'], utc)}" if "ts" in health else ""
     state = f"running{when}" if running else "no agent is running with this state file"
-    yield from wrapped(f"gateway {result.get('gateway', '?')}: {state}", width, "  ")
+    origin = f" ({result['gateway_origin']})" if result.get("gateway_origin") else ""
+    yield from wrapped(f"gateway {result.get('gateway', '?')}{origin}: {state}", width, "  ")
     if refused := health.get("config_refused"):
         yield from wrapped(
             f"the changed configuration was refused, the previous one stays in use: {refused}", width, "  "
         )
-    heads = _heads(result, health)
+    heads = _heads(result, health, utc)
     counts = {str(key): value for key, value in _mapping(health.get("counters")).items() if isinstance(value, int)}
     for group, counted in counters.grouped(counts):
         head = heads.get(group, [])
@@ -90,14 +91,13 @@ def _status(result: Mapping[str, Any], running: bool, width: int, utc: bool) -> 
             yield from _counter(name, value, words, width)
 
 
-def _heads(result: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, list[str]]:
+def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> dict[str, list[str]]:
     """Return what stands beside the name of each group."""
     heads: dict[str, list[str]] = {}
     if health:
         drop = health.get("drop_pct")
         heads["traffic"] = [f"{_number(health.get('pps', '?'))} frames a second, {_number(drop)} % dropped now"]
-        if down := health.get("interfaces_down"):
-            heads["traffic"].append(f"interfaces that are down: {_spelt('', down, False)}")
+        heads["traffic"] += [_interface(one, utc) for one in _rows(health.get("interfaces"))]
         scoring = str(health.get("scoring", "all"))
         heads["scoring"] = [
             f"model {health.get('model', '?')}; {_SCORING.get(scoring, scoring)}",
@@ -119,6 +119,12 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, li
         entries = len(_rows(result["allowed"]))
         heads["suppressions"] = [f"{entries} in force" if entries else "none in force"]
     return heads
+
+
+def _interface(one: Mapping[str, Any], utc: bool) -> str:
+    captured = "captured" if one.get("captured") else "not captured"
+    reason = f": {one['reason']}" if one.get("reason") else ""
+    return f"interface {one.get('name', '?')} is {captured} since {spelt_locally(one.get('since', '?'), utc)}{reason}"
 
 
 def _several(count: object, thing: str) -> str:

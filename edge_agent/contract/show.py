@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
+from edge_agent.contract import alertid
 from edge_agent.contract.alert import CLASSES, Alert, AlertDevice
 from edge_agent.contract.cli import printable
 from edge_agent.contract.localtime import local_time
 from edge_agent.contract.messages import has_ports
-
-SHORT_ID = 8
-"""Hexadecimal digits of a short id: the last ones of an alert's id, whose first ones are its time."""
 
 Tone = Literal["bad", "warn", "quiet", "note", ""]
 """The weight of a text, for a terminal that has colours."""
@@ -132,15 +130,6 @@ def pad(text: str, room: int) -> str:
     return text + " " * max(room - cells(text), 0)
 
 
-def short_id(id: str) -> str:
-    """Return the short id of an alert, which `allow`, `mute` and `evidence` accept in place of the whole.
-
-    >>> short_id("01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44")
-    '7c1e9a44'
-    """
-    return id.replace("-", "")[-SHORT_ID:]
-
-
 def reason(alert: Alert, *, brief: bool = False) -> str:
     """Return the reason why an alert was raised; a ``brief`` one has only the first statement, without its details.
 
@@ -165,7 +154,7 @@ def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> st
     head = [terminal.time(alert.t_ns, brief=gateway_columns > 0)]
     if gateway_columns:
         head.append(gateway_cell(alert.gateway, terminal, gateway_columns))
-    head += [alert.state.ljust(_STATE), short_id(alert.id)]
+    head += [alert.state.ljust(_STATE), alertid.short(alert.id)]
     begin = terminal.gap.join(head) + terminal.gap
     if terminal.width is None:
         return begin + _whole(alert, terminal)
@@ -191,7 +180,8 @@ def _tone(alert: Alert) -> Tone:
 def _title(alert: Alert, *, short: bool = False) -> str:
     if alert.test:
         return "TEST"
-    title = CLASSES[alert.class_name].title
+    info = CLASSES[alert.class_name]
+    title = info.title if info.kind or alert.kind == "other" else f"{info.title} ({alert.kind})"
     return f"{title} against" if alert.role == "victim" else title if short else f"{title} from"
 
 
@@ -201,7 +191,15 @@ def _names(device: AlertDevice, terminal: Terminal) -> list[str]:
 
 
 def _port(alert: Alert) -> str:
-    return f"port {alert.dest_port}" if has_ports(alert.proto) and alert.dest_port else ""
+    """Return the port that is attacked, "" where there is none; that of one packet of a scan says little of the rest.
+
+    An alert of an older agent has no `port`, but an explanation that names it, or none at all.
+    """
+    port = alert.port
+    if port is None and has_ports(alert.proto):
+        named = not alert.explanation or re.search(rf"\bport {alert.dest_port}\b", alert.explanation)
+        port = alert.dest_port if alert.kind != "scan" or named else None
+    return f"port {port}" if port else ""
 
 
 def _whole(alert: Alert, terminal: Terminal) -> str:
@@ -223,6 +221,7 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
     if alert.test:
         return terminal.cut(title, whole), terminal.cut(f": nothing happened; {terminal.text(reason(alert))}", room)
     names, port = _names(alert.device, terminal), _port(alert)
+    names[0] = terminal.squeeze(names[0], 2 * _NAME if terminal.roomy else _NAME)
     brief = terminal.text(reason(alert, brief=True))
     for most in range(len(names), 0, -1):
         who = f" {' '.join(names[:most])}"
@@ -232,7 +231,7 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
         before = f"{who}, {port}: " if port else f"{who}: "
         if room - cells(before) >= min(_REASON * (2 if most == 3 else 1), cells(brief)):
             return title, terminal.cut(before + brief, room)
-    who = f" {terminal.squeeze(names[0], _NAME)}"
+    who = f" {names[0]}"
     title = terminal.cut(title, min(max(whole - cells(who), _TITLE), whole))
     room = whole - cells(title)
     text = _with_port(f"{who}: {brief}", who, brief, port) if room > cells(who) + 4 else who

@@ -137,6 +137,12 @@ class Alerter:
         """The number of open episodes that are not suppressed."""
         return sum(not episode.suppressed for episode in self._open.values())
 
+    @property
+    def alarmed(self) -> frozenset[int]:
+        """The MACs of the devices with an open episode, suppressed ones among them."""
+        latest = [episode.latest for episode in self._open.values()]
+        return frozenset(detection.device_mac for detection in latest if detection.role == "source")
+
     def consider(self, detection: Detection) -> list[Alert]:
         """Return the alerts that follow from ``detection``: none, one, or an `end` and a `new`."""
         self.counts.detections += 1

@@ -85,8 +85,8 @@ class Link:
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
     ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread. ``filters`` are the
     topic filters that are subscribed to (True) or no longer (False), as by `subscribe`; `received` hands out what comes
-    on them. A ``guest`` only sends what waits in the outbox: it is another client than the agent, whose connection,
-    session, status and commands it leaves alone.
+    on them. A ``guest`` only sends what waits in the outbox: with that word behind its id it is another client than the
+    agent, whose connection, session, status and commands it leaves alone.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Link:
         gateway: str,
         agent: str,
         filters: Mapping[str, bool] = MappingProxyType({}),
-        guest: bool = False,
+        guest: str = "",
     ) -> None:
         self.config, self.counts = config, LinkCounts()
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._problem = ""  # what is wrong on the connection at hand
-        self._guest = guest
-        suffix = "-guest" if guest else ""
-        dialer = Dialer(config, gateway, suffix=suffix, clean=guest, max_packet=_MAX_INCOMING)
+        self._guest = bool(guest)
+        suffix = f"-{guest}" if guest else ""
+        dialer = Dialer(config, gateway, suffix=suffix, clean=bool(guest), max_packet=_MAX_INCOMING)
         self.client_id = dialer.client_id
         # what other threads leave for the one in `run`, and it for them
         self._filters = dict(filters)  # replaced as a whole, so that threads need no lock
@@ -118,7 +118,7 @@ class Link:
         self._wake_w.setblocking(False)
         # of the thread in `run`
         self._reconnecter = Reconnecter(
-            dialer, self.counts, "give each gateway an id of its own (gateway, broker.client_id)"
+            dialer, self.counts, "give each gateway an id of its own (gateway, broker.client_id, the certificate's CN)"
         )
         self._culprit = Culprit()
         self._left_out = LeftOut(ASIDE_S)
@@ -156,7 +156,7 @@ class Link:
         return (
             self._reconnecter.trouble
             or self._problem
-            or (f"does not take {aside} messages, which are set aside: look at its size limits" if aside else "")
+            or (f"does not take some messages, which are set aside ({aside}): look at its size limits" if aside else "")
         )
 
     def retain(self, leaf: str, payload: bytes, *, qos: Literal[0, 1] = 1, expires_s: int | None = None) -> None:

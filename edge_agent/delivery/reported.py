@@ -39,7 +39,7 @@ class Reported:
         everything = list(dict.fromkeys(self.activities + activities))
         for kind in KINDS:
             of_kind = [activity for activity in everything if activity.kind == kind]
-            if len(of_kind) > MAX_PORTS:
+            if len(of_kind) > MAX_PORTS or (len(of_kind) > 1 and Activity(kind) in of_kind):
                 everything = [activity for activity in everything if activity.kind != kind] + [Activity(kind)]
         return replace(self, activities=tuple(everything))
 

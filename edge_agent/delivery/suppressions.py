@@ -33,7 +33,7 @@ FLUSH_S = 600.0
 _LAST_S = 253_402_300_799.0  # the end of the year 9999
 _TEXT = 200  # characters of a reason; of a name there are fewer
 _WORDS = {
-    "flood": "floods and slower traffic",
+    "flood": "floods (or slower traffic)",
     "scan": "scans",
     "check-in": "check-ins",
     "other": "other unusual traffic",

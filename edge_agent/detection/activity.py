@@ -40,40 +40,47 @@ def targets(meta: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Some packets of a subject in the order of time: steady times, targets, packets that each accounts for, (n,)."""
+    """Some packets of a subject in the order of time: steady times, targets, packets that each accounts for, (n,).
+
+    ``grown`` (n,) is True where the traffic to the packet's host has grown within minutes.
+    """
 
     t_ns: NDArray[np.int64]
     targets: NDArray[np.int64]
     packets: NDArray[np.int64]
+    grown: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.t_ns)
 
     def part(self, which: NDArray[np.bool_]) -> "Sample":
         """Return the packets where ``which`` (n,) is set."""
-        return Sample(t_ns=self.t_ns[which], targets=self.targets[which], packets=self.packets[which])
+        return Sample(
+            t_ns=self.t_ns[which], targets=self.targets[which], packets=self.packets[which], grown=self.grown[which]
+        )
 
-    def goes_to(self, target: int) -> bool:
-        """Return True if enough of the packets to be a sample go to the host of ``target``."""
-        return int((self.targets >> _PORT_BITS == target >> _PORT_BITS).sum()) >= _LEAST
+    @property
+    def hosts(self) -> NDArray[np.int64]:
+        """The host of each packet, (n,), as a hash."""
+        return self.targets >> _PORT_BITS
 
     def activity(self) -> Activity | None:
         """Return the sort of traffic that these packets are; None if they are too few.
 
-        >>> t_ns, ones = np.arange(20) * 5_000_000, np.ones(20, dtype=np.int64)
+        >>> t_ns, rest = np.arange(20) * 5_000_000, {"packets": np.ones(20, int), "grown": np.ones(20, bool)}
         >>> one_host, hosts = np.full(20, 7 << 16 | 80), np.arange(20) << 16 | 23
-        >>> Sample(t_ns=t_ns, targets=hosts, packets=ones).activity()
+        >>> Sample(t_ns=t_ns, targets=hosts, **rest).activity()
         Activity(kind='scan', port=23)
-        >>> Sample(t_ns=t_ns, targets=one_host, packets=ones).activity()
+        >>> Sample(t_ns=t_ns, targets=one_host, **rest).activity()
         Activity(kind='flood', port=80)
-        >>> Sample(t_ns=t_ns * 100, targets=one_host, packets=ones).activity()
+        >>> Sample(t_ns=t_ns * 100, targets=one_host, **rest).activity()
         Activity(kind='other', port=80)
-        >>> Sample(t_ns=t_ns, targets=7 << 16 | np.arange(20), packets=ones).activity()
+        >>> Sample(t_ns=t_ns, targets=7 << 16 | np.arange(20), **rest).activity()
         Activity(kind='flood', port=None)
         """
         if len(self) < _LEAST:
             return None
-        hosts, host, counts = np.unique(self.targets >> _PORT_BITS, return_inverse=True, return_counts=True)
+        hosts, host, counts = np.unique(self.hosts, return_inverse=True, return_counts=True)
         busiest = int(np.argmax(counts))
         if 3 * counts[busiest] >= 2 * len(self):
             mine = self.part(host == busiest)
@@ -100,23 +107,21 @@ class Sample:
         return float(self.packets[1:].sum()) / max(float(self.t_ns[-1] - self.t_ns[0]) / _S, 1e-9)
 
 
-def recognise(
-    opened: Sample | None, new_peers: Sample | None, scored: Sample, newer: bool, *, victim: bool
-) -> tuple[Activity, ...]:
+def recognise(opened: Sample | None, new_peers: Sample | None, scored: Sample, *, victim: bool) -> tuple[Activity, ...]:
     """Return the activities of a subject, at least one, each of another kind, the worst first.
 
     ``opened`` are the last openings and ``new_peers`` those of new peers, where the counts rule flags them; ``scored``
-    the rows whose score is above its limit. ``newer`` is True if traffic to the host of the newest row has grown within
-    minutes: else much traffic beside a scan is what the device always sends. The peers of a ``victim`` are those that
-    come to it, which do not scan anything together.
+    the rows whose score is above its limit. Beside a scan, only traffic that has grown is a flood: all other is what
+    the device always sends. The peers of a ``victim`` are those that come to it, which do not scan anything together;
+    nor does a sender of many false addresses, whose new peers are one host.
     """
     activities: dict[str, Activity] = {}
-    if new_peers and not victim:
+    if new_peers and not victim and TRIES * len(np.unique(new_peers.hosts)) >= len(new_peers):
         activities["scan"] = Activity("scan", new_peers.port())
     if opened and (activity := opened.activity()) and (not activities or activity.kind == "flood"):
         activities[activity.kind] = activity
-    activity = scored.activity()
-    if activity and (not activities or activity.kind == "scan" or (activity.kind == "flood" and newer)):
+    activity = (scored.part(scored.grown) if activities else scored).activity()
+    if activity and (not activities or activity.kind != "other"):
         activities.setdefault(activity.kind, activity)
     if len(activities) > 1:
         activities.pop("other", None)

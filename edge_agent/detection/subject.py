@@ -33,8 +33,8 @@ from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
 from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
 
-NEWER = 2.0
-"""Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic is new."""
+GROWN = 2.0
+"""Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic has grown."""
 
 _DECAYS_BETWEEN_HOSTS = np.array([1.0, 0.01])
 _S = 1_000_000_000
@@ -94,12 +94,16 @@ class _RuledRows:
     """True for rows above any limit; ``counted`` for rows whose count is above its bound."""
     counted: NDArray[np.bool_]
 
-    def targets_above_limit(self, low: int, high: int) -> NDArray[np.int64]:
-        """Return the targets (m,) of rows ``low`` to ``high`` whose score is above the limit, 0 for the others."""
+    def traffic_above_limit(self, low: int, high: int, rules: SubjectRules) -> dict[str, NDArray[Any]]:
+        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit."""
         above = self.hits[low:high] & (self.score_ratio[low:high] > 1.0)
-        aims = np.zeros(high - low, dtype=np.int64)
-        aims[above] = targets(self.rows.scored.rows.meta[self.rows.numbers(self.at + low, above)])
-        return aims
+        aims, grown = np.zeros(high - low, dtype=np.int64), np.zeros(high - low, dtype=bool)
+        if above.any():
+            numbers, rows = self.rows.numbers(self.at + low, above), self.rows.scored.rows
+            aims[above] = targets(rows.meta[numbers])
+            second, minutes = (rows.values[numbers[:, None], rules.between_hosts_at] * _DECAYS_BETWEEN_HOSTS).T
+            grown[above] = second > GROWN * minutes
+        return {"targets": aims, "grown": grown}
 
 
 class Subject:
@@ -394,7 +398,7 @@ class Subject:
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
-            targets=ruled.targets_above_limit(low, high),
+            **ruled.traffic_above_limit(low, high, self._rules),
             classes=probabilities,
             profiles=profiles,
         )
@@ -426,7 +430,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
-            activities=_activities(self._rules, self._window, self._openings, ruled, i, victim=self._victim),
+            activities=_activities(self._window, self._openings, ruled, i, victim=self._victim),
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
@@ -455,19 +459,11 @@ class Subject:
 
 
 def _activities(
-    rules: SubjectRules, window: VoteWindow, openings: Openings, ruled: _RuledRows, i: int, *, victim: bool
+    window: VoteWindow, openings: Openings, ruled: _RuledRows, i: int, *, victim: bool
 ) -> tuple[Activity, ...]:
     """Return the sorts of traffic at row ``i`` of ``ruled``, the newest one of ``window``."""
-    rows, flagged = ruled.rows, ruled.count_ratios[i] > 1.0
-    number = rows.index[ruled.at + i]
-    target = int(targets(rows.scored.rows.meta[number : number + 1])[0])
-    since_ns = int(rows.t_ns[ruled.at + i] - MEMORY_S * _S)
-    fast, slow = rows.scored.rows.values[number, rules.between_hosts_at] * _DECAYS_BETWEEN_HOSTS
-    scored = window.above_limit()
-    return recognise(
-        openings.latest(since_ns, peers=False) if flagged.any() else None,
-        openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None,
-        scored,
-        newer=bool(fast > NEWER * slow) and scored.goes_to(target),
-        victim=victim,
-    )
+    flagged = ruled.count_ratios[i] > 1.0
+    since_ns = int(ruled.rows.t_ns[ruled.at + i] - MEMORY_S * _S)
+    opened = openings.latest(since_ns, peers=False) if flagged.any() else None
+    new_peers = openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None
+    return recognise(opened, new_peers, window.above_limit(), victim=victim)

@@ -133,7 +133,8 @@ class Openings:
         """
         t_ns, marks = self._opened.T
         at = np.flatnonzero((t_ns >= since_ns) & (marks & (features.NEW_PEER if peers else _OPENS) != 0))[-SAMPLE:]
-        return Sample(t_ns=t_ns[at], targets=marks[at] >> _FLAG_BITS, packets=np.ones(len(at), dtype=np.int64))
+        ones = np.ones(len(at), dtype=np.int64)
+        return Sample(t_ns=t_ns[at], targets=marks[at] >> _FLAG_BITS, packets=ones, grown=ones > 0)
 
 
 class Shed:

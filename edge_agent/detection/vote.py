@@ -183,8 +183,8 @@ class VoteWindow:
         """The higher of score and count, in units of the limit in force; 0 for quiet rows."""
         self.t_ns = self.packets = self.bytes = np.zeros(0, dtype=np.int64)
         """Steady time, and the packets and bytes that a row accounts for, those of shed rows before it included."""
-        self.targets = np.zeros(0, dtype=np.int64)
-        """Targets (`edge_agent.detection.activity`) of rows whose score is above its limit; 0 for others."""
+        self.targets, self.grown = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+        """Of rows whose score is above its limit, as `edge_agent.detection.activity` has them; 0 for others."""
         self.classes = np.zeros((0, class_count))
         self.profiles = np.zeros((0, len(PROFILE_FIELDS)))
         """Class probabilities and packet profiles of flagged rows; 0 for others."""
@@ -212,6 +212,7 @@ class VoteWindow:
             packets=packets,
             sizes=sizes,
             targets=np.zeros(n, dtype=np.int64),
+            grown=no,
             classes=np.zeros((n, self.classes.shape[1])),
             profiles=np.zeros((n, self.profiles.shape[1])),
         )
@@ -227,6 +228,7 @@ class VoteWindow:
         packets: NDArray[np.int64],
         sizes: NDArray[np.int64],
         targets: NDArray[np.int64],
+        grown: NDArray[np.bool_],
         classes: NDArray[np.float64],
         profiles: NDArray[np.float64],
     ) -> None:
@@ -239,7 +241,7 @@ class VoteWindow:
         )
         self.ratio, self.t_ns = _last(w, self.ratio, ratio), _last(w, self.t_ns, t_ns)
         self.packets, self.bytes = _last(w, self.packets, packets), _last(w, self.bytes, sizes)
-        self.targets = _last(w, self.targets, targets)
+        self.targets, self.grown = _last(w, self.targets, targets), _last(w, self.grown, grown)
         self.classes, self.profiles = _last(w, self.classes, classes), _last(w, self.profiles, profiles)
 
     def forget_hits(self) -> None:
@@ -259,7 +261,7 @@ class VoteWindow:
     def above_limit(self) -> Sample:
         """Return the rows whose score is above its limit."""
         at = self.targets != 0
-        return Sample(t_ns=self.t_ns[at], targets=self.targets[at], packets=self.packets[at])
+        return Sample(t_ns=self.t_ns[at], targets=self.targets[at], packets=self.packets[at], grown=self.grown[at])
 
     @property
     def span_s(self) -> float:

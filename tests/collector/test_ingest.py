@@ -57,7 +57,7 @@ def health(**changes):
         cpu=0.1,
         rss_mb=80.0,
         episodes_open=1,
-        interfaces_down=(),
+        interfaces=(),
         outbox_depth=3,
         model="2026.11.23+1",
         counters={"frames": 900, "dropped": 4, "interface_dropped": 1, "devices": 2},

@@ -57,7 +57,8 @@ class Gateway:
     """A control with its alerter, without packets and without a broker."""
 
     def __init__(self, folder, max_open=256, **changes):
-        self.config = AgentConfig(**{"outbox": OutboxConfig(path=folder / "state.sqlite"), **changes})
+        box = OutboxConfig(path=folder / "state.sqlite")
+        self.config = AgentConfig(**{"gateway": "gw-001", "outbox": box, **changes})
         self.state = State(self.config.outbox.path)
         self.line = Line()
         self.outbox = Outbox(self.state)
@@ -105,7 +106,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     ((state, _, alert),) = gateway.see(CAMERA)
     assert state == "new"
     result = gateway.order("allow", alert=alert, reason="backup job", for_s=7 * 86_400)
-    assert (result["device"], result["suppressed"]) == (MAC, f"floods and slower traffic to port 80, {MAC}")
+    assert (result["device"], result["suppressed"]) == (MAC, f"floods (or slower traffic) to port 80, {MAC}")
     assert gateway.settle() == [("end", "gafgyt.tcp")]
     assert gateway.see(at(30), at(61), at(200), at(300)) == []
     assert gateway.alerter.finish() == []

@@ -1,9 +1,11 @@
 """A client that stays connected: its waits, and another client that has the same id."""
 
 import logging
+import select
+import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 
@@ -63,6 +65,64 @@ def test_two_clients_of_one_id_are_named_by_both_calm_down_and_the_one_that_is_l
     named = [line for line in caplog.messages if "another client" in line and "name one otherwise" in line]
     assert len(named) == 2, named  # one line of each
     assert sum("no other client uses" in line for line in caplog.messages) == 1
+
+
+class Relay:
+    """A way to a broker; the connections on it at a moment can be made half open, as by a change of the network."""
+
+    def __init__(self, port):
+        self._port, self._cut = port, threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._open = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def half_open(self):
+        """Carry nothing more on the connections of now, and end neither side."""
+        self._cut.set()
+        self._cut = threading.Event()
+
+    def close(self):
+        self._server.close()
+        for sock in self._open:
+            sock.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._open += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, sink, self._cut), daemon=True).start()
+
+    @staticmethod
+    def _carry(source, sink, cut):
+        with suppress(OSError, ValueError):
+            while not cut.is_set():
+                if select.select([source], [], [], 0.02)[0]:
+                    if not (data := source.recv(65_536)):
+                        sink.shutdown(socket.SHUT_WR)
+                        return
+                    if not cut.is_set():
+                        sink.sendall(data)
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", [5, "3.1.1"])
+def test_one_that_takes_its_own_half_open_connection_over_is_no_other_client(tmp_path, version):
+    """The broker still has the connection of before the change of the network, and ends it for the new one."""
+    with Mosquitto(tmp_path / "broker") as broker, closing(Relay(broker.port)) as relay:
+        client = Client(relay, keepalive_s=5, version=version)
+        with running(client):
+            for times in (1, 2):
+                wait_until(lambda times=times: client.counts.connects == times)
+                assert broker.log().count("already connected, closing old connection") == times - 1
+                if times == 1:
+                    relay.half_open()
+                    wait_until(lambda: client.reconnecter.trouble == "no longer answers", 20)
+            wait_until(lambda: client.reconnecter.connected and client.reconnecter.trouble == "")
+    assert client.counts.client_id_taken == 0
 
 
 @needs_mosquitto

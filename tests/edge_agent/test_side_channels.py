@@ -68,15 +68,15 @@ def botwatch(
     return subprocess.run(command, stdout=stdout, stderr=stderr, env=environment, cwd=ROOT, check=False, timeout=120)
 
 
-def no_broker() -> tuple[str, ...]:
+def no_broker(folder: Path) -> tuple[str, ...]:
     """Return the words for a replay that also publishes, to a broker that is not there."""
-    return "--broker", f"127.0.0.1:{free_port()}", "--wait", "0"
+    return "--broker", f"127.0.0.1:{free_port()}", "--wait", "0", "--outbox", str(folder / "box.sqlite")
 
 
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_replay_goes_on_when_stdout_cannot_be_written(config, attack_capture, tmp_path, reason):
     with BROKEN[reason]() as out:
-        done = botwatch(config, "replay", attack_capture, *no_broker(), stdout=out)
+        done = botwatch(config, "replay", attack_capture, *no_broker(tmp_path), stdout=out)
     said = done.stderr.decode()
     alerts = waiting(tmp_path / "box.sqlite")
     assert alerts >= 4
@@ -103,7 +103,7 @@ def test_a_replay_that_only_prints_fails_when_the_disk_is_full(config, attack_ca
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_log_that_cannot_be_written_ends_nothing(config, attack_capture, tmp_path, reason):
     with BROKEN[reason]() as err:
-        done = botwatch(config, "replay", attack_capture, *no_broker(), stderr=err)
+        done = botwatch(config, "replay", attack_capture, *no_broker(tmp_path), stderr=err)
     assert done.returncode == 1  # because of the broker only
     assert waiting(tmp_path / "box.sqlite") == len(done.stdout.splitlines()) >= 4
 
@@ -118,7 +118,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(config, attack_capture, tmp_p
     ids=["latin-1", "C", "utf-8"],
 )
 def test_what_the_encoding_does_not_have_is_escaped_and_stays_json(config, attack_capture, tmp_path, env):
-    done = botwatch(config, "replay", "--json", attack_capture, *no_broker(), **env)
+    done = botwatch(config, "replay", "--json", attack_capture, *no_broker(tmp_path), **env)
     assert b"Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     assert waiting(tmp_path / "box.sqlite") == len(lines) >= 4
@@ -150,6 +150,39 @@ def test_a_result_that_cannot_be_printed_is_a_failure_in_one_line(config):
     with full_disk() as out:
         said = botwatch(config, "status", stdout=out).stderr.decode()
     assert said == "botwatch agent: stdout cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_live_agent_goes_on_when_nobody_reads_what_it_writes(wire, home, tmp_path, stream):
+    """A pipe that is full: whoever writes to it waits until somebody reads."""
+    path = tmp_path / ("out" if stream == "stdout" else "err")
+    other = tmp_path / ("err" if stream == "stdout" else "out")
+    given = f"outbox: {{path: {tmp_path}/box.sqlite}}\nhealth_s: 1\n"
+    given += f"broker: {{host: 127.0.0.1, port: {free_port()}}}\n"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    filler = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with agent(wire, home, tmp_path, config=given, ready=(tmp_path / "box.sqlite").exists) as process:
+            wait_until(lambda: fill(filler))
+            wire.send(list(steady(scan(600, "192.168.1.57", mac=MAC), 0, 20)), tmp_path)
+            wait_until(lambda: waiting(tmp_path / "box.sqlite") >= 1, 60)
+            assert process.poll() is None
+            assert status(tmp_path)["health"]["counters"]["alerts_new"] >= 1  # its loop goes round
+    finally:
+        os.close(reader)
+        os.close(filler)
+    if stream == "stdout":
+        assert other.read_text().count("stdout cannot be written (nobody reads it)") == 1
+
+
+def fill(pipe: int) -> bool:
+    """Return True once a pipe takes no more."""
+    try:
+        while True:
+            os.write(pipe, bytes(65_536))
+    except BlockingIOError:
+        return True
 
 
 @pytest.mark.parametrize("reason", BROKEN)

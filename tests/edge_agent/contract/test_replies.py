@@ -28,6 +28,10 @@ HEALTH = {
     "rss_mb": 78.4,
     "episodes_open": 1,
     "interfaces_down": ["wlan0"],
+    "interfaces": [
+        {"name": "br0", "captured": True, "since": "2026-11-28T01:30:03.447814+0000"},
+        {"name": "wlan0", "captured": False, "since": "2026-11-28T03:30:03.447814+0000", "reason": "it is down"},
+    ],
     "outbox_depth": 3,
     "model": "2026.11.23+1",
     "scoring": "shared",
@@ -67,7 +71,8 @@ def test_the_state_comes_in_groups_of_one_order_with_counters_in_words():
     groups = [line.split()[0] for line in text[1:] if line and not line.startswith(" ")]
     assert groups == ["traffic", "scoring", "devices", "alerts", "delivery", "broker", "suppressions", "others"]
     assert "traffic       1,234.5 frames a second, 0.25 % dropped now" in text
-    assert "              interfaces that are down: wlan0" in text
+    assert "              interface br0 is captured since 2026-11-28 01:30:03 UTC" in text
+    assert "              interface wlan0 is not captured since 2026-11-28 03:30:03 UTC: it is down" in text
     assert "   1,234,567  frames that were judged" in text
     (dropped,) = [line for line in text if "capture buffer was full" in line]
     assert dropped.startswith("          12  frames lost because the capture buffer was full: raise capture.buffer_mb")
@@ -130,7 +135,11 @@ def test_nothing_that_a_terminal_would_obey_is_printed():
         "allowed": [{**RESULT["allowed"][0], "reason": hostile, "device": hostile, hostile: hostile}],
         "commands": [hostile],
         "broker": {**RESULT["broker"], "trouble": hostile},
-        "health": {**HEALTH, "model": hostile, "ts": hostile, "interfaces_down": [hostile], "counters": {hostile: 3}},
+        "health": {
+            **HEALTH,
+            **{"model": hostile, "ts": hostile, "counters": {hostile: 3}},
+            "interfaces": [{"name": hostile, "captured": False, "since": hostile, "reason": hostile}],
+        },
     }
     for width in (80, 200):
         text = status(result, width=width)

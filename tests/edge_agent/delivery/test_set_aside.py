@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.config import AgentConfig, OutboxConfig
 from edge_agent.contract.messages import topic
 from edge_agent.delivery.outbox import Outbox
 from edge_agent.delivery.outbox_table import OutboxTable
+from edge_agent.publisher import Publisher
 from edge_agent.state import SCHEMA_VERSION, State
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.line import ALERT, config_of, running
@@ -43,7 +45,7 @@ def test_an_alert_that_ends_the_connection_does_not_hold_up_the_others(
             assert list(dict.fromkeys(listener.payloads())) == [*waiting, b"after"]
             ended = link.counts.failures
             assert ended <= (0 if (limit, version) == LIMITS[1] else 3)
-            assert "1 messages, which are set aside" in link.trouble
+            assert "which are set aside (1)" in link.trouble
             assert link.flush(0.5) == 1
             assert link.counts.failures == ended  # it rests
     lines = [line for line in caplog.messages if "set aside" in line]
@@ -158,6 +160,29 @@ def test_replies_that_are_too_large_are_lost_and_counted_and_the_connection_stay
             wait_until(lambda: listener.payloads(where) == [b"small"])
             wait_until(lambda: link.counts.replies_lost == 18)
             assert outbox.aside() == link.counts.client_id_taken == 0
+
+
+@needs_mosquitto
+def test_health_counts_what_is_set_aside_and_left_out(tmp_path, listening):
+    outbox = OutboxConfig(path=tmp_path / "box.sqlite")
+    with broker_of(tmp_path, "max_packet_size 5000") as broker:
+        config = AgentConfig(gateway="gw-001", outbox=outbox, broker=config_of(broker, version="3.1.1"))
+        publisher = Publisher(config)
+        with publisher.running():
+            publisher.outbox.put([(ALERT, LARGE, False)])
+            wait_until(lambda: publisher.counts()["outbox_set_aside"] == 1, 30)
+            for _ in range(3):
+                wait_until(lambda: publisher.link.connected)
+                connects = publisher.link.counts.connects
+                publisher.link.retain("devices", bytes(9000))
+                wait_until(
+                    lambda connects=connects: (
+                        publisher.link.counts.connects > connects or publisher.counts()["documents_set_aside"]
+                    )
+                )
+            assert publisher.counts()["documents_set_aside"] >= 1
+            assert publisher.counts()["client_id_taken"] == 0
+            assert publisher.line()["trouble"].startswith("does not take some messages, which are set aside (1)")
 
 
 def test_it_counts_against_the_bounds_like_any_other_and_is_dropped_only_there(tmp_path):
