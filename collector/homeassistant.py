@@ -1,6 +1,6 @@
-"""Home Assistant's picture of the fleet: gateways, devices and open episodes, and what of it is to be published.
+"""Keeps Home Assistant's picture of the fleet (gateways, devices, open episodes) and decides what is published of it.
 
-It is published anew over each connection and when Home Assistant says that it has started. Gateways and devices that
+All of it is published anew over each connection and when Home Assistant says that it has started. Gateways and devices that
 nobody has heard of for the time of retention are removed, as are documents that a collector published before and that
 stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came, and
 publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
@@ -292,7 +292,9 @@ class HomeAssistant:
         self._left_out.add(mac)
         self.counts["devices_left_out"] = count = len(self._left_out)
         if count.bit_count() == 1:
-            logger.warning("%d devices are left out: homeassistant.max_devices is %d", count, self._most)
+            logger.warning(
+                "%d devices are not shown in Home Assistant: homeassistant.max_devices is %d", count, self._most
+            )
 
     def _change(self, gateway: str, mac: str) -> None:
         self._changed |= dict.fromkeys(_home_devices_of(gateway, mac))

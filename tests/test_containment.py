@@ -1,4 +1,4 @@
-"""docs/consumers/contain.py cuts off the infected device and nobody else, for a time, and only when it is told to."""
+"""docs/consumers/contain.py cuts off the infected device and nobody else, for a time, and only with --apply."""
 
 import json
 import shutil

@@ -274,7 +274,7 @@ for (const [topic, payload] of JSON.parse(require('fs').readFileSync(0)))
 """
 
 
-def said(*messages):
+def answered(*messages):
     """What the flow's function says to each message, without Node-RED."""
     if not shutil.which("node"):
         pytest.skip("node is not installed")
@@ -292,7 +292,7 @@ def test_the_flow_says_once_that_a_device_attacks_once_that_it_is_worse_and_once
     )
     messages = [(TOPIC, a) for a in (new, new, worse, same, end, end, alert("test"))]
     junk = [(TOPIC, {}), (TOPIC, None), (TOPIC, "x"), ("botwatch/v1/gw/gw-002/alert", alert(n=5))]
-    answers = said(*messages, *junk)
+    answers = answered(*messages, *junk)
     assert answers[0].startswith("botwatch unknown attack from 192.168.44.23 (?[2Jcam?31m?): reaches")
     assert answers[2].startswith("botwatch Mirai scan from 192.168.44.23 (doorbell): reaches")
     assert answers[4] == "botwatch Mirai scan from 192.168.44.23 (doorbell): has ended"

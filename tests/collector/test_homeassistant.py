@@ -497,6 +497,6 @@ def test_a_real_broker_carries_yes_and_no_over_restarts_of_home_assistant_and_of
         assert [event["event_type"] for event in ha.events][-1] == "end"
         assert ha.complaints == []
         assert collector.end(15) == 0
-        assert "Home Assistant: 0 devices left out, 0 events dropped" in collector.said()
+        assert "Home Assistant: 0 devices not shown, 0 events dropped" in collector.said()
         wait_until(lambda: ha.messages[-1] == ("botwatch/v1/ha/collector", b"offline"))
         ha.close()
