@@ -1,13 +1,12 @@
 """Keeps Home Assistant's picture of the fleet (gateways, devices, open episodes) and decides what is published of it.
 
-All of it is published anew over each connection and when Home Assistant says that it has started. Gateways and devices that
-nobody has heard of for the time of retention are removed, as are documents that a collector published before and that
-stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came, and
+All of it is published anew over each connection and when Home Assistant says that it has started. Gateways and devices
+that nobody has heard of for the time of retention are removed, as are documents that a collector published before and
+that stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came, and
 publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
 """
 
 import logging
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,7 @@ from collector.config import CollectorConfig
 from collector.discovery import Documents, HomeDevice, OpenEpisode, shown
 from collector.store import AlertStore, Arrival, Document, Fresh, Presence, StoreBusy, StoreError
 from edge_agent.contract.alert import Alert
-from edge_agent.contract.messages import (
-    Status,
-)
+from edge_agent.contract.messages import Status
 from edge_agent.mqtt import Incoming
 
 logger = logging.getLogger(__name__)
@@ -48,7 +45,6 @@ SEEN_S = 3600.0
 DUE = 200
 """Gateways and devices whose messages are published at once."""
 
-_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = float("inf")
 _OTHER = b"?"  # a payload that none of ours equals
 
