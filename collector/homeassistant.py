@@ -2,8 +2,8 @@
 
 All of it is published anew over each connection and when Home Assistant says that it has started. Gateways and devices
 that nobody has heard of for the time of retention are removed, as are documents that a collector published before and
-that stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came, and
-publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
+that stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came,
+and publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
 """
 
 import logging
