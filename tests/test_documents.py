@@ -318,6 +318,7 @@ UNTIL_STOPPED = {
     "--follow": "TEST",
     "alerts.sh": "waiting for alerts",
     "alerts.py": "subscribed: Granted",
+    "eve.sh": "appending to",
     "eve.py": "appending to",
     "contain.py": "waiting for alerts",
 }
