@@ -75,12 +75,12 @@ def test_each_flag_is_written_and_every_file_is_named(tmp_path: Path, home: Home
 
 def test_the_service_of_any_user_can_read_what_is_installed_whatever_the_umask_was(tmp_path: Path, home: Home) -> None:
     """A bundle that is private where it was made, and root's umask of 077."""
-    private = shutil.copytree(home.bundle, tmp_path / "private")
+    private = shutil.copytree(home.bundle, tmp_path / "private one")
     for path in (*private.iterdir(), private):
         path.chmod(0o700 if path.is_dir() else 0o600)
     root = tmp_path / "root"
     root.mkdir()
-    script = f"umask 077; exec sh {UNITS / 'install.sh'} --root {root} --bundle {private}"
+    script = f"umask 077; exec sh {UNITS / 'install.sh'} --root {root} --bundle '{private}'"
     subprocess.run(["sh", "-c", script], check=True, capture_output=True, timeout=60)
     for path in (root / "etc").rglob("*"):
         if path.name != "credentials":
