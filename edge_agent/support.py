@@ -23,7 +23,7 @@ import yaml
 
 from edge_agent import check, orders
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError
+from edge_agent.contract.broker import BrokerError, FileKey
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.settings import STRUCK, without_password
 from edge_agent.control import CommandRefused
@@ -77,10 +77,12 @@ def _members(config: AgentConfig, bundle: Bundle | str) -> Iterator[tuple[str, s
 def _secrets(config: AgentConfig) -> list[str]:
     """Return what must not be in the archive, longest first: the password, and each line of the private key."""
     secrets = set()
-    for path in (config.broker.password_file, config.broker.key_file):
+    keys: tuple[FileKey, ...] = ("password_file", "key_file")
+    for key in keys:
         try:
+            path = config.broker.file(key)
             text = path.read_text(encoding="utf-8-sig", errors="replace")[:65_536] if path else ""
-        except OSError:
+        except (BrokerError, OSError):
             continue
         secrets |= {line.strip() for line in text.splitlines()}
     return sorted((s for s in secrets if len(s) >= _SHORTEST and not s.startswith("-----")), key=len, reverse=True)

@@ -350,8 +350,10 @@ class Site:
         self.folder, self._wire, self._home, self.alert = folder, wire, home, ""
         for name in ("configs", "systemd"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("bin", "etc", "bundles"):
+        for name in ("bin", "etc", "etc/credentials", "bundles"):
             (folder / name).mkdir()
+        for name in ("mqtt.password", "ca.crt"):
+            (folder / name).touch()
         (folder / "bundles/home").symlink_to(home.bundle)
         (folder / "capture.pcap").symlink_to(capture)
         (folder / "etc/agent.yaml").write_text(AGENT.format(home=home, wire=wire, folder=folder))

@@ -20,12 +20,13 @@ from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.scaling import row_error
 from edge_agent.detection.runtime import TOLERANCE, Model
-from tests.arm.root import BOOKWORM, TRIXIE, Arm, Release, Unavailable, prepare
+from tests.arm.root import Arm, prepare
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.edge_agent.capture.test_features import assert_as_published, assert_as_twin, data, needs_data
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
+from tools.debian import BOOKWORM, TRIXIE, Release, Unavailable
 
 ROWS = """
 import pickle, sys
