@@ -30,6 +30,9 @@ CONFIG = "/etc/botwatch/agent.yaml"
 SERVER, WAY_OUT = "192.168.1.2", "192.168.1.20"
 PORT = "port1"
 
+WIDTH = 44
+"""Of the first column of the table."""
+
 NETWORK = {
     "10-eth0.network": f"[Match]\nName=eth0\n[Network]\nAddress={WAY_OUT}/24\n",
     "20-lan.netdev": "[NetDev]\nName={lan}\nKind=bridge\n[Bridge]\nSTP=no\nForwardDelaySec=0\n",
@@ -80,8 +83,13 @@ class Table:
 
     def text(self) -> str:
         """Return it as lines for a terminal and for a closing note."""
-        width = max((len(what) for what, _ in self.rows), default=0)
-        return "\n".join([self.title, *(f"  {what:{width}}  {seen}" for what, seen in self.rows)])
+        lines = [self.title]
+        for what, seen in self.rows:
+            if len(what) > WIDTH:
+                lines += [f"  {what}", f"  {'':{WIDTH}}  {seen}"]
+            else:
+                lines.append(f"  {what:{WIDTH}}  {seen}")
+        return "\n".join(lines)
 
 
 class Gateway:
@@ -120,8 +128,11 @@ class Gateway:
         return self.type(f"botwatch agent {words} --config {CONFIG}", timeout_s)
 
     def status(self) -> dict[str, Any]:
-        """Return the document of `agent status`, {} if no agent answers."""
-        done = self.agent("status --json")
+        """Return the document of `agent status`, {} if no agent answers.
+
+        It is asked with a copy of the configuration, since the installed one may be wrong.
+        """
+        done = self.type("botwatch agent status --json --config /root/status.yaml")
         document: dict[str, Any] = json.loads(done.out) if done.status == 0 else {}
         return document
 
@@ -176,11 +187,16 @@ class Gateway:
     def edited(self, **keys: object) -> Iterator[None]:
         """Change keys, and put the configuration back afterwards; the service is left to the caller."""
         before = self.config
+        self.keep_for_status()
         self.edit(**keys)
         try:
             yield
         finally:
             self.config = before
+
+    def keep_for_status(self) -> None:
+        """Let `status` use the configuration as it is now."""
+        (self.machine.root / "root/status.yaml").write_text(self.config)
 
     def restart(self) -> None:
         """Restart the service, which must then be connected to the broker."""
@@ -193,8 +209,6 @@ class Gateway:
 
     def wait_for_scan(self, timeout_s: float = 20.0) -> dict[str, Any]:
         """Let the device scan, and return the first alert of that episode in the collector."""
-        known = self.site.episodes()
-        self.site.scan()
-        wait_until(lambda: self.site.episodes().keys() - known.keys(), timeout_s)
-        episodes = self.site.episodes()
-        return episodes[next(iter(episodes.keys() - known.keys()))][0]
+        device = self.site.scan()
+        wait_until(lambda: self.site.alerts_of(device), timeout_s)
+        return self.site.alerts_of(device)[0]

@@ -67,8 +67,9 @@ class Machine:
             *("setpriv", "--pdeathsig", "KILL", "sh", "-c", START, "start"),
             *("systemd-nspawn", "--boot", f"--directory={self.root}", f"--machine={self.name}", "--register=no"),
             *("--keep-unit", "--private-network", "--link-journal=no", "--console=read-only", "--quiet"),
+            *("--capability=CAP_BPF", "--system-call-filter=bpf"),  # the filters of addresses and devices are programs
         ]
-        # Under v2 the filter of addresses works, which cgroup v1 does not have; gateways boot with v2, too.
+        # Gateways boot with cgroup v2, too; those filters do not exist with v1.
         surroundings = os.environ | {
             "GROUPS": " ".join(map(str, self._groups)),
             "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",

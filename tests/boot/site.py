@@ -20,8 +20,8 @@ from tests.streams import context
 
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
-DEVICE = "192.168.10.57"
-LAN = "192.168.10.1"
+DEVICES = "192.168.10."
+LAN = f"{DEVICES}1"
 
 SCAN = """
 import random, socket, sys, time
@@ -46,7 +46,7 @@ class Site:
         self.port = 1883
         self._made = ExitStack()
         self._broker: subprocess.Popen[str] | None = None
-        self._scans = 0
+        self._devices = 0
         for part in ("bin", "broker"):
             (folder / part).mkdir(parents=True)
         command = folder / "bin/botwatch"
@@ -71,8 +71,6 @@ class Site:
     def connect_device(self, machine: Machine, port: str) -> None:
         """Lay the cable between a port on the gateway's LAN side and the device."""
         machine.plug_in(port, self.device, "eth0")
-        ip("-n", self.device, "address", "add", f"{DEVICE}/24", "dev", "eth0")
-        ip("-n", self.device, "route", "add", "default", "via", LAN)
 
     def start_broker(self, config: str) -> None:
         """Start mosquitto on the server with this configuration; it listens when this returns."""
@@ -127,10 +125,25 @@ class Site:
         )
         return Done(line, done.returncode, done.stdout, done.stderr, 0.0)
 
-    def scan(self, count: int = 600) -> None:
+    def scan(self, count: int = 600) -> str:
+        """Let a device that was not there before knock at port 23 of ``count`` addresses; return its MAC address."""
+        device = self.new_device()
+        self.knock(count)
+        return device
+
+    def new_device(self) -> str:
+        """Put another device in the place of the one on the cable; return its MAC address."""
+        self._devices += 1
+        mac = f"02:00:5e:10:00:{self._devices:02x}"
+        ip("-n", self.device, "link", "set", "eth0", "address", mac)
+        ip("-n", self.device, "address", "flush", "dev", "eth0", "scope", "global")
+        ip("-n", self.device, "address", "add", f"{DEVICES}{100 + self._devices}/24", "dev", "eth0")
+        ip("-n", self.device, "route", "replace", "default", "via", LAN)
+        return mac
+
+    def knock(self, count: int) -> None:
         """Let the device knock at port 23 of ``count`` addresses; returns when it has."""
-        self._scans += 1
-        command = ["ip", "netns", "exec", self.device, sys.executable, "-c", SCAN, str(self._scans), str(count)]
+        command = ["ip", "netns", "exec", self.device, sys.executable, "-c", SCAN, str(self._devices), str(count)]
         subprocess.run(command, check=True, timeout=60, capture_output=True)
 
     def alerts(self, db: str = "alerts.sqlite") -> list[dict[str, Any]]:
@@ -138,13 +151,10 @@ class Site:
         done = self.run(f"botwatch collector alerts --db {db} --json").well()
         return [json.loads(line) for line in done.out.splitlines()]
 
-    def episodes(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the alerts about the device in the collector, by episode."""
-        by_id: dict[str, list[dict[str, Any]]] = {}
-        for alert in self.alerts():
-            if alert["src_ip"] == DEVICE and not context(alert).get("test"):
-                by_id.setdefault(context(alert)["id"], []).append(alert)
-        return by_id
+    def alerts_of(self, device: str) -> list[dict[str, Any]]:
+        """Return the alerts in the collector about the device with this MAC address."""
+        alerts = (alert for alert in self.alerts() if not context(alert).get("test"))
+        return [alert for alert in alerts if context(alert)["device"].get("mac") == device]
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
