@@ -362,7 +362,7 @@ def _check(args: argparse.Namespace) -> int:
 
     config = _located(args)
     status = OK
-    for finding in check.findings(config, _bundle_or_reason(config)):
+    for finding in check.findings(config, _bundle_or_reason(config), args.config):
         say(finding.line())
         status = FAILED if finding.wrong else status
     return status
@@ -464,7 +464,7 @@ def _support(args: argparse.Namespace) -> int:
     config = _located(args)
     bundle = _bundle_or_reason(config)
     try:
-        names = support.write(config, bundle, args.out)
+        names = support.write(config, bundle, args.out, args.config)
     except OSError as error:  # which names a file beside it
         return refuse(PROG, f"{args.out}: {error.strerror}", FAILED)
     say(

@@ -1,16 +1,19 @@
 """`botwatch agent check`: looks for everything that keeps an agent from working on this machine, and names a remedy.
 
+Files are tried as the service finds them if root asks about the configuration of the service that is installed here.
+
 Nothing is changed. Packets are sent to the broker only, to which it connects with the agent's own credentials. Where an
 agent is running, that one is asked instead. An agent that is not seen (on another machine, with another state file)
 keeps its connection, because the client id is another one.
 """
 
 import os
+import pwd
 import shutil
 import ssl
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +21,13 @@ from pathlib import Path
 from edge_agent.capture.attach import merging, way_out
 from edge_agent.capture.sources import CaptureError, Interfaces
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError, explain
+from edge_agent.contract import credentials
+from edge_agent.contract.broker import FILES, BrokerConfig, BrokerError, FileKey, explain
 from edge_agent.contract.bundle import Bundle
 from edge_agent.control import CommandRefused
 from edge_agent.mqtt import probe
 from edge_agent.orders import agent_runs, order
+from edge_agent.sandbox import UNIT, UNIT_FOLDERS, Service, installed
 from edge_agent.state import StateError
 from edge_agent.system import synchronised
 
@@ -44,10 +49,21 @@ class Finding:
         return f"{'WRONG' if self.wrong else 'warn' if self.warn else 'ok':5}  {self.what}: {self.text}"
 
 
-def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
-    """Check everything, one after the other. ``bundle`` may be the reason why it cannot be used."""
+def findings(
+    config: AgentConfig, bundle: Bundle | str, source: Path | None = None, units: Iterable[Path] = UNIT_FOLDERS
+) -> Iterator[Finding]:
+    """Check everything, one after the other. ``bundle`` may be the reason why it cannot be used.
+
+    ``source`` is the file of the configuration; a service is looked for in the folders ``units``.
+    """
     yield Finding("configuration", False, f"gateway {config.gateway}, {len(config.networks)} monitored networks")
-    if isinstance(bundle, Bundle):
+    service, whose = _view(source, units)
+    yield Finding("view", False, whose)
+    if service:
+        yield from _installation(service)
+    if isinstance(bundle, Bundle) and service and config.bundle and (why := _closed_bundle(service, config.bundle)):
+        yield Finding("bundle", True, f"{why}; `install.sh --bundle {config.bundle}` copies it to /etc/botwatch/bundle")
+    elif isinstance(bundle, Bundle):
         origin = ", trained on generated traffic" if bundle.manifest.generated else ""
         yield Finding("bundle", False, f"model {bundle.manifest.version}, self-test passed{origin}")
     else:
@@ -60,9 +76,45 @@ def findings(config: AgentConfig, bundle: Bundle | str) -> Iterator[Finding]:
         for name in sorted(way_out() & set(config.capture.interfaces)):
             text = "leads to the internet, where all devices have one address behind NAT: remove it from "
             yield Finding(name, True, text + "capture.interfaces")
-    yield from _broker(config)
+    yield from _broker(config, service)
     yield _clock(bundle)
-    yield from _disks(config)
+    yield from _disks(config, service)
+
+
+def _view(source: Path | None, units: Iterable[Path]) -> tuple[Service | None, str]:
+    """Return the service if files can be tried as it finds them, and in words as whom they are tried."""
+    service = installed(units)
+    if service is None:
+        return None, f"files are tried as {_me()}; no {UNIT} is installed here"
+    if source is None or source.resolve() != service.config.resolve():
+        return None, f"files are tried as {_me()}; {UNIT} has another configuration, {service.config}"
+    if os.geteuid() != 0:
+        return None, f"files are tried as {_me()}; only root can try them as {UNIT} finds them"
+    return service, service.whose()
+
+
+def _me() -> str:
+    try:
+        return f"user {pwd.getpwuid(os.geteuid()).pw_name}"
+    except KeyError:
+        return f"user {os.geteuid()}"
+
+
+def _installation(service: Service) -> Iterator[Finding]:
+    """Check that the service can read its program and configuration, which need no findings of their own otherwise."""
+    if not service.program.exists():
+        yield Finding("program", True, f"{service.program} does not exist: `install.sh --wheels DIR` installs it")
+        return
+    modules = service.program.parent.parent.glob("lib/python3*/site-packages/edge_agent/__init__.py")
+    if why := service.unreadable(service.program, *modules):
+        folder = service.program.parent.parent
+        yield Finding("program", True, f"{why}: `chmod -R go+rX {folder}`")
+    if why := service.unreadable(service.config):
+        yield Finding("configuration", True, f"{why}: `chmod 755 {service.config.parent}; chmod 644 {service.config}`")
+
+
+def _closed_bundle(service: Service, bundle: Path) -> str:
+    return service.unreadable(bundle) or service.unreadable(*(bundle / name for name in sorted(os.listdir(bundle))))
 
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
@@ -90,15 +142,12 @@ def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
         yield Finding(name, False, "does not merge frames")
 
 
-def _broker(config: AgentConfig) -> Iterator[Finding]:
+def _broker(config: AgentConfig, service: Service | None) -> Iterator[Finding]:
     """Check the files that a connection needs, then the broker itself with the agent's own credentials."""
     broker, what = config.broker, f"broker {config.broker.address}"
-    for key in ("key_file", "password_file"):
-        if path := getattr(broker, key):
-            yield _secret(key, path)
-    for key in ("cert_file", "ca_file"):
-        if path := getattr(broker, key):
-            yield _certificate(key, path)
+    for key in FILES:
+        if getattr(broker, key):
+            yield _file(broker, key, service)
     try:
         if agent_runs(config):
             reply, _ = order(config, "status", {})
@@ -108,6 +157,10 @@ def _broker(config: AgentConfig) -> Iterator[Finding]:
             else:
                 why = line.get("trouble") or "no connection yet"
                 yield Finding(what, True, f"the running agent cannot deliver: {why}{_remedy(why)}")
+            return
+        if service and (why := service.unreachable(broker.host, broker.port)):
+            remedy = f"`systemctl edit {UNIT}` with the lines [Service] and IPAddressAllow=ADDRESS"
+            yield Finding(what, True, f"{why}: {remedy}")
             return
         version = probe(broker, config.gateway)
         secured = "with TLS" if broker.tls else "without TLS"
@@ -137,21 +190,31 @@ def _remedy(why: str) -> str:
     return next((f" ({remedy})" for mark, remedy in _REMEDIES if mark.lower() in why.lower()), "")
 
 
-def _secret(key: str, path: Path) -> Finding:
+def _file(broker: BrokerConfig, key: FileKey, service: Service | None) -> Finding:
+    """Check one of the files that a connection needs, also as the service finds it."""
+    value: Path = getattr(broker, key)
+    name = credentials.name_of(value)
     try:
+        path = broker.file(key) or value
         mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text(encoding="ascii", errors="replace") if key in ("cert_file", "ca_file") else ""
+    except BrokerError as error:
+        return Finding(key, True, str(error).removeprefix(f"{key} "))
     except OSError as error:
-        return Finding(key, True, f"{path}: {explain(error)}")
-    if mode & 0o027:
-        return Finding(key, True, f"{path} can be read or written by others ({mode:04o}): `chmod 600 {path}`")
-    return Finding(key, False, f"{path} ({mode:04o})")
+        return Finding(key, True, f"{value}: {explain(error)}")
+    secret = key in ("key_file", "password_file")
+    opened = f"{path} can be read or written by others ({mode:04o})" if secret and mode & 0o027 else ""
+    if service and (why := service.no_credential(name) if name else opened or service.unreadable(value)):
+        move = f"; move it to {credentials.FOLDER} and write {key}: {credentials.PREFIX}{value.name}"
+        return Finding(key, True, why if name else why + move)
+    if opened:
+        return Finding(key, True, f"{opened}: `chmod 600 {path}`")
+    return Finding(key, False, f"{value} ({mode:04o})") if secret else _certificate(key, value, text)
 
 
-def _certificate(key: str, path: Path) -> Finding:
+def _certificate(key: str, path: Path, text: str) -> Finding:
     try:
-        until = not_after(path.read_text(encoding="ascii", errors="replace"))
-    except OSError as error:
-        return Finding(key, True, f"{path}: {explain(error)}")
+        until = not_after(text)
     except ValueError as error:
         return Finding(key, True, f"{path}: holds no certificate in PEM form ({error})")
     day, left = time.strftime("%Y-%m-%d", time.gmtime(until)), (until - time.time()) / 86_400
@@ -220,11 +283,17 @@ def _is_folder(path: Path) -> bool:
         return True
 
 
-def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
+def _disk(what: str, folder: Path, path: Path, wanted: int, service: Service | None) -> Finding:
     """Check that ``path`` in ``folder`` can be written, up to ``wanted`` bytes."""
-    if not _is_folder(folder):
+    made = ""
+    if service and path.is_relative_to(service.state) and not _is_folder(service.state):
+        made = f"systemd makes {service.state} when the service starts; "
+        folder = next(parent for parent in service.state.parents if _is_folder(parent))
+    elif not _is_folder(folder):
         return Finding(what, True, f"{folder} does not exist: `mkdir -p {folder}`")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    elif service and (why := _closed_state(service, path)):
+        return Finding(what, True, why)
+    elif not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         remedy = "run this as root or as the agent's user, or `chown` it to the agent's user"
         return Finding(what, True, f"{path} cannot be written by this user: {remedy}")
     free = shutil.disk_usage(folder).free
@@ -234,13 +303,23 @@ def _disk(what: str, folder: Path, path: Path, wanted: int) -> Finding:
             True,
             f"{free >> 20} MB are free in {folder}, {wanted >> 20} may be needed: make room, or lower the bound",
         )
-    return Finding(what, False, f"{folder}, {free >> 20:,} MB are free")
+    return Finding(what, False, f"{made}{folder}, {free >> 20:,} MB are free")
 
 
-def _disks(config: AgentConfig) -> Iterator[Finding]:
+def _closed_state(service: Service, path: Path) -> str:
+    """Return why the service cannot write a file of its state, with what SQLite stores beside it, and the remedy."""
+    inside = path.is_relative_to(service.state)
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+        if why := service.unwritable(file):
+            remedy = f"`chown -R --reference={service.state} {file}`" if inside else f"name a path in {service.state}"
+            return f"{why}: {remedy}"
+    return ""
+
+
+def _disks(config: AgentConfig, service: Service | None) -> Iterator[Finding]:
     path, evidence = config.outbox.path, config.evidence
-    yield _disk("disk", path.absolute().parent, path, config.outbox.max_bytes)
+    yield _disk("disk", path.absolute().parent, path, config.outbox.max_bytes, service)
     if evidence.path is not None:
         folder = evidence.path.absolute()
         above = next(parent for parent in (folder, *folder.parents) if _is_folder(parent))  # `run` creates the others
-        yield _disk("evidence", above, folder, evidence.max_mb << 20)
+        yield _disk("evidence", above, folder, evidence.max_mb << 20, service)

@@ -39,17 +39,18 @@ _SHORTEST = 4
 _PACKAGES = ("botwatch", "numpy", "paho-mqtt", "PyYAML", "ai-edge-litert", "tflite-runtime")
 
 
-def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
+def write(config: AgentConfig, bundle: Bundle | str, out: Path, source: Path | None) -> list[str]:
     """Write the archive (tar, gzip) to ``out``, which only its owner may read, and return the names of its members.
 
-    ``bundle`` may be the reason why it cannot be used. OSError when the archive cannot be written.
+    ``bundle`` may be the reason why it cannot be used; ``source`` is the file of the configuration. OSError when the
+    archive cannot be written.
     """
     secrets, names, now = _secrets(config), [], int(time.time())
     part = out.with_name(out.name + ".part")
     try:
         private = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(private, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for name, text in _members(config, bundle):
+            for name, text in _members(config, bundle, source):
                 content = _struck(text, secrets).encode("utf-8", "replace")[-MAX_MEMBER:]
                 member = tarfile.TarInfo(f"botwatch-support/{name}")
                 member.size, member.mtime, member.mode = len(content), now, 0o600
@@ -61,13 +62,13 @@ def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
     return names
 
 
-def _members(config: AgentConfig, bundle: Bundle | str) -> Iterator[tuple[str, str]]:
+def _members(config: AgentConfig, bundle: Bundle | str, source: Path | None) -> Iterator[tuple[str, str]]:
     settings = _plain(dataclasses.asdict(config))
     yield (
         "config.yaml",
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1 << 20),
     )  # no line is folded
-    yield "check.txt", "\n".join(finding.line() for finding in check.findings(config, bundle)) + "\n"
+    yield "check.txt", "\n".join(finding.line() for finding in check.findings(config, bundle, source)) + "\n"
     yield "versions.txt", _versions(bundle)
     yield "status.json", _status(config)
     yield "machine.txt", _machine(config)
