@@ -21,7 +21,7 @@ from collector.order import OrderError, order
 from collector.store import AlertStore, StoredAlert, StoreError
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerError
-from edge_agent.contract.cli import FAILED, OK, LogLines, OutputError, end_output, prepare_output, refuse, say
+from edge_agent.contract.cli import FAILED, OK, LogLines, OutputError, Parser, end_output, prepare_output, refuse, say
 from edge_agent.contract.commands import VERBS, Command, typed
 from edge_agent.contract.messages import MessageError, format_time
 from edge_agent.contract.settings import SettingsError, load
@@ -41,7 +41,7 @@ _TABLE_WIDTH = 120  # columns of a terminal from which a table can be read; in a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as `edge_agent.contract.cli` lists them."""
     prepare_output()
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     return end_output(PROG, _status(arguments), OK)
 
 
@@ -62,34 +62,30 @@ def _status(arguments: argparse.Namespace) -> int:
         return refuse(PROG, error, FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=PROG,
+def parser() -> Parser:
+    """Return the parser of all commands of the collector."""
+    top = Parser(
+        PROG,
         description="Stores alerts from the broker in a database, lists them, and sends commands to gateways.",
-        epilog="example: botwatch collector serve --broker localhost:1883 --db alerts.sqlite",
-        formatter_class=raw,
+        epilog=f"example:\n  {PROG} serve --broker localhost:1883 --db alerts.sqlite",
     )
-    common = argparse.ArgumentParser(add_help=False)
+    top.add_version()
+    common = Parser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="collector.yaml (default: the built-in defaults)")
     common.add_argument(
         "--db", metavar="URL", help="use this SQLite file or PostgreSQL URL instead of the configured one"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_commands()
 
     text = "store alerts from the broker in the database until stopped (SIGINT, SIGTERM)"
-    example = "example: botwatch collector serve --config configs/collector.yaml --broker localhost:1883"
-    serve = commands.add_parser(
-        "serve", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
-    )
+    example = "example:\n  botwatch collector serve --config configs/collector.yaml --broker localhost:1883"
+    serve = commands.add_parser("serve", help=text, description=text, epilog=example, parents=[common])
     serve.add_argument("--broker", metavar="HOST:PORT", help="use this broker instead of the configured one")
     serve.set_defaults(run=_serve)
 
     text = "list alerts in order of arrival, also while serve runs"
-    example = "example: botwatch collector alerts --db alerts.sqlite --follow"
-    alerts = commands.add_parser(
-        "alerts", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
-    )
+    example = "example:\n  botwatch collector alerts --db alerts.sqlite --follow"
+    alerts = commands.add_parser("alerts", help=text, description=text, epilog=example, parents=[common])
     alerts.add_argument("--follow", action="store_true", help="keep running and show new alerts as they arrive")
     alerts.add_argument("--json", action="store_true", help="print the EVE documents, one per line")
     alerts.add_argument(
@@ -100,13 +96,11 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "send a command to a gateway's agent and print its reply"
     example = (
-        "example: botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml\n\n"
+        "example:\n  botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml\n\n"
         + "\n".join(_verb_help(name) for name in VERBS)
         + "\n\nfor= takes 90s, 15m or 24h; since= takes a time or an age such as 15m; classes=a,b"
     )
-    command = commands.add_parser(
-        "command", help=text, description=text, epilog=example, parents=[common], formatter_class=raw
-    )
+    command = commands.add_parser("command", help=text, description=text, epilog=example, parents=[common])
     command.add_argument("gateway", metavar="GATEWAY")
     command.add_argument("verb", choices=tuple(VERBS), metavar="VERB")
     command.add_argument("pairs", nargs="*", metavar="KEY=VALUE")
@@ -118,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="file that `evidence` writes the pcap to (default ALERT-ID.pcap)"
     )
     command.set_defaults(run=_command)
-    return parser
+    return top
 
 
 def _command(arguments: argparse.Namespace, config: CollectorConfig) -> int:

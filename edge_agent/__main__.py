@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import logging
 import math
-import shutil
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from edge_agent.contract.cli import (
     NOT_RUNNING,
     OK,
     LogLines,
+    Parser,
     SideLines,
     end_output,
     json_text,
@@ -28,6 +28,7 @@ from edge_agent.contract.cli import (
     printable,
     refuse,
     say,
+    terminal_width,
 )
 
 if TYPE_CHECKING:
@@ -39,19 +40,19 @@ if TYPE_CHECKING:
 PROG = "botwatch agent"
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+def parser() -> Parser:
+    """Return the parser of all commands of the agent."""
+    top = Parser(
         PROG,
         description="The gateway's part of botwatch: it judges packets and publishes alerts.",
         epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
-        formatter_class=raw,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_version()
+    commands = top.add_commands()
 
-    def options(*names: str) -> argparse.ArgumentParser:
+    def options(*names: str) -> Parser:
         """Return a parent parser with these of the options that several commands have."""
-        parent = argparse.ArgumentParser(add_help=False)
+        parent = Parser(add_help=False)
         texts = {
             "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
             "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
@@ -65,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         parent.set_defaults(**{name.strip("-"): None for name in texts})  # what a command does not have is not given
         return parent
 
-    def command(
-        name: str, text: str, example: str, parent: argparse.ArgumentParser, more: str = ""
-    ) -> argparse.ArgumentParser:
+    def command(name: str, text: str, example: str, parent: Parser, more: str = "") -> Parser:
         """Add a command; ``text`` says in one sentence what it does, ``more`` what else its own help says."""
         return commands.add_parser(
             name,
@@ -75,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=text + more,
             epilog=f"example:\n  {PROG} {name} {example}",
-            formatter_class=raw,
         )
 
     common = ("--bundle", "--config", "--gateway", "--outbox")
@@ -93,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", text, configured, options(*common, "--broker"), "; nothing is changed")
     check.set_defaults(run=_check)
     text = "use this interface instead of the configured ones; may be repeated"
-    for parser_of in (run, check):
-        parser_of.add_argument("--interface", action="append", metavar="NAME", help=text)
+    for one in (run, check):
+        one.add_argument("--interface", action="append", metavar="NAME", help=text)
 
-    text = "judge capture files as if their packets came in live, and print alerts as JSON lines, counters on stderr"
+    text = "judge capture files as if their packets came in live, and print a line for each alert, counters on stderr"
     replay = command(
         "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
     )
@@ -106,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
     text = "store the packets around each alert in this folder (default: none are stored)"
     replay.add_argument("--evidence", type=Path, metavar="DIR", help=text)
+    replay.add_argument("--json", action="store_true", help="print the alerts as JSON lines (EVE records)")
+    replay.add_argument("--utc", action="store_true", help="print times in UTC (default: in the local zone)")
     replay.set_defaults(run=_replay)
 
     text = "list the stored packet captures of alerts, or write one of them to a pcap file"
@@ -141,24 +141,23 @@ def _parser() -> argparse.ArgumentParser:
     support.set_defaults(run=_support)
 
     _add_orders(command, options)
-    return parser
+    return top
 
 
-def _add_orders(
-    command: Callable[..., argparse.ArgumentParser], options: Callable[..., argparse.ArgumentParser]
-) -> None:
+def _add_orders(command: Callable[..., Parser], options: Callable[..., Parser]) -> None:
     """Add the commands that a running agent carries out, or that take effect at its next start."""
     from edge_agent.contract.commands import VERBS
 
     common = options("--config", "--outbox")
     common.add_argument("--json", action="store_true", help="print the reply as JSON")
+    common.add_argument("--utc", action="store_true", help="print times in UTC instead of the local zone")
     common.set_defaults(run=_order)
     for verb, grammar in VERBS.items():
         if grammar.local is None:
             continue
         example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
         exits = "; exits with 3 when no agent runs" if verb == "status" else ""
-        parser = command(verb, grammar.about, example, common, exits)
+        one = command(verb, grammar.about, example, common, exits)
         offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
         for key, argument in offered.items():
             more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
@@ -169,7 +168,7 @@ def _add_orders(
                 more |= {"action": "extend"} if argument.write is list else {}
             elif len(set(grammar.one_of) & set(offered)) > 1:
                 more |= {"nargs": "?"}
-            parser.add_argument(argument.option or key, **more)
+            one.add_argument(argument.option or key, **more)
 
 
 def _typed(parse: Callable[[str, int], object]) -> Callable[[str], object]:
@@ -198,7 +197,7 @@ def _seconds(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 3 not running, 130 interrupted."""
     prepare_output()
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     args.log = LogLines()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
     return end_output(PROG, _status(args))
@@ -340,7 +339,11 @@ def _run(args: argparse.Namespace) -> int:
         Interfaces(names, config.capture.live(), recorder) as interfaces,
     ):
         began = time.monotonic()
-        note(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}")
+        now = interfaces.states()
+        open_now = ", ".join(one.name for one in now if one.captured) or "no interface yet"
+        awaited = ", ".join(one.name for one in now if not one.captured)
+        waiting = f", waiting for {awaited}" if awaited else ""
+        note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
             seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)
@@ -371,6 +374,7 @@ def _check(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from edge_agent.agent import Agent, replay, report
     from edge_agent.capture.sources import CaptureError
+    from edge_agent.contract.show import Terminal, alert_line
     from edge_agent.progress import Progress
     from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
@@ -383,11 +387,12 @@ def _replay(args: argparse.Namespace) -> int:
     if bundle.manifest.generated:
         note(f"{PROG}: this model was trained on generated traffic")
     lines = SideLines(_consequence(config, publisher), needs_reader=publisher is None)
+    terminal = Terminal.of(utc=args.utc)
 
     def give(alert: "Alert") -> None:
         if publisher:
             publisher.give(alert)
-        lines.print(json_text(alert.document()))
+        lines.print(json_text(alert.document()) if args.json else alert_line(alert, terminal))
 
     status, left, trouble, began = OK, 0, "", time.monotonic()
     with closing(lines), publisher.running() if publisher else nullcontext():
@@ -401,6 +406,8 @@ def _replay(args: argparse.Namespace) -> int:
         if publisher:
             left, trouble = publisher.link.flush(args.wait), publisher.link.trouble
     counts = agent.counts() | (publisher.counts() if publisher else {}) | {"alerts_unprinted": lines.lost}
+    if not counts["alerts_new"]:
+        note("no alerts")
     for line in report(counts, seconds):
         note(line)
     if left:
@@ -493,6 +500,7 @@ def _test_alert(args: argparse.Namespace) -> int:
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
+    from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
     from edge_agent.contract.messages import MessageError, is_uuid7
 
@@ -511,8 +519,7 @@ def _order(args: argparse.Namespace) -> int:
         for line in json_text({"running": running, **(reply.result or {})}, 1).split("\n"):
             say(line)
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in orders.lines(reply, running, width):
+        for line in replies.lines(reply, running, terminal_width(), args.utc):
             say(line)
     return NOT_RUNNING if args.command == "status" and not running else OK
 

@@ -46,9 +46,10 @@ class Agent:
     ``state`` holds what was learnt of devices up to now, and where it is stored again (`learning_store`). ``evidence``
     says where the packets around alerts are stored; EvidenceError when they cannot be.
 
-    The ids of alerts are drawn from the gateway's id and the bundle's hash. So the same packets give the same alerts,
-    and a replay that is delivered twice is stored once. That needs a ``seed``, too, by which a full table chooses the
-    streams that it evicts. A live agent must not have one, or an attacker could choose streams that collide.
+    With a ``seed`` the same packets give the same alerts, so that a replay that is delivered twice is stored once: by
+    it a full table chooses the streams that it evicts, and the ids of alerts are drawn from the gateway's id and the
+    bundle's hash. A live agent must not have one: an attacker could choose streams that collide, and the first alert
+    after each start would have the same short id.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Agent:
             end_s=config.alerts.end_s,
             max_open=config.alerts.max_open,
             evidence=self.evidence,
-            rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
+            rng=random.Random(None if seed is None else f"{config.gateway} {bundle.sha256}"),
         )
 
     def _judges(self, bundle: Bundle) -> tuple[Devices, Detector]:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_agent.capture.attach import merging, way_out
-from edge_agent.capture.sources import CaptureError, Interfaces
+from edge_agent.capture.sources import ABSENT, DOWN, CaptureError, Interfaces
 from edge_agent.config import AgentConfig
 from edge_agent.contract import credentials
 from edge_agent.contract.broker import FILES, BrokerConfig, BrokerError, FileKey, explain
@@ -119,13 +119,20 @@ def _closed_bundle(service: Service, bundle: Path) -> str:
 
 def _interface(name: str, config: AgentConfig) -> Iterator[Finding]:
     try:
-        with Interfaces([name], config.capture.live()):
-            yield Finding(name, False, "packets can be captured")
+        with Interfaces([name], config.capture.live()) as interfaces:
+            [now] = interfaces.states()
     except CaptureError as error:
-        there = Path("/sys/class/net", name).exists()
-        remedy = f"`ip link set {name} up`" if there and "up" in str(error) else "" if there else "see `ip link`"
-        yield Finding(name, True, f"{error}{'; ' + remedy if remedy else ''}")
+        yield Finding(name, True, str(error))
         return
+    if not now.captured:
+        remedy = {ABSENT: "; see `ip link`", DOWN: f"; `ip link set {name} up`"}.get(now.reason, "")
+        waits = "`run` waits for it" if now.reason in (ABSENT, DOWN) else "`run` tries again"
+        yield Finding(name, True, f"{now.reason}{remedy}; {waits}")
+        return
+    if now.reason:
+        yield Finding(name, False, f"packets can be captured, but {now.reason}: none come", warn=True)
+    else:
+        yield Finding(name, False, "packets can be captured")
     try:
         merged = merging(name, inbound=config.capture.live().inbound)
     except OSError as error:

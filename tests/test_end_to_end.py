@@ -27,7 +27,7 @@ class Gateway:
         self.name, self.bundle, self.outbox = name, home.bundle, folder / f"{name}.sqlite"
 
     def start(self, address: str, *captures: Path, wait: float = 20.0) -> subprocess.Popen[str]:
-        words = ["agent", "replay", *captures, "--bundle", self.bundle, "--gateway", self.name]
+        words = ["agent", "replay", "--json", *captures, "--bundle", self.bundle, "--gateway", self.name]
         words += ["--broker", address, "--outbox", self.outbox, "--wait", wait]
         command = [sys.executable, "-m", "edge_agent.command", *map(str, words)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

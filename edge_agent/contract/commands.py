@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_agent.contract.alert import CLASSES
+from edge_agent.contract.cli import unknown
 from edge_agent.contract.messages import MessageError, check_uuid7, format_time, parse_time
 
 MAX_COMMAND = 4_096
@@ -332,7 +333,7 @@ class Command:
         """Return the command of a decoded payload; a MessageError names the key that is missing, wrong or unknown."""
         grammar = VERBS.get(verb)
         if grammar is None:
-            raise MessageError(f"unknown command {verb[:40]!r}; known: {', '.join(VERBS)}")
+            raise MessageError(unknown("command", verb[:40], VERBS))
         id_ = document.get("id")
         if not isinstance(id_, str) or not _COMMAND_ID.fullmatch(id_):
             raise MessageError("id: 1 to 64 of A-Z, a-z, 0-9, '_', '.', ':' and '-'")
@@ -342,7 +343,7 @@ class Command:
             if key == "id":
                 continue
             if key not in readers:
-                raise MessageError(f"{verb}: unknown key {key[:40]!r}; known: id, {', '.join(readers)}")
+                raise MessageError(f"{verb}: {unknown('key', key[:40], ('id', *readers))}")
             try:
                 arguments[key] = readers[key](value)
             except MessageError as error:

@@ -306,6 +306,21 @@ class Status:
 
 
 @dataclass(frozen=True)
+class InterfaceHealth:
+    """One interface of an agent in its health."""
+
+    name: str
+    captured: bool
+    since_ns: int  # Unix ns: since when it is captured, or is not
+    reason: str  # why no frames can come; "" if they can
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        reason = {"reason": self.reason[:200]} if self.reason else {}
+        return {"name": self.name, "captured": self.captured, "since": format_time(self.since_ns), **reason}
+
+
+@dataclass(frozen=True)
 class Health:
     """The health of an agent, which it publishes each minute, retained on ``.../health``."""
 
@@ -315,7 +330,7 @@ class Health:
     cpu: float  # processor cores in use
     rss_mb: float
     episodes_open: int
-    interfaces_down: tuple[str, ...]
+    interfaces: tuple[InterfaceHealth, ...]
     outbox_depth: int
     model: str
     counters: Mapping[str, int]  # since the start
@@ -333,7 +348,8 @@ class Health:
             "cpu": round(self.cpu, 3),
             "rss_mb": round(self.rss_mb, 1),
             "episodes_open": self.episodes_open,
-            "interfaces_down": list(self.interfaces_down),
+            "interfaces_down": [interface.name for interface in self.interfaces if not interface.captured],
+            "interfaces": [interface.document() for interface in self.interfaces],
             "outbox_depth": self.outbox_depth,
             "model": self.model,
             "scoring": self.scoring,

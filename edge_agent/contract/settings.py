@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from edge_agent.contract.cli import unknown
+
 T = TypeVar("T")
 
 
@@ -112,7 +114,7 @@ def build(cls: type[T], data: object, name: str, section: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise SettingsError(f"{where}: unknown key {key!r}; known: {', '.join(fields)}")
+            raise SettingsError(f"{where}: {unknown('key', str(key), fields)}")
     values = {}
     for key, field in fields.items():
         if key in data:

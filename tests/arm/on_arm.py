@@ -144,7 +144,16 @@ def test_int8_models_compute_what_they_compute_here(
 
 @pytest.fixture(scope="session")
 def replayed_here(home: Home, attack_capture: Path) -> str:
-    command = [sys.executable, "-m", "edge_agent", "replay", str(attack_capture), "--bundle", str(home.bundle)]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_agent",
+        "replay",
+        "--json",
+        str(attack_capture),
+        "--bundle",
+        str(home.bundle),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count('"state":"new"') == 2
     return done.stdout
@@ -168,7 +177,7 @@ def test_replay_gives_the_alerts_of_this_machine_and_delivers_them(
     listener.connect("127.0.0.1", broker.port)
     listener.loop_start()
     try:
-        arguments = ["replay", str(attack_capture), "--bundle", str(home.bundle), "--wait", "60"]
+        arguments = ["replay", "--json", str(attack_capture), "--bundle", str(home.bundle), "--wait", "60"]
         arguments += ["--broker", broker.address, "--outbox", str(tmp_path / "outbox.sqlite")]
         done = arm.run("-m", "edge_agent", *arguments)
         assert done.returncode == 0, done.stderr

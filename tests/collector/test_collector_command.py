@@ -319,7 +319,7 @@ def test_help_has_one_example_that_parses(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--help"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.count("example: botwatch collector ") == 1
+    assert capsys.readouterr().out.count("example:\n  botwatch collector ") == 1
 
 
 def test_the_configuration_we_ship_loads_and_says_the_defaults():

@@ -36,7 +36,7 @@ def ask(home: Home, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[i
     def run(*words: object, bundle: Path | None = home.bundle) -> tuple[int, list[dict], str]:
         capsys.readouterr()
         given = [] if bundle is None else ["--bundle", str(bundle)]
-        status = main(["replay", *map(str, words), *given])
+        status = main(["replay", "--json", *map(str, words), *given])
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return status, [json.loads(line) for line in out.splitlines()], err
@@ -73,6 +73,23 @@ def test_alerts_are_json_lines_by_the_schema_and_counters_come_at_the_end(ask, a
         assert word in counters
 
 
+def test_without_json_each_alert_is_a_line_for_people_and_none_is_said(home, attack_capture, ask, tmp_path, capsys):
+    alerts = ask(attack_capture)[1]
+    words = ["--utc", "--bundle", str(home.bundle)]
+    assert main(["replay", str(attack_capture), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(alerts)
+    for line, alert in zip(lines, alerts, strict=True):
+        time = alert["timestamp"][:19].replace("T", " ")
+        assert line.startswith(f"{time} UTC  {own(alert)['state']:<6}  {own(alert)['id'][-8:]}  ")
+        assert own(alert)["device"]["mac"] in line
+        assert own(alert)["explanation"] in line
+    (tmp_path / "silence.pcap").write_bytes(craft.pcap([]))
+    assert main(["replay", str(tmp_path / "silence.pcap"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert (out, "no alerts\n" in err) == ("", True)
+
+
 def test_the_same_packets_give_the_same_alerts_whatever_the_tables_gave_up(ask, attack_capture, tmp_path):
     """With max_streams this small, which streams are given up was by chance, and so were times and ids."""
     config = tmp_path / "agent.yaml"
@@ -91,7 +108,7 @@ def test_files_one_after_the_other_are_as_one(ask, attack_capture, attack_frames
 
 def test_a_capture_can_come_through_a_pipe(ask, attack_capture, home):
     """As `tcpdump -w - | botwatch agent replay -` gives it; a named pipe is tested with floods."""
-    command = [sys.executable, "-m", "edge_agent", "replay", "-", "--bundle", str(home.bundle)]
+    command = [sys.executable, "-m", "edge_agent", "replay", "--json", "-", "--bundle", str(home.bundle)]
     with subprocess.Popen(["cat", str(attack_capture)], stdout=subprocess.PIPE) as feeding:
         done = subprocess.run(command, stdin=feeding.stdout, capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in done.stdout.splitlines()] == ask(attack_capture)[1]
@@ -119,7 +136,7 @@ def test_the_bundle_can_be_named_by_the_configuration(ask, attack_capture, home,
 
 
 def test_who_reads_only_the_first_line_gets_no_traceback(home, attack_capture):
-    words = ["agent", "replay", *[str(attack_capture)] * 3, "--bundle", str(home.bundle)]
+    words = ["agent", "replay", "--json", *[str(attack_capture)] * 3, "--bundle", str(home.bundle)]
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_agent.command", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -254,8 +271,8 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gatway: gw-1", "agent.yaml: unknown key 'gatway'; known: gateway, site,"),
-        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot'; known: host, port,"),
+        ("gatway: gw-1", "agent.yaml: unknown key 'gatway': did you mean 'gateway'?"),
+        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot': did you mean 'port'?"),
         ("gateway: GW 1", "agent.yaml: gateway 'GW 1'"),
         (f"site: {'s' * 64}", "agent.yaml: site: 64 characters"),
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),

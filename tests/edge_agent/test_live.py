@@ -131,7 +131,7 @@ def test_a_scan_is_alerted_live_and_a_replay_of_the_record_gives_the_same_alerts
     assert [state(a) for a in live if state(a) != "update"] == ["new", "end"]
     assert context(live[0])["device"]["mac"] == "02:00:5e:10:00:01"
     capsys.readouterr()
-    words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
+    words = ["replay", "--json", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
     assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
     replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {alert.pop("in_iface") for alert in live} == {"lan0"}
@@ -248,14 +248,10 @@ def steps(log: str) -> list[str]:
     return [now for _, now in lines]
 
 
-def test_an_interface_that_cannot_be_captured_is_refused_in_one_line(home, tmp_path, capsys):
+def test_an_interface_that_can_never_exist_is_refused_in_one_line(home, tmp_path, capsys):
     given = ["--bundle", str(home.bundle), "--no-broker"]
     assert main(["run", *given]) == 2
     assert "no interface: give --interface" in capsys.readouterr().err
-    assert main(["run", *given, "--interface", "nosuch0"]) == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1
-    assert "nosuch0" in errors[0]
     assert main(["run", *given, "--interface", "a/b"]) == 2
     assert "cannot be the name of an interface" in capsys.readouterr().err
 

@@ -118,7 +118,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(config, attack_capture, tmp_p
     ids=["latin-1", "C", "utf-8"],
 )
 def test_what_the_encoding_does_not_have_is_escaped_and_stays_json(config, attack_capture, tmp_path, env):
-    done = botwatch(config, "replay", attack_capture, *no_broker(), **env)
+    done = botwatch(config, "replay", "--json", attack_capture, *no_broker(), **env)
     assert b"Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     assert waiting(tmp_path / "box.sqlite") == len(lines) >= 4

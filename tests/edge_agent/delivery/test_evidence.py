@@ -148,7 +148,7 @@ def told(home: Home, attack_capture: Path, tmp_path: Path, capsys) -> tuple[list
     """Alerts of a replay, and the folder with their evidence."""
     folder = tmp_path / "kept"
     capsys.readouterr()
-    assert main(["replay", str(attack_capture), "--bundle", str(home.bundle), "--evidence", str(folder)]) == 0
+    assert main(["replay", "--json", str(attack_capture), "--bundle", str(home.bundle), "--evidence", str(folder)]) == 0
     out, _ = capsys.readouterr()
     return [json.loads(line) for line in out.splitlines()], folder
 
@@ -205,7 +205,7 @@ def test_tshark_opens_it(told):
 def test_a_second_replay_writes_the_same_and_without_the_option_nothing(told, home, attack_capture, tmp_path, capsys):
     alerts, folder = told
     before = {path.name: path.read_bytes() for path in evidence.files(folder)}
-    again = ["replay", str(attack_capture), "--bundle", str(home.bundle)]
+    again = ["replay", "--json", str(attack_capture), "--bundle", str(home.bundle)]
     assert main([*again, "--evidence", str(folder)]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == alerts
     assert {path.name: path.read_bytes() for path in evidence.files(folder)} == before
