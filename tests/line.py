@@ -83,10 +83,7 @@ def make_certificates(folder, host="127.0.0.1"):
     now = datetime.datetime.now(datetime.UTC)
 
     def issue(name, issuer=None, authority=False, days=(-1, 30), host=host):
-        if host[0].isdigit():
-            alternative = x509.IPAddress(ip_address(host))
-        else:
-            alternative = x509.DNSName(host)
+        alternative = x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         signer, signer_name = issuer or (key, subject)

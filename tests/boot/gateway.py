@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tools.debian import Release
 
 from tests.boot.machine import Done, Machine
 from tests.boot.root import WORK, copied, pristine
@@ -24,6 +23,7 @@ from tests.boot.site import LAN, Site
 from tests.broker import wait_until
 from tests.netns import ROOT
 from tests.test_documents import Block, blocks
+from tools.debian import Release
 
 DOCUMENT = ROOT / "docs" / "gateway.md"
 CONFIG = "/etc/botwatch/agent.yaml"
@@ -152,11 +152,15 @@ class Gateway:
     def wait_for_line(self, pattern: str, journal: Callable[[], str] | None = None, timeout_s: float = 20.0) -> str:
         """Wait for a message of the service, since the machine was switched on or in ``journal``; return it."""
         read = journal or self.machine.journal
+
+        def lines() -> list[str]:
+            return [line for line in read().splitlines() if re.search(pattern, line)]
+
         try:
-            wait_until(lambda: re.search(pattern, read()), timeout_s)
+            wait_until(lines, timeout_s)
         except AssertionError:
             raise AssertionError(f"{pattern!r} is not in the journal:\n{read()}") from None
-        return next(line for line in read().splitlines() if re.search(pattern, line))
+        return lines()[0]
 
     @property
     def config(self) -> str:

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.debian import BOOKWORM, TRIXIE, Unavailable
 
-from tests.boot.gateway import SERVER, Gateway, steps, typed_on
+from tests.boot.gateway import PORT, SERVER, Gateway, steps, typed_on
 from tests.broker import wait_until
 from tests.conftest import Home
 from tests.line import make_certificates
 from tests.netns import ROOT
 from tests.streams import context
+from tools.debian import BOOKWORM, TRIXIE, Unavailable
 
 CREDENTIALS = "/etc/botwatch/credentials"
 
@@ -252,42 +252,44 @@ def test_a_reload_refuses_a_bad_configuration_as_a_whole(gateway: Gateway, key: 
 
 
 WRONG = {
-    "a bundle in /root": ({"bundle": "/root/bundles/home"}, "bundle"),
-    "a bundle of mode 0700": ({"bundle": "/etc/botwatch/private-bundle"}, "bundle"),
-    "a secret by path, of root, 0600": ({"broker__password_file": "/etc/botwatch/secret"}, "password_file"),
-    "a credential that is not there": ({"broker__password_file": "credential:absent"}, "password_file"),
-    "a wrong password": ({"broker__password_file": "credential:other"}, "broker"),
+    "a bundle in /root": ({"bundle": "/root/bundles/home"}, "bundle", "/root/bundles/home"),
+    "a bundle of mode 0700": ({"bundle": "/etc/botwatch/private"}, "bundle", "/etc/botwatch/private"),
+    "a secret of root by its path": ({"broker__password_file": "/etc/botwatch/secret"}, "password_file", "permission"),
+    "a credential that is not there": ({"broker__password_file": "credential:absent"}, "password_file", "absent"),
+    "a wrong password": ({"broker__password_file": "credential:guessed"}, "broker", "[Nn]ot authori"),
 }
+"""Each with the keys that are wrong, the finding of `check`, and what the service says."""
 
 
+@pytest.fixture
+def pitfalls(gateway: Gateway) -> Iterator[None]:
+    """Put files on the gateway that root can read and the service cannot; it works as before afterwards."""
+    gateway.type("cp -a /etc/botwatch/bundle /etc/botwatch/private; chmod 700 /etc/botwatch/private").well()
+    gateway.type("install -m 600 /root/mqtt.password /etc/botwatch/secret").well()
+    gateway.type(f"echo guessed > /root/guessed; install -m 600 /root/guessed {CREDENTIALS}").well()
+    gateway.type("systemctl stop edge-agent").well()
+    yield
+    gateway.type(f"rm -r /etc/botwatch/private /etc/botwatch/secret {CREDENTIALS}/guessed").well()
+    gateway.type("systemctl stop edge-agent").well()
+    gateway.restart()
+    assert "WRONG" not in gateway.agent("check").well().out
+
+
+@pytest.mark.usefixtures("pitfalls")
 @pytest.mark.parametrize("case", WRONG)
 def test_check_finds_what_keeps_the_service_from_working(gateway: Gateway, case: str) -> None:
-    keys, word = WRONG[case]
-    gateway.type(
-        "cp -a /etc/botwatch/bundle /etc/botwatch/private-bundle; chmod 700 /etc/botwatch/private-bundle"
-    ).well()
-    gateway.type("cp /root/mqtt.password /etc/botwatch/secret; chmod 600 /etc/botwatch/secret").well()
-    gateway.type(f"echo guessed > {CREDENTIALS}/other; chmod 600 {CREDENTIALS}/other").well()
-    gateway.type("systemctl stop edge-agent").well()
-    try:
-        with gateway.edited(**keys):
-            done = gateway.agent("check")
-            assert done.status == 1, done.out
-            (line,) = [line for line in done.out.splitlines() if line.startswith("WRONG")]
-            assert word in line
-            gateway.type("systemctl restart --no-block edge-agent").well()
-            # The service does not work with it either: it ends with a reason, or the broker refuses it.
-            journal = gateway.journal_since()
-            reason = gateway.wait_for_line(
-                r"^(?!.*systemd).*(botwatch agent: .*(bundle|file|credential)|[Nn]ot authori)", journal
-            )
-            assert not gateway.status().get("broker", {}).get("connected")
-            gateway.shown.add(f"check: {case}", line)
-            gateway.shown.add("… and the service says", reason)
-    finally:
-        gateway.type("systemctl reset-failed edge-agent; systemctl stop edge-agent")
-        gateway.restart()
-    assert gateway.agent("check").well().out.count("WRONG") == 0
+    keys, word, reason = WRONG[case]
+    with gateway.edited(**keys):
+        done = gateway.agent("check")
+        wrong = [line for line in done.out.splitlines() if line.startswith("WRONG")]
+        assert done.status == 1
+        assert [line for line in wrong if word in line], done.out
+        journal = gateway.journal_since()
+        gateway.type("systemctl restart --no-block edge-agent").well()
+        line = gateway.wait_for_line(f"(botwatch agent: |WARNING ).*{reason}", journal)
+        assert not gateway.status().get("broker", {}).get("connected")
+    gateway.shown.add(f"check: {case}", wrong[0])
+    gateway.shown.add("… and the service says", line)
 
 
 def test_to_install_again_changes_nothing(gateway: Gateway) -> None:
@@ -347,3 +349,28 @@ def test_after_a_power_cut_it_starts_by_itself_and_delivers_what_waited(gateway:
     gateway.shown.add("a power cut while the broker was away", "started by itself, and delivered what had waited")
     alert = gateway.wait_for_scan()
     gateway.shown.add("… and the next scan", alert["alert"]["signature"])
+
+
+def test_an_interface_that_is_absent_at_boot_is_captured_when_it_appears(gateway: Gateway) -> None:
+    lan, late = gateway.values.interface, "late0"
+    with gateway.edited(capture__interfaces=[lan, late]):
+        gateway.off()
+        gateway.switch_on()
+        wait_until(gateway.active, 30)
+        gateway.shown.add(f"booted without {late}", gateway.wait_for_line(late))
+        assert gateway.wait_for_scan()["in_iface"] == lan
+        checked = gateway.agent("check")
+        assert checked.status == 1
+        assert any(line.startswith("WRONG") and late in line for line in checked.out.splitlines())
+        journal = gateway.journal_since()
+        gateway.site.unplug_device()
+        gateway.site.connect_device(gateway.machine, late)
+        gateway.type(f"ip link set {late} up").well()
+        line = gateway.wait_for_line(late, journal)
+        gateway.shown.add(f"… {late} is plugged in", line)
+        alert = gateway.wait_for_scan()
+        assert alert["in_iface"] == late
+        gateway.shown.add("… and a scan on it", alert["alert"]["signature"])
+    gateway.site.unplug_device()
+    gateway.site.connect_device(gateway.machine, PORT)
+    gateway.restart()

@@ -72,6 +72,10 @@ class Site:
         """Lay the cable between a port on the gateway's LAN side and the device."""
         machine.plug_in(port, self.device, "eth0")
 
+    def unplug_device(self) -> None:
+        """Take the device's cable away, with its port on the gateway."""
+        ip("-n", self.device, "link", "del", "eth0")
+
     def start_broker(self, config: str) -> None:
         """Start mosquitto on the server with this configuration; it listens when this returns."""
         (self.folder / "broker/mosquitto.conf").write_text(f"user root\n{config}\n")
