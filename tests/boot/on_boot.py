@@ -72,19 +72,26 @@ def gateway(
         pytest.fail(str(reason), pytrace=False)
     try:
         with gateway.site:
-            gateway.switch_on()
-            system = gateway.type(
-                ". /etc/os-release; echo $PRETTY_NAME; uname -m; systemctl --version | head -n 1"
-            ).well()
-            gateway.shown.title = " · ".join(system.out.splitlines())
-            gateway.shown.add("booted", f"systemd says running; no failed unit; {time.monotonic() - began:.1f} s")
-            install(gateway, dist, home)
+            try:
+                gateway.switch_on()
+                gateway.shown.title = describe(gateway)
+                gateway.shown.add("booted", f"systemd says running, no failed unit; {time.monotonic() - began:.1f} s")
+                install(gateway, dist, home)
+            except (AssertionError, OSError, subprocess.SubprocessError) as error:
+                pytest.fail(
+                    f"{request.param.name} is not installed, so that nothing can be tried: {error}", pytrace=False
+                )
             yield gateway
-            seconds = gateway.off()
-            gateway.shown.add("shut down", f"{seconds:.1f} s; the whole took {time.monotonic() - began:.0f} s")
+            gateway.shown.add("shut down", f"{gateway.off():.1f} s; the whole took {time.monotonic() - began:.0f} s")
     finally:
         gateway.machine.throw_away()
         print(f"\n{gateway.shown.text()}")
+
+
+def describe(gateway: Gateway) -> str:
+    """Return the system, the processor and the versions that count, as the machine itself names them."""
+    lines = gateway.type(". /etc/os-release; echo $PRETTY_NAME; uname -m; systemctl --version | head -n 1").well()
+    return " · ".join(lines.out.splitlines())
 
 
 def install(gateway: Gateway, dist: Path, home: Home) -> None:
@@ -126,7 +133,8 @@ def follow(gateway: Gateway, machine: str, line: str) -> None:
                 gateway.type(remedy).well()
             done = gateway.type(line)
         done.well()
-        gateway.shown.add(f"gateway# {line}", (done.out.strip() or done.err.strip() or "ok").rpartition("\n")[2])
+        last = (done.out.strip() or done.err.strip() or "(no output)").rpartition("\n")[2]
+        gateway.shown.add(f"gateway# {line}", f"{done.seconds:4.1f} s: {last}")
 
 
 def test_a_scan_of_a_device_is_an_alert_in_the_collector(gateway: Gateway) -> None:
