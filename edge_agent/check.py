@@ -109,6 +109,8 @@ def _installation(service: Service) -> Iterator[Finding]:
     if why := service.unreadable(service.program, *modules):
         folder = service.program.parent.parent
         yield Finding("program", True, f"{why}: `chmod -R go+rX {folder}`")
+    if why := service.no_credentials():
+        yield Finding("credentials", True, why)
     if why := service.unreadable(service.config):
         yield Finding("configuration", True, f"{why}: `chmod 755 {service.config.parent}; chmod 644 {service.config}`")
 

@@ -30,7 +30,7 @@ _DYNAMIC_UID = 61_184
 
 _MOST_LINKS = 40
 _CREDENTIAL_BYTES = 1 << 20
-"""Size of one credential at most (systemd.exec(5): "Credentials")."""
+"""Size of all credentials of a service at most (systemd.exec(5))."""
 
 _NETWORKS = {
     "any": ("0.0.0.0/0", "::/0"),
@@ -121,8 +121,23 @@ class Service:
             return f"{path}: {(error.strerror or str(error)).lower()}"
         if not stat.S_ISREG(status.st_mode):
             return f"{path} is not a regular file: systemd loads no links and folders from there; copy the file itself"
-        if status.st_size > _CREDENTIAL_BYTES:
-            return f"{path} has {status.st_size:,} bytes, more than the {_CREDENTIAL_BYTES:,} of a credential"
+        return ""
+
+    def no_credentials(self) -> str:
+        """Return why systemd cannot load the folder of credentials, so that the service does not start, or ""."""
+        folder = credentials.FOLDER
+        if f"{credentials.ID}:{folder}" not in self.loads:
+            return ""
+        if not folder.is_dir():
+            return f"{folder} does not exist, and {UNIT} does not start without it: `mkdir -m 700 {folder}`"
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+        for path in files:
+            name = "_".join((credentials.ID, *path.relative_to(folder).parts))
+            if len(name) > 255 or not re.fullmatch("[ -~]+", name) or ":" in name:
+                return f"{path}: a name that systemd refuses, so that {UNIT} does not start; rename it, with a-z only"
+        if (size := sum(path.stat().st_size for path in files)) > _CREDENTIAL_BYTES:
+            most = f"more than the {_CREDENTIAL_BYTES:,} that systemd loads, so that {UNIT} does not start"
+            return f"the files in {folder} have {size:,} bytes, {most}; move the large ones elsewhere"
         return ""
 
     def _denied(self, flag: str, paths: Iterable[Path]) -> str:

@@ -5,6 +5,7 @@
 # image, which may be for another processor.
 set -eu
 umask 022
+export LC_ALL=C # a-z are these letters and no others
 usage() {
     cat <<'EOF'
 usage: install.sh [--wheels DIR] [--gateway ID] [--bundle DIR] [--broker HOST[:PORT]] [--interface NAME]... [--root DIR]
@@ -116,6 +117,7 @@ bundle() {
     bundle=$(CDPATH='' cd "$1" && pwd -P)
     files=$(members "$bundle")
     [ -n "$files" ] || refuse "--bundle $1 is not a model bundle: its manifest.json names no files"
+    # shellcheck disable=SC2086 # names and sums are words
     set -- $files
     while [ $# -gt 0 ]; do
         [ -f "$bundle/$1" ] || refuse "--bundle $bundle is not whole: its manifest names $1, which is not there"
@@ -258,10 +260,13 @@ install_bundle() {
 
 new=$scratch/agent.yaml
 set_key() { # SECTION KEY VALUE
-    if ! SECTION=$1 KEY=$2 VALUE=$3 awk -f "$here/set-key.awk" "$new" > "$new.edited"; then
-        refuse "$config cannot be edited: $(cat "$new.edited")"
-    fi
-    mv "$new.edited" "$new"
+    status=0
+    SECTION=$1 KEY=$2 VALUE=$3 awk -f "$here/set-key.awk" "$new" > "$new.edited" || status=$?
+    case $status in
+    0) mv "$new.edited" "$new" ;;
+    3) refuse "$config cannot be edited: $(cat "$new.edited")" ;;
+    *) fail "awk ended with status $status" ;;
+    esac
 }
 if [ -e "$config" ]; then
     cp "$config" "$new"
@@ -317,7 +322,17 @@ else
     echo "wrote $link"
 fi
 
+for file in "$lib"/lib/python3*/site-packages/edge_agent/completion.bash; do
+    [ ! -f "$file" ] || put "$file" "$root/usr/share/bash-completion/completions/botwatch"
+done
+
+# What the agent needs beside its wheels; a library elsewhere does as well, so that these are no errors.
 [ -x "$root$program" ] || echo "$root$program does not exist: install it with --wheels DIR (\`make wheel\` on the desktop makes DIR)" >&2
+for file in "$root"/usr/lib/libpcap.so.0.8 "$root"/usr/lib/*/libpcap.so.0.8 "$root"/lib/*/libpcap.so.0.8 ''; do
+    [ ! -e "$file" ] || break
+done
+[ -n "$file" ] || echo "$root/usr/lib has no libpcap.so.0.8, which the agent needs: apt-get install libpcap0.8" >&2
+if [ -z "$root" ] && [ -n "$changed" ]; then sync; fi # power may be cut before the card has it
 if [ -z "$root" ] && [ -n "$changed" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     if systemctl -q is-active edge-agent; then

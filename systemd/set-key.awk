@@ -15,7 +15,7 @@ function comment(line,    i, c, quote, last) {
     for (i = 1; i <= length(line); i++) {
         c = substr(line, i, 1)
         if (quote != "") { if (c == quote) quote = "" }
-        else if ((c == "\"" || c == "'") && last ~ /[ \t\[{,:]/) quote = c
+        else if ((c == "\"" || c == "'") && last ~ /[ \t[{,:]/) quote = c
         else if (c == "#" && last ~ /[ \t]/) return i
         last = c
     }
@@ -35,7 +35,7 @@ function replace(i,    line, at, head, tail, indent, cr) {
     indent = width(line)
     for (i++; i <= count; i++) {
         if (empty(text[i])) continue
-        if (width(text[i]) > indent || text[i] ~ /^ *(- |-\r?$|[\]}])/ && width(text[i]) == indent) drop[i] = 1
+        if (width(text[i]) > indent || text[i] ~ /^ *(- |-\r?$|[]}])/ && width(text[i]) == indent) drop[i] = 1
         else break
     }
 }
@@ -44,7 +44,7 @@ function replace(i,    line, at, head, tail, indent, cr) {
 
 END {
     key = ENVIRON["KEY"]; section = ENVIRON["SECTION"]
-    sub(/^\357\273\277/, "", text[1]) && bom = "\357\273\277"
+    if (sub(/^\357\273\277/, "", text[1])) bom = "\357\273\277"
     from = 1; to = count; indent = 0
     for (i = 1; i <= count; i++) {
         if (text[i] ~ /^(\{|%|\t|\.\.\.)/) cannot("line " i " is not a key of its own")

@@ -6,10 +6,12 @@ Debian 12 and 13, pip to install them, and the installer with its files: `dist/s
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 from tools.debian import BOOKWORM, ROOT, TRIXIE, Unavailable, need, run, unpack
 
@@ -30,6 +32,8 @@ def main() -> int:
     try:
         for machine in dict.fromkeys((platform.machine(), ARM)):
             wheel = build(machine)
+            if (libc := libc_of(wheel)) > LIBCS[-1]:  # built here, on a newer system than the gateways have
+                print(f"{wheel.name} does not run on Debian 12: it needs glibc 2.{libc}", file=sys.stderr)
             shutil.copy2(wheel, new)
             for python in PYTHONS:
                 print(f"{wheel.name}: dependencies for Python {python}", flush=True)
@@ -79,6 +83,16 @@ def build(machine: str) -> Path:
     command = [*_PIP, "wheel", "-q", "--no-deps", "-w", str(work), str(source)]
     run(command, f"the package cannot be built for {machine}", environment)
     return next(work.glob("*.whl"))
+
+
+def libc_of(wheel: Path) -> int:
+    """Return N of the oldest glibc 2.N with which the compiled modules of a wheel can be loaded; 0 without such."""
+    versions = {0}
+    with ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.endswith(".so"):
+                versions |= {int(number) for number in re.findall(rb"GLIBC_2\.([0-9]+)", archive.read(name))}
+    return max(versions)
 
 
 def download(folder: Path, machine: str, python: str, *wanted: str, dependencies: bool = True) -> None:

@@ -163,7 +163,6 @@ IN = "/etc/botwatch/credentials"
             "WRONG",
             "is not a regular file: systemd loads no links",
         ),
-        (f"truncate -s 2M {IN}/p; chmod 600 {IN}/p; {SECRET} credential:p", "WRONG", "more than the 1,048,576 of a"),
         (
             f"install -m 600 /dev/null /etc/botwatch/p; {SECRET} /etc/botwatch/p",
             "WRONG",
@@ -187,6 +186,25 @@ def test_a_secret_is_in_order_only_if_it_reaches_the_service(
 ) -> None:
     got, said = checked(tmp_path, home, setup)["password_file"]
     assert got == result
+    assert text in said
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    ("setup", "text"),
+    [
+        (f"rmdir {IN}", f"{IN} does not exist, and {UNIT} does not start without it: `mkdir -m 700 {IN}`"),
+        (f"touch {IN}/ca:old.crt", f"{IN}/ca:old.crt: a name that systemd refuses"),
+        (f"mkdir {IN}/sub; touch {IN}/sub/schl\u00fcssel", "a name that systemd refuses, so that"),
+        (f"truncate -s 600K {IN}/a {IN}/b", "have 1,228,800 bytes, more than the 1,048,576 that systemd loads"),
+    ],
+)
+def test_a_folder_of_credentials_with_which_the_service_would_not_start_is_wrong(
+    tmp_path: Path, home: Home, setup: str, text: str
+) -> None:
+    """systemd ends such a start with 243/CREDENTIALS, before the agent could say anything."""
+    result, said = checked(tmp_path, home, setup)["credentials"]
+    assert result == "WRONG"
     assert text in said
 
 
