@@ -75,12 +75,12 @@ def test_each_flag_is_written_and_every_file_is_named(tmp_path: Path, home: Home
 
 def test_the_service_of_any_user_can_read_what_is_installed_whatever_the_umask_was(tmp_path: Path, home: Home) -> None:
     """A bundle that is private where it was made, and root's umask of 077."""
-    private = shutil.copytree(home.bundle, tmp_path / "private")
+    private = shutil.copytree(home.bundle, tmp_path / "private one")
     for path in (*private.iterdir(), private):
         path.chmod(0o700 if path.is_dir() else 0o600)
     root = tmp_path / "root"
     root.mkdir()
-    script = f"umask 077; exec sh {UNITS / 'install.sh'} --root {root} --bundle {private}"
+    script = f"umask 077; exec sh {UNITS / 'install.sh'} --root {root} --bundle '{private}'"
     subprocess.run(["sh", "-c", script], check=True, capture_output=True, timeout=60)
     for path in (root / "etc").rglob("*"):
         if path.name != "credentials":
@@ -144,6 +144,10 @@ KEYS = ("--gateway", "gw-7", "--broker", "10.0.0.1:8883", "--interface", "br0", 
         "site: home\r\ngateway: gw-1 # ours\r\nbroker:\r\n  host: x\r\n",
         "\ufeffgateway: gw-1\nnames: {host: x}\n",
         "capture:\n  # interfaces: [a]\n  snaplen: 128\nbroker:\n\n  # host: y\n  inflight: 5",
+        "capture: {interfaces: [a, b], filter: 'not, # port'} # mine\n"
+        'broker: {host: x, port: 1, username: "a, b: \\" }"}\n',
+        'broker: {"host": x}\r\nsite: x # c\r\ncapture: { snaplen: 128, }\r\n',
+        "broker : { username: u , 'port' : 5 , ca_file: {a: [b, c]}, }   # {c}\n",
         "outbox:\n  path: /x\nbroker:\n  host: >-\n    folded\n  client_id: x\n",
     ],
 )
@@ -169,7 +173,15 @@ def test_of_any_configuration_with_a_key_a_line_only_the_given_keys_change(tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ["broker: {host: x}\n", "{gateway: x}\n", "broker: &b\n  host: x\n", "...\n", "\tx: 1\n"]
+    "text",
+    [
+        "broker: {host: x,\n  port: 1}\n",
+        "{gateway: x}\n",
+        "broker: {host: 'x}\n",
+        "broker: &b\n  host: x\n",
+        "...\n",
+        "\tx: 1\n",
+    ],
 )
 def test_a_configuration_that_cannot_be_edited_is_refused_before_anything_is_written(tmp_path: Path, text: str) -> None:
     file = tmp_path / CONFIG
