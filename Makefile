@@ -32,11 +32,11 @@ test-arm: $(READY)
 	PYTHON=$(PYTHON) sh tests/system.sh arm
 	$(BIN)/python -m pytest -q -s tests/arm/on_arm.py
 
-# Debian 12 and 13, booted by systemd and installed by the steps of docs/gateway.md, report a scan to a collector. Needs root;
-# fetches some 200 MB of Debian and wheels once, into build.
+# Debian 12 and 13, booted by systemd and installed by the steps of docs/gateway.md, report a scan to a collector; an image
+# for arm64, a capture. Needs root; fetches some 300 MB of Debian and wheels once, into build.
 test-boot: $(READY)
 	PYTHON=$(PYTHON) sh tests/system.sh boot
-	$(BIN)/python -m pytest -q -s tests/boot/on_boot.py
+	$(BIN)/python -m pytest -q -s tests/boot/on_boot.py tests/boot/on_image.py
 
 # What a gateway needs, in dist: wheels for this machine and arm64, and the installer (docs/gateway.md). Fetches some 100 MB
 # of Debian once, into build/arm, to build for arm64.

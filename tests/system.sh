@@ -24,7 +24,8 @@ if [ "${1:-}" = arm ]; then
 	done
 fi
 if [ "${1:-}" = boot ]; then
-	for tool in mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iproute2 nsenter:util-linux; do
+	for tool in mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iproute2 nsenter:util-linux \
+		qemu-aarch64-static:qemu-user-static; do
 		PATH=$PATH:/usr/sbin command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
 	done
 fi

@@ -21,7 +21,6 @@ from tests.boot.gateway import PORT, SERVER, Gateway, steps, typed_on
 from tests.broker import wait_until
 from tests.conftest import Home
 from tests.line import make_certificates
-from tests.netns import ROOT
 from tests.streams import context
 from tools.debian import BOOKWORM, TRIXIE, Unavailable
 
@@ -45,19 +44,6 @@ certfile broker.crt
 keyfile broker.key
 """
 """The broker on the server: the collector is on the same machine, and gateways need TLS and a password."""
-
-
-@pytest.fixture(scope="session")
-def dist() -> Path:
-    """What the desktop makes for gateways, by the documented command."""
-    (command,) = typed_on("desktop")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False, env=environment
-    )
-    if done.returncode:
-        pytest.fail(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}", pytrace=False)
-    return ROOT / "dist"
 
 
 @pytest.fixture(scope="module", params=[BOOKWORM, TRIXIE], ids=lambda release: release.name)
@@ -104,7 +90,7 @@ def install(gateway: Gateway, dist: Path, home: Home) -> None:
     (settings,) = [block for block in steps() if block.language == "yaml"]
     site.start_broker(BROKER.format(folder=site.folder / "broker", port=re.search(r"port: (\d+)", settings.text)[1]))
     # "Copy the folder dist, and the bundle, to the gateway", and the secrets that the administrator was given
-    shutil.copytree(dist, root / "root" / gateway.values.wheels)
+    shutil.copytree(dist, root / "root" / gateway.values.wheels, copy_function=os.link)  # they only are read
     shutil.copytree(home.bundle, root / "root" / gateway.values.bundle)
     (root / "root/mqtt.password").write_text(f"{password}\n")
     shutil.copy(site.folder / "broker/ca.crt", root / "root/ca.crt")
