@@ -4,12 +4,14 @@ import argparse
 import dataclasses
 import logging
 import math
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +244,13 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _config(args: argparse.Namespace) -> "AgentConfig":
+    """Return the configuration and the id of this gateway; SettingsError if there is none."""
+    from edge_agent import identity
+
+    return identity.resolve(_settings(args))
+
+
+def _settings(args: argparse.Namespace) -> "AgentConfig":
     """Return the configuration with what the command line replaces; SettingsError if they cannot be used."""
     from edge_agent.config import AgentConfig
     from edge_agent.contract import settings
@@ -265,10 +274,15 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
 
 
 def _located(args: argparse.Namespace) -> "AgentConfig":
-    """Return the configuration for a command about an agent that may run: its files are those of that agent."""
+    """Return the configuration for a command about an agent that may run: its files are those of that agent.
+
+    The gateway may have no id: such a command is also there to find out why.
+    """
+    from edge_agent import identity
     from edge_agent.orders import locate
 
-    return locate(_config(args))
+    config, _ = identity.resolve_or_reason(_settings(args))
+    return locate(config)
 
 
 def _bundle(config: "AgentConfig") -> "Bundle":
@@ -309,10 +323,10 @@ def _run(args: argparse.Namespace) -> int:
     if not names:
         raise SettingsError("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
     bundle = _bundle(config)
-    publisher = None if args.no_broker else Publisher(config, controlled=True)
+    publisher = None if args.no_broker else Publisher(config, controlled=True, stop=stop)
     state = publisher.state if publisher else None
     agent = Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
-    lines = SideLines(_consequence(config, publisher))
+    lines = SideLines(_consequence(config.outbox.path, sent=publisher is not None))
 
     def give(*alerts: "Alert") -> None:
         if publisher:
@@ -343,6 +357,7 @@ def _run(args: argparse.Namespace) -> int:
         open_now = ", ".join(one.name for one in now if one.captured) or "no interface yet"
         awaited = ", ".join(one.name for one in now if not one.captured)
         waiting = f", waiting for {awaited}" if awaited else ""
+        note(f"{PROG}: gateway {config.gateway} ({printable(config.gateway_origin)})")
         note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
@@ -353,10 +368,11 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _consequence(config: "AgentConfig", publisher: "Publisher | None") -> str:
+def _consequence(outbox: Path | None, *, sent: bool) -> str:
     """Return what a stdout that cannot be written means for alerts."""
-    if publisher:
-        return f"alerts are not printed; they are in the outbox {config.outbox.path} and sent all the same"
+    if sent:
+        stored = f"they are in the outbox {outbox} and " if outbox else "they are "
+        return f"alerts are not printed; {stored}sent all the same"
     return "alerts are lost, because nothing else stores them; give a broker, or make room"
 
 
@@ -372,21 +388,20 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from edge_agent import identity
     from edge_agent.agent import Agent, replay, report
     from edge_agent.capture.sources import CaptureError
     from edge_agent.contract.show import Terminal, alert_line
     from edge_agent.progress import Progress
-    from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
 
-    config = _config(args)
-    bundle = _bundle(config)
+    config = identity.for_replay(_settings(args), args.gateway)
+    bundle, files = _bundle(config), _captures(args.files)
     evidence = dataclasses.replace(config.evidence, path=args.evidence)
     agent = Agent(config, bundle, seed=0, evidence=evidence)
-    publisher = Publisher(config) if args.broker else None
     if bundle.manifest.generated:
         note(f"{PROG}: this model was trained on generated traffic")
-    lines = SideLines(_consequence(config, publisher), needs_reader=publisher is None)
+    lines = SideLines(_consequence(args.outbox, sent=bool(args.broker)), needs_reader=not args.broker)
     terminal = Terminal.of(utc=args.utc)
 
     def give(alert: "Alert") -> None:
@@ -395,10 +410,9 @@ def _replay(args: argparse.Namespace) -> int:
         lines.print(json_text(alert.document()) if args.json else alert_line(alert, terminal))
 
     status, left, trouble, began = OK, 0, "", time.monotonic()
-    with closing(lines), publisher.running() if publisher else nullcontext():
+    with closing(lines), _delivery_of_replay(args, config) as publisher:
         with Progress("packets") as progress:
             try:
-                files = [Path("/dev/stdin") if str(file) == "-" else file for file in args.files]
                 replay(agent, files, give, progress.step)
             except (CaptureError, StateError) as error:  # what came before it is reported all the same
                 status = refuse(PROG, error, FAILED)
@@ -412,8 +426,53 @@ def _replay(args: argparse.Namespace) -> int:
         note(line)
     if left:
         why = f" ({trouble})" if trouble else ""
-        return refuse(PROG, f"{left} alerts wait in {config.outbox.path} for {config.broker.address}{why}", FAILED)
+        address = config.broker.address
+        if args.outbox:
+            return refuse(PROG, f"{left} alerts wait in {args.outbox} for {address}{why}", FAILED)
+        text = f"{address} has not taken {left} alerts{why}, and they are not stored here: replay again to send them"
+        return refuse(PROG, text, FAILED)
     return FAILED if lines.lost and not publisher else status
+
+
+def _captures(files: Sequence[Path]) -> list[Path]:
+    """Return the files to replay, "-" as stdin; SettingsError if one of them is no capture, before any is judged."""
+    from edge_agent.capture.sources import CaptureError, open_file
+    from edge_agent.contract.settings import SettingsError
+
+    captures = [Path("/dev/stdin") if str(file) == "-" else file for file in files]
+    for file in captures:
+        if file.is_fifo() or file.is_char_device() or file.is_socket():
+            continue  # can be read only once
+        try:
+            open_file(file).close()
+        except CaptureError as error:
+            raise SettingsError(str(error)) from error
+    return captures
+
+
+@contextmanager
+def _delivery_of_replay(args: argparse.Namespace, config: "AgentConfig") -> "Iterator[Publisher | None]":
+    """Yield what sends the alerts of a replay, None without a broker.
+
+    An agent that runs is left alone: to the broker a replay is a client of its own, and its outbox is a file that is
+    deleted in the end, unless --outbox names one.
+    """
+    from edge_agent.publisher import Publisher
+    from edge_agent.state import StateError
+
+    if not args.broker:
+        yield None
+        return
+    with ExitStack() as stack:
+        if not args.outbox:
+            try:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="botwatch-replay-"))
+            except OSError as error:
+                raise StateError(f"no temporary file can be made ({error.strerror}); name one by --outbox") from error
+            outbox = dataclasses.replace(config.outbox, path=Path(folder, "outbox.sqlite"))
+            config = dataclasses.replace(config, outbox=outbox)
+        publisher = Publisher(config, guest=f"replay-{secrets.token_hex(4)}")
+        yield stack.enter_context(publisher.running())
 
 
 def _evidence(args: argparse.Namespace) -> int:
@@ -446,11 +505,12 @@ def _evidence(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> int:
+    from edge_agent import identity
     from edge_agent.contract.bundle import replace_file
     from edge_agent.detection import devices
     from edge_agent.state import State
 
-    config = _located(args)
+    config = identity.resolve(_located(args))
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
     with closing(State(config.outbox.path, guest=True)) as state:

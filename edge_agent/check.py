@@ -10,21 +10,22 @@ keeps its connection, because the client id is another one.
 import os
 import pwd
 import shutil
-import ssl
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from edge_agent.capture.attach import merging, way_out
 from edge_agent.capture.sources import ABSENT, DOWN, CaptureError, Interfaces
-from edge_agent.config import AgentConfig
+from edge_agent.config import AUTO, AgentConfig
 from edge_agent.contract import credentials
 from edge_agent.contract.broker import FILES, BrokerConfig, BrokerError, FileKey, explain
 from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.certificate import Certificate
 from edge_agent.control import CommandRefused
+from edge_agent.identity import resolve_or_reason
 from edge_agent.mqtt import probe
 from edge_agent.orders import agent_runs, order
 from edge_agent.sandbox import UNIT, UNIT_FOLDERS, Service, installed
@@ -56,7 +57,12 @@ def findings(
 
     ``source`` is the file of the configuration; a service is looked for in the folders ``units``.
     """
-    yield Finding("configuration", False, f"gateway {config.gateway}, {len(config.networks)} monitored networks")
+    yield Finding("configuration", False, f"{len(config.networks)} monitored networks")
+    config, nameless = resolve_or_reason(config)
+    if nameless:
+        yield Finding("gateway", True, nameless.removeprefix("gateway: "))
+    else:
+        yield Finding("gateway", False, f"{config.gateway} ({config.gateway_origin})")
     service, whose = _view(source, units)
     yield Finding("view", False, whose)
     if service:
@@ -167,6 +173,9 @@ def _broker(config: AgentConfig, service: Service | None) -> Iterator[Finding]:
                 why = line.get("trouble") or "no connection yet"
                 yield Finding(what, True, f"the running agent cannot deliver: {why}{_remedy(why)}")
             return
+        if config.gateway == AUTO:
+            yield Finding(what, True, "not tried, because the gateway has no id")
+            return
         if service and (why := service.unreachable(broker.host, broker.port)):
             remedy = f"`systemctl edit {UNIT}` with the lines [Service] and IPAddressAllow=ADDRESS"
             yield Finding(what, True, f"{why}: {remedy}")
@@ -223,7 +232,7 @@ def _file(broker: BrokerConfig, key: FileKey, service: Service | None) -> Findin
 
 def _certificate(key: str, path: Path, text: str) -> Finding:
     try:
-        until = not_after(text)
+        until = Certificate.read(text).not_after_s
     except ValueError as error:
         return Finding(key, True, f"{path}: holds no certificate in PEM form ({error})")
     day, left = time.strftime("%Y-%m-%d", time.gmtime(until)), (until - time.time()) / 86_400
@@ -232,40 +241,6 @@ def _certificate(key: str, path: Path, text: str) -> Finding:
     if left < EXPIRY_DAYS:
         return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: renew it", warn=True)
     return Finding(key, False, f"{path} is valid until {day}")
-
-
-def not_after(pem: str) -> float:
-    """Return when the first certificate in ``pem`` expires, in Unix seconds; ValueError when it holds none.
-
-    The structure is that of RFC 5280, section 4.1. The standard library reads it only from a connection's peer.
-    """
-    end = "-----END CERTIFICATE-----"
-    start = pem.find("-----BEGIN CERTIFICATE-----")
-    if start < 0 or end not in pem:
-        raise ValueError("no BEGIN CERTIFICATE")
-    der = ssl.PEM_cert_to_DER_cert(pem[start : pem.index(end, start) + len(end)])
-
-    def element(at: int) -> tuple[int, int, int]:
-        """Return the tag of the element at ``at``, and where its content begins and ends."""
-        if at + 2 > len(der):
-            raise ValueError("cut short")
-        length, begin = der[at + 1], at + 2
-        if length & 0x80:
-            begin, length = begin + (length & 0x7F), int.from_bytes(der[begin : begin + (length & 0x7F)])
-        if begin + length > len(der):
-            raise ValueError("cut short")
-        return der[at], begin, begin + length
-
-    _, inside, _ = element(0)  # Certificate
-    _, at, _ = element(inside)  # TBSCertificate
-    before = 3 if element(at)[0] != 0xA0 else 4  # [version,] serialNumber, signature, issuer
-    for _ in range(before):
-        at = element(at)[2]
-    _, at, _ = element(at)  # Validity
-    tag, begin, finish = element(element(at)[2])  # notAfter
-    text = der[begin:finish].decode("ascii")
-    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
 
 
 def _clock(bundle: Bundle | str) -> Finding:

@@ -273,6 +273,7 @@ class Control:
     def _status(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         return {name: content() for name, content in self._sections.items()} | {
             "gateway": self._config.gateway,
+            "gateway_origin": self._config.gateway_origin,
             "allowed": self.suppressions.documents(),
             "commands": list(self._config.commands),
         }

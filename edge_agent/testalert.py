@@ -17,6 +17,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.identity import resolve
 from edge_agent.publisher import Publisher
 from edge_agent.state import State
 
@@ -32,7 +33,8 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     """Send a test alert and yield what happened, step by step.
 
     ``model`` is named in the alert where no agent is running. NotDelivered when the broker has not taken it within
-    ``wait_s`` seconds, CommandRefused when the running agent does not answer; also BrokerError and StateError.
+    ``wait_s`` seconds, CommandRefused when the running agent does not answer, SettingsError when the gateway has no id;
+    also BrokerError and StateError.
     """
     path = config.outbox.path
     if orders.agent_runs(config):
@@ -42,7 +44,8 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
         yield "an agent is running and has made the test alert"
         yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
         return
-    publisher = Publisher(config, controlled=True, guest=True)
+    config = resolve(config)
+    publisher = Publisher(config, controlled=True, guest="guest")
     alerts = Alerter(config.gateway, config.site, model, version("botwatch")).test_alerts(
         time.time_ns(), f"{orders.user()}, no agent running"
     )

@@ -69,7 +69,8 @@ def _status(result: Mapping[str, Any], running: bool, width: int, utc: bool) -> 
     health = _mapping(result.get("health"))
     when = f" at {spelt_locally(health['ts'], utc)}" if "ts" in health else ""
     state = f"running{when}" if running else "no agent is running with this state file"
-    yield from wrapped(f"gateway {result.get('gateway', '?')}: {state}", width, "  ")
+    origin = f" ({result['gateway_origin']})" if result.get("gateway_origin") else ""
+    yield from wrapped(f"gateway {result.get('gateway', '?')}{origin}: {state}", width, "  ")
     if refused := health.get("config_refused"):
         yield from wrapped(
             f"the changed configuration was refused, the previous one stays in use: {refused}", width, "  "

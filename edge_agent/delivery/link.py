@@ -82,7 +82,8 @@ class Link:
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
     ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread. With ``commands``
     the broker's commands are subscribed to; `received` hands them out. A ``guest`` only sends what waits in the outbox:
-    it is another client than the agent, whose connection, session, status and commands it leaves alone.
+    with that word behind its id it is another client than the agent, whose connection, session, status and commands it
+    leaves alone.
     """
 
     def __init__(
@@ -93,16 +94,16 @@ class Link:
         gateway: str,
         agent: str,
         commands: bool = False,
-        guest: bool = False,
+        guest: str = "",
     ) -> None:
         self.config, self.counts = config, LinkCounts()
         self.connected, self.protocol, self.trouble = False, "", ""
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._commands_filter = topic(gateway, "cmd/+", config.base)
-        self._guest = guest
-        suffix = "-guest" if guest else ""
-        self._dialer = Dialer(config, gateway, suffix=suffix, clean=guest, max_packet=_MAX_INCOMING)
+        self._guest = bool(guest)
+        suffix = f"-{guest}" if guest else ""
+        self._dialer = Dialer(config, gateway, suffix=suffix, clean=bool(guest), max_packet=_MAX_INCOMING)
         # what other threads leave for the one in `run`, and it for them
         self._commands = commands
         self._incoming: deque[Incoming] = deque()

@@ -20,6 +20,7 @@ from edge_agent import check
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.broker import BrokerConfig
+from edge_agent.contract.certificate import Certificate
 from edge_agent.contract.messages import topic
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.link import Link
@@ -35,7 +36,7 @@ from tests.line import Listener, config_of, in_thread
 @pytest.fixture
 def config(tmp_path: Path) -> AgentConfig:
     box, kept = OutboxConfig(path=tmp_path / "box.sqlite"), EvidenceConfig(path=tmp_path / "evidence")
-    return AgentConfig(outbox=box, evidence=kept)
+    return AgentConfig(gateway="gw-001", outbox=box, evidence=kept)
 
 
 def found(config: AgentConfig) -> dict[str, check.Finding]:
@@ -136,7 +137,7 @@ def test_a_certificate_is_warned_of_before_it_expires(
     config: AgentConfig, tmp_path: Path, days: float, wrong: bool, warn: bool, said: str
 ) -> None:
     until = certificate(tmp_path / "gw.crt", days)
-    assert check.not_after((tmp_path / "gw.crt").read_text()) == until.timestamp()
+    assert Certificate.read((tmp_path / "gw.crt").read_text()).not_after_s == until.timestamp()
     broker = BrokerConfig(tls=True, cert_file=tmp_path / "gw.crt", key_file=tmp_path / "gw.key")
     (tmp_path / "gw.key").chmod(0o644)
     findings = found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))

@@ -57,7 +57,8 @@ class Gateway:
     """A control with its alerter, without packets and without a broker."""
 
     def __init__(self, folder, max_open=256, **changes):
-        self.config = AgentConfig(**{"outbox": OutboxConfig(path=folder / "state.sqlite"), **changes})
+        box = OutboxConfig(path=folder / "state.sqlite")
+        self.config = AgentConfig(**{"gateway": "gw-001", "outbox": box, **changes})
         self.state = State(self.config.outbox.path)
         self.line = Line()
         self.outbox = Outbox(self.state)

@@ -286,7 +286,18 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
 def test_a_test_alert_without_subscriber_or_broker_is_reported_and_waits(wire: Wire, tmp_path: Path) -> None:
     process, port = mosquitto(wire, tmp_path / "broker")
     box = tmp_path / "box.sqlite"
-    words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")
+    words = (
+        "agent",
+        "test-alert",
+        "--gateway",
+        "gw-001",
+        "--outbox",
+        box,
+        "--wait",
+        "2",
+        "--broker",
+        f"127.0.0.1:{port}",
+    )
     try:
         done = botwatch(wire, *words)
         assert done.returncode == 1
