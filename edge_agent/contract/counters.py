@@ -139,6 +139,11 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
     },
     "devices": {
         "devices": Counter("senders (MACs) that are followed, of extractor.max_devices", now=True),
+        "devices_left_out": Counter(
+            "devices that the published document on devices had no room for",
+            "nothing: those under alarm and those that are learning are in it, and `status` on the gateway lists more",
+            True,
+        ),
         "evicted_devices": Counter(
             "senders dropped from the full table of devices",
             "raise extractor.max_devices if there are so many devices; else they are a sign of forged MACs",

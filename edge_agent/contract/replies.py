@@ -134,8 +134,10 @@ def _several(count: object, thing: str) -> str:
 
 def _of_states(devices: Sequence[Mapping[str, Any]], left_out: object) -> str:
     states = [str(device.get("state", "?")) for device in devices]
+    alarmed = sum(device.get("alarmed") is True for device in devices)
     each = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    more = f"; {_number(left_out)} more are not listed" if left_out else ""
+    more = f"; {alarmed} under alarm" if alarmed else ""
+    more += f"; {_number(left_out)} more are not listed" if left_out else ""
     return (f"{len(states)} known: {each}" if states else "none known") + more
 
 
@@ -199,6 +201,8 @@ def _devices(devices: Sequence[Mapping[str, Any]], width: int, utc: bool) -> Ite
 
 def _notes(device: Mapping[str, Any], utc: bool) -> Iterator[str]:
     """Yield what somebody must know of a device beside its row in the table."""
+    if device.get("alarmed") is True:
+        yield "under alarm: look at its alerts"
     if device.get("state") == "stale":
         since = spelt_locally(device.get("since", "?"), utc)
         yield (
