@@ -107,6 +107,11 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
         "stopped; messages: %d received, %d stored, %d repeated, %d rejected, %d statuses, %d tests, %d documents",
         *(c.received, c.stored, c.duplicates, c.rejected, c.statuses, c.tests, c.documents),
     )
+    if ingest.homeassistant:
+        logger.info(
+            "Home Assistant: %(devices_left_out)d devices not shown, %(events_dropped)d events dropped",
+            ingest.homeassistant.counts,
+        )
     return OK
 
 

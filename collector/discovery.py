@@ -1,4 +1,4 @@
-"""The documents of Home Assistant's MQTT device discovery (since 2024.11), and the states and events that they name.
+"""Writes the documents of Home Assistant's MQTT device discovery (since 2024.11), and their states and events.
 
 Each gateway is a device of Home Assistant's, and so is each device behind a gateway, by its MAC. Every template is a
 fixed text; whatever a gateway says, such as a name, is only ever a string of JSON in bounds. Topics and payloads are

@@ -1,13 +1,12 @@
-"""Home Assistant's picture of the fleet: gateways, devices and open episodes, and what of it is to be published.
+"""Keeps Home Assistant's picture of the fleet (gateways, devices, open episodes) and decides what is published of it.
 
-It is published anew over each connection and when Home Assistant says that it has started. Gateways and devices that
-nobody has heard of for the time of retention are removed, as are documents that a collector published before and that
-stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came, and
-publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
+All of it is published anew over each connection and when Home Assistant says that it has started. Gateways and devices
+that nobody has heard of for the time of retention are removed, as are documents that a collector published before and
+that stand for nothing any more. This module has no clock and no connection: `collector.ingest` hands over what came,
+and publishes what `HomeAssistant.due` returns. Topics and payloads are `collector.discovery`'s.
 """
 
 import logging
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,9 @@ from typing import Any, NamedTuple
 
 from collector.config import CollectorConfig
 from collector.discovery import Documents, HomeDevice, OpenEpisode, shown
-from collector.store import AlertStore, Arrival, Document, Fresh, Presence, StoreBusy, StoreError
+from collector.store import AlertStore, Arrival, Fresh, GatewayDocument, Presence, StoreBusy, StoreError
 from edge_agent.contract.alert import Alert
-from edge_agent.contract.messages import (
-    Status,
-)
+from edge_agent.contract.messages import Status
 from edge_agent.mqtt import Incoming
 
 logger = logging.getLogger(__name__)
@@ -48,7 +45,6 @@ SEEN_S = 3600.0
 DUE = 200
 """Gateways and devices whose messages are published at once."""
 
-_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = float("inf")
 _OTHER = b"?"  # a payload that none of ours equals
 
@@ -113,10 +109,9 @@ class HomeAssistant:
         self._settle_s = self._birth_s = _NEVER
         self._answered_s, self._refusal = -_NEVER, ""
         for present in store.presences():
+            self._heard_of(present.gateway, present.seen_ns)
             if present.mac:
                 self._saw(present.mac, present.gateway, present.name, present.seen_ns)
-            else:
-                self._heard_of(present.gateway, present.seen_ns)
         for row in store.open_episodes(MAX_OPEN):
             self._follow(row)
         self._unsaved.clear()
@@ -174,7 +169,7 @@ class HomeAssistant:
             return True
         return False
 
-    def _take_document(self, document: Document, seen_ns: int) -> None:
+    def _take_document(self, document: GatewayDocument, seen_ns: int) -> None:
         """Take in a gateway's document on its health or its devices, which was true at ``seen_ns``."""
         content = document.content or {}
         facts = self._heard_of(document.gateway, seen_ns)
@@ -190,7 +185,7 @@ class HomeAssistant:
         ids: dict[str, None] = {}
         keys = set(fresh.keys)
         for arrival in arrivals:
-            if isinstance(arrival.message, Document):
+            if isinstance(arrival.message, GatewayDocument):
                 if arrival.message.content is not None:  # one that the broker has kept may be old
                     latest_ns = arrival.message.t_ns if arrival.retained else arrival.received_ns
                     self._take_document(arrival.message, min(latest_ns, arrival.received_ns))
@@ -293,7 +288,9 @@ class HomeAssistant:
         self._left_out.add(mac)
         self.counts["devices_left_out"] = count = len(self._left_out)
         if count.bit_count() == 1:
-            logger.warning("%d devices are left out: homeassistant.max_devices is %d", count, self._most)
+            logger.warning(
+                "%d devices are not shown in Home Assistant: homeassistant.max_devices is %d", count, self._most
+            )
 
     def _change(self, gateway: str, mac: str) -> None:
         self._changed |= dict.fromkeys(_home_devices_of(gateway, mac))

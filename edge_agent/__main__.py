@@ -171,7 +171,7 @@ def _run(args: argparse.Namespace) -> int:
     if not names:
         raise SettingsError("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
     bundle = _bundle(config)
-    publisher = None if args.no_broker else Publisher(config, controlled=True)
+    publisher = None if args.no_broker else Publisher(config, controlled=True, stop=stop)
     state = publisher.state if publisher else None
     agent = Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
     lines = SideLines(_consequence(config.outbox.path, sent=publisher is not None))

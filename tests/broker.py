@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -129,17 +130,24 @@ class Amqtt(Broker):
         return [sys.executable, "-c", AMQTT, str(self.port)]
 
 
+class Farewell(NamedTuple):
+    """A DISCONNECT that ends the connection."""
+
+    reason: int
+
+
 class Scripted:
     """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
-    ``judge(topic, payload)`` returns the reason code of a PUBACK, or None for no answer. ``after_connect`` ends each
-    connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason. Subscriptions to filters
-    with ``refuse`` in them are refused. ``most_under_way`` is the highest number of messages that waited for an answer.
+    ``judge(topic, payload)`` returns the reason code of a PUBACK, a farewell, or None for no answer. ``after_connect``
+    ends each connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason. Subscriptions to
+    filters with ``refuse`` in them are refused. ``most_under_way`` is the highest number of messages that waited for an
+    answer.
     """
 
     def __init__(
         self,
-        judge: Callable[[str, bytes], int | None],
+        judge: Callable[[str, bytes], "int | Farewell | None"],
         receive_maximum: int = 65_535,
         after_connect: bool = False,
         farewell: int = 0,
@@ -197,6 +205,9 @@ class Scripted:
                     self.most_under_way = max(self.most_under_way, under_way)
                     if where.endswith("/alert"):
                         self.got.append(payload)
+                    if isinstance(reason, Farewell):
+                        line.sendall(bytes([0xE0, 2, reason.reason, 0]))
+                        return
                     if reason is not None:
                         waiting += bytes([0x40, 4, *mid, reason, 0])
             line.sendall(waiting)

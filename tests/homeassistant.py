@@ -189,7 +189,7 @@ class HomeAssistant:
             if match := DISCOVERY.fullmatch(where):
                 self.devices.pop(match["object_id"], None)
                 if match["prefix"] == self.prefix and payload:
-                    self._discover(match["object_id"], payload)
+                    self._discover(match["object_id"], payload, retained)
                 return
             for component in self._components("event"):
                 if component["state_topic"] == where and not retained:
@@ -198,7 +198,7 @@ class HomeAssistant:
                         self.complaints.append(f"{where}: invalid event type {event}")
                     self.events.append(event)
 
-    def _discover(self, object_id: str, payload: bytes) -> None:
+    def _discover(self, object_id: str, payload: bytes, retained: bool) -> None:
         document = json.loads(payload)
         found = jsonschema.Draft202012Validator(DOCUMENT).iter_errors(document)
         errors = [f"{object_id}: {error.json_path}: {error.message}" for error in found]
@@ -209,6 +209,10 @@ class HomeAssistant:
         for component in document["components"].values():
             if component["unique_id"] in known:
                 self.complaints.append(f"{object_id}: {component['unique_id']} is not unique")
+        identifiers = {i for other in self.devices.values() for i in other["device"]["identifiers"]}
+        via = document["device"].get("via_device")
+        if via and via not in identifiers and not retained:  # a broker hands out what it retains in any order
+            self.complaints.append(f"{object_id}: via_device {via} does not exist")
         self.devices[object_id] = document
 
     def _components(self, platform: str) -> list[dict[str, Any]]:

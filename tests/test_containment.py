@@ -1,4 +1,4 @@
-"""docs/consumers/contain.py cuts off the infected device and nobody else, for a time, and only when it is told to."""
+"""docs/consumers/contain.py cuts off the infected device and nobody else, for a time, and only with --apply."""
 
 import json
 import shutil
@@ -215,6 +215,27 @@ def test_there_are_never_more_than_the_most_at_a_time(lan):
     assert lan.contain("--apply", "--most", "2", alerts=[about(macs[0])]) == [f"cut off: {macs[0]} for 3600 s"]
     assert lan.elements().count("timeout 1h") == 1
     lan.inside(lan.gateway, "nft", "delete", "table", "inet", "botwatch")
+
+
+def test_on_a_bridge_the_infected_device_is_cut_off_as_well(lan):
+    """The devices and the peer are in one network here; the gateway only bridges."""
+    ip("-n", lan.gateway, "link", "add", "br0", "type", "bridge")
+    ip("-n", lan.gateway, "link", "set", "br0", "up")
+    members = {"infected": "192.168.9.57", "other": "192.168.9.58", "world": "192.168.9.9"}
+    for number, (name, address) in enumerate(members.items()):
+        space = {**lan.spaces, "world": lan.world}[name]
+        ip("link", "add", f"b{number}", "netns", lan.gateway, "type", "veth", "peer", "name", "eth1", "netns", space)
+        ip("-n", lan.gateway, "link", "set", f"b{number}", "master", "br0", "up")
+        ip("-n", space, "link", "set", "eth1", "up")
+        ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth1")
+        wait_until_up(lan.gateway, f"b{number}")
+    peer = members["world"]
+    wait_until(lambda: lan.reaches("infected", peer) and lan.reaches("other", peer), 20)
+    mac = lan.mac("infected", "eth1")
+    lan.contain("--apply", "--family", "bridge", "--seconds", "3", alerts=[about(mac)])
+    assert not lan.reaches("infected", peer)
+    assert lan.reaches("other", peer)
+    wait_until(lambda: lan.reaches("infected", peer), 20)
 
 
 def test_without_the_right_to_do_it_the_reason_is_one_line(tmp_path):

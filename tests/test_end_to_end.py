@@ -84,7 +84,7 @@ def test_the_collector_stores_an_attack_once_however_often_its_capture_is_replay
 
 
 @needs_mosquitto
-def test_home_assistant_shows_a_device_as_infected_while_it_attacks(home, attack_capture, tmp_path):
+def test_home_assistant_has_each_alert_of_a_replay_as_an_event_and_no_infection_is_left(home, attack_capture, tmp_path):
     (tmp_path / "collector.yaml").write_text("homeassistant: {enabled: true}\n")
     with (
         Mosquitto(tmp_path / "broker") as broker,

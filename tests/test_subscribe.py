@@ -16,6 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from collector.store import AlertStore, Arrival
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import format_time
 from tests.broker import Mosquitto, free_port, needs_clients, needs_mosquitto, wait_until
@@ -217,6 +218,35 @@ def test_eve_lines_come_from_the_broker_and_go_on_in_a_new_file_after_a_rotation
     assert [context(json.loads(file.read_text()))["id"][-1] for file in (tmp_path / "eve.json.1", path)] == ["1", "2"]
 
 
+def test_eve_lines_of_a_collector_go_on_where_they_ended_also_in_a_new_file(tmp_path):
+    path, cursor, db = tmp_path / "eve.json", tmp_path / "eve.json.cursor", tmp_path / "c.sqlite"
+    for name, words in (("botwatch", "-m edge_agent.command"), ("python3", "")):
+        (tmp_path / name).write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {words} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    store = AlertStore(str(db))
+
+    def save(*numbers):
+        store.save([Arrival(Alert.read(a), 1, json.dumps(a)) for a in (alert(n=n) for n in numbers)])
+
+    def written():
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(context(json.loads(line))["id"][-1]) for line in lines]
+
+    for numbers in ((1, 2, 3), (4, 5)):
+        save(*numbers)
+        command = ("sh", CONSUMERS / "eve.sh", path, "--db", db)
+        with consumer(*command, env=environment, start_new_session=True) as process:
+            wait_until(lambda numbers=numbers: written() == list(numbers))
+            wait_until(lambda numbers=numbers: cursor.exists() and cursor.read_text() == f"{numbers[-1]}\n")
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(10)
+        for line in path.read_text().splitlines():
+            SCHEMA.validate(json.loads(line))
+        path.rename(tmp_path / f"eve.json.{numbers[0]}")
+    store.close()
+
+
 # --- Node-RED ---
 
 FLOW = json.loads((CONSUMERS / "node-red.json").read_text())
@@ -244,7 +274,7 @@ for (const [topic, payload] of JSON.parse(require('fs').readFileSync(0)))
 """
 
 
-def said(*messages):
+def answered(*messages):
     """What the flow's function says to each message, without Node-RED."""
     if not shutil.which("node"):
         pytest.skip("node is not installed")
@@ -262,7 +292,7 @@ def test_the_flow_says_once_that_a_device_attacks_once_that_it_is_worse_and_once
     )
     messages = [(TOPIC, a) for a in (new, new, worse, same, end, end, alert("test"))]
     junk = [(TOPIC, {}), (TOPIC, None), (TOPIC, "x"), ("botwatch/v1/gw/gw-002/alert", alert(n=5))]
-    answers = said(*messages, *junk)
+    answers = answered(*messages, *junk)
     assert answers[0].startswith("botwatch unknown attack from 192.168.44.23 (?[2Jcam?31m?): reaches")
     assert answers[2].startswith("botwatch Mirai scan from 192.168.44.23 (doorbell): reaches")
     assert answers[4] == "botwatch Mirai scan from 192.168.44.23 (doorbell): has ended"

@@ -4,7 +4,8 @@
     mosquitto_sub -h broker.lan -c -i siem -q 1 -t 'botwatch/v1/gw/+/alert' | python3 eve.py /var/log/botwatch/eve.json
 
 Each line is one EVE record and is on the disk before the next is read. An alert that the end of the file has already is
-not written again. A file that was moved away (logrotate) is made anew.
+not written again. A file that was moved away (logrotate) is made anew. From a collector (eve.sh) alerts come with a
+cursor; that of the last one is in the file with .cursor behind its name.
 """
 
 import json
@@ -16,6 +17,14 @@ from pathlib import Path
 MOST = 10_000  # alerts that are remembered, to recognise repeats
 LONGEST = 16_384  # bytes of a line; no alert has more
 TAIL = 16 * 1024 * 1024  # bytes at the end of the file that are read at the start
+
+
+def cursor_of(record):
+    """Return the cursor with which a collector's feed goes on behind this record; None for one from the broker."""
+    try:
+        return int(record["alert"]["context"]["collector"]["cursor"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def key_of(line):
@@ -57,6 +66,12 @@ class EveFile:
         os.write(self.file, line)
         os.fsync(self.file)
 
+    def note(self, cursor):
+        """Replace the file with the cursor."""
+        new, name = Path(f"{self.path}.cursor.new"), Path(f"{self.path}.cursor")
+        new.write_text(f"{cursor}\n")
+        new.replace(name)
+
 
 def main(path):
     """Append what comes on stdin until that ends."""
@@ -67,9 +82,13 @@ def main(path):
         if key is None:
             refused += 1
             print(f"eve.py: not an alert, {refused} so far: {line[:60]!r}", file=sys.stderr, flush=True)
-        elif key not in eve.seen:
-            eve.write(json.dumps(json.loads(line), separators=(",", ":")).encode() + b"\n")
+            continue
+        record = json.loads(line)
+        if key not in eve.seen:
+            eve.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
             eve.remember(key)
+        if (cursor := cursor_of(record)) is not None:
+            eve.note(cursor)
 
 
 if __name__ == "__main__":

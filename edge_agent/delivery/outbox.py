@@ -57,15 +57,21 @@ class OutboxCounts:
 class Outbox:
     """The outbox in ``state``: at most ``max_rows`` and ``max_bytes`` of messages that wait or were taken.
 
-    Those the broker has taken stay for ``keep_s`` seconds, so that they can be sent `again`.
+    Those the broker has taken stay for ``keep_s`` seconds, so that they can be sent `again`. ``clock`` is a steady one.
     """
 
     def __init__(
-        self, state: State, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES, keep_s: float = KEEP_S
+        self,
+        state: State,
+        max_rows: int = MAX_ROWS,
+        max_bytes: int = MAX_BYTES,
+        keep_s: float = KEEP_S,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_rows < 1 or max_bytes < MAX_PAYLOAD:
             raise ValueError(f"outbox: must hold at least 1 row and {MAX_PAYLOAD} bytes")
-        self.counts = OutboxCounts()
+        self.counts, self._clock = OutboxCounts(), clock
         self._table = OutboxTable(state)
         self._state, self._max_rows, self._max_bytes, self._keep_s = state, max_rows, max_bytes, keep_s
         self._given = 0  # the last row handed to ``send``
@@ -295,7 +301,7 @@ class Outbox:
         longest. Where one has ended the connection, those that are at least as large rest, too. Call it when no other
         message waits or is under way.
         """
-        aside, now = self._set_aside(), time.monotonic()
+        aside, now = self._set_aside(), self._clock()
         with self._lock:
             rests = self._resting_bytes if now < self._resting_until else 1 << 62
             due = [row for row, size in aside.items() if size < rests]
@@ -325,7 +331,7 @@ class Outbox:
         self._resting_until = 0.0
 
     def _rest(self, row: int) -> None:
-        size, now = self._aside.get(row, 0), time.monotonic()
+        size, now = self._aside.get(row, 0), self._clock()
         self._resting_bytes = min(size, self._resting_bytes) if now < self._resting_until else size
         self._resting_until = now + ASIDE_S
 

@@ -5,6 +5,7 @@ import re
 import sqlite3
 import time
 from copy import deepcopy
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from collector.config import CollectorConfig, HomeAssistantConfig, Retention
 from collector.homeassistant import BIRTH_S, MAX_EVENTS, SETTLE_S, HomeAssistant
 from collector.ingest import Ingest, MessageJudge
-from collector.store import AlertStore, Arrival, Fresh
+from collector.store import AlertStore, Arrival, Fresh, Presence
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.messages import Health, MessageError, Status, encode, format_time
@@ -129,6 +130,18 @@ def test_a_gateway_is_shown_with_what_it_measures(line):
         assert not ha.available("botwatch_gw-001")
 
 
+@pytest.mark.parametrize("client", ["homeassistant", "viewer"])
+def test_the_rights_that_we_ship_cover_every_topic_that_an_entity_reads(line, client):
+    line.take("devices", devices((MAC, "cam-entrance")))
+    line.take("health", HEALTH)
+    acl = files("configs").joinpath("mosquitto.acl").read_text()
+    rights = re.search(rf"^user {client}\n((?:topic .+\n)+)", acl, re.MULTILINE)[1]
+    filters = re.findall(r"^topic (?:read|readwrite) (.+)$", rights, re.MULTILINE)
+    assert line.heard.may_read(filters)
+    assert len(line.heard.topics()) == 7
+    assert not line.heard.may_read([name for name in filters if not name.endswith("/health")])
+
+
 def test_a_device_is_infected_from_the_first_alert_of_an_episode_to_the_last(line):
     line.take("devices", devices((MAC, "cam-entrance"), (OTHER, "")))
     ha = line.heard
@@ -217,6 +230,14 @@ def test_an_infection_survives_a_restart_of_the_collector(database):
     assert line.heard.state(line.heard.device_of(MAC), "infected") == "off"
     assert line.heard.devices[line.heard.device_of(MAC)]["device"]["name"] == "cam-entrance"
     store.close()
+
+
+def test_a_gateway_is_published_before_the_devices_behind_it_also_after_a_restart(line):
+    line.store.remember([Presence("gw-007", MAC, "cam-entrance", NOW_NS)])  # of the gateway itself nothing is stored
+    line.heard = homeassistant.HomeAssistant()
+    line.restart()
+    assert list(line.heard.devices) == ["botwatch_gw-007", "botwatch_mac_b827eb123456"]
+    assert line.heard.complaints == []
 
 
 def test_nothing_is_published_twice_until_home_assistant_starts_or_the_connection_is_new(line):
@@ -476,5 +497,6 @@ def test_a_real_broker_carries_yes_and_no_over_restarts_of_home_assistant_and_of
         assert [event["event_type"] for event in ha.events][-1] == "end"
         assert ha.complaints == []
         assert collector.end(15) == 0
+        assert "Home Assistant: 0 devices not shown, 0 events dropped" in collector.said()
         wait_until(lambda: ha.messages[-1] == ("botwatch/v1/ha/collector", b"offline"))
         ha.close()

@@ -1,5 +1,8 @@
 """The broker that we ship gives each client the rights of the table in docs/alerts.md, and no others."""
 
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from tests.broker import needs_mosquitto, wait_until
+from tests.broker import needs_clients, needs_mosquitto, wait_until
 from tests.line import tls_config
 from tests.test_documents import prose, tables
 
@@ -71,3 +74,25 @@ def test_each_client_has_the_rights_of_the_table_and_no_others(site):
         reads = {(name, topic) for name, client in clients.items() for topic in client.got}
     assert writes == {key for key, right in wanted.items() if "w" in right}
     assert reads == {key for key, right in wanted.items() if "r" in right}
+
+
+CONSUMERS = ALERTS.parent / "consumers"
+
+
+@needs_mosquitto
+@needs_clients
+def test_the_consumers_read_along_with_the_certificate_of_the_viewer(site):
+    ca, cert, key = (str(site.folder / name) for name in ("ca.crt", "viewer.crt", "viewer.key"))
+    python = [sys.executable, CONSUMERS / "alerts.py", "--host", "127.0.0.1", "--port", str(site.port)]
+    shell = ["sh", CONSUMERS / "alerts.sh", "-h", "127.0.0.1", "-p", str(site.port), "--cafile", ca]
+    for command in ([*python, "--ca", ca, "--cert", cert, "--key", key], [*shell, "--cert", cert, "--key", key]):
+        before = site.log().count("as viewer")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert process.stdout.readline() in ("subscribed: Granted QoS 1\n", "waiting for alerts\n")
+            wait_until(lambda before=before: site.log().count("as viewer") > before)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            process.wait()

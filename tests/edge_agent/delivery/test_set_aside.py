@@ -12,13 +12,14 @@ import pytest
 
 from edge_agent.config import AgentConfig, OutboxConfig
 from edge_agent.contract.messages import topic
-from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.outbox import ASIDE_S, Outbox
 from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.publisher import Publisher
 from edge_agent.state import SCHEMA_VERSION, State
-from tests.broker import Mosquitto, needs_mosquitto, wait_until
+from tests.broker import Farewell, Mosquitto, Scripted, needs_mosquitto, wait_until
 from tests.line import ALERT, config_of, running
 
+TOO_LARGE, STOPPING, TAKEN_OVER, BUSY = 0x95, 0x8B, 0x8E, 0x89  # reasons of a DISCONNECT
 ID = "01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44"
 LARGE = json.dumps({"alert": {"context": {"botwatch": {"id": ID}}}, "text": "x" * 9000}).encode()
 LIMITS = [("max_packet_size 5000", "3.1.1"), ("max_packet_size 5000", 5), ("message_size_limit 5000", 5)]
@@ -86,7 +87,7 @@ AGENT = """
 import sys, threading
 from pathlib import Path
 from edge_agent.delivery.link import BrokerConfig, Link
-from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.outbox import ASIDE_S, Outbox
 from edge_agent.state import State
 
 outbox = Outbox(State(Path(sys.argv[1])))
@@ -185,6 +186,59 @@ def test_health_counts_what_is_set_aside_and_left_out(tmp_path, listening):
             assert publisher.line()["trouble"].startswith("does not take some messages, which are set aside (1)")
 
 
+def test_each_is_tried_again_every_hour_and_one_that_fails_spares_the_larger_ones(tmp_path):
+    now = [1000.0]
+    outbox = Outbox(State(tmp_path / "state.sqlite"), clock=lambda: now[0])
+    outbox.put([(ALERT, bytes(size), False) for size in (5000, 9000, 7000, 100)])
+    assert outbox.next_aside() is None
+    for row in (1, 2, 3):
+        assert outbox.strike(row, 2)
+        assert outbox.aside() == row
+    assert outbox.next_aside() is None  # they have just been tried
+    hours = []
+    for _ in range(4):
+        now[0] += ASIDE_S
+        hours.append([])
+        while waiting := outbox.next_aside():
+            hours[-1].append(waiting[0])
+            outbox.strike(waiting[0])
+    # The one that has waited longest is the first, so that a small one that fails does not hold up the others for good.
+    assert hours == [[1], [2, 3, 1], [1], [2, 3, 1]]
+    now[0] += ASIDE_S / 2
+    assert outbox.next_aside() is None
+    outbox.try_aside()  # another broker may take larger ones
+    assert outbox.next_aside() is not None
+    outbox.done([1, 2, 3])
+    assert (outbox.aside(), outbox.depth(), outbox.next_aside()) == (0, 1, None)
+
+
+def test_a_broker_of_mqtt_5_that_disconnects_for_the_size_is_believed(outbox, caplog):
+    """Some do not name their limit before."""
+    outbox.put([(ALERT, payload, False) for payload in (b"1", LARGE, b"2")])
+
+    def judge(where, payload):
+        return Farewell(TOO_LARGE) if payload == LARGE else 0
+
+    with Scripted(judge) as broker, running(config_of(broker, version=5), outbox) as link:
+        wait_until(lambda: outbox.depth() == outbox.aside() == 1)
+        assert set(broker.got) == {b"1", LARGE, b"2"}
+        assert broker.got.count(LARGE) <= 3
+        assert link.counts.client_id_taken == 0
+
+
+def test_a_broker_that_is_stopped_or_taken_over_is_no_messages_fault(outbox):
+    outbox.put([(ALERT, b"innocent", False)])
+    answers = [Farewell(reason) for reason in (STOPPING, TAKEN_OVER, BUSY) * 2]
+
+    def judge(where, payload):
+        return answers.pop() if payload == b"innocent" and answers else 0
+
+    with Scripted(judge) as broker, running(config_of(broker, version=5), outbox) as link:
+        assert link.flush(15) == 0
+        assert outbox.aside() == 0
+        assert broker.got == [b"innocent"] * 7
+
+
 def test_it_counts_against_the_bounds_like_any_other_and_is_dropped_only_there(tmp_path):
     outbox = Outbox(State(tmp_path / "state.sqlite"), max_rows=3)
     outbox.put([(ALERT, b"first", False), (ALERT, b"second", False)])
@@ -204,7 +258,7 @@ def test_it_counts_against_the_bounds_like_any_other_and_is_dropped_only_there(t
 FULL = """
 import resource, sys
 from pathlib import Path
-from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.outbox import ASIDE_S, Outbox
 from edge_agent.state import State
 
 outbox = Outbox(State(Path(sys.argv[1])))
