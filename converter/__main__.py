@@ -45,25 +45,32 @@ SELFTEST_ROWS = 64
 """Rows of the bundle's self-test."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run `botwatch converter`: 0 when the bundle was written, 1 when its variant was refused, 2 for a usage error."""
-    parser = argparse.ArgumentParser(
-        prog=PROG,
+def parser() -> cli.Parser:
+    """Return the parser of the command line."""
+    top = cli.Parser(
+        PROG,
         description="Convert the networks of a run to TFLite, compare every variant with them, and write one as a "
         "bundle. A variant that changes too many decisions is refused: then no bundle is written, and the status is 1. "
         "The comparison is printed and written into the run folder.",
-        epilog=f"example: {PROG} runs/home --out bundles/home",
+        epilog=f"example:\n  {PROG} runs/home --out bundles/home",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the bundle into")
-    parser.add_argument("--variant", choices=VARIANTS, default="int8", help="variant to write (default: %(default)s)")
-    parser.add_argument(
+    top.add_version()
+    top.add_argument("run", type=Path, metavar="RUN", help="folder that `botwatch trainer fit` wrote")
+    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the bundle into")
+    top.add_argument("--variant", choices=VARIANTS, default="int8", help="variant to write (default: %(default)s)")
+    top.add_argument(
         "--bundle-version",
         type=_version,
         metavar="V",
         help="version of the bundle (default: the run's date and +1, as in 2026.11.23+1)",
     )
-    options = parser.parse_args(argv)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `botwatch converter`: 0 when the bundle was written, 1 when its variant was refused, 2 for a usage error."""
+    cli.prepare_output()
+    options = parser().parse_args(argv)
 
     from edge_agent.contract.bundle import BundleError
     from edge_agent.detection.runtime import ModelError, RuntimeUnavailable

@@ -3,17 +3,18 @@
 import argparse
 import dataclasses
 import logging
-import math
-import shutil
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.arguments import PROG, parser
 from edge_agent.contract.cli import (
     FAILED,
     INTERRUPTED,
@@ -28,6 +29,8 @@ from edge_agent.contract.cli import (
     printable,
     refuse,
     say,
+    terminal_width,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -36,169 +39,11 @@ if TYPE_CHECKING:
     from edge_agent.contract.bundle import Bundle
     from edge_agent.publisher import Publisher
 
-PROG = "botwatch agent"
-
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        PROG,
-        description="The gateway's part of botwatch: it judges packets and publishes alerts.",
-        epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
-        formatter_class=raw,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def options(*names: str) -> argparse.ArgumentParser:
-        """Return a parent parser with these of the options that several commands have."""
-        parent = argparse.ArgumentParser(add_help=False)
-        texts = {
-            "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
-            "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
-            "--gateway": ("ID", str, "use this id instead of the configured one"),
-            "--outbox": ("FILE", Path, "use this state file (SQLite) instead of the configured one"),
-            "--broker": ("HOST:PORT", str, "use this broker instead of the configured one"),
-        }
-        for name in names:
-            metavar, kind, text = texts[name]
-            parent.add_argument(name, metavar=metavar, type=kind, help=text)
-        parent.set_defaults(**{name.strip("-"): None for name in texts})  # what a command does not have is not given
-        return parent
-
-    def command(
-        name: str, text: str, example: str, parent: argparse.ArgumentParser, more: str = ""
-    ) -> argparse.ArgumentParser:
-        """Add a command; ``text`` says in one sentence what it does, ``more`` what else its own help says."""
-        return commands.add_parser(
-            name,
-            parents=[parent],
-            help=text,
-            description=text + more,
-            epilog=f"example:\n  {PROG} {name} {example}",
-            formatter_class=raw,
-        )
-
-    common = ("--bundle", "--config", "--gateway", "--outbox")
-    configured = "--config /etc/botwatch/agent.yaml"
-
-    text = "capture on network interfaces and publish alerts until stopped; alerts are also printed as JSON lines"
-    run = command("run", text, f"{configured} --record today.pcap", options(*common, "--broker"))
-    run.add_argument("--record", type=Path, metavar="FILE", help="also write all captured packets to a pcap file")
-    run.add_argument("--no-broker", action="store_true", help="only print alerts; nothing is stored or published")
-    text = "fix the tables' hash, to compare with a replay (which uses 0); an attacker could exploit it in service"
-    run.add_argument("--seed", type=int, metavar="N", help=text)
-    run.set_defaults(run=_run)
-
-    text = "check configuration, interfaces, bundle, broker, clock and disk, and print a remedy for each problem"
-    check = command("check", text, configured, options(*common, "--broker"), "; nothing is changed")
-    check.set_defaults(run=_check)
-    text = "use this interface instead of the configured ones; may be repeated"
-    for parser_of in (run, check):
-        parser_of.add_argument("--interface", action="append", metavar="NAME", help=text)
-
-    text = "judge capture files as if their packets came in live, and print alerts as JSON lines, counters on stderr"
-    replay = command(
-        "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
-    )
-    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
-    replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts over MQTT, through the outbox")
-    text = "how long to wait at the end until the broker has taken all alerts (default %(default)s s)"
-    replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
-    text = "store the packets around each alert in this folder (default: none are stored)"
-    replay.add_argument("--evidence", type=Path, metavar="DIR", help=text)
-    replay.set_defaults(run=_replay)
-
-    text = "list the stored packet captures of alerts, or write one of them to a pcap file"
-    evidence = command("evidence", text, "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44 --out scan.pcap", options(*common))
-    text = "an alert's context.botwatch.id; without it all captures are listed"
-    evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help=text)
-    evidence.add_argument("--out", type=Path, metavar="FILE", help="the pcap file to write; - is stdout")
-    evidence.set_defaults(run=_evidence)
-
-    text = "write the stored rows of healthy devices (statistics, no addresses) to a file for `botwatch trainer fit`"
-    rows = command(
-        "rows",
-        text,
-        f"{configured} --out rows.npz",
-        options("--config", "--outbox"),
-        "; `learning.export` in the configuration must allow it",
-    )
-    rows.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .npz file to write")
-    rows.set_defaults(run=_rows)
-
-    text = "send a test alert through outbox and broker to all readers, and print each step; it is counted nowhere"
-    test_alert = command("test-alert", text, configured, options(*common))
-    text = "use this broker instead of the configured one, if no agent is running"
-    test_alert.add_argument("--broker", metavar="HOST:PORT", help=text)
-    text = "how long to wait until the broker has taken it (default %(default)s s)"
-    test_alert.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
-    test_alert.set_defaults(run=_test_alert)
-
-    text = "write an archive for whoever helps you: configuration, check, counters, versions and log, without secrets"
-    support = command("support", text, f"{configured} --out support.tar.gz", options(*common))
-    text = "the tar.gz file to write, which only you can read"
-    support.add_argument("--out", type=Path, metavar="FILE", required=True, help=text)
-    support.set_defaults(run=_support)
-
-    _add_orders(command, options)
-    return parser
-
-
-def _add_orders(
-    command: Callable[..., argparse.ArgumentParser], options: Callable[..., argparse.ArgumentParser]
-) -> None:
-    """Add the commands that a running agent carries out, or that take effect at its next start."""
-    from edge_agent.contract.commands import VERBS
-
-    common = options("--config", "--outbox")
-    common.add_argument("--json", action="store_true", help="print the reply as JSON")
-    common.set_defaults(run=_order)
-    for verb, grammar in VERBS.items():
-        if grammar.local is None:
-            continue
-        example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
-        exits = "; exits with 3 when no agent runs" if verb == "status" else ""
-        parser = command(verb, grammar.about, example, common, exits)
-        offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
-        for key, argument in offered.items():
-            more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
-            if argument.option and not argument.metavar:
-                more = {"dest": key, "help": argument.help, "action": "store_const", "const": True}
-            elif argument.option:
-                more |= {"dest": key, "required": key in grammar.required}
-                more |= {"action": "extend"} if argument.write is list else {}
-            elif len(set(grammar.one_of) & set(offered)) > 1:
-                more |= {"nargs": "?"}
-            parser.add_argument(argument.option or key, **more)
-
-
-def _typed(parse: Callable[[str, int], object]) -> Callable[[str], object]:
-    """Return the `type` of an argument of a verb for argparse, which shows the message of this error only."""
-    from edge_agent.contract.messages import MessageError
-
-    def read(text: str) -> object:
-        try:
-            return parse(text, time.time_ns())
-        except MessageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 3 not running, 130 interrupted."""
     prepare_output()
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     args.log = LogLines()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
     return end_output(PROG, _status(args))
@@ -207,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(args: argparse.Namespace) -> int:
     """Run one command and return its exit status; what it printed may still be buffered."""
     try:
-        status: int = args.run(args)
-        return status
+        return int(_COMMANDS.get(args.command, _order)(args))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough
@@ -243,6 +87,13 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _config(args: argparse.Namespace) -> "AgentConfig":
+    """Return the configuration and the id of this gateway; SettingsError if there is none."""
+    from edge_agent import identity
+
+    return identity.resolve(_settings(args))
+
+
+def _settings(args: argparse.Namespace) -> "AgentConfig":
     """Return the configuration with what the command line replaces; SettingsError if they cannot be used."""
     from edge_agent.config import AgentConfig
     from edge_agent.contract import settings
@@ -266,10 +117,15 @@ def _config(args: argparse.Namespace) -> "AgentConfig":
 
 
 def _located(args: argparse.Namespace) -> "AgentConfig":
-    """Return the configuration for a command about an agent that may run: its files are those of that agent."""
+    """Return the configuration for a command about an agent that may run: its files are those of that agent.
+
+    The gateway may have no id: such a command is also there to find out why.
+    """
+    from edge_agent import identity
     from edge_agent.orders import locate
 
-    return locate(_config(args))
+    config, _ = identity.resolve_or_reason(_settings(args))
+    return locate(config)
 
 
 def _bundle(config: "AgentConfig") -> "Bundle":
@@ -282,6 +138,11 @@ def _bundle(config: "AgentConfig") -> "Bundle":
     bundle = bundles.load(config.bundle)
     selftest(bundle)
     return bundle
+
+
+def _say_json(document: Mapping[str, Any]) -> None:
+    for line in json_text(document, 1).split("\n"):
+        say(line)
 
 
 def _bundle_or_reason(config: "AgentConfig") -> "Bundle | str":
@@ -310,10 +171,10 @@ def _run(args: argparse.Namespace) -> int:
     if not names:
         raise SettingsError("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
     bundle = _bundle(config)
-    publisher = None if args.no_broker else Publisher(config, controlled=True)
+    publisher = None if args.no_broker else Publisher(config, controlled=True, stop=stop)
     state = publisher.state if publisher else None
     agent = Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
-    lines = SideLines(_consequence(config, publisher))
+    lines = SideLines(_consequence(config.outbox.path, sent=publisher is not None))
 
     def give(*alerts: "Alert") -> None:
         if publisher:
@@ -340,7 +201,12 @@ def _run(args: argparse.Namespace) -> int:
         Interfaces(names, config.capture.live(), recorder) as interfaces,
     ):
         began = time.monotonic()
-        note(f"{PROG}: capturing on {', '.join(names)}, model {bundle.manifest.version}")
+        now = interfaces.states()
+        open_now = ", ".join(one.name for one in now if one.captured) or "no interface yet"
+        awaited = ", ".join(one.name for one in now if not one.captured)
+        waiting = f", waiting for {awaited}" if awaited else ""
+        note(f"{PROG}: gateway {config.gateway} ({printable(config.gateway_origin)})")
+        note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
             seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)
@@ -350,50 +216,57 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _consequence(config: "AgentConfig", publisher: "Publisher | None") -> str:
+def _consequence(outbox: Path | None, *, sent: bool) -> str:
     """Return what a stdout that cannot be written means for alerts."""
-    if publisher:
-        return f"alerts are not printed; they are in the outbox {config.outbox.path} and sent all the same"
+    if sent:
+        stored = f"they are in the outbox {outbox} and " if outbox else "they are "
+        return f"alerts are not printed; {stored}sent all the same"
     return "alerts are lost, because nothing else stores them; give a broker, or make room"
 
 
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
+    logging.getLogger("edge_agent.capture").setLevel(logging.ERROR)  # it warns of what the findings report
     config = _located(args)
-    status = OK
-    for finding in check.findings(config, _bundle_or_reason(config)):
-        say(finding.line())
-        status = FAILED if finding.wrong else status
-    return status
+    width, found = terminal_width(), []
+    for finding in check.findings(config, _bundle_or_reason(config), args.config):
+        found.append(finding)
+        for line in [] if args.json else finding.lines(width):
+            say(line)
+    if args.json:
+        _say_json(check.document(found))
+    else:
+        say(check.summary(found))
+    return FAILED if any(finding.wrong for finding in found) else OK
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from edge_agent import identity
     from edge_agent.agent import Agent, replay, report
     from edge_agent.capture.sources import CaptureError
+    from edge_agent.contract.show import Terminal, alert_line
     from edge_agent.progress import Progress
-    from edge_agent.publisher import Publisher
     from edge_agent.state import StateError
 
-    config = _config(args)
-    bundle = _bundle(config)
+    config = identity.for_replay(_settings(args), args.gateway)
+    bundle, files = _bundle(config), _captures(args.files)
     evidence = dataclasses.replace(config.evidence, path=args.evidence)
     agent = Agent(config, bundle, seed=0, evidence=evidence)
-    publisher = Publisher(config) if args.broker else None
     if bundle.manifest.generated:
         note(f"{PROG}: this model was trained on generated traffic")
-    lines = SideLines(_consequence(config, publisher), needs_reader=publisher is None)
+    lines = SideLines(_consequence(args.outbox, sent=bool(args.broker)), needs_reader=not args.broker)
+    terminal = Terminal.of(utc=args.utc)
 
     def give(alert: "Alert") -> None:
         if publisher:
             publisher.give(alert)
-        lines.print(json_text(alert.document()))
+        lines.print(json_text(alert.document()) if args.json else alert_line(alert, terminal))
 
     status, left, trouble, began = OK, 0, "", time.monotonic()
-    with closing(lines), publisher.running() if publisher else nullcontext():
+    with closing(lines), _delivery_of_replay(args, config) as publisher:
         with Progress("packets") as progress:
             try:
-                files = [Path("/dev/stdin") if str(file) == "-" else file for file in args.files]
                 replay(agent, files, give, progress.step)
             except (CaptureError, StateError) as error:  # what came before it is reported all the same
                 status = refuse(PROG, error, FAILED)
@@ -401,49 +274,120 @@ def _replay(args: argparse.Namespace) -> int:
         if publisher:
             left, trouble = publisher.link.flush(args.wait), publisher.link.trouble
     counts = agent.counts() | (publisher.counts() if publisher else {}) | {"alerts_unprinted": lines.lost}
+    if not counts["alerts_new"]:
+        note("no alerts")
     for line in report(counts, seconds):
         note(line)
     if left:
         why = f" ({trouble})" if trouble else ""
-        return refuse(PROG, f"{left} alerts wait in {config.outbox.path} for {config.broker.address}{why}", FAILED)
+        address = config.broker.address
+        if args.outbox:
+            return refuse(PROG, f"{left} alerts wait in {args.outbox} for {address}{why}", FAILED)
+        text = f"{address} has not taken {left} alerts{why}, and they are not stored here: replay again to send them"
+        return refuse(PROG, text, FAILED)
     return FAILED if lines.lost and not publisher else status
 
 
+def _captures(files: Sequence[Path]) -> list[Path]:
+    """Return the files to replay, "-" as stdin; SettingsError if one of them is no capture, before any is judged."""
+    from edge_agent.capture.sources import CaptureError, open_file
+    from edge_agent.contract.settings import SettingsError
+
+    captures = [Path("/dev/stdin") if str(file) == "-" else file for file in files]
+    for file in captures:
+        if file.is_fifo() or file.is_char_device() or file.is_socket():
+            continue  # can be read only once
+        try:
+            open_file(file).close()
+        except CaptureError as error:
+            raise SettingsError(str(error)) from error
+    return captures
+
+
+@contextmanager
+def _delivery_of_replay(args: argparse.Namespace, config: "AgentConfig") -> "Iterator[Publisher | None]":
+    """Yield what sends the alerts of a replay, None without a broker.
+
+    An agent that runs is left alone: to the broker a replay is a client of its own, and its outbox is a file that is
+    deleted in the end, unless --outbox names one.
+    """
+    from edge_agent.publisher import Publisher
+    from edge_agent.state import StateError
+
+    if not args.broker:
+        yield None
+        return
+    with ExitStack() as stack:
+        if not args.outbox:
+            try:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="botwatch-replay-"))
+            except OSError as error:
+                raise StateError(f"no temporary file can be made ({error.strerror}); name one by --outbox") from error
+            outbox = dataclasses.replace(config.outbox, path=Path(folder, "outbox.sqlite"))
+            config = dataclasses.replace(config, outbox=outbox)
+        publisher = Publisher(config, guest=f"replay-{secrets.token_hex(4)}")
+        yield stack.enter_context(publisher.running())
+
+
 def _evidence(args: argparse.Namespace) -> int:
-    import hashlib
-
-    from edge_agent.contract.messages import format_time
-    from edge_agent.delivery.evidence import began_ns, fetch, files
-
     folder = _located(args).evidence.path
     if folder is None:
         return refuse(PROG, "no evidence is stored: `evidence.path` in the configuration is null")
     try:
-        if args.id is None:
-            for path in files(folder):
-                say(f"{path.stem}  {format_time(began_ns(path))}  {path.stat().st_size:,} bytes")
-            return OK
-        if args.out is None:
-            return refuse(PROG, "give --out FILE")
-        content = fetch(folder, args.id)
-        if str(args.out) == "-":
-            sys.stdout.buffer.write(content)
-        else:
-            args.out.write_bytes(content)
-            say(f"{args.out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        return _list_evidence(folder, args) if args.id is None else _fetch_evidence(folder, args)
     except BrokenPipeError:
         raise
     except OSError as error:
         return refuse(PROG, error, FAILED)
+
+
+def _list_evidence(folder: Path, args: argparse.Namespace) -> int:
+    from edge_agent.contract.localtime import local_time
+    from edge_agent.contract.messages import format_time
+    from edge_agent.delivery.evidence import began_ns, files
+
+    stored = [(path.stem, began_ns(path), path.stat().st_size) for path in files(folder)]
+    if args.json:
+        captures = [{"alert": id, "began": format_time(began), "bytes": size} for id, began, size in stored]
+        _say_json({"folder": str(folder), "captures": captures})
+        return OK
+    for id, began, size in stored:
+        say(f"{id}  {local_time(began, args.utc)}  {size:,} bytes")
+    if not stored:
+        note(f"{PROG}: no captures are stored in {printable(folder)}")
+    return OK
+
+
+def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
+    import hashlib
+
+    from edge_agent.delivery.evidence import fetch, stored_id
+
+    if args.out is None:
+        return refuse(PROG, "give --out FILE")
+    if str(args.out) == "-" and args.json:
+        return refuse(PROG, "--json and --out - would both write to stdout: give one of them")
+    id = stored_id(folder, args.id)
+    content = fetch(folder, id)
+    if str(args.out) == "-":
+        sys.stdout.buffer.write(content)
+        return OK
+    args.out.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if args.json:
+        _say_json({"alert": id, "file": str(args.out), "bytes": len(content), "sha256": sha256})
+    else:
+        say(f"{args.out}: {len(content):,} bytes, sha256 {sha256}")
     return OK
 
 
 def _rows(args: argparse.Namespace) -> int:
+    from edge_agent import identity
     from edge_agent.contract.bundle import replace_file
     from edge_agent.detection import devices
     from edge_agent.state import State
 
-    config = _located(args)
+    config = identity.resolve(_located(args))
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
     with closing(State(config.outbox.path, guest=True)) as state:
@@ -464,13 +408,12 @@ def _support(args: argparse.Namespace) -> int:
     config = _located(args)
     bundle = _bundle_or_reason(config)
     try:
-        names = support.write(config, bundle, args.out)
+        names = support.write(config, bundle, args.out, args.config)
     except OSError as error:  # which names a file beside it
         return refuse(PROG, f"{args.out}: {error.strerror}", FAILED)
-    say(
-        f"{args.out}: {', '.join(names)}; it contains names, addresses and counters of this network, but no passwords "
-        "or keys"
-    )
+    text = f"{args.out}: {', '.join(names)}; it contains names, addresses and counters of this network, but no "
+    for line in wrapped(text + "passwords or keys", terminal_width(), "  "):
+        say(line)
     return OK
 
 
@@ -485,20 +428,29 @@ def _test_alert(args: argparse.Namespace) -> int:
         manifest = (bundle := bundles.load(config.bundle)).manifest
         model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
     text = "the steps are not printed; the test alert is sent all the same"
+    outcome: dict[str, Any] = {"delivered": False, "steps": []}
+    status, width = OK, terminal_width()
     with closing(SideLines(text)) as lines:
-        for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
-            lines.print(printable(f"{number}. {step}"))
-    return OK
+        try:
+            for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
+                outcome |= step.facts
+                outcome["steps"].append(step.text)
+                for line in [] if args.json else wrapped(step.text, width, "   ", f"{number}. "):
+                    lines.print(line)
+        except testalert.NotDelivered as error:
+            outcome["error"], status = str(error), refuse(PROG, error, FAILED)
+        if args.json:
+            lines.print(json_text(outcome, 1))
+    return status
 
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
+    from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
-    from edge_agent.contract.messages import MessageError, is_uuid7
+    from edge_agent.contract.messages import MessageError
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
-    if args.command == "mute" and is_uuid7(given["device"]):
-        given["alert"] = given.pop("device")
     try:
         reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:
@@ -508,13 +460,23 @@ def _order(args: argparse.Namespace) -> int:
     if reply.error:
         return refuse(PROG, reply.error, FAILED)
     if args.json:
-        for line in json_text({"running": running, **(reply.result or {})}, 1).split("\n"):
-            say(line)
+        _say_json({"running": running, **(reply.result or {})})
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in orders.lines(reply, running, width):
+        for line in replies.lines(reply, running, terminal_width(), args.utc):
             say(line)
     return NOT_RUNNING if args.command == "status" and not running else OK
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "check": _check,
+    "replay": _replay,
+    "evidence": _evidence,
+    "rows": _rows,
+    "support": _support,
+    "test-alert": _test_alert,
+}
+"""The function of each command that is no order."""
 
 
 if __name__ == "__main__":

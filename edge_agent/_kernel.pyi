@@ -14,6 +14,7 @@ ARP: int
 PORTS: int
 
 class CaptureError(Exception): ...
+class CaptureForbidden(CaptureError): ...
 
 @final
 class Capture:

@@ -12,6 +12,7 @@ from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract.alert import Alert, ModelInfo
 from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.counters import grouped
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.evidence import EvidenceStore
 from edge_agent.detection.checkins import CheckInRule, CheckIns
@@ -46,9 +47,10 @@ class Agent:
     ``state`` holds what was learnt of devices up to now, and where it is stored again (`learning_store`). ``evidence``
     says where the packets around alerts are stored; EvidenceError when they cannot be.
 
-    The ids of alerts are drawn from the gateway's id and the bundle's hash. So the same packets give the same alerts,
-    and a replay that is delivered twice is stored once. That needs a ``seed``, too, by which a full table chooses the
-    streams that it evicts. A live agent must not have one, or an attacker could choose streams that collide.
+    With a ``seed`` the same packets give the same alerts, so that a replay that is delivered twice is stored once: by
+    it a full table chooses the streams that it evicts, and the ids of alerts are drawn from the gateway's id and the
+    bundle's hash. A live agent must not have one: an attacker could choose streams that collide, and the first alert
+    after each start would have the same short id.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Agent:
             end_s=config.alerts.end_s,
             max_open=config.alerts.max_open,
             evidence=self.evidence,
-            rng=random.Random(f"{config.gateway} {bundle.sha256}"),  # ids must be distinct, not secret
+            rng=random.Random(None if seed is None else f"{config.gateway} {bundle.sha256}"),
         )
 
     def _judges(self, bundle: Bundle) -> tuple[Devices, Detector]:
@@ -224,10 +226,13 @@ def replay(
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:
-    """Yield the closing lines of a run: the usual counters, then all others that are not 0."""
+    """Yield the closing lines of a run: what was evicted, in words; then the usual counters, and others above 0."""
+    first = {key: counts[key] for key in ("rows", "malformed", "devices")}
+    evicted = {key: value for key, value in counts.items() if value and "evicted" in key}
+    rest = {key: value for key, value in counts.items() if value and key not in {"frames", *first, *evicted}}
+    for _, counters in grouped(evicted):
+        for key, value, counter in counters:
+            yield f"{value:,} {counter.words if counter else key}"
     rate = counts["frames"] / seconds if seconds else 0.0
     yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
-    evicted = sum(value for key, value in counts.items() if "evicted" in key)
-    first = {key: counts[key] for key in ("rows", "malformed", "devices")} | {"evicted": evicted}
-    rest = {key: value for key, value in counts.items() if value and key not in first and key != "frames"}
     yield ", ".join(f"{key} {value:,}" for key, value in (first | rest).items())

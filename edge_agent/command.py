@@ -3,15 +3,17 @@
 import importlib
 import sys
 
-from edge_agent.contract.cli import INTERRUPTED, OK, USAGE, prepare_output, refuse
+from edge_agent.contract.cli import INTERRUPTED, OK, USAGE, prepare_output, refuse, say, unknown, version_line
 
 ROLES = {
     "agent": ("edge_agent.__main__", "", "capture or replay packets, score every device, publish alerts"),
     "trainer": ("trainer.__main__", "trainer", "extract rows, generate labelled traffic, fit models"),
     "converter": ("converter.__main__", "converter", "turn a run into a bundle of quantised models"),
     "collector": ("collector.__main__", "collector", "receive, store and list alerts"),
+    "completion": ("edge_agent.completion", "", "print what lets a shell complete this command"),
     "demo": ("trainer.demo", "trainer,converter,collector", "the whole chain on this machine, start to finish"),
 }
+KNOWN = (*ROLES, "--help", "--version")
 
 
 def usage() -> str:
@@ -26,7 +28,7 @@ def usage() -> str:
             *lines,
             "",
             "example: botwatch agent replay capture.pcap --bundle bundles/home",
-            "`botwatch ROLE --help` says what a role can do.",
+            "`botwatch ROLE --help` shows what a role can do, `botwatch --version` the version.",
         ]
     )
 
@@ -36,15 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     prepare_output()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if argv else sys.stderr)
         return OK if argv else USAGE
     if argv[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"botwatch {version('botwatch')}")
+        say(version_line())
         return OK
     if argv[0] not in ROLES:
-        return refuse("botwatch", f"unknown role {argv[0]!r}; known: {', '.join(ROLES)}")
+        return refuse("botwatch", unknown("option" if argv[0].startswith("-") else "role", argv[0], KNOWN))
     module, extras, _ = ROLES[argv[0]]
     try:
         role = importlib.import_module(module)

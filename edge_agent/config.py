@@ -17,8 +17,11 @@ from edge_agent.contract.captures import mac_text, parse_mac
 from edge_agent.contract.commands import VERBS
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
 from edge_agent.contract.networks import Networks
-from edge_agent.contract.settings import check, within
+from edge_agent.contract.settings import check, derived, within
 from edge_agent.delivery.outbox import MAX_BYTES, MAX_ROWS
+
+AUTO = "auto"
+"""The value of ``gateway`` with which the id comes from the certificate or the machine, see `edge_agent.identity`."""
 
 
 @contextmanager
@@ -156,9 +159,13 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """The whole of agent.yaml. MACs in ``names`` may be written in any usual way and become as alerts spell them."""
+    """The whole of agent.yaml. MACs in ``names`` may be written in any usual way and become as alerts spell them.
 
-    gateway: str = within("gw-001", 1, 63)
+    ``gateway`` is an id once `identity.resolve` has been asked; ``gateway_origin`` then says where it comes from.
+    """
+
+    gateway: str = within(AUTO, 1, 63)
+    gateway_origin: str = derived("")
     site: str = within("", 0, 63)
     bundle: Path | None = None
     networks: tuple[str, ...] = within(PRIVATE_NETWORKS, 0, 256)
@@ -211,7 +218,7 @@ LIVE = frozenset(
 def changed(old: Any, new: Any, section: str = "") -> list[str]:
     """Return the dotted keys (``alerts.end_s``) whose values differ between two configurations."""
     keys = []
-    for key in (f.name for f in fields(old)):
+    for key in (f.name for f in fields(old) if f.compare):
         before, after, name = getattr(old, key), getattr(new, key), f"{section}{key}"
         if is_dataclass(before) and type(before) is type(after):
             keys += changed(before, after, f"{name}.")

@@ -50,6 +50,7 @@ class HealthMonitor:
         self.refused = ""
         """The reason why the configuration that was read last is not in use; "" if it is."""
         self._cpu_s, self._past, self._drops = 0.0, time.monotonic(), 0
+        self._down: list[str] = []
         self._surroundings = Attachment(interfaces.names, agent.networks, self._past)
         self.counters = self._surroundings.counters
         self._clock_due = 0.0
@@ -68,10 +69,15 @@ class HealthMonitor:
         self._next = 0.0
 
     def beat(self, now: float) -> None:
-        """Do what is due at ``now``, seconds of the steady clock: look at the system's clock, publish health."""
+        """Look at the system's clock and publish health where that is due at ``now``, seconds of the steady clock.
+
+        Health is due, too, as soon as another set of interfaces is captured.
+        """
         self._look_at_clock(now)
-        if now < self._next:
+        down = [state.name for state in self._interfaces.states() if not state.captured]
+        if now < self._next and down == self._down:
             return
+        self._down = down
         self._next = now + self._every_s
         frames, captured = self._agent.extractor.counts()["frames"], self._interfaces.count()
         self._surroundings.beat(now, frames)
@@ -99,7 +105,7 @@ class HealthMonitor:
             cpu=(cpu_s() - self._cpu_s) / passed,
             rss_mb=resident_mb(),
             episodes_open=self._agent.alerter.open_episodes,
-            interfaces_down=tuple(self._interfaces.down),
+            interfaces=self._interfaces_now(),
             scoring=self._agent.detector.step,
             counters=counts | captured | self.counters | self._more() | (publisher.counts() if publisher else {}),
             outbox_depth=publisher.outbox.depth() if publisher else 0,
@@ -107,6 +113,15 @@ class HealthMonitor:
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
             allowed_entries=len(allowed),
             config_refused=self.refused,
+            site=self._agent.alerter.site,
+        )
+
+    def _interfaces_now(self) -> tuple[messages.InterfaceHealth, ...]:
+        """Return how each interface is doing; its time follows the system's clock, which may be set after the start."""
+        began_ns = time.time_ns() - time.monotonic_ns()
+        return tuple(
+            messages.InterfaceHealth(state.name, state.captured, began_ns + int(1e9 * state.since), state.reason)
+            for state in self._interfaces.states()
         )
 
     def _look_at_clock(self, now: float) -> None:

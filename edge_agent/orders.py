@@ -10,7 +10,6 @@ import getpass
 import json
 import os
 import secrets
-import textwrap
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.config import AgentConfig
-from edge_agent.contract.cli import printable
 from edge_agent.contract.commands import Command, Reply
+from edge_agent.contract.messages import MAX_STORED, MessageError, decode
 from edge_agent.control import CommandRefused, Control
 from edge_agent.state import State, StateError
 
@@ -55,7 +54,7 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
         if state.claim():
             control = Control(config, state)
             if stored := state.document("devices"):
-                control.describe("devices", lambda: json.loads(stored[1])["devices"])
+                control.describe("devices", lambda: _devices(stored[1]))
             return control.execute(command, "local"), False
         document = json.dumps(command.document()).encode()
         if not state.command_put("local", id_, verb, document, MAX_WAITING):
@@ -69,6 +68,15 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
         raise CommandRefused(
             f"the running agent did not reply within {wait_s:.0f} s; it carries the command out when it can"
         )
+
+
+def _devices(payload: bytes) -> list[Mapping[str, Any]]:
+    """Return the devices of a stored document; none if it is damaged."""
+    try:
+        devices = decode(payload, MAX_STORED).get("devices")
+    except MessageError:
+        devices = None
+    return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
 
 
 def user() -> str:
@@ -135,63 +143,3 @@ def _seen_running(path: Path) -> bool:
         return _runs(path)
     except StateError:
         return False
-
-
-def lines(reply: Reply, running: bool, width: int | None = None) -> list[str]:
-    """Return a reply as lines for a terminal; ``running`` is True if an agent gave it.
-
-    With the ``width`` of the terminal no line is broken by it in the middle of a word or of a table.
-    """
-    result = dict(reply.result or {})
-    if reply.verb == "status":
-        return _status_lines(result, running, width)
-    words = ", ".join(f"{key} {_plain(value)}" for key, value in result.items() if value not in ([], ""))
-    return [words or "done"] + ([] if running else ["no agent is running: this takes effect at its next start"])
-
-
-def _status_lines(result: Mapping[str, Any], running: bool, width: int | None) -> list[str]:
-    text = [f"gateway {result['gateway']}: " + ("running" if running else "no agent is running with this state file")]
-    if health := result.get("health"):
-        keys = ("model", "pps", "drop_pct", "cpu", "rss_mb", "episodes_open", "outbox_depth")
-        text.append("  " + ", ".join(f"{key} {_plain(health[key])}" for key in keys))
-        if health["interfaces_down"]:
-            text.append(f"  interfaces down: {_plain(health['interfaces_down'])}")
-        if refused := health.get("config_refused"):
-            text.append(f"  the changed configuration was refused, the previous one stays in use: {_plain(refused)}")
-        text.append("  " + ", ".join(f"{key} {value:,}" for key, value in health["counters"].items()))
-    if line := result.get("broker"):
-        how = f"connected, MQTT {line['protocol']}" if line["connected"] else "not connected"
-        text.append(f"  broker {line['address']}: {how}{': ' + _plain(line['trouble']) if line['trouble'] else ''}")
-    text.append("  commands accepted from the broker: " + (", ".join(result["commands"]) or "none"))
-    text = [line for long in text for line in _wrapped(long, width)]
-    for title, key in (("devices", "devices"), ("suppressed", "allowed")):
-        if key in result:
-            text += ["", title, *_table(result[key], width)]
-    return text
-
-
-def _table(rows: list[dict[str, Any]], width: int | None) -> list[str]:
-    """Return rows as lines under the names of their keys, or as a paragraph each where these lines are too long."""
-    if not rows:
-        return ["  none"]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_plain(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
-    if width and sum(widths) + 2 * len(widths) > width:
-        named = (", ".join(f"{name} {_plain(value)}" for name, value in row.items() if value != "") for row in rows)
-        return [line for row in named for line in _wrapped(f"  {row}", width)]
-    return [
-        "  " + "  ".join(cell.ljust(most) for cell, most in zip(row, widths, strict=True)).rstrip() for row in cells
-    ]
-
-
-def _wrapped(line: str, width: int | None) -> list[str]:
-    """Return a line in lines of at most ``width`` characters, as far as its words allow."""
-    if not width:
-        return [line]
-    return textwrap.wrap(line, width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
-
-
-def _plain(value: object) -> str:
-    """Return a value as a terminal may show it, a list as its elements."""
-    return printable(", ".join(map(str, value)) if isinstance(value, list) else value)

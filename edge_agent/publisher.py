@@ -5,6 +5,7 @@ they mean is `edge_agent.control`'s knowledge.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from edge_agent.control import Control, commands_filter
 from edge_agent.delivery.alerts import cut_short
 from edge_agent.delivery.link import Link
 from edge_agent.delivery.outbox import Outbox
-from edge_agent.state import State, StateError
+from edge_agent.state import State, StateError, StateUnwritableError
 
 STOP_S = 1.1
 """Longest time that the end of the agent waits for the broker, counted from when the last alerts are in the outbox."""
@@ -27,21 +28,42 @@ STOP_S = 1.1
 CLAIM_S = 5.0
 """Longest time to wait for a command line that uses the state file at this moment."""
 
+READ_S = 15.0
+"""Longest time to wait at the start for a state file that cannot be read yet, as on a disk that is still read-only."""
+
+LOOK_S = 0.5
+"""Seconds between two attempts to read it; `State` itself opens the file less often."""
+
 logger = logging.getLogger(__name__)
 
 
 class Publisher:
     """Stores alerts in the outbox and sends them to the broker in a thread of its own.
 
-    With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open; StateError when
-    another agent uses the same state file. A ``guest`` takes none from the broker, see `Link`.
+    With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open. A ``guest``
+    takes none from the broker, see `Link`. StateError when another agent uses the same state file.
+
+    With ``stop`` a state file that cannot be read is waited for, until that is set or `READ_S` have passed: an agent
+    that goes on without it has forgotten its devices for good, and the episodes that were open.
     """
 
-    def __init__(self, config: AgentConfig, *, controlled: bool = False, guest: bool = False):
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        controlled: bool = False,
+        guest: str = "",
+        stop: threading.Event | None = None,
+    ):
         self._topic, self.health_s = topic(config.gateway, "alert", base=config.broker.base), config.health_s
+        folder = config.outbox.path.absolute().parent
+        if not os.path.isdir(folder):
+            raise StateError(f"{config.outbox.path}: the folder {folder} does not exist, or may not be looked into")
         self.state = State(config.outbox.path)
+        if stop:
+            self._wait_until_readable(stop)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
-        if controlled and not self.state.claim(CLAIM_S):
+        if not self.state.claim(CLAIM_S):
             raise StateError(f"{config.outbox.path}: another agent uses it")
         self.link = Link(
             config.broker,
@@ -56,6 +78,23 @@ class Publisher:
         self._stop, self._stopped, self._tests = threading.Event(), 0.0, 0
         self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
+
+    def _wait_until_readable(self, stop: threading.Event) -> None:
+        deadline, problem = time.monotonic() + READ_S, ""
+        while time.monotonic() < deadline and not stop.is_set():
+            try:
+                self.state.document("devices")
+            except StateUnwritableError as error:
+                if not problem:
+                    logger.warning(
+                        "the state file cannot be read yet, and the start waits %.0f s at most: %s", READ_S, error
+                    )
+                problem = str(error)
+                stop.wait(LOOK_S)
+                continue
+            if problem:
+                logger.info("%s can be used now", self.state.path)
+            return
 
     def give(self, *alerts: Alert) -> None:
         """Store alerts until the broker has taken them; a full outbox drops updates first."""
@@ -82,7 +121,8 @@ class Publisher:
             try:
                 end = cut_short(Alert.read(decode(payload)), now_ns, end_s)
                 ends.append((where, encode(end.document()), False))
-            except MessageError as error:  # of another version
+            except MessageError as error:  # of another version, or damaged
+                self.state.damaged += 1
                 logger.error("episode %s stays open at the collector: its last alert cannot be read: %s", id, error)
         self.outbox.put(ends, dict.fromkeys(id for id, _, _ in episodes))
         if episodes:

@@ -3,9 +3,8 @@
 That is the outbox (alerts that wait for the broker, those it took in the last day, and the last alert of each open
 episode), what was learnt of each device and rows of it, the newest of some documents the agent publishes, suppressions,
 commands and their replies, and which device an episode is about. Every change is on the disk when the call returns
-(WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk, so
-no caller can lock itself out. Which rows to drop or send is decided by `delivery.outbox`, what is learnt by
-`detection.devices`, what is suppressed by `delivery.suppressions` and `control`.
+(WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk.
+Which rows to drop or send is decided by `delivery.outbox`; what a row means is the knowledge of whoever reads it.
 
 A disk that is full at the start does not stop an agent: the content of the file is read in a way that needs no space
 (SQLite then has no room for the index that processes share, so no other process can use the file), and a file that
@@ -22,6 +21,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from edge_agent.state_rows import drop_damaged_rows
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +161,10 @@ class State:
 
     A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt``, a file of version 7 of a newer agent
     to ``<name>.v7`` (an earlier one there is overwritten), and a new file is begun: a gateway that lost its memory is
-    better than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
-    StateUnwritableError; ``trouble`` has the error with which the file was opened, "" when all is well. A ``guest``,
-    which only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of
-    SQLite's connection: one that counts shows what calls cost. Raises StateError when no file can ever be used here.
+    better than one that does not start. ``damaged`` counts both, and damaged rows that were dropped. While the disk is
+    full or fails, calls raise StateUnwritableError; ``trouble`` has the error at its opening, or "". A ``guest``, which
+    only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of SQLite's
+    connection. Raises StateError when no file can ever be used here.
     """
 
     def __init__(
@@ -223,6 +224,7 @@ class State:
             if version < SCHEMA_VERSION:
                 new = "".join(_SCHEMAS[version:])
                 db.executescript(f"BEGIN IMMEDIATE;{new}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+            self.damaged += drop_damaged_rows(db, self.path) if check else 0
         except BaseException:
             db.close()
             raise
@@ -404,11 +406,11 @@ class State:
                 (most,),
             )
 
-    def episode(self, id_: str) -> str | None:
-        """Return the subject of an episode; None when it is not stored."""
+    def episodes(self, digits: str) -> list[tuple[str, str]]:
+        """Return ``(id, subject)`` of the stored episodes whose id, without dashes, ends with these hex digits."""
         with self.transaction() as db:
-            row = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
-            return row and str(row[0])
+            ends = "replace(id, '-', '') LIKE '%' || ?"
+            return db.execute(f"SELECT id, about FROM episode WHERE {ends}", (digits,)).fetchall()
 
     def learnt_put(
         self,

@@ -23,7 +23,8 @@ import yaml
 
 from edge_agent import check, orders
 from edge_agent.config import AgentConfig
-from edge_agent.contract.broker import BrokerError
+from edge_agent.contract import replies
+from edge_agent.contract.broker import BrokerError, FileKey
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.settings import STRUCK, without_password
 from edge_agent.control import CommandRefused
@@ -39,17 +40,18 @@ _SHORTEST = 4
 _PACKAGES = ("botwatch", "numpy", "paho-mqtt", "PyYAML", "ai-edge-litert", "tflite-runtime")
 
 
-def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
+def write(config: AgentConfig, bundle: Bundle | str, out: Path, source: Path | None) -> list[str]:
     """Write the archive (tar, gzip) to ``out``, which only its owner may read, and return the names of its members.
 
-    ``bundle`` may be the reason why it cannot be used. OSError when the archive cannot be written.
+    ``bundle`` may be the reason why it cannot be used; ``source`` is the file of the configuration. OSError when the
+    archive cannot be written.
     """
     secrets, names, now = _secrets(config), [], int(time.time())
     part = out.with_name(out.name + ".part")
     try:
         private = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(private, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for name, text in _members(config, bundle):
+            for name, text in _members(config, bundle, source):
                 content = _struck(text, secrets).encode("utf-8", "replace")[-MAX_MEMBER:]
                 member = tarfile.TarInfo(f"botwatch-support/{name}")
                 member.size, member.mtime, member.mode = len(content), now, 0o600
@@ -61,15 +63,17 @@ def write(config: AgentConfig, bundle: Bundle | str, out: Path) -> list[str]:
     return names
 
 
-def _members(config: AgentConfig, bundle: Bundle | str) -> Iterator[tuple[str, str]]:
+def _members(config: AgentConfig, bundle: Bundle | str, source: Path | None) -> Iterator[tuple[str, str]]:
     settings = _plain(dataclasses.asdict(config))
     yield (
         "config.yaml",
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1 << 20),
     )  # no line is folded
-    yield "check.txt", "\n".join(finding.line() for finding in check.findings(config, bundle)) + "\n"
+    found = list(check.findings(config, bundle, source))
+    checked = [line for finding in found for line in finding.lines()]
+    yield "check.txt", "\n".join([*checked, check.summary(found)]) + "\n"
     yield "versions.txt", _versions(bundle)
-    yield "status.json", _status(config)
+    yield from _status(config)
     yield "machine.txt", _machine(config)
     yield "log.txt", _output("journalctl", "-u", "edge-agent", "-n", str(LOG_LINES), "--no-pager", "-o", "short-iso")
 
@@ -77,10 +81,12 @@ def _members(config: AgentConfig, bundle: Bundle | str) -> Iterator[tuple[str, s
 def _secrets(config: AgentConfig) -> list[str]:
     """Return what must not be in the archive, longest first: the password, and each line of the private key."""
     secrets = set()
-    for path in (config.broker.password_file, config.broker.key_file):
+    keys: tuple[FileKey, ...] = ("password_file", "key_file")
+    for key in keys:
         try:
+            path = config.broker.file(key)
             text = path.read_text(encoding="utf-8-sig", errors="replace")[:65_536] if path else ""
-        except OSError:
+        except (BrokerError, OSError):
             continue
         secrets |= {line.strip() for line in text.splitlines()}
     return sorted((s for s in secrets if len(s) >= _SHORTEST and not s.startswith("-----")), key=len, reverse=True)
@@ -124,13 +130,16 @@ def _release() -> list[str]:
         return []
 
 
-def _status(config: AgentConfig) -> str:
-    """Return health, counters and devices of the running agent, or what the last one left, as JSON."""
+def _status(config: AgentConfig) -> Iterator[tuple[str, str]]:
+    """Yield the state of the running agent, or what the last one left, for people and as JSON."""
     try:
         reply, running = orders.order(config, "status", {})
     except (CommandRefused, StateError, BrokerError) as error:
-        return json.dumps({"error": str(error)})
-    return json.dumps({"running": running, "error": reply.error, **(reply.result or {})}, indent=1, ensure_ascii=False)
+        yield "status.json", json.dumps({"error": str(error)})
+        return
+    yield "status.txt", "\n".join(replies.lines(reply, running, utc=True)) + "\n"
+    document = {"running": running, "error": reply.error, **(reply.result or {})}
+    yield "status.json", json.dumps(document, indent=1, ensure_ascii=False)
 
 
 def _machine(config: AgentConfig) -> str:

@@ -8,6 +8,8 @@ import socket
 import struct
 from pathlib import Path
 
+_SIOCETHTOOL = 0x8946
+_GET_PERMANENT_ADDRESS = 0x20  # ETHTOOL_GPERMADDR
 _TIME_ERROR = 5  # of adjtimex(2): the kernel's clock is not synchronised
 _SIOCGIFADDR = 0x8915
 
@@ -20,6 +22,19 @@ def synchronised() -> bool | None:
     except (OSError, AttributeError):
         return None
     return None if answer < 0 else answer != _TIME_ERROR
+
+
+def permanent_mac(name: str) -> int:
+    """Return the MAC that an interface was made with, whatever it uses now; 0 if it has none, or a random one."""
+    answer = ctypes.create_string_buffer(struct.pack("II32s", _GET_PERMANENT_ADDRESS, 32, b""), 40)
+    request = struct.pack("16sP", name.encode(), ctypes.addressof(answer))
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
+            fcntl.ioctl(line, _SIOCETHTOOL, request.ljust(40, b"\0"))
+    except OSError:
+        return 0
+    size = struct.unpack_from("I", answer, 4)[0]
+    return int.from_bytes(answer.raw[8:14]) if size == 6 else 0  # 6: Ethernet
 
 
 def own_addresses() -> frozenset[str]:

@@ -20,6 +20,9 @@ from trainer.demo import AMQTT
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+needs_clients = pytest.mark.skipif(
+    not (shutil.which("mosquitto_sub") and shutil.which("jq")), reason="mosquitto-clients or jq are not installed"
+)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
@@ -137,8 +140,9 @@ class Scripted:
     """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
     ``judge(topic, payload)`` returns the reason code of a PUBACK, a farewell, or None for no answer. ``after_connect``
-    ends each connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason.
-    ``most_under_way`` is the highest number of messages that waited for an answer.
+    ends each connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason. Subscriptions to
+    filters with ``refuse`` in them are refused. ``most_under_way`` is the highest number of messages that waited for an
+    answer.
     """
 
     def __init__(
@@ -147,9 +151,10 @@ class Scripted:
         receive_maximum: int = 65_535,
         after_connect: bool = False,
         farewell: int = 0,
+        refuse: str = "\0",
     ) -> None:
         self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect or bool(farewell)
-        self._farewell = farewell
+        self._farewell, self._refuse = farewell, refuse.encode()
         self.got: list[bytes] = []
         self.connected: list[float] = []  # times of the connections, by time.monotonic
         self.most_under_way = 0
@@ -188,7 +193,7 @@ class Scripted:
                     if self._leave:
                         return
                 elif kind >> 4 == 8:
-                    line.sendall(bytes([0x90, 4, *body[:2], 0, 1]))
+                    line.sendall(bytes([0x90, 4, *body[:2], 0, 0x87 if self._refuse in body else 1]))
                 elif kind >> 4 == 12:
                     line.sendall(b"\xd0\0")
                 elif kind >> 4 == 3:

@@ -107,7 +107,7 @@ class Replay:
         pipe = folder / "capture.fifo"
         os.mkfifo(pipe)
         self._log = folder / "log"
-        command = [sys.executable, "-m", "edge_agent", "replay", str(pipe), "--bundle", str(bundle)]
+        command = [sys.executable, "-m", "edge_agent", "replay", "--json", str(pipe), "--bundle", str(bundle)]
         command += ["--config", str(folder / "agent.yaml"), *words]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

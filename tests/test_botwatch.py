@@ -32,7 +32,8 @@ COMMANDS = {
         *("stream", "study", "sweep"),
     ],
     "converter": [],
-    "collector": ["serve", "alerts", "command"],
+    "collector": ["serve", "alerts", "gateways", "command"],
+    "completion": [],
     "demo": [],
 }
 HEAVY = ("tensorflow", "keras", "polars", "numpy", "ai_edge_litert", "paho", "sqlalchemy", "rich", "scapy")
@@ -89,8 +90,86 @@ print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))
 def test_without_a_role_or_with_an_unknown_one_it_lists_the_roles():
     bare, unknown = botwatch(), botwatch("agnet", "replay")
     assert (bare.returncode, unknown.returncode) == (2, 2)
-    assert "botwatch ROLE --help" in bare.stdout
-    assert unknown.stderr == f"botwatch: unknown role 'agnet'; known: {', '.join(ROLES)}\n"
+    assert (bare.stdout, bare.stderr) == ("", usage() + "\n")
+    assert unknown.stderr == "botwatch: unknown role 'agnet': did you mean 'agent'?\n"
+    assert botwatch("x").stderr == f"botwatch: unknown role 'x'; known: {', '.join(ROLES)}, --help, --version\n"
+
+
+@pytest.mark.parametrize("role", [role for role, commands in COMMANDS.items() if commands])
+def test_a_role_without_a_command_prints_its_help_and_it_is_a_usage_error(role, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([role, "--help"])
+    text = capsys.readouterr().out
+    with pytest.raises(SystemExit) as bare:
+        main([role])
+    assert (end.value.code, bare.value.code) == (0, 2)
+    assert capsys.readouterr() == ("", text)
+
+
+MISSPELT = [
+    ("agent statsu", "botwatch agent: unknown command 'statsu': did you mean 'status'?"),
+    ("agent status --jsn", "botwatch agent status: unknown option '--jsn': did you mean '--json'?"),
+    ("agent rows --uot f", "botwatch agent rows: unknown option '--uot': did you mean '--out'?"),
+    ("agent --versoin", "botwatch agent: unknown option '--versoin': did you mean '--version'?"),
+    ("agent run --interfaces=lo", "botwatch agent run: unknown option '--interfaces': did you mean '--interface'?"),
+    ("agent unmute cam now", "botwatch agent unmute: unexpected argument 'now' (see `botwatch agent unmute --help`)"),
+    (
+        "agent rows",
+        "botwatch agent rows: the following arguments are required: --out (see `botwatch agent rows --help`)",
+    ),
+    ("trainer evalaute", "botwatch trainer: unknown command 'evalaute': did you mean 'evaluate'?"),
+    ("trainer fit x --ouf y", "botwatch trainer fit: unknown option '--ouf': did you mean '--out'?"),
+    (
+        "trainer extract x --schema cleen --out y",
+        "botwatch trainer extract: argument --schema: unknown value 'cleen': did you mean 'clean'?",
+    ),
+    (
+        "converter run --out x --variant int9",
+        "botwatch converter: argument --variant: unknown value 'int9': did you mean 'int8'?",
+    ),
+    ("collector alrets", "botwatch collector: unknown command 'alrets': did you mean 'alerts'?"),
+    ("collector command gw-001 mut", "botwatch collector command: unknown verb 'mut': did you mean 'mute'?"),
+    (
+        "collector command gw-001 mute devcie=x",
+        "botwatch collector: mute: unknown key 'devcie': did you mean 'device'?",
+    ),
+    ("collector alerts --flolow", "botwatch collector alerts: unknown option '--flolow': did you mean '--follow'?"),
+    ("completion bsh", "botwatch completion: unknown shell 'bsh': did you mean 'bash'?"),
+    ("demo --ot x", "botwatch demo: unknown option '--ot': did you mean '--out'?"),
+    ("traner fit", "botwatch: unknown role 'traner': did you mean 'trainer'?"),
+    ("--verison", "botwatch: unknown option '--verison': did you mean '--version'?"),
+    ("agent \x1b[31m", "botwatch agent: unknown command '\\x1b[31m'; known: "),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), MISSPELT)
+def test_a_misspelt_word_is_answered_with_the_nearest_one_in_one_line(line, says, capsys):
+    try:
+        status = main(line.split(" "))
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(says)
+    assert says.endswith("known: ") or err == says + "\n"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_prints_the_version(role, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([role, "--version"])
+    assert end.value.code == 0
+    assert re.fullmatch(r"botwatch \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [[role, *sub] for role in COMMANDS for sub in ([], *([c] for c in COMMANDS[role]))])
+def test_every_help_fits_into_80_columns_and_the_names_of_values_are_in_capitals(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)
+    assert re.findall(r"^  --[a-z-]+ [a-z]\w+", text, re.MULTILINE) == []
 
 
 def test_its_help_for_the_agent_is_that_of_the_package():

@@ -36,7 +36,7 @@ class Gateways:
         (folder / "agent.yaml").write_text(CONFIG)
 
     def start(self, name: str, capture: Path, wait_s: float = 30.0, most_bytes: int = 0) -> "subprocess.Popen[str]":
-        words = ["replay", capture, "--config", self.folder / "agent.yaml", "--bundle", self.home.bundle]
+        words = ["replay", "--json", capture, "--config", self.folder / "agent.yaml", "--bundle", self.home.bundle]
         words += ["--gateway", name, "--broker", self.broker.address, "--outbox", self.folder / "outbox.sqlite"]
         words += ["--wait", wait_s]
         limit = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({most_bytes}, -1)); " if most_bytes else ""
@@ -47,7 +47,7 @@ class Gateways:
 
     def possible(self, name: str, capture: Path) -> set[tuple[str, int]]:
         """Return the keys of all alerts that gateway ``name`` can have stored: those of a whole replay."""
-        words = ["replay", capture, "--config", self.folder / "agent.yaml", "--bundle", self.home.bundle]
+        words = ["replay", "--json", capture, "--config", self.folder / "agent.yaml", "--bundle", self.home.bundle]
         command = [sys.executable, "-m", "edge_agent", *map(str, words), "--gateway", name]
         replayed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return keys(replayed.splitlines())

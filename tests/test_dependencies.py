@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("edge_agent", "trainer", "converter", "collector", "configs", "tests")
+PACKAGES = ("edge_agent", "trainer", "converter", "collector", "configs", "tests", "tools")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 BY_NAME = {

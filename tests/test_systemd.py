@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import service
-from edge_agent.config import AgentConfig
-from edge_agent.contract import settings
+from edge_agent.contract import credentials
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -54,65 +53,22 @@ def test_its_exposure_is_two_or_less(unit: Path) -> None:
 
 
 @needs_systemd
-def test_the_drop_in_for_newer_systemd_is_only_that() -> None:
-    """A key that systemd 252 does not know must not stand in the unit itself."""
+def test_keys_that_an_older_systemd_does_not_know_are_in_a_drop_in() -> None:
     newer = (UNITS / f"{UNIT}.d" / "restart.conf").read_text()
-    assert {"RestartSteps", "RestartMaxDelaySec"} == set(re.findall(r"^(\w+)=", newer, re.MULTILINE))
+    assert {"RestartSec", "RestartSteps", "RestartMaxDelaySec"} == set(re.findall(r"^(\w+)=", newer, re.MULTILINE))
     assert "RestartSteps" not in (UNITS / UNIT).read_text()
 
 
-def installed(root: Path) -> "tuple[subprocess.CompletedProcess[str], list[str]]":
-    """Run the installer; return its result and the files below etc."""
-    command = ["sh", str(UNITS / "install.sh"), "--root", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return done, sorted(str(path.relative_to(root / "etc")) for path in (root / "etc").rglob("*") if path.is_file())
-
-
-@pytest.mark.parametrize(
-    ("library", "newer"),
-    [
-        ("x86_64-linux-gnu/systemd/libsystemd-shared-252.so", False),
-        ("aarch64-linux-gnu/systemd/libsystemd-shared-257.9-1~deb13u1.so", True),
-        ("systemd/libsystemd-shared-254.so", True),
-        ("nothing", False),
-    ],
-)
-def test_the_installer_adds_the_drop_in_only_where_systemd_knows_it(tmp_path: Path, library: str, newer: bool) -> None:
-    file = tmp_path / "usr" / "lib" / library
-    file.parent.mkdir(parents=True)
-    file.touch()
-    done, files = installed(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (f"systemd/system/{UNIT}.d/restart.conf" in files) == newer
-    assert {"botwatch/agent.yaml", f"systemd/system/{UNIT}"} <= set(files)
-    assert (tmp_path / "etc/systemd/system" / UNIT).read_text() == (UNITS / UNIT).read_text()
-    assert f"{tmp_path}/usr/lib/botwatch/bin/botwatch does not exist" in done.stderr
-
-
-def test_to_install_again_changes_nothing_and_a_configuration_is_never_touched(tmp_path: Path) -> None:
-    library = tmp_path / "usr/lib/systemd/libsystemd-shared-257.so"
-    library.parent.mkdir(parents=True)
-    library.touch()
-    installed(tmp_path)
-    config = tmp_path / "etc/botwatch/agent.yaml"
-    config.write_text("gateway: gw-7\n")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")}
-    done, _ = installed(tmp_path)
-    assert done.stdout == ""
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")} == times
-    library.rename(library.with_name("libsystemd-shared-252.so"))
-    (tmp_path / "etc/systemd/system" / UNIT).write_text("[Service]\n")
-    done, files = installed(tmp_path)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["wrote", "removed"]
-    assert files == ["botwatch/agent.yaml", f"systemd/system/{UNIT}"]
-    assert config.read_text() == "gateway: gw-7\n"
-
-
-def test_a_usage_error_of_the_installer_is_one_line(tmp_path: Path) -> None:
-    for words in (["--roof", "x"], ["--root"], ["--root", str(tmp_path / "absent")]):
-        done = subprocess.run(["sh", str(UNITS / "install.sh"), *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
+def test_systemd_never_gives_up_and_a_wrong_configuration_is_not_tried_every_few_seconds() -> None:
+    """With any pause, a bound on restarts ends monitoring for good after a cause that lasts longer at boot."""
+    unit = (UNITS / UNIT).read_text()
+    assert re.search("^StartLimitIntervalSec=0$", unit, re.MULTILINE)
+    assert re.search("^Restart=always$", unit, re.MULTILINE)
+    assert "RestartPreventExitStatus" not in unit
+    pause = re.search(r"^RestartSec=(\d+)$", unit, re.MULTILINE)
+    assert pause
+    assert 15 <= int(pause[1]) <= 30
+    assert int(setting("RestartMaxDelaySec")) <= 60
 
 
 def setting(name: str) -> str:
@@ -120,6 +76,15 @@ def setting(name: str) -> str:
     files = [UNITS / UNIT, *sorted((UNITS / f"{UNIT}.d").glob("*.conf"))]
     values = re.findall(rf"^{name}=(.*)$", "\n".join(file.read_text() for file in files), re.MULTILINE)
     return values[-1] if values else ""
+
+
+def test_the_unit_loads_the_credentials_that_the_agent_looks_for() -> None:
+    assert setting("LoadCredential") == f"{credentials.ID}:{credentials.FOLDER}"
+
+
+def test_a_start_waits_for_no_network() -> None:
+    """An uplink that is down must not keep the LAN side from being monitored: the agent waits for its broker itself."""
+    assert "network-online" not in re.sub("^#.*", "", (UNITS / UNIT).read_text(), flags=re.MULTILINE)
 
 
 def test_the_log_of_the_service_is_in_the_journal_and_its_alerts_are_not() -> None:
@@ -144,23 +109,6 @@ def test_a_reload_of_the_unit_sends_a_hangup_without_any_program_but_the_shell(t
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert agent.wait(10) == -signal.SIGHUP
-
-
-def test_the_installed_configuration_names_what_the_agent_stores_by_absolute_paths(tmp_path: Path) -> None:
-    """The same files for the service and for a command that is typed in any folder; nothing else differs."""
-    done, _ = installed(tmp_path)
-    assert done.returncode == 0, done.stderr
-    file = tmp_path / "etc/botwatch/agent.yaml"
-    config, shipped = (settings.load(AgentConfig, path) for path in (file, UNITS.parent / "configs" / "agent.yaml"))
-    folder = Path("/var/lib") / setting("StateDirectory")
-    assert config.outbox.path == folder / shipped.outbox.path
-    assert shipped.evidence.path
-    assert config.evidence.path == folder / shipped.evidence.path
-    assert file.stat().st_mode & 0o777 == 0o644
-    lines = zip(
-        file.read_text().splitlines(), (UNITS.parent / "configs/agent.yaml").read_text().splitlines(), strict=True
-    )
-    assert sum(mine != theirs for mine, theirs in lines) == 2
 
 
 def test_the_loop_notifies_the_service_manager_that_it_is_alive(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from edge_agent.contract.cli import OK, refuse
+from edge_agent.contract.cli import OK, Parser, prepare_output, refuse
 
 PROG = "botwatch trainer"
 
@@ -33,15 +33,19 @@ command line as typed and returns the exit status.
 """
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+def parser(*described: str) -> Parser:
+    """Return the parser of all commands of the trainer.
+
+    Of a command of `MODULES` it has the arguments only if the command is among those ``described``: that imports its
+    module.
+    """
+    top = Parser(
         PROG,
         description="Train models on captures or published rows, and measure them. The result is a run folder.",
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --data captures --out runs/home",
-        formatter_class=raw,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_version()
+    commands = top.add_commands()
 
     extract = commands.add_parser(
         "extract",
@@ -49,7 +53,6 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         description="Extract the 140 columns of every frame, with time, addresses and ports, into one Parquet file. "
         "All captures go through one extractor in the order given: list the days of one network in order.",
         epilog=f"example:\n  {PROG} extract day1.pcap day2.pcap --out rows.parquet",
-        formatter_class=raw,
     )
     extract.add_argument("captures", nargs="+", type=Path, metavar="CAPTURE", help="pcap or pcapng file")
     extract.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
@@ -72,7 +75,6 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         help="train as a config says, into a run folder with models, scaler, τ and metrics",
         description="Split and scale rows, train autoencoder and classifier, compute τ, measure, write the run folder.",
         epilog=f"example:\n  {PROG} fit configs/trainer.yaml --out runs/home --top-n 20",
-        formatter_class=raw,
     )
     fit.add_argument(
         "config",
@@ -119,16 +121,17 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     )
 
     for name, (module, summary) in MODULES.items():
-        more = commands.add_parser(name, help=summary, formatter_class=raw)
-        if command == name:  # only this module is imported: each describes its own arguments
+        more = commands.add_parser(name, help=summary)
+        if name in described:
             importlib.import_module(module).add_arguments(more)
-    return parser
+    return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; return 2 for a bad command line, config or input, 1 for a capture that ended early."""
+    prepare_output()
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv[0] if argv else None).parse_args(argv)
+    args = parser(*argv[:1]).parse_args(argv)
     if args.command in MODULES:
         module, _ = MODULES[args.command]
         return int(importlib.import_module(module).run(args, shlex.join([*PROG.split(), *argv])))

@@ -98,29 +98,35 @@ class Verdict:
         return self.capture.label != BENIGN and self.capture.expected and self.ms is None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
-    parser = argparse.ArgumentParser(
+def parser() -> cli.Parser:
+    """Return the parser of the command line."""
+    top = cli.Parser(
         PROG,
         description="Run the whole chain on this machine: captures, fit, convert, broker, collector, agents, alerts.\n"
         "Ends with status 1 when an attack was missed or a benign device alerted.",
         epilog=f"example:\n  {PROG} --captures my-captures --out demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    top.add_version()
+    top.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="work folder, emptied first (default: demo)"
     )
-    parser.add_argument(
+    top.add_argument(
         "--captures",
         type=Path,
         metavar="DIR",
         help="use your own captures instead of generated ones: a folder with manifest.yaml (all benign captures of a "
         "device but the last are fitted), or with fit.yaml and replay.yaml",
     )
-    parser.add_argument(
+    top.add_argument(
         "--root", type=Path, metavar="DIR", help="folder of the captures, if they are not beside their manifests"
     )
-    args = parser.parse_args(argv)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
+    cli.prepare_output()
+    args = parser().parse_args(argv)
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -321,7 +327,16 @@ def _replay(manifest: CaptureManifest, root: Path, out: Path, address: str) -> l
         (out / folder).mkdir()
 
     def one(capture: Capture, gateway: str) -> None:
-        words = ["agent", "replay", root / capture.file, "--config", out / "agent.yaml", "--bundle", out / "bundle"]
+        words = [
+            "agent",
+            "replay",
+            "--json",
+            root / capture.file,
+            "--config",
+            out / "agent.yaml",
+            "--bundle",
+            out / "bundle",
+        ]
         words += ["--broker", address]
         words += ["--gateway", gateway, "--outbox", out / "outbox" / f"{gateway}.sqlite", "--wait", DELIVER_S]
         with (
@@ -344,7 +359,7 @@ def _stored(database: Path, out: Path) -> list[Alert]:
     sent = sum(len(path.read_text().splitlines()) for path in (out / "agent").glob("*.jsonl"))
     deadline = time.monotonic() + DELIVER_S
     while True:
-        command = _command("collector", "alerts", "--json", "--last", 0, "--db", database)
+        command = _command("collector", "alerts", "--json", "--after", 0, "--db", database)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise DemoError(f"`{' '.join(command[3:])}` ended with status {done.returncode}: {done.stderr.strip()}")

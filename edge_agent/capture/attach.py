@@ -8,9 +8,12 @@ above the MTU are counted. Features are read by the ethtool ioctl, in 25 lines: 
 import array
 import fcntl
 import logging
+import math
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,9 @@ LINK_HEADER = 14 + 2 * 4
 
 ALONE_S, ALONE_FRAMES = 600.0, 1_000
 """Seconds and frames after which there should have been devices."""
+
+ASK_AGAIN_S = 1.0
+"""Shortest time in seconds between two questions for the MTU of the interfaces."""
 
 SAMPLE = 64
 """Rows of a batch that are searched for devices."""
@@ -70,11 +76,12 @@ def way_out() -> set[str]:
 
 
 def longest_frame(names: Sequence[str]) -> int:
-    """Return the bytes of the longest unmerged frame on any of these interfaces; 0 if the system gives no answer."""
-    try:
-        return max((int((_NETWORK / name / "mtu").read_text()) + LINK_HEADER for name in names), default=0)
-    except (OSError, ValueError):
-        return 0
+    """Return the bytes of the longest unmerged frame on any of these interfaces; 0 if none of them is there."""
+    longest = 0
+    for name in names:
+        with suppress(OSError, ValueError):
+            longest = max(longest, int((_NETWORK / name / "mtu").read_text()) + LINK_HEADER)
+    return longest
 
 
 def _lowest(name: str, depth: int = 4) -> Iterator[str]:
@@ -118,16 +125,16 @@ class Attachment:
 
     def __init__(self, names: Sequence[str], networks: Sequence[str], began: float) -> None:
         self._names, self._networks, self._began = list(names), Networks.parse(networks), began
-        self._longest = longest_frame(names)
+        self._longest, self._asked = 0, -math.inf
         self._routers, self._devices = own_macs(), set[int]()
         self._logged_merged = self._logged_alone = False
         self.counters = {"frames_merged": 0}
 
     def look(self, rows: Rows) -> None:
         """Count frames that are longer than the interfaces can carry, and find devices."""
-        if self._longest:
-            lengths = rows.meta["length"]
-            merged = int(np.count_nonzero(lengths > self._longest))
+        lengths = rows.meta["length"]
+        if longest := self._longest_now(int(lengths.max(initial=0))):
+            merged = int(np.count_nonzero(lengths > longest))
             if merged:
                 self.counters["frames_merged"] += merged
                 self._log_merged(int(lengths.max()))
@@ -139,8 +146,19 @@ class Attachment:
             self._devices.update(some["src_mac"][local & (some["ip_version"] > 0)].tolist())
             self._devices -= self._routers
 
+    def _longest_now(self, length: int) -> int:
+        """Return the longest unmerged frame, 0 if unknown.
+
+        Asked again where a frame of ``length`` bytes is longer: interfaces come late, and their MTU may be changed.
+        """
+        if length > self._longest and (now := time.monotonic()) >= self._asked + ASK_AGAIN_S:
+            self._longest, self._asked = longest_frame(self._names), now
+        return self._longest
+
     def beat(self, now: float, frames: int) -> None:
         """Log a warning if no two devices have been seen by time ``now``, after ``frames`` frames."""
+        self._routers |= own_macs()  # of interfaces that came since
+        self._devices -= self._routers
         if self._logged_alone or len(self._devices) > 1 or now - self._began < ALONE_S or frames < ALONE_FRAMES:
             return
         self._logged_alone = True

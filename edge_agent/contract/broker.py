@@ -11,10 +11,16 @@ import ssl
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from edge_agent.contract import credentials
+from edge_agent.contract.credentials import CredentialError
 from edge_agent.contract.messages import BASE, check_base
 from edge_agent.contract.settings import check, within
+
+FileKey = Literal["password_file", "ca_file", "cert_file", "key_file"]
+FILES: tuple[FileKey, ...] = get_args(FileKey)
+"""The keys that name a file, by its path or as a credential."""
 
 
 class BrokerError(ValueError):
@@ -31,6 +37,7 @@ class BrokerConfig:
     client_id: str = within("", 0, 128)  # "" is the gateway's id, and for the collector that of its database
     version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, or 3.1.1 where the broker does not speak 5
     username: str | None = within(None, 1, 256)
+    # These four are paths, or ``credential:NAME``; see `file`.
     password_file: Path | None = None  # first line; a file so that no configuration holds a secret
     tls: bool = False
     ca_file: Path | None = None  # who signed the broker's certificate; None: the system's authorities
@@ -54,6 +61,11 @@ class BrokerConfig:
             raise BrokerError(f"base: {error}") from error
         if self.retry_max_s < self.retry_min_s:
             raise BrokerError(f"retry_max_s: {self.retry_max_s:g} is less than retry_min_s, {self.retry_min_s:g}")
+        for key in FILES:
+            try:
+                credentials.name_of(getattr(self, key) or Path())
+            except CredentialError as error:
+                raise BrokerError(f"{key}: {error}") from error
         for key in ("ca_file", "cert_file", "key_file"):
             if getattr(self, key) and not self.tls:
                 raise BrokerError(f"{key}: needs tls: true")
@@ -82,13 +94,25 @@ class BrokerConfig:
             raise BrokerError(f"broker {address[:80]!r} is not HOST or HOST:PORT")
         return dataclasses.replace(self, host=host, port=int(port))
 
+    def file(self, key: FileKey) -> Path | None:
+        """Return the file that a key names, by its path or as a credential; None without one.
+
+        Raises BrokerError when there is no such credential.
+        """
+        value: Path | None = getattr(self, key)
+        try:
+            return credentials.locate(value) if value else None
+        except CredentialError as error:
+            raise BrokerError(f"{key} {error}") from error
+
     def password(self) -> str | None:
         """Return the first line of ``password_file``, None without one. Raises BrokerError when it cannot be read."""
-        if self.password_file is None:
+        path = self.file("password_file")
+        if path is None:
             return None
         try:
             # A byte order mark, which editors on Windows write, is no part of the password.
-            return self.password_file.read_text(encoding="utf-8-sig").partition("\n")[0]
+            return path.read_text(encoding="utf-8-sig").partition("\n")[0]
         except UnicodeDecodeError:  # whose own message has a byte of the password
             raise BrokerError(f"password_file {self.password_file}: is not UTF-8; save it as UTF-8 text") from None
         except OSError as error:
@@ -101,34 +125,37 @@ class BrokerConfig:
         """
         if not self.tls:
             return None
-        for key in ("ca_file", "cert_file", "key_file"):  # OpenSSL does not say which of them it cannot read
-            self._can_read(key)
+        # OpenSSL does not say which of them it cannot read
+        ca_file, cert_file, key_file = (self._readable(key) for key in ("ca_file", "cert_file", "key_file"))
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            context = ssl.create_default_context(cafile=ca_file)
         except OSError as error:  # includes ssl.SSLError
             raise BrokerError(f"ca_file {self.ca_file}: {explain(error)}") from error
-        if self.cert_file and self.key_file:
+        if cert_file and key_file:
             try:
                 # An empty password instead of None: OpenSSL must never ask on the terminal of a service.
-                context.load_cert_chain(self.cert_file, self.key_file, password="")
+                context.load_cert_chain(cert_file, key_file, password="")
             except OSError as error:
                 raise BrokerError(f"cert_file {self.cert_file}, key_file {self.key_file}: {explain(error)}") from error
         return context
 
-    def _can_read(self, key: Literal["ca_file", "cert_file", "key_file"]) -> None:
-        path: Path | None = getattr(self, key)
+    def _readable(self, key: FileKey) -> Path | None:
+        """Return the file that a key of TLS names; BrokerError if it cannot be read or holds something else."""
+        path = self.file(key)
         if path is None:
-            return
+            return None
+        value = getattr(self, key)  # the name by which the operator knows the file
         try:
             with path.open("rb") as file:
                 content = file.read(65_536)
         except OSError as error:
-            raise BrokerError(f"{key} {path}: {explain(error)}") from error
+            raise BrokerError(f"{key} {value}: {explain(error)}") from error
         wanted = b"PRIVATE KEY-----" if key == "key_file" else b"CERTIFICATE-----"
         if wanted not in content:
-            raise BrokerError(f"{key} {path}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
+            raise BrokerError(f"{key} {value}: holds no {'private key' if key == 'key_file' else 'certificate'} (PEM)")
         if key == "key_file" and b"ENCRYPTED" in content:
-            raise BrokerError(f"{key} {path}: has a passphrase, which a service cannot enter")
+            raise BrokerError(f"{key} {value}: has a passphrase, which a service cannot enter")
+        return path
 
 
 def _refuse_url(key: str, text: str) -> None:

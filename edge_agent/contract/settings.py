@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from edge_agent.contract.cli import unknown
+
 T = TypeVar("T")
 
 
@@ -65,6 +67,11 @@ def within(default: Any, low: float, high: float) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def derived(default: Any) -> Any:
+    """Return a field that no file may set: the program derives it from others, so it does not count in comparisons."""
+    return dataclasses.field(default=default, compare=False, metadata={"derived": True})
+
+
 def check(given: Any, error: type[ValueError] = ValueError) -> None:
     """Check the fields of a settings dataclass against their bounds; an ``error`` names the first that is beyond them.
 
@@ -109,10 +116,10 @@ def build(cls: type[T], data: object, name: str, section: str = "") -> T:
     if not isinstance(data, Mapping):
         raise SettingsError(f"{where}: expected keys and values, found {_show(data)}")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and "derived" not in f.metadata}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise SettingsError(f"{where}: unknown key {key!r}; known: {', '.join(fields)}")
+            raise SettingsError(f"{where}: {unknown('key', str(key), fields)}")
     values = {}
     for key, field in fields.items():
         if key in data:

@@ -85,8 +85,8 @@ class Link:
     Raises BrokerError when the TLS or password files cannot be used. ``connected``, ``protocol`` ("5", "3.1.1" or ""),
     ``trouble`` (why nothing moves, "" when all is well) and ``counts`` may be read from any thread. ``filters`` are the
     topic filters that are subscribed to (True) or no longer (False), as by `subscribe`; `received` hands out what comes
-    on them. A ``guest`` only sends what waits in the outbox: it is another client than the agent, whose connection,
-    session, status and commands it leaves alone.
+    on them. A ``guest`` only sends what waits in the outbox: with that word behind its id it is another client than the
+    agent, whose connection, session, status and commands it leaves alone.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Link:
         gateway: str,
         agent: str,
         filters: Mapping[str, bool] = MappingProxyType({}),
-        guest: bool = False,
+        guest: str = "",
     ) -> None:
         self.config, self.counts = config, LinkCounts()
         self._outbox, self._gateway, self._agent, self._boot = outbox, gateway, agent, str(uuid.uuid4())
         self._status_topic = topic(gateway, "status", config.base)
         self._problem = ""  # what is wrong on the connection at hand
-        self._guest = guest
-        suffix = "-guest" if guest else ""
-        dialer = Dialer(config, gateway, suffix=suffix, clean=guest, max_packet=_MAX_INCOMING)
+        self._guest = bool(guest)
+        suffix = f"-{guest}" if guest else ""
+        dialer = Dialer(config, gateway, suffix=suffix, clean=bool(guest), max_packet=_MAX_INCOMING)
         self.client_id = dialer.client_id
         # what other threads leave for the one in `run`, and it for them
         self._filters = dict(filters)  # replaced as a whole, so that threads need no lock

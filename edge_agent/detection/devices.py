@@ -466,7 +466,16 @@ def export(state: State, names: Mapping[str, str], gateway: str) -> tuple[bytes,
 
 
 _HEAD = struct.Struct("<I")
-_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, struct.error, zlib.error)
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def _unpack(limits: DeviceLimits, record: bytes) -> dict[str, Any]:

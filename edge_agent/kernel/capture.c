@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 enum { WINDOW = 1 << 16 };
+enum { LINK_TYPES = 512 }; /* libpcap's numbers are below */
 
 struct capture {
     pcap_t *pcap;
@@ -106,6 +107,26 @@ bool capture_filter(struct pcap *pcap, const char *bpf, char *error)
     if (!good)
         snprintf(error, CAPTURE_ERROR, "filter '%.200s': %s", bpf, pcap_geterr(pcap));
     return good;
+}
+
+bool capture_filter_possible(const char *bpf, char *error)
+{
+    bool possible = false, named = false, unresolved = false;
+    for (int linktype = 0; linktype < LINK_TYPES && !possible && !unresolved; linktype++) {
+        pcap_t *nothing = link_supported(linktype) ? pcap_open_dead(linktype, 65535) : NULL;
+        struct bpf_program program;
+        if (nothing == NULL)
+            continue;
+        possible = pcap_compile(nothing, &program, bpf, 1, PCAP_NETMASK_UNKNOWN) == 0;
+        if (possible)
+            pcap_freecode(&program);
+        else if (!named) /* what it says of Ethernet, or of the first link type in number */
+            snprintf(error, CAPTURE_ERROR, "filter '%.200s': %s", bpf, pcap_geterr(nothing));
+        named = true;
+        unresolved = !possible && strncmp(pcap_geterr(nothing), "unknown host", 12) == 0; /* each look-up may take long */
+        pcap_close(nothing);
+    }
+    return possible;
 }
 
 void capture_say_unsupported(int linktype, char *error)

@@ -257,6 +257,8 @@ struct plain_record {
 struct pcap;
 struct pcap_pkthdr;
 bool capture_filter(struct pcap *pcap, const char *bpf, char *error);
+/* False, with the reason, for a filter that compiles for no link layer: no interface could ever use it. */
+bool capture_filter_possible(const char *bpf, char *error);
 void capture_say_unsupported(int linktype, char *error);
 void capture_fill(struct frame *frame, const struct pcap_pkthdr *header, const uint8_t *bytes, int linktype);
 
@@ -284,8 +286,11 @@ struct live *live_new(const char *const *names, size_t count, const struct live_
 void live_free(struct live *l);
 size_t live_count(const struct live *l);
 
-/* Open, or open again, one interface; false with the reason (without the name) in error[CAPTURE_ERROR]. */
-bool live_open(struct live *l, size_t i, char *error);
+/* FORBIDDEN: this process may not capture at all; REFUSED: anything else, which may pass, as interfaces come and go. */
+enum open_result { OPEN_DONE, OPEN_REFUSED, OPEN_FORBIDDEN };
+
+/* Open, or open again, one interface; if that fails the reason (without the name) is in error[CAPTURE_ERROR]. */
+enum open_result live_open(struct live *l, size_t i, char *error);
 void live_shut(struct live *l, size_t i);
 int live_fd(const struct live *l, size_t i);        /* to be polled; -1 if it is not open */
 int live_linktype(const struct live *l, size_t i);

@@ -111,16 +111,16 @@ void live_free(struct live *l)
     free(l);
 }
 
-static bool refuse(struct live *l, size_t i, char *error, const char *reason)
+static enum open_result refuse(struct live *l, size_t i, char *error, const char *reason)
 {
     char kept[CAPTURE_ERROR];
     snprintf(kept, sizeof kept, "%s", reason); /* live_shut() may free it with the handle */
     live_shut(l, i);
     snprintf(error, CAPTURE_ERROR, "%s", kept);
-    return false;
+    return OPEN_REFUSED;
 }
 
-bool live_open(struct live *l, size_t i, char *error)
+enum open_result live_open(struct live *l, size_t i, char *error)
 {
     char pcap_error[PCAP_ERRBUF_SIZE], text[CAPTURE_ERROR];
     const struct live_settings *s = &l->settings;
@@ -137,8 +137,10 @@ bool live_open(struct live *l, size_t i, char *error)
     int status = pcap_activate(p->pcap);
     if (status < 0) {
         const char *more = pcap_geterr(p->pcap);
-        snprintf(text, sizeof text, "%s%s%.200s", pcap_statustostr(status), *more != 0 ? ": " : "", more);
-        return refuse(l, i, error, text);
+        bool says_more = *more != 0 && strcmp(more, pcap_statustostr(status)) != 0;
+        snprintf(text, sizeof text, "%s%s%.200s", pcap_statustostr(status), says_more ? ": " : "", says_more ? more : "");
+        refuse(l, i, error, text);
+        return status == PCAP_ERROR_PERM_DENIED || status == PCAP_ERROR_PROMISC_PERM_DENIED ? OPEN_FORBIDDEN : OPEN_REFUSED;
     }
     p->linktype = pcap_datalink(p->pcap);
     if (!link_supported(p->linktype)) {
@@ -154,7 +156,7 @@ bool live_open(struct live *l, size_t i, char *error)
     p->lost = p->waiting = false;
     p->empty_ns = 0;
     memset(&p->counted, 0, sizeof p->counted);
-    return true;
+    return OPEN_DONE;
 }
 
 int live_fd(const struct live *l, size_t i)

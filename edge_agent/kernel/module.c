@@ -471,6 +471,10 @@ static int module_exec(PyObject *module)
         "edge_agent.capture.CaptureError", "A capture that cannot be read; the message names it and the reason.", NULL, NULL);
     if (state->capture_error == NULL || PyModule_AddObjectRef(module, "CaptureError", state->capture_error) != 0)
         return -1;
+    state->forbidden = PyErr_NewExceptionWithDoc(
+        "edge_agent.capture.CaptureForbidden", "This process may not capture on interfaces.", state->capture_error, NULL);
+    if (state->forbidden == NULL || PyModule_AddObjectRef(module, "CaptureForbidden", state->forbidden) != 0)
+        return -1;
     state->capture_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &capture_spec, NULL);
     if (state->capture_type == NULL || PyModule_AddType(module, state->capture_type) != 0)
         return -1;
@@ -510,6 +514,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->capture_type);
     Py_VISIT(state->live_type);
     Py_VISIT(state->capture_error);
+    Py_VISIT(state->forbidden);
     return 0;
 }
 
@@ -519,6 +524,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->capture_type);
     Py_CLEAR(state->live_type);
     Py_CLEAR(state->capture_error);
+    Py_CLEAR(state->forbidden);
     return 0;
 }
 

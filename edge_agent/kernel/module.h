@@ -9,7 +9,7 @@
 
 struct module_state {
     PyTypeObject *capture_type, *live_type;
-    PyObject *capture_error;
+    PyObject *capture_error, *forbidden; /* CaptureError and its CaptureForbidden */
 };
 
 /* ---- module_sources.c ---- */
@@ -25,8 +25,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     struct live *live;
-    PyObject *names; /* tuple of str */
-    PyObject *error; /* the CaptureError type */
+    PyObject *names;             /* tuple of str */
+    PyObject *error, *forbidden; /* the types CaptureError and CaptureForbidden */
     bool busy;
 } LiveObject;
 

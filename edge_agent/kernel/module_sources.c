@@ -116,6 +116,7 @@ static PyObject *live_py_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     struct live_settings settings;
     int promiscuous, inbound, once;
     const char *texts[INTERFACES_MAX];
+    char reason[CAPTURE_ERROR];
 
     struct module_state *state = PyType_GetModuleState(type);
     if (state == NULL || (kwargs != NULL && PyDict_Size(kwargs) != 0) ||
@@ -131,11 +132,14 @@ static PyObject *live_py_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     for (Py_ssize_t i = 0; i < count; i++)
         if ((texts[i] = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(names, i), NULL)) == NULL)
             return NULL;
+    if (settings.bpf != NULL && !capture_filter_possible(settings.bpf, reason))
+        return PyErr_Format(state->capture_error, "%s", reason);
     LiveObject *self = (LiveObject *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
     self->names = Py_NewRef(names);
     self->error = Py_NewRef(state->capture_error);
+    self->forbidden = Py_NewRef(state->forbidden);
     self->live = live_new(texts, (size_t)count, &settings);
     if (self->live != NULL)
         return (PyObject *)self;
@@ -150,6 +154,7 @@ static void live_dealloc(PyObject *object)
     live_free(self->live);
     Py_XDECREF(self->names);
     Py_XDECREF(self->error);
+    Py_XDECREF(self->forbidden);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -180,18 +185,19 @@ static PyObject *live_py_open(PyObject *object, PyObject *args)
 {
     LiveObject *self = (LiveObject *)object;
     int i;
-    bool good;
+    enum open_result result;
     char reason[CAPTURE_ERROR];
     struct live *live = one_live(object, args, &i);
     if (live == NULL)
         return NULL;
     self->busy = true;
     Py_BEGIN_ALLOW_THREADS
-    good = live_open(live, (size_t)i, reason);
+    result = live_open(live, (size_t)i, reason);
     Py_END_ALLOW_THREADS
     self->busy = false;
-    if (!good)
-        return PyErr_Format(self->error, "%U: %s", PyTuple_GetItem(self->names, i), reason);
+    if (result != OPEN_DONE)
+        return PyErr_Format(result == OPEN_FORBIDDEN ? self->forbidden : self->error, "%U: %s",
+                            PyTuple_GetItem(self->names, i), reason);
     return PyLong_FromLong(live_linktype(live, (size_t)i));
 }
 

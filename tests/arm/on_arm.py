@@ -20,12 +20,13 @@ from edge_agent.capture.sources import open_file
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.scaling import row_error
 from edge_agent.detection.runtime import TOLERANCE, Model
-from tests.arm.root import BOOKWORM, TRIXIE, Arm, Release, Unavailable, prepare
+from tests.arm.root import Arm, prepare
 from tests.broker import Mosquitto, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.edge_agent.capture.test_features import assert_as_published, assert_as_twin, data, needs_data
 from tests.reference import frames as craft
 from tests.reference.frames import START_NS, Spec
+from tools.debian import BOOKWORM, TRIXIE, Release, Unavailable
 
 ROWS = """
 import pickle, sys
@@ -143,7 +144,16 @@ def test_int8_models_compute_what_they_compute_here(
 
 @pytest.fixture(scope="session")
 def replayed_here(home: Home, attack_capture: Path) -> str:
-    command = [sys.executable, "-m", "edge_agent", "replay", str(attack_capture), "--bundle", str(home.bundle)]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_agent",
+        "replay",
+        "--json",
+        str(attack_capture),
+        "--bundle",
+        str(home.bundle),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count('"state":"new"') == 2
     return done.stdout
@@ -167,7 +177,7 @@ def test_replay_gives_the_alerts_of_this_machine_and_delivers_them(
     listener.connect("127.0.0.1", broker.port)
     listener.loop_start()
     try:
-        arguments = ["replay", str(attack_capture), "--bundle", str(home.bundle), "--wait", "60"]
+        arguments = ["replay", "--json", str(attack_capture), "--bundle", str(home.bundle), "--wait", "60"]
         arguments += ["--broker", broker.address, "--outbox", str(tmp_path / "outbox.sqlite")]
         done = arm.run("-m", "edge_agent", *arguments)
         assert done.returncode == 0, done.stderr

@@ -20,11 +20,12 @@ import tempfile
 from pathlib import Path
 
 from edge_agent.config import ScoringConfig
-from tests.arm.root import BOOKWORM, ROOT, WORK, Arm, Unavailable, prepare
+from tests.arm.root import Arm, prepare
 from tests.bench.bench_kernel import attack
 from tests.bench.home import LATER, home
 from tests.reference.frames import pcap
 from tests.traffic import Frame, S, merged, read, scan, steady
+from tools.debian import BOOKWORM, ROOT, WORK, Unavailable
 
 FLOOD = 100_000
 PI_4 = 1.5e9

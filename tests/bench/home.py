@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from tests.arm.root import ROOT
 from tests.conftest import Home, make_home
+from tools.debian import ROOT
 
 FOLDER = ROOT / "build" / "bench-home"
 LATER = FOLDER / "later"

@@ -36,7 +36,7 @@ def ask(home: Home, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[i
     def run(*words: object, bundle: Path | None = home.bundle) -> tuple[int, list[dict], str]:
         capsys.readouterr()
         given = [] if bundle is None else ["--bundle", str(bundle)]
-        status = main(["replay", *map(str, words), *given])
+        status = main(["replay", "--json", *map(str, words), *given])
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return status, [json.loads(line) for line in out.splitlines()], err
@@ -62,15 +62,32 @@ def test_alerts_are_json_lines_by_the_schema_and_counters_come_at_the_end(ask, a
     assert f"{len(attack_frames):,} packets in " in said
     assert "this model was trained on generated traffic" in said
     counters = said.splitlines()[-1]
+    assert "dropped from the full table of streams" in said
     for word in (
         f"rows {len(attack_frames):,}",
         f"scored {len(attack_frames):,}",
         "devices ",
-        "evicted_",
         "votes ",
         "alerts_new 2",
     ):
         assert word in counters
+
+
+def test_without_json_each_alert_is_a_line_for_people_and_none_is_said(home, attack_capture, ask, tmp_path, capsys):
+    alerts = ask(attack_capture)[1]
+    words = ["--utc", "--bundle", str(home.bundle)]
+    assert main(["replay", str(attack_capture), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(alerts)
+    for line, alert in zip(lines, alerts, strict=True):
+        time = alert["timestamp"][:19].replace("T", " ")
+        assert line.startswith(f"{time} UTC  {own(alert)['state']:<6}  {own(alert)['id'][-8:]}  ")
+        assert own(alert)["device"]["mac"] in line
+        assert own(alert)["explanation"] in line
+    (tmp_path / "silence.pcap").write_bytes(craft.pcap([]))
+    assert main(["replay", str(tmp_path / "silence.pcap"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert (out, "no alerts\n" in err) == ("", True)
 
 
 def test_the_same_packets_give_the_same_alerts_whatever_the_tables_gave_up(ask, attack_capture, tmp_path):
@@ -79,7 +96,7 @@ def test_the_same_packets_give_the_same_alerts_whatever_the_tables_gave_up(ask, 
     config.write_text("extractor: {max_streams: 256}")
     first, second = (ask(attack_capture, "--config", config) for _ in range(2))
     assert first[:2] == second[:2]
-    assert "evicted_sockets" in first[2]
+    assert "sockets dropped from the full table of streams" in first[2]
 
 
 def test_files_one_after_the_other_are_as_one(ask, attack_capture, attack_frames, tmp_path):
@@ -91,7 +108,7 @@ def test_files_one_after_the_other_are_as_one(ask, attack_capture, attack_frames
 
 def test_a_capture_can_come_through_a_pipe(ask, attack_capture, home):
     """As `tcpdump -w - | botwatch agent replay -` gives it; a named pipe is tested with floods."""
-    command = [sys.executable, "-m", "edge_agent", "replay", "-", "--bundle", str(home.bundle)]
+    command = [sys.executable, "-m", "edge_agent", "replay", "--json", "-", "--bundle", str(home.bundle)]
     with subprocess.Popen(["cat", str(attack_capture)], stdout=subprocess.PIPE) as feeding:
         done = subprocess.run(command, stdin=feeding.stdout, capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in done.stdout.splitlines()] == ask(attack_capture)[1]
@@ -119,7 +136,7 @@ def test_the_bundle_can_be_named_by_the_configuration(ask, attack_capture, home,
 
 
 def test_who_reads_only_the_first_line_gets_no_traceback(home, attack_capture):
-    words = ["agent", "replay", *[str(attack_capture)] * 3, "--bundle", str(home.bundle)]
+    words = ["agent", "replay", "--json", *[str(attack_capture)] * 3, "--bundle", str(home.bundle)]
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_agent.command", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -145,17 +162,17 @@ def test_who_reads_only_the_first_line_gets_no_traceback(home, attack_capture):
     ],
     ids=["empty", "text", "half a header", "missing"],
 )
-def test_a_file_that_is_no_capture_is_named_after_the_counts_of_those_before_it(
+def test_a_file_that_is_no_capture_is_a_usage_error_before_any_packet_is_judged(
     ask, attack_capture, tmp_path, content, words
 ):
     bad = tmp_path / "bad.pcap"
     if content is not None:
         bad.write_bytes(content)
     status, alerts, said = ask(attack_capture, bad)
-    assert status == 1
-    assert alerts == ask(attack_capture)[1]
-    assert f"bad.pcap: {words}" in said or ("bad.pcap: " in said and words in said)
-    assert "packets in" in said
+    assert (status, alerts) == (2, [])
+    [line] = said.splitlines()
+    assert "bad.pcap: " in line
+    assert words in line
 
 
 def test_a_capture_that_breaks_off_gives_what_came_before(ask, attack_capture, attack_frames, tmp_path):
@@ -254,8 +271,8 @@ def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gatway: gw-1", "agent.yaml: unknown key 'gatway'; known: gateway, site,"),
-        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot'; known: host, port,"),
+        ("gatway: gw-1", "agent.yaml: unknown key 'gatway': did you mean 'gateway'?"),
+        ("broker: {prot: 1883}", "agent.yaml [broker]: unknown key 'prot': did you mean 'port'?"),
         ("gateway: GW 1", "agent.yaml: gateway 'GW 1'"),
         (f"site: {'s' * 64}", "agent.yaml: site: 64 characters"),
         ("networks: [home]", "agent.yaml: networks: 'home' does not appear to be"),
@@ -325,8 +342,10 @@ def test_what_an_operator_asks_first_is_reported_even_when_it_is_zero():
     counts = {"frames": 2000, "rows": 1999, "malformed": 0, "malformed_short_ip": 0, "devices": 1}
     counts |= {"evicted_pairs": 3, "evicted_seen_peers": 4, "subjects_evicted": 0, "scored": 1999}
     assert list(agents.report(counts, 2.0)) == [
+        "3 pairs of hosts dropped from the full table of streams",
+        "4 peers that a device's memory of its own peers had no more room for",
         "2,000 packets in 2.00 s (1,000 packets/s)",
-        "rows 1,999, malformed 0, devices 1, evicted 7, evicted_pairs 3, evicted_seen_peers 4, scored 1,999",
+        "rows 1,999, malformed 0, devices 1, scored 1,999",
     ]
 
 

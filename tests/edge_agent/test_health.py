@@ -6,6 +6,7 @@ import time
 import pytest
 
 from edge_agent.agent import Agent
+from edge_agent.capture.sources import InterfaceState
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.health import CLOCK_S, HealthMonitor
@@ -17,7 +18,9 @@ class NoInterfaces:
     """Takes the place of the interfaces: none, and nothing was captured."""
 
     names: tuple[str, ...] = ()
-    down: tuple[str, ...] = ()
+
+    def states(self) -> list[InterfaceState]:
+        return []
 
     def count(self) -> dict[str, int]:
         return {"captured": 0, "dropped": 0, "interface_dropped": 0}

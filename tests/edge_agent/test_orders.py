@@ -10,7 +10,6 @@ import pytest
 from edge_agent import orders
 from edge_agent.__main__ import main
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
-from edge_agent.contract.commands import Reply
 from edge_agent.control import CommandRefused
 from edge_agent.state import State
 from tests.edge_agent.delivery.test_alerts import CAMERA
@@ -59,30 +58,6 @@ def test_where_no_agent_has_ever_run_no_file_is_made(tmp_path):
     with pytest.raises(CommandRefused, match="no such file"):
         orders.order(config, "status", {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_reply_is_printed_without_what_a_terminal_would_obey():
-    result = {"gateway": "gw-001", "commands": [], "allowed": [{"entry": 1, "reason": "a\x1b[31m"}]}
-    text = orders.lines(Reply("1", "status", 0, result), running=True)
-    assert text[:2] == ["gateway gw-001: running", "  commands accepted from the broker: none"]
-    assert text[-1].split() == ["1", "a\\x1b[31m"]
-    assert orders.lines(Reply("1", "unmute", 0, {"ended": [3]}), running=False) == [
-        "ended 3",
-        "no agent is running: this takes effect at its next start",
-    ]
-
-
-def test_status_fits_into_a_narrow_terminal():
-    devices = [
-        {"mac": MAC, "state": "learning", "since": "2026-11-28T03:30:03.447814+0000", "percent": 7, "packets": 1280},
-        {"mac": "02:00:5e:10:00:02", "name": "cam-entrance", "state": "active", "reason": "in an alarm for long"},
-    ]
-    reply = Reply("1", "status", 0, {"gateway": "gw-001", "commands": ["status", "mute"], "devices": devices})
-    wide, narrow = orders.lines(reply, True), orders.lines(reply, True, 60)
-    assert [line.split()[0] for line in wide[-3:]] == ["mac", MAC, "02:00:5e:10:00:02"]
-    assert max(map(len, narrow)) <= 60 < max(map(len, wide))
-    assert f"  mac {MAC}, state learning, since" in narrow
-    assert "  mac 02:00:5e:10:00:02, name cam-entrance, state active," in narrow
 
 
 def test_status_exits_with_3_when_no_agent_runs_and_with_0_when_one_does(gateway, tmp_path, capsys):

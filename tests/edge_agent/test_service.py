@@ -209,14 +209,18 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert "an agent is running" in told[0]
         assert "in the outbox" in told[1]
         assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and it has a subscriber" in told[2]
+        done = botwatch(site.wire, "agent", "test-alert", "--json", "--config", config)
+        outcome = json.loads(done.stdout)
+        assert (outcome["delivered"], outcome["running"], outcome["protocol"]) == (True, True, "5")
+        assert len(outcome["steps"]) == 4
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
         assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
-        reply = json.loads(site.order("test-alert").stdout)
+        reply = json.loads(site.order("test-alert", "--json").stdout)
         assert reply["alerts"] == 2
-        wait_until(lambda: len(site.collector.stored()) == 4)
+        wait_until(lambda: len(site.collector.stored()) == 6)
         status = json.loads(botwatch(site.wire, "agent", "status", "--json", "--config", config).stdout)
         counters = status["health"]["counters"]
-        assert counters["test_alerts"] == 4
+        assert counters["test_alerts"] == 6
         assert not {"alerts_new", "alerts_end", "detections", "episodes_suppressed"} & set(counters)
         assert status["health"]["episodes_open"] == 0
         assert status["broker"] == {
@@ -317,7 +321,18 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
 def test_a_test_alert_without_subscriber_or_broker_is_reported_and_waits(wire: Wire, tmp_path: Path) -> None:
     process, port = mosquitto(wire, tmp_path / "broker")
     box = tmp_path / "box.sqlite"
-    words = ("agent", "test-alert", "--outbox", box, "--wait", "2", "--broker", f"127.0.0.1:{port}")
+    words = (
+        "agent",
+        "test-alert",
+        "--gateway",
+        "gw-001",
+        "--outbox",
+        box,
+        "--wait",
+        "2",
+        "--broker",
+        f"127.0.0.1:{port}",
+    )
     try:
         done = botwatch(wire, *words)
         assert done.returncode == 1
@@ -356,7 +371,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
         told(named, "was read again: site, names, commands taken up")
         wait_until(lambda: site.order("status", "--timeout", "2").returncode == 0)
-        assert json.loads(site.order("status").stdout)["commands"] == ["status"]
+        assert json.loads(site.order("status", "--json").stdout)["commands"] == ["status"]
         assert "config_refused" not in health()
         told(
             f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"

@@ -68,15 +68,15 @@ def botwatch(
     return subprocess.run(command, stdout=stdout, stderr=stderr, env=environment, cwd=ROOT, check=False, timeout=120)
 
 
-def no_broker() -> tuple[str, ...]:
+def no_broker(folder: Path) -> tuple[str, ...]:
     """Return the words for a replay that also publishes, to a broker that is not there."""
-    return "--broker", f"127.0.0.1:{free_port()}", "--wait", "0"
+    return "--broker", f"127.0.0.1:{free_port()}", "--wait", "0", "--outbox", str(folder / "box.sqlite")
 
 
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_replay_goes_on_when_stdout_cannot_be_written(config, attack_capture, tmp_path, reason):
     with BROKEN[reason]() as out:
-        done = botwatch(config, "replay", attack_capture, *no_broker(), stdout=out)
+        done = botwatch(config, "replay", attack_capture, *no_broker(tmp_path), stdout=out)
     said = done.stderr.decode()
     alerts = waiting(tmp_path / "box.sqlite")
     assert alerts >= 4
@@ -103,7 +103,7 @@ def test_a_replay_that_only_prints_fails_when_the_disk_is_full(config, attack_ca
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_log_that_cannot_be_written_ends_nothing(config, attack_capture, tmp_path, reason):
     with BROKEN[reason]() as err:
-        done = botwatch(config, "replay", attack_capture, *no_broker(), stderr=err)
+        done = botwatch(config, "replay", attack_capture, *no_broker(tmp_path), stderr=err)
     assert done.returncode == 1  # because of the broker only
     assert waiting(tmp_path / "box.sqlite") == len(done.stdout.splitlines()) >= 4
 
@@ -118,7 +118,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(config, attack_capture, tmp_p
     ids=["latin-1", "C", "utf-8"],
 )
 def test_what_the_encoding_does_not_have_is_escaped_and_stays_json(config, attack_capture, tmp_path, env):
-    done = botwatch(config, "replay", attack_capture, *no_broker(), **env)
+    done = botwatch(config, "replay", "--json", attack_capture, *no_broker(tmp_path), **env)
     assert b"Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     assert waiting(tmp_path / "box.sqlite") == len(lines) >= 4

@@ -68,7 +68,7 @@ def test_the_config_shipped_is_complete_and_has_the_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: [{kind: captures, path: x}]\nsede: 1", "x.yaml: unknown key 'sede'; known: data, seed,"),
+        ("data: [{kind: captures, path: x}]\nsede: 1", "x.yaml: unknown key 'sede': did you mean 'seed'?"),
         ("data: [{kind: captures, path: x}]\nseed: one", "x.yaml: seed: expected int, found 'one' (str)"),
         ("seed: 1", "x.yaml: missing key 'data'"),
         ("data: []", "x.yaml: data: 0 entries, must be 1 to"),

@@ -140,7 +140,8 @@ def test_of_a_bridge_the_ports_are_named_that_merge_what_comes_in(wire):
 
 def test_a_loop_device_says_what_it_is(tmp_path):
     assert longest_frame(["lo"]) == 65536 + 22
-    assert longest_frame(["lo", "nosuch0"]) == 0
+    assert longest_frame(["lo", "nosuch0"]) == 65536 + 22  # an interface that comes later hides nothing
+    assert longest_frame(["nosuch0"]) == 0
     with pytest.raises(OSError, match="No such device"):
         merging("nosuch0")
     assert 0 not in own_macs()

@@ -148,7 +148,7 @@ def told(home: Home, attack_capture: Path, tmp_path: Path, capsys) -> tuple[list
     """Alerts of a replay, and the folder with their evidence."""
     folder = tmp_path / "kept"
     capsys.readouterr()
-    assert main(["replay", str(attack_capture), "--bundle", str(home.bundle), "--evidence", str(folder)]) == 0
+    assert main(["replay", "--json", str(attack_capture), "--bundle", str(home.bundle), "--evidence", str(folder)]) == 0
     out, _ = capsys.readouterr()
     return [json.loads(line) for line in out.splitlines()], folder
 
@@ -205,7 +205,7 @@ def test_tshark_opens_it(told):
 def test_a_second_replay_writes_the_same_and_without_the_option_nothing(told, home, attack_capture, tmp_path, capsys):
     alerts, folder = told
     before = {path.name: path.read_bytes() for path in evidence.files(folder)}
-    again = ["replay", str(attack_capture), "--bundle", str(home.bundle)]
+    again = ["replay", "--json", str(attack_capture), "--bundle", str(home.bundle)]
     assert main([*again, "--evidence", str(folder)]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == alerts
     assert {path.name: path.read_bytes() for path in evidence.files(folder)} == before
@@ -231,7 +231,19 @@ def test_it_is_listed_and_fetched_by_a_command(told, tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert (tmp_path / "x.pcap").read_bytes() == (folder / f"{ids[0]}.pcap").read_bytes()
+    assert main(["evidence", "--json", "--config", str(config)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["folder"] == str(folder)
+    stored = [(capture["alert"], capture["bytes"]) for capture in document["captures"]]
+    assert stored == [(id, (folder / f"{id}.pcap").stat().st_size) for id in ids]
+    again = tmp_path / "y.pcap"
+    assert main(["evidence", ids[0], "--json", "--config", str(config), "--out", str(again)]) == 0
+    content = again.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    fetched = {"alert": ids[0], "file": str(again), "bytes": len(content), "sha256": sha256}
+    assert json.loads(capsys.readouterr().out) == fetched
     for words, status, said in (
+        ([ids[0], "--json", "--out", "-"], 2, "would both write to stdout"),
         ([ids[0]], 2, "give --out FILE"),
         (["../../etc/passwd", "--out", "-"], 1, "is not the id of an alert"),
         ([ids[0][:-1] + "z", "--out", "-"], 1, "is not the id of an alert"),

@@ -1,0 +1,182 @@
+"""Replies as people read them: the groups of `status`, tables that fit, and nothing that a terminal would obey."""
+
+import random
+
+import pytest
+
+from edge_agent.contract.cli import cells
+from edge_agent.contract.commands import Reply
+from edge_agent.contract.replies import lines
+
+MAC = "02:00:5e:10:00:01"
+CAMERA = {
+    "mac": "02:00:5e:10:00:02",
+    "name": "cam-entrance-of-the-north-wing",
+    "state": "active",
+    "since": "2026-11-28T03:30:03.447814+0000",
+    "percent": 100,
+    "packets": 1_234_567,
+    "score_times": 1.25,
+    "counts_times": 3.0,
+    "capped": False,
+}
+BULB = {**CAMERA, "mac": MAC, "name": "bulb", "state": "learning", "percent": 7, "packets": 1280}
+HEALTH = {
+    "ts": "2026-11-28T03:31:03.447814+0000",
+    "pps": 1234.5,
+    "drop_pct": 0.25,
+    "cpu": 0.12,
+    "rss_mb": 78.4,
+    "episodes_open": 1,
+    "interfaces_down": ["wlan0"],
+    "interfaces": [
+        {"name": "br0", "captured": True, "since": "2026-11-28T01:30:03.447814+0000"},
+        {"name": "wlan0", "captured": False, "since": "2026-11-28T03:30:03.447814+0000", "reason": "it is down"},
+    ],
+    "outbox_depth": 3,
+    "model": "2026.11.23+1",
+    "scoring": "shared",
+    "counters": {"frames": 1_234_567, "dropped": 12, "shed": 40, "outbox_dropped": 2, "from_2031": 5},
+}
+RESULT = {
+    "gateway": "gw-001",
+    "health": HEALTH,
+    "devices": [BULB, CAMERA],
+    "broker": {"address": "broker.lan:8883", "connected": False, "protocol": "", "trouble": "connection refused"},
+    "commands": ["status", "mute"],
+    "allowed": [
+        {
+            "entry": 3,
+            "kind": "allow",
+            "device": CAMERA["mac"],
+            "classes": ["mirai.scan"],
+            "port": 22,
+            "reason": "backup job",
+            "by": "ann",
+            "origin": "local",
+            "since": "2026-11-28T03:30:03.447000+0000",
+            "until": "2026-12-28T03:30:03.447000+0000",
+            "hits": 2,
+        }
+    ],
+}
+
+
+def status(result: dict, **how) -> list[str]:
+    return lines(Reply("1", "status", 0, result), **{"utc": True, **how})
+
+
+def test_the_state_comes_in_groups_of_one_order_with_counters_in_words():
+    text = status(RESULT)
+    assert text[0] == "gateway gw-001: running at 2026-11-28 03:31:03 UTC"
+    groups = [line.split()[0] for line in text[1:] if line and not line.startswith(" ")]
+    assert groups == ["traffic", "scoring", "devices", "alerts", "delivery", "broker", "suppressions", "others"]
+    assert "traffic       1,234.5 frames a second, 0.25 % dropped now" in text
+    assert "              interface br0 is captured since 2026-11-28 01:30:03 UTC" in text
+    assert "              interface wlan0 is not captured since 2026-11-28 03:30:03 UTC: it is down" in text
+    assert "   1,234,567  frames that were judged" in text
+    (dropped,) = [line for line in text if "capture buffer was full" in line]
+    assert dropped.startswith("          12  frames lost because the capture buffer was full: raise capture.buffer_mb")
+    assert "broker        broker.lan:8883: not connected: connection refused" in text
+    assert "delivery      3 messages in the outbox wait for the broker" in text
+    assert "           5  from_2031" in text
+    (entry,) = [line for line in text if line.startswith("   3  ")]
+    assert entry == (
+        "   3  allow cam-entrance-of-the-north-wing (02:00:5e:10:00:02), classes mirai.scan, port 22; until 2026-12-28 "
+        "03:30:03 UTC; applied to 2 episodes; made by ann (local) 2026-11-28 03:30:03 UTC: backup job"
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 132])
+def test_it_fits_into_the_terminal_and_the_table_stays_one(width):
+    text = status(RESULT, width=width)
+    if width >= 60:
+        assert max(map(len, text)) <= width
+    if width >= 80:
+        (head,) = [line for line in text if line.startswith("  MAC")]
+        (row,) = [line for line in text if line.startswith(f"  {CAMERA['mac']}")]
+        for column in ("state", "score"):
+            assert column in head
+        assert row.index("active") == head.index("state")
+        assert ("…" in row) == (width == 80)
+
+
+def test_characters_that_take_two_columns_are_counted_as_two():
+    camera = {**CAMERA, "name": "カメラ 入口 北ウイングの廊下の奥", "state": "stale", "reason": "門" * 100}
+    text = status({**RESULT, "devices": [camera, BULB]}, width=80)
+    assert max(map(cells, text)) <= 80
+    (head,) = [line for line in text if line.startswith("  MAC")]
+    (row,) = [line for line in text if line.startswith(f"  {CAMERA['mac']}")]
+    assert cells(row[: row.index("stale")]) == head.index("state")
+    assert "".join(line.strip() for line in text).count("門") == 100
+
+
+def test_what_is_to_be_known_of_a_device_stands_below_it():
+    stale = {**CAMERA, "state": "stale", "capped": True, "reason": "in an alarm for long", "alarmed": True}
+    text = status({"gateway": "gw-001", "devices": [stale, BULB]})
+    (at,) = [i for i, line in enumerate(text) if line.startswith(f"  {CAMERA['mac']}")]
+    assert [line[:30] for line in text[at + 1 : at + 5]] == [
+        "    under alarm: look at its a",
+        "    stale since 2026-11-28 03:",
+        "    it has no limits of its ow",
+        "    its limits are the highest",
+    ]
+    assert text[at + 5].startswith(f"  {MAC}")
+    assert f"`botwatch agent learn {CAMERA['mac']}`" in text[at + 2]
+    assert "devices       2 known: 1 stale, 1 learning; 1 under alarm" in text
+
+
+def test_times_are_local_with_the_zone_or_utc(monkeypatch):
+    import time
+
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert status(RESULT, utc=False)[0] == "gateway gw-001: running at 2026-11-28 04:31:03 CET"
+        assert status(RESULT, utc=True)[0] == "gateway gw-001: running at 2026-11-28 03:31:03 UTC"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed():
+    hostile = "\x1b[31mcam\x07\r\n\u202eevil"
+    result = {
+        **RESULT,
+        "gateway": hostile,
+        "devices": [{**CAMERA, "name": hostile, "mac": hostile, "state": hostile, "percent": hostile}],
+        "allowed": [{**RESULT["allowed"][0], "reason": hostile, "device": hostile, hostile: hostile}],
+        "commands": [hostile],
+        "broker": {**RESULT["broker"], "trouble": hostile},
+        "health": {
+            **HEALTH,
+            **{"model": hostile, "ts": hostile, "counters": {hostile: 3}},
+            "interfaces": [{"name": hostile, "captured": False, "since": hostile, "reason": hostile}],
+        },
+    }
+    for width in (80, 200):
+        text = status(result, width=width)
+        assert all(line.isprintable() for line in text)
+        assert max(map(len, text)) <= width
+    assert "\\x1b[31mcam" in "".join(text)
+
+
+def test_a_reply_of_any_shape_is_printed():
+    """A gateway says of itself what it likes."""
+    rng = random.Random(7)
+    values = [None, True, -1, 2.5, "x", [], [1], {}, {"a": [{}]}, [[]], [{}], "2026-11-28T03:31:03.447814+0000"]
+    for _ in range(3000):
+        health = {key: rng.choice(values) for key in HEALTH if rng.random() < 0.7}
+        rows = [{key: rng.choice(values) for key in CAMERA} for _ in range(2)]
+        result = {key: rng.choice([*values, health, rows, RESULT[key]]) for key in RESULT if rng.random() < 0.8}
+        assert all(line.isprintable() for line in status(result, width=80))
+
+
+def test_another_reply_is_one_line_and_says_when_it_takes_effect():
+    done = {"entry": 3, "device": MAC, "classes": [], "until": "2026-11-28T03:31:03.447814+0000"}
+    assert lines(Reply("1", "mute", 0, done), utc=True) == [f"entry 3, device {MAC}, until 2026-11-28 03:31:03 UTC"]
+    assert lines(Reply("1", "unmute", 0, {"ended": [3]}), running=False) == [
+        "ended 3",
+        "no agent is running: this takes effect at its next start",
+    ]
+    assert lines(Reply("1", "learn", 0, {})) == ["done"]
