@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import service
+from edge_agent.contract import credentials
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -77,6 +78,15 @@ def setting(name: str) -> str:
     return values[-1] if values else ""
 
 
+def test_the_unit_loads_the_credentials_that_the_agent_looks_for() -> None:
+    assert setting("LoadCredential") == f"{credentials.ID}:{credentials.FOLDER}"
+
+
+def test_a_start_waits_for_no_network() -> None:
+    """An uplink that is down must not keep the LAN side from being monitored: the agent waits for its broker itself."""
+    assert "network-online" not in re.sub("^#.*", "", (UNITS / UNIT).read_text(), flags=re.MULTILINE)
+
+
 def test_the_log_of_the_service_is_in_the_journal_and_its_alerts_are_not() -> None:
     out = setting("StandardOutput") or "journal"
     err = setting("StandardError") or "inherit"
@@ -136,4 +146,4 @@ def test_the_agent_needs_no_memory_that_is_written_and_executed(home: Home, atta
     if done.returncode == 77:
         pytest.skip("this kernel has no PR_SET_MDWE")
     assert done.returncode == 0, done.stderr
-    assert '"state":"new"' in done.stdout
+    assert "Mirai scan from" in done.stdout
