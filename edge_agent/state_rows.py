@@ -7,9 +7,9 @@ knowledge.
 """
 
 import logging
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,18 @@ _TOPIC = f"({_ascii('topic', 200)} AND topic NOT GLOB '*[+#]*')"
 _MAC = "(typeof(mac) = 'integer' AND mac BETWEEN 0 AND 281474976710655)"
 
 
+class Database(Protocol):
+    """The part of SQLite's connection that is used here."""
+
+    def execute(self, sql: str, /) -> Any:
+        """Carry out one statement and return its cursor."""
+
+    def executescript(self, sql: str, /) -> Any:
+        """Carry out several statements."""
+
+
 @dataclass(frozen=True)
-class _Table:
+class _SoundRows:
     """A table: the condition that its sound rows fulfil, and what the loss of a row means."""
 
     name: str
@@ -48,7 +58,7 @@ class _Table:
 
 
 _TABLES = (
-    _Table(
+    _SoundRows(
         "outbox",
         (
             *(_number("id"), _seconds("put_s"), _TOPIC, _blob("payload"), "droppable IN (0, 1)"),
@@ -56,32 +66,32 @@ _TABLES = (
         ),
         "these messages are lost",
     ),
-    _Table(
+    _SoundRows(
         "unfinished",
         (_ascii("story", 64), _TOPIC, _blob("payload")),
         "these episodes stay open at the collector",
     ),
-    _Table(
+    _SoundRows(
         "learnt",
         (_ascii("model", 200), _MAC, _seconds("saved_s"), _blob("record")),
         "these devices learn anew",
     ),
-    _Table(
+    _SoundRows(
         "run",
         (_MAC, "kind IN ('loud', 'even')", "typeof(minute) = 'integer'", "abs(minute) < 1 << 32", _blob("packed")),
         "these rows of devices are lost to learning",
     ),
-    _Table(
+    _SoundRows(
         "document",
         (_ascii("kind", 64), _seconds("written_s"), _blob("payload")),
         "`status` has no devices until an agent runs again",
     ),
-    _Table(
+    _SoundRows(
         "allow",
         (_number("n"), _ascii("entry"), "typeof(hits) = 'integer'", "hits >= 0", "typeof(last_s) IN ('real', 'null')"),
         "alerts that these allows and mutes suppressed are sent",
     ),
-    _Table(
+    _SoundRows(
         "command",
         (
             *(_number("n"), "origin IN ('local', 'broker')", _ascii("id", 64), _ascii("verb", 64), _blob("document")),
@@ -89,7 +99,7 @@ _TABLES = (
         ),
         "these commands are not carried out",
     ),
-    _Table(
+    _SoundRows(
         "episode",
         (_ascii("id", 64), _seconds("seen_s"), _ascii("about")),
         "these alerts cannot be named in commands",
@@ -103,7 +113,7 @@ _SIZES = (
 )
 
 
-def drop_damaged_rows(db: sqlite3.Connection, path: Path) -> int:
+def drop_damaged_rows(db: Database, path: Path) -> int:
     """Drop the rows of a just opened file that no reader could use, and return how many; nothing else is written."""
     dropped = 0
     for table in _TABLES:

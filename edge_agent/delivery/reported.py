@@ -61,7 +61,7 @@ class Reported:
 
 
 class ReportedEpisodes:
-    """What was reported of episodes, in ``state``; of open ones also in memory, for the time the disk is full."""
+    """The reports of episodes, in ``state``; those of open ones also in memory, for the time the disk is full."""
 
     def __init__(self, state: State) -> None:
         self._state = state

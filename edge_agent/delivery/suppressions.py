@@ -61,7 +61,7 @@ _SECONDS = Form({}, float, lambda value: float(value) if isinstance(value, int |
 """A time with all its digits; not a number for what is none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Suppression:
     """One allow or mute; times are Unix seconds of the wall clock."""
 

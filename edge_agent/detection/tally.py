@@ -103,10 +103,10 @@ class Openings:
 
     def note(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
         """Keep the times and targets of those rows ``index`` that opened something."""
-        opening = index[scored.opens[index]]
+        opening = index[scored.opens[index]][-MAX_OPENED:]
         if len(opening):
             marks = targets(scored.rows.meta[opening]) << _FLAG_BITS | (scored.flags[opening] & _OPENS)
-            new = np.stack([scored.t_ns[opening], marks], axis=1)[-MAX_OPENED:]
+            new = np.stack([scored.t_ns[opening], marks], axis=1)
             joined = np.concatenate([self._opened, new])
             self._opened = joined[-MAX_OPENED:].copy() if len(joined) > MAX_OPENED else joined
 
