@@ -128,6 +128,7 @@ class _Listing:
     def go_on(self) -> int:
         """Print what has come since, and return how many alerts that are."""
         printed, newest = 0, self._store.newest_number()
+        self._terminal = Terminal.of(utc=self._terminal.utc)  # its width may have changed
         for row in self._pages():
             self._after = row.n
             self._print(row)

@@ -15,9 +15,9 @@ from typing import Any
 
 from collector.config import CollectorConfig
 from collector.store import AlertStore
-from edge_agent.contract.cli import OK, Parser, note, put, refuse
+from edge_agent.contract.cli import OK, Parser, cells, note, put, refuse
 from edge_agent.contract.messages import MessageError, Status, format_time
-from edge_agent.contract.show import Terminal, Tone, cells, gateway_cell, gateway_room, pad
+from edge_agent.contract.show import Terminal, Tone, gateway_cell, gateway_room, pad
 
 _FOLLOW_S = 1.0  # how often --follow looks
 _TONES: dict[str, Tone] = {"offline": "bad", "stopped": "quiet"}

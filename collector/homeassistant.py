@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from collector.config import CollectorConfig
 from collector.discovery import Documents, HomeDevice, OpenEpisode, shown
-from collector.store import AlertStore, Arrival, Document, Fresh, Presence, StoreBusy, StoreError
+from collector.store import AlertStore, Arrival, Fresh, GatewayDocument, Presence, StoreBusy, StoreError
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import Status
 from edge_agent.mqtt import Incoming
@@ -169,7 +169,7 @@ class HomeAssistant:
             return True
         return False
 
-    def _take_document(self, document: Document, seen_ns: int) -> None:
+    def _take_document(self, document: GatewayDocument, seen_ns: int) -> None:
         """Take in a gateway's document on its health or its devices, which was true at ``seen_ns``."""
         content = document.content or {}
         facts = self._heard_of(document.gateway, seen_ns)
@@ -185,7 +185,7 @@ class HomeAssistant:
         ids: dict[str, None] = {}
         keys = set(fresh.keys)
         for arrival in arrivals:
-            if isinstance(arrival.message, Document):
+            if isinstance(arrival.message, GatewayDocument):
                 if arrival.message.content is not None:  # one that the broker has kept may be old
                     latest_ns = arrival.message.t_ns if arrival.retained else arrival.received_ns
                     self._take_document(arrival.message, min(latest_ns, arrival.received_ns))

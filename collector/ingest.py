@@ -17,7 +17,7 @@ import jsonschema
 
 from collector.config import CollectorConfig
 from collector.homeassistant import HomeAssistant
-from collector.store import AlertStore, Arrival, BadRow, Document, Fresh, Rejection, StoreBusy
+from collector.store import AlertStore, Arrival, BadRow, Fresh, GatewayDocument, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
 from edge_agent.contract.cli import printable
@@ -67,7 +67,7 @@ class MessageJudge:
         schema = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_bytes()
         self._validator = jsonschema.Draft202012Validator(json.loads(schema))
 
-    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status] | Document:
+    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status] | GatewayDocument:
         """Return the alert, a status with its gateway, or a document; an empty one withdraws that before it.
 
         Raises MessageError with the reason for a rejection.
@@ -75,11 +75,13 @@ class MessageJudge:
         gateway, leaf = parse_topic(topic, self._base)
         if leaf in RETAINED:
             if not payload:
-                return Document(gateway, leaf)
+                return GatewayDocument(gateway, leaf)
             document = decode(payload, RETAINED[leaf])
             if leaf == "status":
                 return gateway, Status.read(document)
-            return Document(gateway, leaf, (check_health if leaf == "health" else check_devices)(document), document)
+            return GatewayDocument(
+                gateway, leaf, (check_health if leaf == "health" else check_devices)(document), document
+            )
         if leaf != "alert":
             raise MessageError(f"no message is expected on .../{leaf}")
         document = decode(payload)
@@ -264,7 +266,7 @@ class Ingest:
         self.counts.tests += fresh.tests
         self.counts.stored += fresh.alerts
         self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
-        documents = sum(isinstance(a.message, Document) for a in arrivals)
+        documents = sum(isinstance(a.message, GatewayDocument) for a in arrivals)
         self.counts.documents += documents
         self.counts.statuses += len(arrivals) - len(tests) - documents
 
@@ -308,7 +310,7 @@ class _Inbox:
 
     def wait_s(self) -> float:
         """Seconds that may pass until `due` is asked again."""
-        return max(self._due - time.monotonic(), 0.0) if self.messages else _POLL_S
+        return min(max(self._due - time.monotonic(), 0.0), _POLL_S) if self.messages else _POLL_S
 
     def due(self) -> bool:
         full = len(self.messages) >= self._config.batch_rows or self._bytes >= _BATCH_BYTES

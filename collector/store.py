@@ -53,7 +53,7 @@ class BadRow(StoreError):
 
 
 @dataclass(frozen=True)
-class Document:
+class GatewayDocument:
     """A retained document of a gateway, with its time (Unix ns); with no ``content`` the gateway's is withdrawn.
 
     A withdrawn "status" means that the gateway is to be forgotten.
@@ -72,7 +72,7 @@ class Arrival:
     With ``retained`` the broker had kept it, for a time that is not known.
     """
 
-    message: Alert | tuple[str, Status] | Document  # a status with its gateway
+    message: Alert | tuple[str, Status] | GatewayDocument  # a status with its gateway
     received_ns: int
     document: str = ""
     retained: bool = False
@@ -264,11 +264,11 @@ class AlertStore:
     def _save_documents(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
         newest: dict[tuple[str, str], Arrival] = {}
         for arrival in arrivals:
-            if isinstance(arrival.message, Document):
+            if isinstance(arrival.message, GatewayDocument):
                 newest[arrival.message.gateway, arrival.message.leaf] = arrival
         for (gateway, leaf), arrival in newest.items():
             message = arrival.message
-            assert isinstance(message, Document)
+            assert isinstance(message, GatewayDocument)
             if message.content is None:
                 which = DOCUMENT.c.gateway == gateway
                 db.execute(delete(DOCUMENT).where(which if leaf == "status" else which & (DOCUMENT.c.leaf == leaf)))

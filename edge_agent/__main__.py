@@ -171,7 +171,7 @@ def _run(args: argparse.Namespace) -> int:
     if not names:
         raise SettingsError("no interface: give --interface NAME or set `capture.interfaces` in the configuration")
     bundle = _bundle(config)
-    publisher = None if args.no_broker else Publisher(config, controlled=True)
+    publisher = None if args.no_broker else Publisher(config, controlled=True, stop=stop)
     state = publisher.state if publisher else None
     agent = Agent(config, bundle, seed=args.seed, state=state, evidence=config.evidence)
     lines = SideLines(_consequence(config.outbox.path, sent=publisher is not None))
@@ -227,6 +227,7 @@ def _consequence(outbox: Path | None, *, sent: bool) -> str:
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
+    logging.getLogger("edge_agent.capture").setLevel(logging.ERROR)  # it warns of what the findings report
     config = _located(args)
     width, found = terminal_width(), []
     for finding in check.findings(config, _bundle_or_reason(config), args.config):

@@ -9,6 +9,7 @@ Imports neither the detector nor the native kernel, because every command resolv
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _SERIAL = Path("sys/firmware/devicetree/base/serial-number")
 _CPUINFO = Path("proc/cpuinfo")
 _NETWORK = Path("sys/class/net")
 _ETHERNET = "1"  # ARPHRD_ETHER
+_FINDING_DEVICES = Path("run/udev/queue")  # exists while udev has devices to look at, as `udevadm settle` knows
+_SETTLE_S = 20.0  # a card that is found later does not name the gateway in this run
 _LONGEST = 63 - len("gw-")
 _SHORTEST_SERIAL = 4
 _NO_SERIAL = re.compile(
@@ -108,6 +111,9 @@ def _by_machine(root: Path, permanent: Callable[[str], int]) -> tuple[str, str]:
     for file in (_SERIAL, _CPUINFO):
         if serial := _serial(root / file):
             return f"gw-{serial}", f"serial number of the board, /{file}"
+    deadline = time.monotonic() + _SETTLE_S
+    while (root / _FINDING_DEVICES).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)  # at a boot, when the first card may be found after the second
     for name in _physical(root / _NETWORK):
         if mac := permanent(name):
             return f"gw-{mac:012x}", f"permanent MAC of {name}"

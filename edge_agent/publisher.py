@@ -5,6 +5,7 @@ they mean is `edge_agent.control`'s knowledge.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +20,19 @@ from edge_agent.control import Control, commands_filter
 from edge_agent.delivery.alerts import cut_short
 from edge_agent.delivery.link import Link
 from edge_agent.delivery.outbox import Outbox
-from edge_agent.state import State, StateError
+from edge_agent.state import State, StateError, StateUnwritableError
 
 STOP_S = 1.1
 """Longest time that the end of the agent waits for the broker, counted from when the last alerts are in the outbox."""
 
 CLAIM_S = 5.0
 """Longest time to wait for a command line that uses the state file at this moment."""
+
+READ_S = 15.0
+"""Longest time to wait at the start for a state file that cannot be read yet, as on a disk that is still read-only."""
+
+LOOK_S = 0.5
+"""Seconds between two attempts to read it; `State` itself opens the file less often."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +42,26 @@ class Publisher:
 
     With ``controlled`` it takes commands, too, and ends the episodes that an agent before it left open. A ``guest``
     takes none from the broker, see `Link`. StateError when another agent uses the same state file.
+
+    With ``stop`` a state file that cannot be read is waited for, until that is set or `READ_S` have passed: an agent
+    that goes on without it has forgotten its devices for good, and the episodes that were open.
     """
 
-    def __init__(self, config: AgentConfig, *, controlled: bool = False, guest: str = ""):
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        controlled: bool = False,
+        guest: str = "",
+        stop: threading.Event | None = None,
+    ):
         self._topic, self.health_s = topic(config.gateway, "alert", base=config.broker.base), config.health_s
+        folder = config.outbox.path.absolute().parent
+        if not os.path.isdir(folder):
+            raise StateError(f"{config.outbox.path}: the folder {folder} does not exist, or may not be looked into")
         self.state = State(config.outbox.path)
+        if stop:
+            self._wait_until_readable(stop)
         self.outbox = Outbox(self.state, config.outbox.max_rows, config.outbox.max_bytes)
         if not self.state.claim(CLAIM_S):
             raise StateError(f"{config.outbox.path}: another agent uses it")
@@ -56,6 +78,23 @@ class Publisher:
         self._stop, self._stopped, self._tests = threading.Event(), 0.0, 0
         self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
+
+    def _wait_until_readable(self, stop: threading.Event) -> None:
+        deadline, problem = time.monotonic() + READ_S, ""
+        while time.monotonic() < deadline and not stop.is_set():
+            try:
+                self.state.document("devices")
+            except StateUnwritableError as error:
+                if not problem:
+                    logger.warning(
+                        "the state file cannot be read yet, and the start waits %.0f s at most: %s", READ_S, error
+                    )
+                problem = str(error)
+                stop.wait(LOOK_S)
+                continue
+            if problem:
+                logger.info("%s can be used now", self.state.path)
+            return
 
     def give(self, *alerts: Alert) -> None:
         """Store alerts until the broker has taken them; a full outbox drops updates first."""

@@ -1,8 +1,8 @@
 # set-key.awk sets one key of a configuration in YAML, and keeps everything else of the file, comments included.
 #   SECTION=broker KEY=host VALUE='"broker.lan"' awk -f set-key.awk agent.yaml > new.yaml
-# SECTION is empty for a key of the top level. VALUE is written as it is. The file must have one key a line, as the
-# configuration that comes with botwatch: a section in braces cannot be edited. Then, the exit status is 3, and the
-# output is the reason.
+# SECTION is empty for a key of the top level. VALUE is written as it is. The file has one key a line, as the configuration
+# that comes with botwatch; a section may also be in braces, on one line. A file of another form is not edited: the exit
+# status is 3 then, and the output is the reason.
 
 function width(line) { match(line, /^ */); return RLENGTH }
 function empty(line) { return line ~ /^[ \t\r]*(#.*)?$/ }
@@ -14,12 +14,38 @@ function comment(line,    i, c, quote, last) {
     last = " "
     for (i = 1; i <= length(line); i++) {
         c = substr(line, i, 1)
-        if (quote != "") { if (c == quote) quote = "" }
+        if (quote != "") { if (c == quote) quote = ""; else if (c == "\\" && quote == "\"") i++ }
         else if ((c == "\"" || c == "'") && last ~ /[ \t[{,:]/) quote = c
         else if (c == "#" && last ~ /[ \t]/) return i
         last = c
     }
     return 0
+}
+
+# The entries of a section in braces, without the braces, with the new value; "" if the text is not one whole section.
+function edited(inside, key,    i, c, quote, last, depth, from, entry, name, seen, result) {
+    last = " "; from = 1; inside = inside ","
+    for (i = 1; i <= length(inside); i++) {
+        c = substr(inside, i, 1)
+        if (quote != "") { if (c == quote) quote = ""; else if (c == "\\" && quote == "\"") i++ }
+        else if ((c == "\"" || c == "'") && last ~ /[ \t[{,:]/) quote = c
+        else if (c ~ /[[{]/) depth++
+        else if (c ~ /[]}]/ && --depth < 0) return ""
+        else if (c == "," && !depth) {
+            entry = substr(inside, from, i - from)
+            from = i + 1
+            name = entry
+            sub(/^[ \t]*/, "", name); sub(/[ \t]*:.*/, "", name)
+            if (name == key || name == "\"" key "\"" || name == "'" key "'") {
+                sub(/:.*/, ": " ENVIRON["VALUE"], entry)
+                seen = 1
+            }
+            if (entry ~ /[^ \t]/) result = result (result != "" ? "," : "") entry
+        }
+        last = c
+    }
+    if (quote != "" || depth) return ""
+    return result (seen ? "" : ", " key ": " ENVIRON["VALUE"])
 }
 
 # Write line i with the new value, and drop the other lines of the old one.
@@ -50,7 +76,11 @@ END {
         if (text[i] ~ /^(\{|%|\t|\.\.\.)/) cannot("line " i " is not a key of its own")
     }
     if (section != "") {
-        for (i = 1; i <= to && !at; i++) if (names(text[i], section) && width(text[i]) == 0) at = i
+        for (i = 1; i <= to; i++)
+            if (names(text[i], section) && width(text[i]) == 0) {
+                if (at) cannot("line " i ": the section " section " is there twice")
+                at = i
+            }
         if (!at) {
             while (count && empty(text[count]) && text[count] !~ /#/) count--
             if (count) text[++count] = ""
@@ -63,7 +93,13 @@ END {
             sub(/^[^:]*:[ \t]*/, "", value); sub(/[ \t\r]*$/, "", value)
             if (value ~ /^(\{[ \t]*\}|null|~)$/) {
                 line = text[at]; sub(/:[ \t]*(\{[ \t]*\}|null|~)/, ":", line); text[at] = line
-            } else if (value != "") cannot("line " at ": the section " section " is written on one line; give each key of it a line of its own")
+            } else if (value ~ /^\{.*\}$/ && (inside = edited(substr(value, 2, length(value) - 2), key)) != "") {
+                line = text[at]
+                tail = c ? " " substr(line, c) : (line ~ /\r$/ ? "\r" : "")
+                sub(/:.*/, ":", line)
+                text[at] = line " {" inside "}" tail
+                seen = 1
+            } else if (value != "") cannot("line " at ": give each key of the section " section " a line of its own")
             from = at + 1; indent = 2
             for (i = from; i <= to && (empty(text[i]) || width(text[i]) > 0); i++)
                 if (!inner && !empty(text[i])) { indent = width(text[i]); inner = 1 }

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,25 @@ The file is there as soon as the program has subscribed, and begins anew when it
 
 @contextmanager
 def agent(
-    wire: Wire, home: Home, folder: Path, *words: str, config: str = "", ready: Callable[[], bool] | None = None
+    wire: Wire,
+    home: Home,
+    folder: Path,
+    *words: str,
+    config: str = "",
+    ready: Callable[[], bool] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator["subprocess.Popen[str]"]:
     """`botwatch agent run` on the gateway's port, capturing; SIGTERM ends it, which must succeed soon.
 
-    ``ready`` tells that it has started where its log cannot be read.
+    ``ready`` tells that it has started where its log cannot be read. It may run ``under`` another program that becomes
+    it.
     """
     file = folder / "agent.yaml"
     text = (
         f"gateway: gw-001\ncapture: {{interfaces: [{wire.port}]}}\nevidence: {{path: {folder / 'evidence'}}}\n{config}"
     )
     file.write_text(text)
-    command = [sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
+    command = [*under, sys.executable, "-m", "edge_agent.command", "agent", "run", "--config", str(file)]
     out, err = (folder / "out").open("w"), (folder / "err").open("w")
     with out, err:
         process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)

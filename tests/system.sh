@@ -26,6 +26,12 @@ if [ "${1:-}" = arm ]; then
 		command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
 	done
 fi
+if [ "${1:-}" = boot ]; then
+	for tool in mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iproute2 nsenter:util-linux \
+		qemu-aarch64-static:qemu-user-static; do
+		PATH=$PATH:/usr/sbin command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
+	done
+fi
 test -n "$missing" || exit 0
 
 as_root=

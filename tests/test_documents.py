@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from collector.config import CollectorConfig
-from collector.store import AlertStore, Arrival, Document
+from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
@@ -46,12 +46,18 @@ ROLES_READ = {"agent.yaml": AgentConfig, "collector.yaml": CollectorConfig, "tra
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block: its language, its text, and the reason in a comment above it why its commands are not run."""
+    """A fenced block: its language, its text, and what a comment above it says.
+
+    That is the reason why its commands are not run, or the machine on which `make test-boot` types them: the desktop,
+    the gateway or the server. The commands of a block for `make test-boot` *only* are not run here.
+    """
 
     document: str
     language: str
     text: str
     not_run: str
+    typed_on: str
+    elsewhere: bool
 
     def commands(self) -> list[str]:
         """The commands of a shell block, without the comments behind them."""
@@ -60,13 +66,22 @@ class Block:
 
 
 FENCE = re.compile(
-    r"(?:<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?:<!-- (?:not run: (?P<why>[^\n]+?)|(?P<only>only )?make test-boot: on the (?P<machine>\w+)) -->\n)?"
+    r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 
 
 def blocks(document: Path) -> list[Block]:
     return [
-        Block(document=document.name, language=m["language"], text=m["text"], not_run=m["why"] or "")
+        Block(
+            document=document.name,
+            language=m["language"],
+            text=m["text"],
+            not_run=m["why"] or "",
+            typed_on=m["machine"] or "",
+            elsewhere=bool(m["only"]),
+        )
         for m in FENCE.finditer(document.read_text())
     ]
 
@@ -359,7 +374,7 @@ class Site:
         (folder / "operator.yaml").write_text("{}\n")
         store = AlertStore(str(folder / "alerts.sqlite"))
         text, now_ns = json.dumps({"site": "plant-a", "counters": {}}), time.time_ns()
-        store.save([Arrival(Document("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
+        store.save([Arrival(GatewayDocument("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
         store.close()
         (folder / "mosquitto.conf").write_text("listener 1883 127.0.0.1\nallow_anonymous true\n")
         command = folder / "bin/botwatch"
@@ -419,7 +434,12 @@ def stop(process: "subprocess.Popen[str]") -> int:
 def test_the_commands_of_a_document_for_the_gateway_run_in_its_order(name, site):
     waiting = []
     try:
-        commands = [line for block in blocks(ROOT / "docs" / name) if not block.not_run for line in block.commands()]
+        commands = [
+            line
+            for block in blocks(ROOT / "docs" / name)
+            if not block.not_run and not block.elsewhere
+            for line in block.commands()
+        ]
         for number, line in enumerate(commands, 1):
             log = f"{name}.{number}.log"
             if ready := next((ready for word, ready in UNTIL_STOPPED.items() if word in line), None):

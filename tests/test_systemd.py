@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import service
+from edge_agent.contract import credentials
 from tests.conftest import Home
 
 UNITS = Path(__file__).parents[1] / "systemd"
@@ -75,6 +76,15 @@ def setting(name: str) -> str:
     files = [UNITS / UNIT, *sorted((UNITS / f"{UNIT}.d").glob("*.conf"))]
     values = re.findall(rf"^{name}=(.*)$", "\n".join(file.read_text() for file in files), re.MULTILINE)
     return values[-1] if values else ""
+
+
+def test_the_unit_loads_the_credentials_that_the_agent_looks_for() -> None:
+    assert setting("LoadCredential") == f"{credentials.ID}:{credentials.FOLDER}"
+
+
+def test_a_start_waits_for_no_network() -> None:
+    """An uplink that is down must not keep the LAN side from being monitored: the agent waits for its broker itself."""
+    assert "network-online" not in re.sub("^#.*", "", (UNITS / UNIT).read_text(), flags=re.MULTILINE)
 
 
 def test_the_log_of_the_service_is_in_the_journal_and_its_alerts_are_not() -> None:

@@ -14,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.test_install import files, install
+from tools.wheels import libc_of
 
 X86, ARM, MIPS = 62, 183, 8
 """e_machine of elf(5)."""
@@ -152,3 +153,17 @@ def test_a_library_that_is_missing_in_the_image_is_named_with_its_package(tmp_pa
     done = install(root, "--wheels", wheels(tmp_path / "dist"))
     assert done.returncode == 0
     assert f"{root}/usr/lib has no libpcap.so.0.8, which the agent needs: apt-get install libpcap0.8" in done.stderr
+
+
+def test_a_wheel_is_known_by_the_glibc_that_it_needs(tmp_path: Path) -> None:
+    """One that was built on a system newer than Debian 12 does not run there, and its name does not say so."""
+    wheel(tmp_path, "plain", {"plain.py": "GLIBC_2.99"})
+    wheel(tmp_path, "native", {"a.so": "\0GLIBC_2.2.5\0GLIBC_2.38\0GLIBC_2.4\0", "b.so": "\0GLIBC_2.17\0"})
+    assert [libc_of(tmp_path / f"{name}-1-py3-none-any.whl") for name in ("plain", "native")] == [0, 38]
+
+
+def test_paths_may_have_spaces(tmp_path: Path) -> None:
+    root = image(tmp_path / "the root")
+    done = install(root, "--wheels", wheels(tmp_path / "the wheels"))
+    assert done.returncode == 0, done.stderr
+    assert (root / "usr/lib/botwatch/bin/botwatch").exists()

@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
@@ -68,16 +69,41 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
 
 
+def cells(text: str) -> int:
+    """Return the columns that a text takes in a terminal.
+
+    >>> cells("cam"), cells("門"), cells("e\\u0301")
+    (3, 2, 1)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(_cells(character) for character in text)
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[str]:
-    """Return text in lines of at most ``width`` characters, escaped.
+    """Return text in lines of at most ``width`` columns, escaped.
 
     The first line begins with ``first``, the others with ``indent``. Only a word that is longer than a line is broken.
     """
     room = max(width, len(indent) + 20)
-    text = printable(text)
-    return textwrap.wrap(text, room, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False) or [
-        first.rstrip()
-    ]
+    lines, line, begun = [], first, False
+    for word in printable(text).split():
+        if begun and cells(line) + 1 + cells(word) > room:
+            lines.append(line)
+            line, begun = indent, False
+        line += " " if begun else ""
+        while cells(line) + cells(word) > room:
+            most = next(i for i in range(len(word), -1, -1) if cells(line) + cells(word[:i]) <= room)
+            lines.append(line + word[:most])
+            line, word = indent, word[most:]
+        line, begun = line + word, True
+    return [*lines, line.rstrip()]
 
 
 def terminal_width() -> int:

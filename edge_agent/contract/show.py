@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
 from edge_agent.contract import alertid
 from edge_agent.contract.alert import CLASSES, Alert, AlertDevice
-from edge_agent.contract.cli import printable
+from edge_agent.contract.cli import cells, printable
 from edge_agent.contract.localtime import local_time
 from edge_agent.contract.messages import has_ports
 
@@ -106,23 +105,6 @@ class Terminal:
     @property
     def _dots(self) -> str:
         return "…" if self.text("…") == "…" else "..."
-
-
-def cells(text: str) -> int:
-    """Return the columns that a text takes in a terminal.
-
-    >>> cells("cam"), cells("門"), cells("e\\u0301")
-    (3, 2, 1)
-    """
-    if text.isascii():
-        return len(text)
-    return sum(_cells(character) for character in text)
-
-
-def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def pad(text: str, room: int) -> str:

@@ -11,7 +11,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from collector.__main__ import main
 from collector.order import MAX_WAITING
-from collector.store import AlertStore, Arrival, Document
+from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.contract.commands import Reply
 from edge_agent.contract.messages import Status
 from tests.broker import Amqtt, Mosquitto, any_broker, needs_mosquitto, wait_until
@@ -54,7 +54,7 @@ def db(tmp_path):
     for n in (1, 2, 3):
         store.save([Arrival((f"gw-00{n}", Status("online", "b", "0.1.0", 5)), 6)])
         text = json.dumps({"site": "plant-a" if n < 3 else "plant-b", "outbox_depth": 0, "counters": {}})
-        store.save([Arrival(Document(f"gw-00{n}", "health", 6, json.loads(text)), 6, text)])
+        store.save([Arrival(GatewayDocument(f"gw-00{n}", "health", 6, json.loads(text)), 6, text)])
     store.close()
     return path
 

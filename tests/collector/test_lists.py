@@ -14,10 +14,10 @@ import jsonschema
 import pytest
 
 from collector.__main__ import main
-from collector.store import AlertStore, Arrival, Document
+from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.contract.alert import Alert
+from edge_agent.contract.cli import cells
 from edge_agent.contract.messages import Status, format_time
-from edge_agent.contract.show import cells
 from tests.collector.test_collector_command import alert, record
 from tests.terminal import in_terminal, plain
 
@@ -39,7 +39,7 @@ def status(gateway, state="online", boot="b", at_ns=1_795_450_930_000_000_000):
 
 def document(gateway, leaf, content, at_ns):
     content = {"ts": format_time(at_ns), **content}
-    return Arrival(Document(gateway, leaf, at_ns, content), at_ns, json.dumps(content))
+    return Arrival(GatewayDocument(gateway, leaf, at_ns, content), at_ns, json.dumps(content))
 
 
 @pytest.fixture

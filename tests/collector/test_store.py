@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from collector.queries import Wanted
-from collector.store import AlertStore, Arrival, Document, Rejection, StoreBusy, StoreError, database_url
+from collector.store import AlertStore, Arrival, GatewayDocument, Rejection, StoreBusy, StoreError, database_url
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import Status
 
@@ -184,7 +184,7 @@ def test_a_database_of_an_older_version_is_read_as_it_is_and_has_its_tests_once_
 
 def test_a_gateway_of_which_nothing_has_come_for_long_is_forgotten_unless_it_is_connected(store):
     def document(gateway, at_ns):
-        return Arrival(Document(gateway, "health", at_ns, {}), at_ns, "{}")
+        return Arrival(GatewayDocument(gateway, "health", at_ns, {}), at_ns, "{}")
 
     status = [
         Arrival((f"gw-00{i}", Status(state, "b", "0.1.0", 5)), 6) for i, state in enumerate(("online", "offline"))

@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -245,6 +246,22 @@ def test_the_first_physical_interface_is_the_same_at_every_boot(machine):
         add(machine, name, place, wireless=wireless)
         macs[name] = mac
         assert of(machine, macs) == (f"gw-{mac:012x}", f"permanent MAC of {name}")
+
+
+def test_at_a_boot_the_id_waits_until_all_cards_are_found(machine):
+    add(machine, "wlan0", "pci0000:00/0000:02:00.0", wireless=True)
+    queue = machine / "run/udev/queue"
+    queue.parent.mkdir(parents=True)
+    queue.touch()
+
+    def find() -> None:
+        add(machine, "eth0", "pci0000:00/0000:03:00.0")
+        queue.unlink()
+
+    later = threading.Timer(0.3, find)
+    later.start()
+    assert of(machine, {"eth0": 0xE0, "wlan0": 0xF0}) == ("gw-0000000000e0", "permanent MAC of eth0")
+    later.join()
 
 
 def test_an_interface_with_a_random_mac_does_not_name_the_gateway(machine):

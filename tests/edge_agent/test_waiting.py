@@ -8,15 +8,20 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_agent.__main__ import main
 from edge_agent.capture.sources import CaptureError, Interfaces, LiveSettings
+from edge_agent.contract.alert import ModelInfo
+from edge_agent.delivery.alerts import Alerter
+from edge_agent.state import State
 from tests.broker import wait_until
 from tests.edge_agent.test_gateway import routable
 from tests.live import agent, alerts, state, status
@@ -315,3 +320,48 @@ def test_without_the_right_to_capture_a_start_fails_and_says_who_gives_it(wire, 
 def test_a_filter_that_fits_no_link_layer_is_refused_though_no_interface_is_there(wire):
     with pytest.raises(CaptureError, match=r"^filter 'tcp prt 80': "):
         Interfaces(["nosuch0"], LiveSettings(bpf="tcp prt 80"))
+
+
+BOOTING = """
+set -e
+mount -t tmpfs none "$1/state"
+cp "$1"/box.sqlite* "$1/state/"
+mount -o remount,ro "$1/state"
+(until grep -q "the start waits" "$1/err"; do sleep 0.1; done; mount -o remount,rw "$1/state") &
+shift
+exec "$@"
+"""
+"""Starts a program while the disk with the state file is read-only, and makes it writable when the program waits."""
+
+
+def test_a_state_file_on_a_disk_that_is_still_read_only_is_waited_for_and_nothing_in_it_is_forgotten(
+    wire, home, tmp_path
+):
+    with closing(State(tmp_path / "box.sqlite")) as stored:
+        alert = Alerter("gw-001", "", ModelInfo("1"), "0.1.0").test_alerts(time.time_ns(), "somebody")[0]
+        payload = json.dumps(alert.document()).encode()
+        stored.outbox_put([], 10, 1 << 20, {alert.id: ("botwatch/v1/gw/gw-001/alert", payload)})
+    (tmp_path / "state").mkdir()
+    config = f"outbox: {{path: {tmp_path / 'state' / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
+    with agent(wire, home, tmp_path, config=config, under=["unshare", "-m", "sh", "-c", BOOTING, "sh", str(tmp_path)]):
+        log = (tmp_path / "err").read_text()
+        assert "the state file cannot be read yet, and the start waits 15 s at most: " in log
+        assert "box.sqlite can be used now" in log
+        assert "1 episodes that it left open are ended now" in log
+
+
+def test_a_second_agent_with_the_same_state_file_ends_with_one_line(home, tmp_path, capsys):
+    box = tmp_path / "box.sqlite"
+    with closing(State(box)) as state:
+        assert state.claim()
+        words = ["--gateway", "gw-001", "--bundle", str(home.bundle), "--interface", "lo", "--outbox", str(box)]
+        assert main(["run", *words]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"botwatch agent: {box}: another agent uses it"
+
+
+def test_a_state_file_whose_folder_is_not_there_is_named_with_the_folder(home, tmp_path, capsys):
+    box = tmp_path / "late-mount" / "box.sqlite"
+    words = ["--gateway", "gw-001", "--bundle", str(home.bundle), "--interface", "lo", "--outbox", str(box)]
+    assert main(["run", *words]) == 1
+    line = f"botwatch agent: {box}: the folder {box.parent} does not exist, or may not be looked into"
+    assert capsys.readouterr().err.splitlines()[-1] == line

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.alert import Alert
-from edge_agent.contract.show import Terminal, alert_line, cells, gateway_room, reason
+from edge_agent.contract.cli import cells
+from edge_agent.contract.show import Terminal, alert_line, gateway_room, reason
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = json.loads((ROOT / "tests" / "data" / "alert.example.json").read_text())
