@@ -16,6 +16,7 @@ import pytest
 
 from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
+from edge_agent.contract import alertid
 from edge_agent.contract.captures import mac_text
 from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.state import State
@@ -306,6 +307,10 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         assert done.returncode == 0, done.stderr
         assert out.read_bytes() == file.read_bytes()
         assert hashlib.sha256(out.read_bytes()).hexdigest() in done.stdout
+        out.unlink()
+        done = site.order("evidence", f"alert={alertid.short(id)}", *words[1:])
+        assert done.returncode == 0, done.stderr
+        assert out.read_bytes() == file.read_bytes()
         nobody = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44"
         done = site.order("evidence", f"alert={nobody}", *words[1:3])
         assert done.returncode == 1
