@@ -234,14 +234,14 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
     done = botwatch(site.wire, "agent", "test-alert", "--config", config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no agent is running" in done.stdout
-    wait_until(lambda: len(site.collector.stored()) == 6)
+    wait_until(lambda: len(site.collector.stored()) == 8)
     given = [json.loads(line) for line in site.listed("--json", "--last", "0").splitlines()]
     for alert in given:
         SCHEMA.validate(alert)
         assert alert["alert"]["signature_id"] == 9001000
         assert alert["alert"]["context"]["botwatch"]["test"] is True
-    assert [state(alert) for alert in given] == ["new", "end"] * 3
-    assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
+    assert [state(alert) for alert in given] == ["new", "end"] * 4
+    assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 8
     assert AlertStore(str(site.collector.db)).episodes() == []
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
