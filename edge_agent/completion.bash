@@ -7,7 +7,7 @@ _botwatch_node() {
         ' agent') words='--help --version' ;;
         ' agent run') words='--broker --bundle --config --gateway --help --interface --no-broker --outbox --record --seed' ;;
         ' agent check') words='--broker --bundle --config --gateway --help --interface --outbox' ;;
-        ' agent replay') words='--broker --bundle --config --evidence --gateway --help --outbox --wait' ;;
+        ' agent replay') words='--broker --bundle --config --evidence --gateway --help --json --outbox --utc --wait' ;;
         ' agent evidence') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent rows') words='--config --help --out --outbox' ;;
         ' agent test-alert') words='--broker --bundle --config --gateway --help --outbox --wait' ;;
