@@ -146,7 +146,7 @@ def measure(idle_s: float) -> int:
         folder = Path(name)
         with Mosquitto(folder / "broker") as broker:
             command = [sys.executable, "-m", "edge_agent", "run", "--bundle", str(bundle), "--interface", "lan0"]
-            command += ["--broker", broker.address, "--outbox", str(folder / "outbox.sqlite")]
+            command += ["--gateway", "gw-001", "--broker", broker.address, "--outbox", str(folder / "outbox.sqlite")]
             neighbours = threading.Thread(target=probe, daemon=True)
             neighbours.start()
             began = time.monotonic()

@@ -135,7 +135,7 @@ def measure(bundle: Path, rates: list[int], budget: int, seconds: float, beside:
         with tempfile.TemporaryDirectory(prefix="botwatch-bench-") as name:
             folder = Path(name)
             (folder / "agent.yaml").write_text(
-                f"bundle: {bundle.absolute()}\ncapture: {{interfaces: [{ports}]}}\n"
+                f"gateway: gw-001\nbundle: {bundle.absolute()}\ncapture: {{interfaces: [{ports}]}}\n"
                 f"scoring: {{max_rows_per_s: {budget}}}\nevidence: {{path: {folder / 'evidence'}}}\n"
             )
             command = [sys.executable, "-m", "edge_agent", "run", "--config", str(folder / "agent.yaml"), "--no-broker"]
