@@ -14,6 +14,7 @@ from edge_agent.capture.features import give_back_memory
 from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.messages import MAX_STORED
+from edge_agent.control import Control
 from edge_agent.handlers import relearn, send_evidence, send_test_alert
 from edge_agent.health import HealthMonitor
 from edge_agent.learning_store import LearningStore
@@ -56,15 +57,7 @@ def run(
     health = HealthMonitor(agent, interfaces, publisher, more=around)
     control = publisher.control if publisher else None
     if publisher and control:
-        agent.alerter.suppressions = control.suppressions
-        control.describe("health", lambda: health.document().document())
-        control.describe("devices", lambda: listed(agent))
-        control.describe("broker", publisher.line)
-        control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
-        control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
-        control.register(
-            "learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"]))
-        )
+        _take_orders(agent, publisher, control, health, give)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
@@ -108,6 +101,19 @@ def run(
             publisher.stop()  # the broker gets the last messages while the disk is written
         learning.close()
     return health.counters | around()
+
+
+def _take_orders(
+    agent: Agent, publisher: Publisher, control: Control, health: HealthMonitor, give: Callable[..., None]
+) -> None:
+    """Let ``control`` describe the agent and its surroundings, and carry out what these can do."""
+    agent.alerter.suppressions = control.suppressions
+    control.describe("health", lambda: health.document().document())
+    control.describe("devices", lambda: listed(agent))
+    control.describe("broker", publisher.line)
+    control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
+    control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
+    control.register("learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"])))
 
 
 def listed(agent: Agent) -> list[dict[str, Any]]:
