@@ -23,6 +23,9 @@ from edge_agent.publisher import Publisher
 WAIT_S = 0.25
 """Longest wait of the live loop for a frame, and so the longest delay of a stop or of anything else that is due."""
 
+STEP_NS = 60_000_000_000
+"""Nanoseconds from which on a change of the clock counts as a step; NTP moves it by less, bit by bit."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,15 +60,23 @@ def run(
     health = HealthMonitor(agent, interfaces, publisher, more=around)
     control = publisher.control if publisher else None
     if publisher and control:
-        _take_orders(agent, publisher, control, health, give)
+        _take_commands(agent, give, publisher, control, health)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
+        follow_clock()  # after the packets were taken: none of them is from after a step that is not noticed here
         if len(rows):
             health.look(rows)
             for alert in agent.judge(rows):
                 give(alert)
         return len(rows)
+
+    clock = ClockSteps()
+
+    def follow_clock() -> None:
+        if step_ns := clock.forward():
+            logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
+            agent.clock_set_forward(step_ns)
 
     gc.collect()
     give_back_memory()
@@ -103,10 +114,17 @@ def run(
     return health.counters | around()
 
 
-def _take_orders(
-    agent: Agent, publisher: Publisher, control: Control, health: HealthMonitor, give: Callable[..., None]
+def listed(agent: Agent) -> list[dict[str, Any]]:
+    """Return the devices for `status`, as many as a document that stays on the gateway has room for."""
+    document = agent.devices.document(time.time_ns(), alarmed=agent.alerter.alarmed, most_bytes=MAX_STORED)
+    devices: list[dict[str, Any]] = document["devices"]
+    return devices
+
+
+def _take_commands(
+    agent: Agent, give: Callable[..., None], publisher: Publisher, control: Control, health: HealthMonitor
 ) -> None:
-    """Let ``control`` describe the agent and its surroundings, and carry out what these can do."""
+    """Let commands act on the parts of the agent, and `status` show them."""
     agent.alerter.suppressions = control.suppressions
     control.describe("health", lambda: health.document().document())
     control.describe("devices", lambda: listed(agent))
@@ -114,13 +132,6 @@ def _take_orders(
     control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
     control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
     control.register("learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"])))
-
-
-def listed(agent: Agent) -> list[dict[str, Any]]:
-    """Return the devices for `status`, as many as a document that stays on the gateway has room for."""
-    document = agent.devices.document(time.time_ns(), alarmed=agent.alerter.alarmed, most_bytes=MAX_STORED)
-    devices: list[dict[str, Any]] = document["devices"]
-    return devices
 
 
 class Reload:
@@ -157,6 +168,20 @@ class Reload:
     def _refuse(self, reason: str) -> str:
         logger.error("the changed configuration is refused, the one in use stays: %s", reason)
         return reason
+
+
+class ClockSteps:
+    """Steps forward of the system's clock, seen against the steady clock; ``wall`` and ``steady`` return ns."""
+
+    def __init__(self, wall: Callable[[], int] = time.time_ns, steady: Callable[[], int] = time.monotonic_ns) -> None:
+        self._wall, self._steady = wall, steady
+        self._lead_ns = wall() - steady()
+
+    def forward(self) -> int:
+        """Return by how many ns the clock was set forward since the last call; 0 for less than `STEP_NS`."""
+        lead_ns = self._wall() - self._steady()
+        step_ns, self._lead_ns = lead_ns - self._lead_ns, lead_ns
+        return step_ns if step_ns >= STEP_NS else 0
 
 
 class ServiceNotifier:
