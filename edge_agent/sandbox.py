@@ -98,14 +98,18 @@ class Service:
         """Return why the service may not connect to a host, "" if it may or if the host has no address now."""
         if self.allowed is None:
             return ""
+        where = f"none of the networks that the service may reach (IPAddressAllow= in {UNIT})"
+        servers = _name_servers(host)
+        if servers and not any(map(self._may_reach, servers)):
+            return f"the name server {servers[0]} is in {where}"
         try:
             found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         except OSError:
             return ""
-        addresses = [ip_address(text.partition("%")[0]) for text in sorted(found)]
-        if not addresses or any(address in network for address in addresses for network in self.allowed):
-            return ""
-        return f"{addresses[0]} is in none of the networks that the service may reach (IPAddressAllow= in {UNIT})"
+        return "" if not found or any(map(self._may_reach, found)) else f"{min(found)} is in {where}"
+
+    def _may_reach(self, address: str) -> bool:
+        return any(ip_address(address.partition("%")[0]) in network for network in self.allowed or ())
 
     def no_credential(self, name: str) -> str:
         """Return why systemd does not hand the credential ``name`` to the service, "" if it does."""
@@ -215,6 +219,27 @@ def installed(folders: Iterable[Path] = UNIT_FOLDERS) -> Service | None:
         loads=tuple(_words(keys, "LoadCredential")),
         allowed=_allowed(keys),
     )
+
+
+def _name_servers(host: str) -> list[str]:
+    """Return the name servers that the C library asks for a host; [] for an address and for a name in /etc/hosts."""
+    if _is_address(host):
+        return []
+    try:
+        hosts, servers = (Path(file).read_text(errors="replace") for file in ("/etc/hosts", "/etc/resolv.conf"))
+    except OSError:
+        return []
+    if any(host.lower() in line.partition("#")[0].lower().split()[1:] for line in hosts.splitlines()):
+        return []
+    return [text for text in re.findall(r"^nameserver[ \t]+(\S+)", servers, re.MULTILINE) if _is_address(text)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _keys(files: Iterable[Path]) -> dict[str, list[str]]:

@@ -7,11 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.capture.features import give_back_memory
 from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
+from edge_agent.contract.messages import MAX_STORED
 from edge_agent.handlers import relearn, send_evidence, send_test_alert
 from edge_agent.health import HealthMonitor
 from edge_agent.learning_store import LearningStore
@@ -44,13 +46,19 @@ def run(
     The watchdog of the service manager is notified from this very loop, so that an agent whose loop hangs is restarted.
     """
     systemd = ServiceNotifier()
-    health = HealthMonitor(agent, interfaces, publisher, more=more)
-    learning = LearningStore(lambda: agent.devices, agent.extractor, publisher, save_s)
+    learning = LearningStore(
+        lambda: agent.devices, agent.extractor, publisher, save_s, alarmed=lambda: agent.alerter.alarmed
+    )
+
+    def around() -> dict[str, int]:
+        return more() | {"devices_left_out": learning.left_out}
+
+    health = HealthMonitor(agent, interfaces, publisher, more=around)
     control = publisher.control if publisher else None
     if publisher and control:
         agent.alerter.suppressions = control.suppressions
         control.describe("health", lambda: health.document().document())
-        control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
+        control.describe("devices", lambda: listed(agent))
         control.describe("broker", publisher.line)
         control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
         control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
@@ -99,7 +107,14 @@ def run(
         if publisher:
             publisher.stop()  # the broker gets the last messages while the disk is written
         learning.close()
-    return health.counters | more()
+    return health.counters | around()
+
+
+def listed(agent: Agent) -> list[dict[str, Any]]:
+    """Return the devices for `status`, as many as a document that stays on the gateway has room for."""
+    document = agent.devices.document(time.time_ns(), alarmed=agent.alerter.alarmed, most_bytes=MAX_STORED)
+    devices: list[dict[str, Any]] = document["devices"]
+    return devices
 
 
 class Reload:

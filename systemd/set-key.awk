@@ -76,7 +76,11 @@ END {
         if (text[i] ~ /^(\{|%|\t|\.\.\.)/) cannot("line " i " is not a key of its own")
     }
     if (section != "") {
-        for (i = 1; i <= to && !at; i++) if (names(text[i], section) && width(text[i]) == 0) at = i
+        for (i = 1; i <= to; i++)
+            if (names(text[i], section) && width(text[i]) == 0) {
+                if (at) cannot("line " i ": the section " section " is there twice")
+                at = i
+            }
         if (!at) {
             while (count && empty(text[count]) && text[count] !~ /#/) count--
             if (count) text[++count] = ""

@@ -118,7 +118,7 @@ def make_certificates(folder, *hosts):
 
     site = issue("ca", authority=True)
     issue("stranger", authority=True)
-    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer"):
+    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer", "homeassistant"):
         issued(name)
     issued("expired", days=(-20, -10))
     issued("early", days=(10, 20))

@@ -1,5 +1,7 @@
 """The installer: it writes what it is given, refuses what the agent would refuse, and may be run again."""
 
+import json
+import os
 import shutil
 import stat
 import subprocess
@@ -7,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
@@ -193,6 +198,63 @@ def test_a_configuration_that_cannot_be_edited_is_refused_before_anything_is_wri
     assert done.stderr.count("\n") == 1
     assert files(tmp_path) == [CONFIG]
     assert file.read_text() == text
+
+
+VALUES_OF_YAML = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 99) | st.text("ab #:,'\"\\{}[]-?|>&*!%@`é", max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["host", "gateway", "é"]), inner),
+    max_leaves=6,
+)
+SECTION = st.dictionaries(st.sampled_from(["host", "port", "interfaces", "filter"]), VALUES_OF_YAML)
+
+
+@given(
+    tree=st.fixed_dictionaries(
+        {}, optional={"site": VALUES_OF_YAML, "capture": SECTION, "gateway": VALUES_OF_YAML, "broker": SECTION}
+    ),
+    braces=st.sampled_from([None, False]),
+    width=st.sampled_from([40, 1000]),
+    indent=st.sampled_from([2, 4]),
+)
+@settings_of_hypothesis(max_examples=100, deadline=None)
+def test_whatever_yaml_a_program_writes_is_edited_rightly_or_refused(
+    tree: dict[str, object], braces: bool | None, width: int, indent: int
+) -> None:
+    text = yaml.safe_dump(
+        tree, default_flow_style=braces, width=width, indent=indent, allow_unicode=True, sort_keys=False
+    )
+    for section, key, value in (
+        ("", "gateway", "gw-7"),
+        ("capture", "interfaces", ["br0", "on"]),
+        ("broker", "port", 1),
+    ):
+        done = subprocess.run(
+            ["awk", "-f", str(UNITS / "set-key.awk")],
+            input=text.encode(),
+            env={"PATH": os.environ["PATH"], "SECTION": section, "KEY": key, "VALUE": json.dumps(value)},
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            assert done.returncode == 3
+            assert done.stdout.startswith(b"line ")
+            continue
+        expected = yaml.safe_load(text)
+        if section:
+            expected[section] = (expected.get(section) or {}) | {key: value}
+        else:
+            expected[key] = value
+        assert yaml.safe_load(done.stdout.decode()) == expected
+
+
+def test_a_section_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Of two, the agent would take the second."""
+    file = tmp_path / CONFIG
+    file.parent.mkdir(parents=True)
+    file.write_text("broker:\n  host: x\nbroker:\n  host: y\n")
+    done = install(tmp_path, *KEYS)
+    assert done.returncode == 2
+    assert done.stderr.endswith("cannot be edited: line 3: the section broker is there twice\n")
 
 
 HOSTS = ("localhost", "broker.lan", "192.0.2.1", "192.0.2.1:1", "broker.lan:65535", "mqtt_1", "box:8883", "on")

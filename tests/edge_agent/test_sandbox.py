@@ -313,6 +313,31 @@ def test_a_broker_beyond_the_networks_that_the_service_may_reach_is_wrong(tmp_pa
 
 
 @needs_mounts
+@pytest.mark.parametrize(
+    ("setup", "text"),
+    [
+        (
+            "printf 'nameserver 203.0.113.53\\n' > /etc/resolv.conf",
+            "the name server 203.0.113.53 is in none of the netw",
+        ),
+        (
+            "printf 'nameserver 203.0.113.53\\nnameserver 1.2.3\\nnameserver 127.0.0.53\\n' > /etc/resolv.conf",
+            "in name resolution",
+        ),
+        (
+            "printf 'nameserver 203.0.113.53\\n' > /etc/resolv.conf; echo '127.0.0.1 x Broker.test # y' >> /etc/hosts",
+            "connection refused",
+        ),
+    ],
+)
+def test_a_name_that_only_root_can_look_up_is_wrong(tmp_path: Path, home: Home, setup: str, text: str) -> None:
+    named = f"rm -f /etc/resolv.conf; {setup}; set_key broker host broker.test"
+    result, said = checked(tmp_path, home, named)["broker broker.test:1"]
+    assert result == "WRONG"
+    assert text in said
+
+
+@needs_mounts
 def test_it_says_whose_view_it_is_for_another_configuration_than_that_of_the_service(
     tmp_path: Path, home: Home
 ) -> None:
