@@ -159,9 +159,12 @@ class Site:
         return log.read_text().splitlines()[-1]
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Return the alerts that the collector has stored."""
-        done = self.run(f"botwatch collector alerts --db {self.db} --json").well()
-        return [json.loads(line) for line in done.out.splitlines()]
+        """Return the alerts that the collector has stored, as they were sent."""
+        done = self.run(f"botwatch collector alerts --db {self.db} --events --last 0 --json").well()
+        alerts = [json.loads(line) for line in done.out.splitlines()]
+        for alert in alerts:
+            alert["alert"]["context"].pop("collector", None)
+        return alerts
 
     def alerts_of(self, device: str) -> list[dict[str, Any]]:
         """Return the alerts in the collector about the device with this MAC address."""
