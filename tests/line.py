@@ -69,10 +69,10 @@ class Listener:
         self.client.loop_stop()
 
 
-def make_certificates(folder, host="127.0.0.1"):
+def make_certificates(folder, *hosts):
     """Write a site's authority and certificates, those of a stranger's authority, and some that must be refused.
 
-    ``host`` is the broker's address or name.
+    ``hosts`` are the addresses and names of the broker: 127.0.0.1 where none is given.
     """
     from ipaddress import ip_address
 
@@ -82,8 +82,8 @@ def make_certificates(folder, host="127.0.0.1"):
 
     now = datetime.datetime.now(datetime.UTC)
 
-    def issue(name, issuer=None, authority=False, days=(-1, 30), host=host):
-        alternative = x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+    def issue(name, issuer=None, authority=False, days=(-1, 30), hosts=hosts or ("127.0.0.1",)):
+        names = [x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts]
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         signer, signer_name = issuer or (key, subject)
@@ -96,7 +96,7 @@ def make_certificates(folder, host="127.0.0.1"):
             .not_valid_before(now + datetime.timedelta(days=days[0]))
             .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             # Python 3.13 verifies strictly: it wants identifiers of both keys, and an authority that may sign
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -122,7 +122,7 @@ def make_certificates(folder, host="127.0.0.1"):
         issued(name)
     issued("expired", days=(-20, -10))
     issued("early", days=(10, 20))
-    issued("elsewhere", host="192.0.2.1")
+    issued("elsewhere", hosts=("192.0.2.1",))
     revoked = issued("revoked")[2]
     crl = (
         x509.CertificateRevocationListBuilder()

@@ -100,6 +100,7 @@ class Gateway:
         root = WORK / name
         copied(pristine(release, packages()), root)
         self.machine, self.site = Machine(root, name), Site(folder, name, SERVER)
+        self.at_every_boot: list[str] = []  # commands that the administrator has added to the boot
         self.broker_host = self.values.broker.partition(":")[0]
         for file, text in NETWORK.items():
             (root / "etc/systemd/network" / file).write_text(text.format(lan=self.values.interface))
@@ -114,6 +115,8 @@ class Gateway:
         if device:
             self.site.connect_device(self.machine, PORT)
         assert self.machine.wait_until_booted() == "running", self.type("systemctl --failed --no-pager").out
+        for line in self.at_every_boot:
+            self.type(line).well()
 
     def off(self) -> float:
         """Shut the machine down; return how many seconds that took."""

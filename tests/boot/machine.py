@@ -149,20 +149,22 @@ class Machine:
         process.kill()
         process.wait(10)
         self.leader = 0
-        self._remove_groups()
-
-    def _remove_groups(self) -> None:
-        for top in self._groups:
-            for folder in sorted(top.rglob("*/"), reverse=True) if top.exists() else ():
-                with suppress(OSError):
-                    folder.rmdir()
-            with suppress(OSError):
-                top.rmdir()
+        for group in self._groups:
+            remove_group(group)
 
     def throw_away(self) -> None:
-        """Switch it off and remove its root."""
+        """Switch it off and remove its root and its console's log."""
         self.off()
         shutil.rmtree(self.root, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
+
+
+def remove_group(top: Path) -> None:
+    """Remove a control group and those within it, as far as no process is in them."""
+    folders = [folder for folder in top.rglob("*") if folder.is_dir()]
+    for folder in (*sorted(folders, reverse=True), top):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _children(pid: int) -> list[int]:

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.boot.gateway import PORT, SERVER, Gateway, steps, typed_on
 from tests.broker import wait_until
 from tests.conftest import Home
 from tests.line import make_certificates
+from tests.netns import ROOT
 from tests.streams import context
 from tools.debian import BOOKWORM, TRIXIE, Unavailable
 
@@ -85,10 +87,11 @@ def install(gateway: Gateway, dist: Path, home: Home) -> None:
     site, root = gateway.site, gateway.machine.root
     # the server is ready, as the document assumes
     user, password = gateway.values.gateway, "correct horse, battery staple"
-    make_certificates(site.folder / "broker", gateway.broker_host)
+    make_certificates(site.folder / "broker", gateway.broker_host, SERVER)
     site.password(user, password)
     (settings,) = [block for block in steps() if block.language == "yaml"]
-    site.start_broker(BROKER.format(folder=site.folder / "broker", port=re.search(r"port: (\d+)", settings.text)[1]))
+    port = yaml.safe_load(settings.text)["broker"]["port"]
+    site.start_broker(BROKER.format(folder=site.folder / "broker", port=port))
     # "Copy the folder dist, and the bundle, to the gateway", and the secrets that the administrator was given
     shutil.copytree(dist, root / "root" / gateway.values.wheels, copy_function=os.link)  # they only are read
     shutil.copytree(home.bundle, root / "root" / gateway.values.bundle)
@@ -105,9 +108,7 @@ def install(gateway: Gateway, dist: Path, home: Home) -> None:
 def follow(gateway: Gateway, machine: str, line: str) -> None:
     """Type one command of the document, and note what it printed last."""
     if machine == "server" and "serve" in line:
-        gateway.site.start(["sh", "-c", f"exec {line}"], "collector.log")
-        wait_until(lambda: "subscribed to" in (gateway.site.folder / "collector.log").read_text(), 30)
-        gateway.shown.add(f"server# {line}", (gateway.site.folder / "collector.log").read_text().splitlines()[-1])
+        gateway.shown.add(f"server# {line}", gateway.site.start_collector(line))
     elif machine == "server":
         done = gateway.site.run(line).well()
         gateway.shown.add(f"server# {line}", done.out.strip().rpartition("\n")[2])
@@ -117,6 +118,7 @@ def follow(gateway: Gateway, machine: str, line: str) -> None:
             for remedy in re.findall("`(ethtool [^`]+)`", done.out):  # a cable between namespaces merges frames
                 gateway.shown.add(f"gateway# {remedy}", "the remedy that check names")
                 gateway.type(remedy).well()
+                gateway.at_every_boot.append(remedy)  # as the document says
             done = gateway.type(line)
         done.well()
         last = (done.out.strip() or done.err.strip() or "(no output)").rpartition("\n")[2]
@@ -250,6 +252,7 @@ WRONG = {
     "a bundle of mode 0700": ({"bundle": "/etc/botwatch/private"}, "bundle", "/etc/botwatch/private"),
     "a secret of root by its path": ({"broker__password_file": "/etc/botwatch/secret"}, "password_file", "permission"),
     "a credential that is not there": ({"broker__password_file": "credential:absent"}, "password_file", "absent"),
+    "no source for the gateway's id": ({"gateway": "auto"}, "gateway", "auto finds no certificate"),
     "a wrong password": ({"broker__password_file": "credential:guessed"}, "broker", "[Nn]ot authori"),
 }
 """Each with the keys that are wrong, the finding of `check`, and what the service says."""
@@ -368,3 +371,54 @@ def test_an_interface_that_is_absent_at_boot_is_captured_when_it_appears(gateway
     gateway.site.unplug_device()
     gateway.site.connect_device(gateway.machine, PORT)
     gateway.restart()
+
+
+COLLECTOR = f"""
+db: certificates.sqlite
+broker:
+  host: {SERVER}
+  port: 8883
+  tls: true
+  ca_file: broker/ca.crt
+  cert_file: broker/botwatch-collector.crt
+  key_file: broker/botwatch-collector.key
+"""
+
+
+def test_certificates_in_place_of_passwords_name_the_gateway(gateway: Gateway) -> None:
+    """The broker has the configuration that comes with botwatch, and `auto` takes the certificate's name as the id."""
+    site, name = gateway.site, "gw-002"
+    assert name != gateway.values.gateway
+    for suffix in ("crt", "key"):
+        shutil.copy(site.folder / f"broker/{name}.{suffix}", gateway.machine.root / "root")
+    gateway.type(f"install -m 600 {name}.crt {name}.key {CREDENTIALS}").well()
+    text = (ROOT / "configs/mosquitto.conf").read_text()
+    for folder in ("/etc/botwatch/pki/", "/etc/botwatch/", "/var/lib/mosquitto/"):
+        text = text.replace(folder, f"{site.folder}/broker/")
+    shutil.copy(ROOT / "configs/mosquitto.acl", site.folder / "broker")
+    (site.folder / "collector.yaml").write_text(COLLECTOR)
+    site.stop_broker()
+    site.start_broker(text)
+    site.start_collector("botwatch collector serve --config collector.yaml")
+    site.db = "certificates.sqlite"
+    keys = {"username": None, "password_file": None}
+    keys |= {"cert_file": f"credential:{name}.crt", "key_file": f"credential:{name}.key"}
+    certificate = {f"broker__{key}": value for key, value in keys.items()}
+    # A new gateway: what waits under the name of the one before, this one may not publish.
+    gateway.type("systemctl stop edge-agent && rm -r /var/lib/private/botwatch").well()
+    with gateway.edited(gateway="auto", **certificate):
+        gateway.keep_for_status()
+        gateway.restart()
+        (line,) = [line for line in gateway.agent("check").well().out.splitlines() if name in line and "CN of" in line]
+        gateway.shown.add("client certificate, gateway: auto", line)
+        alert = gateway.wait_for_scan()
+        assert alert["host"] == name
+        gateway.shown.add("… and a scan is reported by", f"{alert['host']}: {alert['alert']['signature']}")
+    with gateway.edited(**certificate):
+        done = gateway.agent("check")
+        assert done.status == 1
+        assert re.search(rf"^WRONG.*{gateway.values.gateway}.*{name}", done.out, re.MULTILINE), done.out
+        journal = gateway.journal_since()
+        gateway.type("systemctl restart --no-block edge-agent").well()
+        line = gateway.wait_for_line(f"botwatch agent: .*{gateway.values.gateway}.*{name}", journal)
+        gateway.shown.add(f"… gateway: {gateway.values.gateway} with it", line)

@@ -97,10 +97,7 @@ def test_the_installed_program_is_the_image_s_own(image: Image) -> None:
 def test_a_replay_in_it_reaches_a_collector(image: Image, home: Home, attack_capture: Path) -> None:
     site = image.site
     site.start_broker(BROKER)
-    site.start(
-        ["botwatch", "collector", "serve", "--broker", "localhost:1883", "--db", "alerts.sqlite"], "collector.log"
-    )
-    wait_until(lambda: "subscribed to" in (site.folder / "collector.log").read_text(), 30)
+    site.start_collector("botwatch collector serve --broker localhost:1883 --db alerts.sqlite")
     shutil.copy(attack_capture, image.root / "tmp/attack.pcap")
     words = ["agent", "replay", "/tmp/attack.pcap", "--config", "/etc/botwatch/agent.yaml"]
     words += ["--broker", "127.0.0.1:1883", "--wait", "60", "--outbox", "/tmp/outbox.sqlite"]

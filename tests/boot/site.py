@@ -3,6 +3,7 @@
 Each is a network namespace of this machine. Their packets reach the gateway and nothing else: it forwards none.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -43,10 +44,10 @@ class Site:
 
     def __init__(self, folder: Path, name: str, address: str) -> None:
         self.folder, self.server, self.device, self.address = folder, f"{name}s", f"{name}d", address
-        self.port = 1883
+        self.db = "alerts.sqlite"  # where `alerts` looks
         self._made = ExitStack()
         self._broker: subprocess.Popen[str] | None = None
-        self._devices = 0
+        self._devices, self._numbers = 0, itertools.count(1)
         for part in ("bin", "broker"):
             (folder / part).mkdir(parents=True)
         command = folder / "bin/botwatch"
@@ -150,10 +151,20 @@ class Site:
         command = ["ip", "netns", "exec", self.device, sys.executable, "-c", SCAN, str(self._devices), str(count)]
         subprocess.run(command, check=True, timeout=60, capture_output=True)
 
-    def alerts(self, db: str = "alerts.sqlite") -> list[dict[str, Any]]:
-        """Return the alerts that the collector has stored."""
-        done = self.run(f"botwatch collector alerts --db {db} --json").well()
-        return [json.loads(line) for line in done.out.splitlines()]
+    def start_collector(self, command: str) -> str:
+        """Start a collector by its command line; return what it says when it has subscribed."""
+        log = self.folder / f"{next(self._numbers)}.log"
+        self.start(["sh", "-c", f"exec {command}"], log.name)
+        wait_until(lambda: "subscribed to" in log.read_text(), 30)
+        return log.read_text().splitlines()[-1]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts that the collector has stored, as they were sent."""
+        done = self.run(f"botwatch collector alerts --db {self.db} --events --last 0 --json").well()
+        alerts = [json.loads(line) for line in done.out.splitlines()]
+        for alert in alerts:
+            alert["alert"]["context"].pop("collector", None)
+        return alerts
 
     def alerts_of(self, device: str) -> list[dict[str, Any]]:
         """Return the alerts in the collector about the device with this MAC address."""
