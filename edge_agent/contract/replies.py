@@ -106,7 +106,7 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
         ]
         heads["alerts"] = [_several(health.get("episodes_open", 0), "episode") + " open"]
         waiting = health.get("outbox_depth", 0)
-        heads["delivery"] = [f"{_several(waiting, 'message')} in the outbox wait for the broker"]
+        heads["delivery"] = [f"{_several(waiting, 'message')} in the outbox, waiting for the broker"]
     if line := _mapping(result.get("broker")):
         connected = bool(line.get("connected"))
         how = f"connected, MQTT {line.get('protocol', '?')}" if connected else "not connected"

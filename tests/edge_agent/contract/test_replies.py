@@ -78,7 +78,7 @@ def test_the_state_comes_in_groups_of_one_order_with_counters_in_words():
     (dropped,) = [line for line in text if "capture buffer was full" in line]
     assert dropped.startswith("          12  frames lost because the capture buffer was full: raise capture.buffer_mb")
     assert "broker        broker.lan:8883: not connected: connection refused" in text
-    assert "delivery      3 messages in the outbox wait for the broker" in text
+    assert "delivery      3 messages in the outbox, waiting for the broker" in text
     assert "           5  from_2031" in text
     (entry,) = [line for line in text if line.startswith("   3  ")]
     assert entry == (
