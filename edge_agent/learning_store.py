@@ -40,7 +40,6 @@ class LearningStore:
     """Logs and, with a ``publisher``, publishes and stores what is learnt of devices.
 
     ``devices`` returns those in use, which another bundle replaces, ``alarmed`` the MACs of those under alarm.
-    ``left_out`` is the number of devices for which the document that was published last had no room.
 
     The disk is written by a thread of its own, so that a slow card does not hold up packets; what one write could not
     store is left to the next.
@@ -55,7 +54,7 @@ class LearningStore:
         *,
         alarmed: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        self._alarmed, self.left_out = alarmed, 0
+        self._alarmed, self._left_out = alarmed, 0
         self._devices, self._extractor, self._publisher, self._save_s = devices, extractor, publisher, save_s
         self._look_due = self._publish_due = 0.0
         self._published: tuple[object, ...] = ()
@@ -65,6 +64,10 @@ class LearningStore:
         self._writer = ThreadPoolExecutor(1, "memory") if publisher else None
         self._pending: Future[None] | None = None
         self._trouble = ""
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of devices for which the document that was published last had no room."""
+        return {"devices_left_out": self._left_out}
 
     def beat(self, now: float) -> None:
         """Do what is due at ``now``, seconds of the steady clock."""
@@ -105,7 +108,7 @@ class LearningStore:
         if news == self._published and now - self._published_at < DEVICES_IDLE_S:
             return
         self._published, self._published_at = news, now
-        self.left_out = document["devices_left_out"]
+        self._left_out = document["devices_left_out"]
         stored = devices.document(t_ns, alarmed=alarmed, most_bytes=messages.MAX_STORED)
         self._unsaved = messages.encode(stored, messages.MAX_STORED)
         self._publisher.link.retain("devices", messages.encode(document))

@@ -53,11 +53,7 @@ def run(
     learning = LearningStore(
         lambda: agent.devices, agent.extractor, publisher, save_s, alarmed=lambda: agent.alerter.alarmed
     )
-
-    def around() -> dict[str, int]:
-        return more() | {"devices_left_out": learning.left_out}
-
-    health = HealthMonitor(agent, interfaces, publisher, more=around)
+    health = HealthMonitor(agent, interfaces, publisher, more=lambda: more() | learning.counts())
     control = publisher.control if publisher else None
     if publisher and control:
         _take_commands(agent, give, publisher, control, health)
@@ -111,7 +107,7 @@ def run(
         if publisher:
             publisher.stop()  # the broker gets the last messages while the disk is written
         learning.close()
-    return health.counters | around()
+    return health.counters | more() | learning.counts()
 
 
 def listed(agent: Agent) -> list[dict[str, Any]]:
