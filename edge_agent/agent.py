@@ -140,6 +140,15 @@ class Agent:
         self.alerter.change(config.site, config.names, alerts.update_s, alerts.end_s, alerts.max_open)
         self.devices.rename(config.names)
 
+    def clock_set_forward(self, step_ns: int) -> None:
+        """Note that the system's clock was set forward by ``step_ns``, before packets from after that are judged.
+
+        At a boot without a clock of its own a gateway is set forward by days: no device has learnt anything by that.
+        """
+        for part in (self.detector, self.alerter, self.checkins):
+            if part:
+                part.clock_set_forward(step_ns)
+
     def alerts(self, source: Source, seen: Callable[[int], None] = lambda frames: None) -> Iterator[Alert]:
         """Yield the alerts of a source's packets as they come; ``seen`` is called with the number of rows of each step.
 

@@ -195,15 +195,16 @@ def _broker(config: AgentConfig, service: Service | None) -> Iterator[Finding]:
                 why = line.get("trouble") or "no connection yet"
                 yield Finding(what, True, f"the running agent cannot deliver: {why}{_remedy(why)}")
             return
-        if config.gateway == AUTO:
-            yield Finding(what, True, "not tried, because the gateway has no id")
-            return
         if service and (why := service.unreachable(broker.host, broker.port)):
             remedy = f"`systemctl edit {UNIT}` with the lines [Service] and IPAddressAllow=ADDRESS"
             yield Finding(what, True, f"{why}: {remedy}")
             return
         version = probe(broker, config.gateway)
         secured = "with TLS" if broker.tls else "without TLS"
+        if config.gateway == AUTO:
+            text = f"answers, MQTT {version}, {secured}; it was not asked as this gateway, which has no id"
+            yield Finding(what, True, text)
+            return
         yield Finding(what, False, f"accepts {broker.username or config.gateway}, MQTT {version}, {secured}")
     except (CommandRefused, StateError) as error:
         yield Finding(what, True, f"the running agent cannot be asked: {error}")

@@ -14,6 +14,7 @@ from edge_agent.capture.features import give_back_memory
 from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.messages import MAX_STORED
+from edge_agent.control import Control
 from edge_agent.handlers import relearn, send_evidence, send_test_alert
 from edge_agent.health import HealthMonitor
 from edge_agent.learning_store import LearningStore
@@ -21,6 +22,9 @@ from edge_agent.publisher import Publisher
 
 WAIT_S = 0.25
 """Longest wait of the live loop for a frame, and so the longest delay of a stop or of anything else that is due."""
+
+STEP_NS = 60_000_000_000
+"""Nanoseconds from which on a change of the clock counts as a step; NTP moves it by less, bit by bit."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +60,23 @@ def run(
     health = HealthMonitor(agent, interfaces, publisher, more=around)
     control = publisher.control if publisher else None
     if publisher and control:
-        agent.alerter.suppressions = control.suppressions
-        control.describe("health", lambda: health.document().document())
-        control.describe("devices", lambda: listed(agent))
-        control.describe("broker", publisher.line)
-        control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
-        control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
-        control.register(
-            "learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"]))
-        )
+        _take_commands(agent, give, publisher, control, health)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
+        follow_clock()  # after the packets were taken: none of them is from after a step that is not noticed here
         if len(rows):
             health.look(rows)
             for alert in agent.judge(rows):
                 give(alert)
         return len(rows)
+
+    clock = ClockSteps()
+
+    def follow_clock() -> None:
+        if step_ns := clock.forward():
+            logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
+            agent.clock_set_forward(step_ns)
 
     gc.collect()
     give_back_memory()
@@ -117,6 +121,19 @@ def listed(agent: Agent) -> list[dict[str, Any]]:
     return devices
 
 
+def _take_commands(
+    agent: Agent, give: Callable[..., None], publisher: Publisher, control: Control, health: HealthMonitor
+) -> None:
+    """Let commands act on the parts of the agent, and `status` show them."""
+    agent.alerter.suppressions = control.suppressions
+    control.describe("health", lambda: health.document().document())
+    control.describe("devices", lambda: listed(agent))
+    control.describe("broker", publisher.line)
+    control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
+    control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
+    control.register("learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"])))
+
+
 class Reload:
     """A configuration that can be read again while the agent runs. A new one is taken up whole or not at all.
 
@@ -151,6 +168,20 @@ class Reload:
     def _refuse(self, reason: str) -> str:
         logger.error("the changed configuration is refused, the one in use stays: %s", reason)
         return reason
+
+
+class ClockSteps:
+    """Steps forward of the system's clock, seen against the steady clock; ``wall`` and ``steady`` return ns."""
+
+    def __init__(self, wall: Callable[[], int] = time.time_ns, steady: Callable[[], int] = time.monotonic_ns) -> None:
+        self._wall, self._steady = wall, steady
+        self._lead_ns = wall() - steady()
+
+    def forward(self) -> int:
+        """Return by how many ns the clock was set forward since the last call; 0 for less than `STEP_NS`."""
+        lead_ns = self._wall() - self._steady()
+        step_ns, self._lead_ns = lead_ns - self._lead_ns, lead_ns
+        return step_ns if step_ns >= STEP_NS else 0
 
 
 class ServiceNotifier:

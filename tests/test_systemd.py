@@ -146,4 +146,4 @@ def test_the_agent_needs_no_memory_that_is_written_and_executed(home: Home, atta
     if done.returncode == 77:
         pytest.skip("this kernel has no PR_SET_MDWE")
     assert done.returncode == 0, done.stderr
-    assert '"state":"new"' in done.stdout
+    assert "Mirai scan from" in done.stdout

@@ -93,7 +93,9 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
         ),
         "flagged": Counter("rows above a limit"),
         "votes": Counter("votes, each of enough flagged rows of one device"),
-        "clock_steps": Counter("times that packet time jumped backwards", "synchronise the clock"),
+        "clock_steps": Counter(
+            "times that the clock was set by more than a minute", "synchronise the clock; one step at a start is normal"
+        ),
         "subjects_evicted": Counter(
             "devices or victims that were dropped from the full table of those judged",
             "many in a short time are a sign of forged addresses; devices return when they send again",

@@ -176,6 +176,10 @@ class Alerter:
             alerts.append(self._alert(episode, "update", detection.t_ns))
         return alerts
 
+    def clock_set_forward(self, step_ns: int) -> None:
+        """Note that the system's clock, which stamps detections, was set forward: open episodes do not end by that."""
+        self._steady_clock.set_forward(step_ns)
+
     def tick(self, t_ns: int) -> list[Alert]:
         """Return the ends that are due at packet time ``t_ns``, which any packet may bring."""
         return self._end_quiet(self._steady(t_ns))

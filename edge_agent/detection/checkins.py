@@ -185,6 +185,10 @@ class CheckIns:
             "checkins_series": 0,  # series that were reported
         }
 
+    def clock_set_forward(self, step_ns: int) -> None:
+        """Note that the system's clock, which stamps packets, was set forward."""
+        self._clock.set_forward(step_ns)
+
     def observe(self, rows: Rows) -> list[Detection]:
         """Take ``rows`` in packet order; return detections, in packet order, of series of contacts that are check-ins.
 

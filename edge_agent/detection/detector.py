@@ -130,6 +130,10 @@ class Detector:
                 self._pending[subject] = None
         return self._report(due + self._stale_votes(int(scored.t_ns[-1])))
 
+    def clock_set_forward(self, step_ns: int) -> None:
+        """Note that the system's clock, which stamps packets, was set forward: durations do not end by that."""
+        self._clock.set_forward(step_ns)
+
     def tick(self, t_ns: int) -> list[Detection]:
         """Return the detections that are due at packet time ``t_ns`` though no packet came."""
         return self._report(self._stale_votes(t_ns + self._clock.offset_ns))

@@ -27,7 +27,9 @@ from edge_agent.contract.settings import SettingsError
 from edge_agent.identity import for_replay, resolve
 from edge_agent.state import State
 from edge_agent.system import permanent_mac
-from tests.netns import ip
+from tests.broker import needs_mosquitto
+from tests.live import broker
+from tests.netns import ROOT, ip
 
 Make = Callable[..., AgentConfig]
 UNTIL = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -314,8 +316,22 @@ def test_check_says_which_id_it_is_and_from_where_and_goes_on_without_one(with_c
     broken = lines(with_certificate("nothing"))
     assert broken["gateway"].startswith("WRONG  gateway: broker.cert_file ")
     assert broken["cert_file"].startswith("WRONG  cert_file: ")
-    assert "not tried, because the gateway has no id" in broken["broker localhost:1883"]
+    assert broken["broker localhost:1883"].startswith("WRONG  ")
     assert {"clock", "disk"} <= set(broken)
+
+
+@needs_mosquitto
+def test_check_tries_the_broker_of_a_gateway_without_an_id(wire, tmp_path):
+    """In a namespace without a physical interface."""
+    with broker(wire, tmp_path) as (config, _):
+        file = tmp_path / "agent.yaml"
+        file.write_text(config)
+        command = [sys.executable, "-m", "edge_agent.command", "agent", "check", "--config", str(file)]
+        process = wire.on_gateway(*command, stdout=subprocess.PIPE, cwd=ROOT)
+        lines = process.communicate(timeout=60)[0].splitlines()
+    assert any(line.startswith("WRONG  gateway: auto finds no certificate") for line in lines)
+    [line] = [line for line in lines if "broker 127.0.0.1" in line]
+    assert line.endswith(": answers, MQTT 5, without TLS; it was not asked as this gateway, which has no id")
 
 
 def test_status_says_which_id_it_is_and_from_where(tmp_path, capsys, with_certificate):

@@ -267,7 +267,7 @@ def test_an_interface_that_can_never_exist_is_refused_in_one_line(home, tmp_path
 
 def test_check_names_each_remedy(wire, home, tmp_path):
     (tmp_path / "agent.yaml").write_text(
-        f"bundle: {home.bundle}\ncapture: {{interfaces: [lan0, nosuch0], direction: both}}\n"
+        f"gateway: gw-001\nbundle: {home.bundle}\ncapture: {{interfaces: [lan0, nosuch0], direction: both}}\n"
         "broker: {host: 127.0.0.1, port: 9}\n"
         f"outbox: {{path: {tmp_path}/absent/box.sqlite}}\n"
     )

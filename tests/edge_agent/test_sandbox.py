@@ -321,7 +321,7 @@ def test_a_broker_beyond_the_networks_that_the_service_may_reach_is_wrong(tmp_pa
             "the name server 203.0.113.53 is in none of the netw",
         ),
         (
-            "printf 'nameserver 203.0.113.53\\nnameserver 1.2.3\\nnameserver 127.0.0.53\\n' > /etc/resolv.conf",
+            "printf 'nameserver %s\\n' 203.0.113.53 1.2.3 127.0.0.53 > /etc/resolv.conf",
             "in name resolution",
         ),
         (

@@ -18,15 +18,20 @@ from typing import Any
 import pytest
 
 from edge_agent.__main__ import main
-from edge_agent.capture.sources import CaptureError, Interfaces, LiveSettings
+from edge_agent.agent import Agent
+from edge_agent.capture.sources import CaptureError, Interfaces, LiveSettings, open_file
+from edge_agent.config import AgentConfig
+from edge_agent.contract import bundle as bundles
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.service import ClockSteps
 from edge_agent.state import State
 from tests.broker import wait_until
 from tests.edge_agent.test_gateway import routable
 from tests.live import agent, alerts, state, status
 from tests.netns import MAC, ROOT, Wire, ip, wait_until_up
-from tests.traffic import Frame, scan, steady
+from tests.reference.frames import pcap
+from tests.traffic import Frame, read, scan, steady
 
 TAKE = """
 import dataclasses, json, logging, os, sys
@@ -63,6 +68,8 @@ print("ready", flush=True)
 sys.stdin.read()
 """
 """Makes a tunnel whose link layer has this number of Linux, until its stdin is closed."""
+
+S = 10**9
 
 CAN = 280
 """Linux's number of a link layer that carries no IP packets."""
@@ -365,3 +372,39 @@ def test_a_state_file_whose_folder_is_not_there_is_named_with_the_folder(home, t
     assert main(["run", *words]) == 1
     line = f"botwatch agent: {box}: the folder {box.parent} does not exist, or may not be looked into"
     assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_clock_that_is_set_forward_at_a_boot_has_no_device_learnt(home, tmp_path):
+    """A gateway without a clock of its own boots with the time of its last shutdown, and NTP sets it days forward."""
+    life = read(next(home.later.parent.rglob("*.pcap")))
+    first = life[0][0]
+    minutes = [frame for frame in life if frame[0] < first + 240_000_000_000]
+    week = 7 * 86_400_000_000_000
+
+    def percent(step: int, *, noticed: bool) -> int:
+        """Return how much a device has learnt after four minutes, in the middle of which the clock is set."""
+        made = Agent(AgentConfig(), bundles.load(home.bundle), seed=0)
+        for part, (begin, end) in enumerate(((0, 120), (120, 240))):
+            frames = [(t, n, d) for t, n, d in minutes if begin <= (t - first) / 1e9 < end]
+            file = tmp_path / "part.pcap"
+            file.write_bytes(pcap([(t + part * step, n, d) for t, n, d in frames], nanoseconds=True))
+            if part and noticed:
+                made.clock_set_forward(step)
+            with open_file(file) as source:
+                list(made.alerts(source))
+        return max(device["percent"] for device in made.devices.document(0)["devices"])
+
+    plain = percent(0, noticed=False)
+    assert 0 < plain < 30
+    assert percent(week, noticed=True) == plain
+    assert percent(week, noticed=False) == 100  # a week without packets is one
+
+
+def test_a_step_of_the_clock_is_seen_against_the_steady_clock():
+    now = {"wall": 1_000, "steady": 5}
+    steps = ClockSteps(lambda: now["wall"] * S, lambda: now["steady"] * S)
+    seen = []
+    for wall, mono in ((1_001, 6), (1_031, 7), (87_431, 8), (87_432, 9), (50_000, 10), (50_001, 11)):
+        now.update(wall=wall, steady=mono)
+        seen.append(steps.forward() // S)
+    assert seen == [0, 0, 86_399, 0, 0, 0]
