@@ -1,7 +1,7 @@
 """A machine that systemd has booted: systemd-nspawn starts init in an unpacked root; commands run in it as typed there.
 
-The machine has a network of its own, into which cables are laid from namespaces of the test. Nothing of it is left when
-it is off: not on a pytest that was killed either, since the machine dies with the process that started it.
+The machine has a network of its own, into which cables are laid from namespaces of the test. A run that is killed shuts
+it down, too, and the next run removes its files.
 """
 
 import os
@@ -64,7 +64,7 @@ class Machine:
     def start(self) -> None:
         """Switch it on; cables can be laid and systemd begins its work when this returns."""
         command = [
-            *("setpriv", "--pdeathsig", "KILL", "sh", "-c", START, "start"),
+            *("setpriv", "--pdeathsig", "TERM", "sh", "-c", START, "start"),
             *("systemd-nspawn", "--boot", f"--directory={self.root}", f"--machine={self.name}", "--register=no"),
             *("--keep-unit", "--private-network", "--link-journal=no", "--console=read-only", "--quiet"),
             *("--capability=CAP_BPF", "--system-call-filter=bpf"),  # the filters of addresses and devices are programs
@@ -160,7 +160,10 @@ class Machine:
 
 
 def remove_group(top: Path) -> None:
-    """Remove a control group and those within it, as far as no process is in them."""
+    """Remove a control group and those within it; processes in them are ended where it is of cgroup v2."""
+    if (top / "cgroup.kill").exists():
+        (top / "cgroup.kill").write_text("1")
+        wait_until(lambda: "populated 0" in (top / "cgroup.events").read_text())
     folders = [folder for folder in top.rglob("*") if folder.is_dir()]
     for folder in (*sorted(folders, reverse=True), top):
         with suppress(OSError):
