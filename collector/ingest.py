@@ -16,20 +16,38 @@ from dataclasses import dataclass
 import jsonschema
 
 from collector.config import CollectorConfig
-from collector.store import AlertStore, Arrival, BadRow, Fresh, Rejection, StoreBusy
+from collector.homeassistant import HomeAssistant
+from collector.store import AlertStore, Arrival, BadRow, Fresh, GatewayDocument, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
-from edge_agent.contract.messages import BASE, MessageError, Status, decode, parse_topic, topic_filter
-from edge_agent.mqtt import Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
+from edge_agent.contract.cli import printable
+from edge_agent.contract.messages import (
+    BASE,
+    RETAINED,
+    MessageError,
+    Status,
+    check_devices,
+    check_health,
+    decode,
+    parse_topic,
+    topic_filter,
+)
+from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Incoming, Subscribed
+from edge_agent.reconnect import ConnectionCounts, Reconnecter
 
 logger = logging.getLogger(__name__)
 
+LEAVES = ("alert", *RETAINED)
+"""Leaves of the topics that the collector subscribes to."""
+
 _POLL_S = 0.25  # how late a set ``stop`` may be noticed
 _PURGE_EVERY_S = 60.0
+_MAX_INCOMING = 1_048_576  # bytes of a packet that the broker may send us (MQTT 5)
+_BATCH_BYTES = 4_194_304  # bytes of messages that wait in memory to be saved together, about
 
 
 @dataclass
-class IngestCounts:
+class IngestCounts(ConnectionCounts):
     """Counters since the start."""
 
     received: int = 0
@@ -37,23 +55,33 @@ class IngestCounts:
     tests: int = 0  # alerts sent by hand that were stored; in no other count but `received`
     duplicates: int = 0
     statuses: int = 0
+    documents: int = 0  # retained documents on health and devices, and withdrawals
     rejected: int = 0
-    failures: int = 0  # connections and attempts to connect that failed
 
 
 class MessageJudge:
-    """Decides whether a message is an alert or a status that the gateway of its topic may have sent."""
+    """Decides whether a message is one that the gateway of its topic may have sent: an alert, a status, a document."""
 
     def __init__(self, base: str = BASE) -> None:
         self._base = base
         schema = importlib.resources.files("edge_agent.contract").joinpath("alert.schema.json").read_bytes()
         self._validator = jsonschema.Draft202012Validator(json.loads(schema))
 
-    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status]:
-        """Return the alert, or a status with its gateway. Raises MessageError with the reason for a rejection."""
+    def judge(self, topic: str, payload: bytes) -> Alert | tuple[str, Status] | GatewayDocument:
+        """Return the alert, a status with its gateway, or a document; an empty one withdraws that before it.
+
+        Raises MessageError with the reason for a rejection.
+        """
         gateway, leaf = parse_topic(topic, self._base)
-        if leaf == "status":
-            return gateway, Status.read(decode(payload))
+        if leaf in RETAINED:
+            if not payload:
+                return GatewayDocument(gateway, leaf)
+            document = decode(payload, RETAINED[leaf])
+            if leaf == "status":
+                return gateway, Status.read(document)
+            return GatewayDocument(
+                gateway, leaf, (check_health if leaf == "health" else check_devices)(document), document
+            )
         if leaf != "alert":
             raise MessageError(f"no message is expected on .../{leaf}")
         document = decode(payload)
@@ -71,79 +99,109 @@ class MessageJudge:
 class Ingest:
     """Feeds ``store`` from the broker of ``config`` with the messages that ``judge`` accepts.
 
-    Without ``judge`` it is a `MessageJudge` for the broker's topics.
-    ``connected``, ``trouble`` (why nothing comes, "" when all is well) and ``counts`` may be read from any thread.
-    Raises BrokerError when the TLS or password files cannot be used.
+    Without ``judge`` it is a `MessageJudge` for the broker's topics. The client id is that of the database where the
+    configuration names none. ``connected``, ``trouble`` (why nothing comes, "" when all is well) and ``counts`` may be
+    read from any thread. Raises BrokerError when the TLS or password files cannot be used, and StoreError.
     """
 
     def __init__(self, config: CollectorConfig, store: AlertStore, judge: MessageJudge | None = None) -> None:
         self.config, self.counts = config, IngestCounts()
-        self.connected, self.trouble = False, ""
         self._store, self._judge = store, judge or MessageJudge(config.broker.base)
-        self._dialer = Dialer(
-            config.broker, "botwatch-collector", manual_ack=True, receive_maximum=config.broker.inflight
+        self.homeassistant = HomeAssistant(config, store) if config.homeassistant.enabled else None
+        dialer = Dialer(
+            config.broker,
+            config.broker.client_id or store.client_id(),
+            manual_ack=True,
+            receive_maximum=config.broker.inflight,
+            max_packet=_MAX_INCOMING,
         )
-        self._backoff = Backoff(config.broker.retry_min_s, config.broker.retry_max_s)
+        self.client_id = dialer.client_id
+        self._reconnecter = Reconnecter(
+            dialer,
+            self.counts,
+            "they share the alerts between them, so that neither has them all: give each collector a client id of its "
+            "own (broker.client_id, the certificate's CN), also one whose database is a copy",
+        )
         self._purge_at = 0.0  # steady clock
         self._judge_failed = False
+        self._granted = False  # the subscriptions of this connection are
 
     def run(self, stop: threading.Event) -> None:
         """Receive until ``stop`` is set; then save and acknowledge what was received, and hang up."""
-        while not stop.is_set():
-            ended = self._receive(stop)
-            if ended is None or stop.is_set():
-                break
-            self.counts.failures += 1
-            wait = 0.0 if ended.try_other_version else self._backoff.next()
-            if str(ended) != self.trouble:
-                again = f"; trying again in {wait:.1f} s" if wait else "; trying MQTT 3.1.1"
-                logger.warning("broker %s: %s%s", self.config.broker.address, ended, again)
-            self.trouble = str(ended)
-            stop.wait(wait)
+        will = self.homeassistant.will if self.homeassistant else None
+        self._reconnecter.run(stop, lambda connection: self._receive(connection, stop), will=lambda: will)
 
-    def _receive(self, stop: threading.Event) -> ConnectionEnded | None:
-        """Receive over one connection until it ends, which is returned, or ``stop`` is set."""
-        connection, inbox, base = None, _Inbox(self.config), self.config.broker.base
+    @property
+    def connected(self) -> bool:
+        """True while the broker has accepted the connection."""
+        return self._reconnecter.connected
+
+    @property
+    def trouble(self) -> str:
+        """The reason why there is no lasting connection; "" when there is one."""
+        return self._reconnecter.trouble
+
+    def _receive(self, connection: Connection, stop: threading.Event) -> None:
+        """Receive over one connection until ``stop`` is set. Raises ConnectionEnded."""
+        inbox, base, self._granted = _Inbox(self.config), self.config.broker.base, False
         try:
-            connection = self._dialer.dial()
             while not stop.is_set():
-                for event in connection.step(inbox.wait_s()):
+                for event in self._reconnecter.step(connection, inbox.wait_s()):
                     if isinstance(event, Incoming):
+                        if self.homeassistant and self.homeassistant.take(event, time.monotonic()):
+                            connection.acknowledge(event)
+                            continue
                         self.counts.received += 1
                         inbox.add(event)
                     elif isinstance(event, Connected):
-                        self.connected = True
-                        connection.subscribe([topic_filter("alert", base), topic_filter("status", base)])
-                    elif isinstance(event, Subscribed):
+                        connection.subscribe([topic_filter(leaf, base) for leaf in LEAVES])
+                    elif isinstance(event, Subscribed) and not self._granted:
                         self._begin(connection, event)
+                    elif isinstance(event, Subscribed) and event.refusals and self.homeassistant:
+                        self.homeassistant.refused(event.refusals[0])
+                    elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
+                        self.homeassistant.refused(event.reason)
+                self._show(connection)
                 if inbox.due():
                     self._pass_on(connection, inbox, stop)
                 if not inbox.messages:
                     self.purge()
             self._pass_on(connection, inbox, stop)
-            connection.disconnect()
-        except ConnectionEnded as end:
+            self._show(connection)
+            if self.homeassistant and self._granted:
+                connection.publish(*self.homeassistant.will, qos=0, retain=True)
+            connection.disconnect(within_s=1.0)
+        except ConnectionEnded:
             self.save(inbox.messages, stop)
-            return end
-        finally:
-            self.connected = False
-            if connection is not None:
-                connection.close()
-        return None
+            raise
 
     def _begin(self, connection: Connection, answer: Subscribed) -> None:
         """Go on when the broker grants the subscriptions; else hang up."""
         if answer.refusals:
             connection.disconnect(f"refuses the subscription: {answer.refusals[0]}")
             return
-        self._backoff.reset()
-        self.trouble = ""
-        broker, protocol = self.config.broker, connection.protocol
-        logger.info("subscribed to %s at %s, MQTT %s", topic_filter("alert", broker.base), broker.address, protocol)
+        self._granted = True
+        if self.homeassistant:
+            self.homeassistant.connected(time.monotonic())
+            connection.subscribe(self.homeassistant.filters)  # apart: without them the alerts come all the same
+        broker = self.config.broker
+        logger.info(
+            "subscribed to %s at %s as %s, MQTT %s",
+            *(topic_filter("alert", broker.base), broker.address, printable(self.client_id), connection.protocol),
+        )
+
+    def _show(self, connection: Connection) -> None:
+        """Publish what is due for Home Assistant, once the broker has granted the subscriptions."""
+        if self.homeassistant and self._granted:
+            now = time.monotonic()
+            for message in self.homeassistant.due(now):
+                connection.publish(message.topic, message.payload, retain=message.retain)
+            if settled := self.homeassistant.settled(now):
+                connection.unsubscribe(settled)
 
     def _pass_on(self, connection: Connection, inbox: "_Inbox", stop: threading.Event) -> None:
         """Save what was received, then acknowledge it; a message that was not saved comes again."""
-        messages, inbox.messages = inbox.messages, []
+        messages = inbox.take()
         if messages and self.save(messages, stop):
             for message in messages:
                 connection.acknowledge(message)
@@ -163,8 +221,8 @@ class Ingest:
                 self._judge_failed = True
                 rejections.append(Rejection(m.topic, m.payload, why, m.received_ns))
             else:
-                text = m.payload.decode() if isinstance(accepted, Alert) else ""
-                arrivals.append(Arrival(accepted, m.received_ns, text))
+                text = "" if isinstance(accepted, tuple) else m.payload.decode()
+                arrivals.append(Arrival(accepted, m.received_ns, text, m.retained))
         wait, logged = Backoff(0.2, 10.0), ""
         while arrivals or rejections:
             try:
@@ -202,11 +260,15 @@ class Ingest:
                 )
 
     def _count(self, arrivals: Sequence[Arrival], fresh: Fresh) -> None:
+        if self.homeassistant:
+            self.homeassistant.stored(arrivals, fresh)
         tests = [a.message.test for a in arrivals if isinstance(a.message, Alert)]
         self.counts.tests += fresh.tests
         self.counts.stored += fresh.alerts
         self.counts.duplicates += len(tests) - sum(tests) - fresh.alerts
-        self.counts.statuses += len(arrivals) - len(tests)
+        documents = sum(isinstance(a.message, GatewayDocument) for a in arrivals)
+        self.counts.documents += documents
+        self.counts.statuses += len(arrivals) - len(tests) - documents
 
     def purge(self) -> None:
         """Delete alerts beyond the configured retention, once a minute."""
@@ -218,7 +280,11 @@ class Ingest:
         except StoreBusy as error:
             logger.warning("database: %s; alerts beyond the configured retention are deleted later", error)
             deleted = 0
+        if self.homeassistant:
+            self.homeassistant.keep(time.time_ns())
         if deleted:
+            if self.homeassistant:
+                self.homeassistant.purged()
             logger.info("deleted %d alerts beyond the configured retention", deleted)
         self._purge_at = time.monotonic() + (1.0 if deleted else _PURGE_EVERY_S)
 
@@ -229,17 +295,23 @@ class _Inbox:
     def __init__(self, config: CollectorConfig) -> None:
         self._config = config
         self.messages: list[Incoming] = []
+        self._bytes = 0
         self._due = 0.0  # steady clock
 
     def add(self, message: Incoming) -> None:
         if not self.messages:
             self._due = time.monotonic() + self._config.batch_s
         self.messages.append(message)
+        self._bytes += len(message.payload)
+
+    def take(self) -> list[Incoming]:
+        messages, self.messages, self._bytes = self.messages, [], 0
+        return messages
 
     def wait_s(self) -> float:
         """Seconds that may pass until `due` is asked again."""
-        return max(self._due - time.monotonic(), 0.0) if self.messages else _POLL_S
+        return min(max(self._due - time.monotonic(), 0.0), _POLL_S) if self.messages else _POLL_S
 
     def due(self) -> bool:
-        full = len(self.messages) >= self._config.batch_rows
+        full = len(self.messages) >= self._config.batch_rows or self._bytes >= _BATCH_BYTES
         return full or bool(self.messages and time.monotonic() >= self._due)

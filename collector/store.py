@@ -1,4 +1,4 @@
-"""Alerts, episodes, gateways and rejected messages in a database; the only user of SQLAlchemy.
+"""Alerts, episodes, gateways and rejected messages in a database; with its tables and queries the user of SQLAlchemy.
 
 SQLite by default, PostgreSQL by URL: both know INSERT ... ON CONFLICT, which makes a message that arrives twice
 harmless. Everything in one `AlertStore.save` is committed together or not at all, so the caller may acknowledge all of
@@ -6,35 +6,14 @@ it when it returns. Which messages are accepted is `collector.ingest`'s decision
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Float,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    delete,
-    event,
-    false,
-    func,
-    insert,
-    inspect,
-    select,
-    text,
-)
+from sqlalchemy import Connection, and_, create_engine, delete, event, func, insert, inspect, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -46,6 +25,9 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from collector import queries, tables
+from collector.queries import Wanted
+from collector.tables import ALERT, DOCUMENT, EPISODE, GATEWAY, PRESENCE, REJECTED, SETTING, TEST
 from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.messages import Status
 
@@ -54,75 +36,8 @@ _PURGE_ROWS = 5_000  # rows a purge deletes in one transaction, so that it never
 _SAMPLE_ROWS = 1_000  # newest alerts, from whose size that of all is estimated (PostgreSQL)
 _ROW_BYTES = 400  # of a row beside its document, entries in indexes included (PostgreSQL)
 
-_Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts rows only with INTEGER PRIMARY KEY
-
-_metadata = MetaData()
-
-_alert = Table(
-    "alert",
-    _metadata,
-    Column("n", _Number, primary_key=True, autoincrement=True),  # order of arrival; what `--follow` follows
-    Column("id", String(36), nullable=False),  # the episode
-    Column("seq", BigInteger, nullable=False),
-    Column("gateway", String(63), nullable=False),
-    Column("received_ns", BigInteger, nullable=False),
-    Column("t_ns", BigInteger, nullable=False),  # the gateway's time
-    Column("state", String(6), nullable=False),
-    Column("class", String(16), nullable=False),
-    Column("severity", Integer, nullable=False),
-    Column("document", Text, nullable=False),  # as it came
-    Column("test", Boolean, nullable=False, server_default=false()),  # sent by hand: no row of `episode`, never counted
-    UniqueConstraint("id", "seq"),
-    Index("alert_received", "received_ns"),
-    sqlite_autoincrement=True,
-)
-_episode = Table(
-    "episode",
-    _metadata,
-    Column("id", String(36), primary_key=True),
-    Column("seq", BigInteger, nullable=False),  # of the message that the rest is from: the highest received
-    Column("gateway", String(63), nullable=False),
-    Column("site", String(63), nullable=False),
-    Column("received_ns", BigInteger, nullable=False),
-    Column("state", String(6), nullable=False),
-    Column("role", String(6), nullable=False),
-    Column("mac", String(17), nullable=False),
-    Column("ip", String(45), nullable=False),
-    Column("name", String(64), nullable=False),
-    Column("class", String(16), nullable=False),
-    Column("severity", Integer, nullable=False),
-    Column("confidence", Float, nullable=False),
-    Column("first_ns", BigInteger, nullable=False),
-    Column("last_ns", BigInteger, nullable=False),
-    Column("duration_s", Float, nullable=False),
-    Column("count", BigInteger, nullable=False),
-    Column("packets", BigInteger, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("model", String(40), nullable=False),
-    Column("generated", Boolean, nullable=False),
-    Index("episode_received", "received_ns"),
-)
-_gateway = Table(
-    "gateway",
-    _metadata,
-    Column("gateway", String(63), primary_key=True),
-    Column("state", String(7), nullable=False),
-    Column("boot", String(36), nullable=False),
-    Column("agent", String(20), nullable=False),
-    Column("t_ns", BigInteger, nullable=False),  # the gateway's time
-    Column("received_ns", BigInteger, nullable=False),
-)
-_rejected = Table(
-    "rejected",
-    _metadata,
-    Column("n", _Number, primary_key=True, autoincrement=True),  # never used twice: the highest is the count of all
-    Column("received_ns", BigInteger, nullable=False),
-    Column("topic", String(256), nullable=False),
-    Column("reason", String(256), nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("payload", LargeBinary, nullable=False),  # its first MAX_KEPT bytes
-    sqlite_autoincrement=True,
-)
+_CLIENT_ID = "botwatch-collector"
+"""The client id of every collector before each database had its own."""
 
 
 class StoreError(Exception):
@@ -138,12 +53,29 @@ class BadRow(StoreError):
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A message that was accepted: its content, its time of arrival (Unix ns), and an alert's text."""
+class GatewayDocument:
+    """A retained document of a gateway, with its time (Unix ns); with no ``content`` the gateway's is withdrawn.
 
-    message: Alert | tuple[str, Status]  # a status with its gateway
+    A withdrawn "status" means that the gateway is to be forgotten.
+    """
+
+    gateway: str
+    leaf: str  # "health", "devices"
+    t_ns: int = 0
+    content: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message that was accepted: its content, its time of arrival (Unix ns), and the text of an alert or document.
+
+    With ``retained`` the broker had kept it, for a time that is not known.
+    """
+
+    message: Alert | tuple[str, Status] | GatewayDocument  # a status with its gateway
     received_ns: int
     document: str = ""
+    retained: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,10 +89,23 @@ class Rejection:
 
 
 class Fresh(NamedTuple):
-    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``."""
+    """Numbers of new alerts in a batch; ``tests`` were sent by hand and are not among ``alerts``.
+
+    ``keys`` are the (id, seq) of both.
+    """
 
     alerts: int
     tests: int
+    keys: frozenset[tuple[str, int]] = frozenset()
+
+
+class Presence(NamedTuple):
+    """A gateway (``mac`` is "") or a device behind it, and when a message about it came last (Unix ns)."""
+
+    gateway: str
+    mac: str
+    name: str
+    seen_ns: int
 
 
 @dataclass(frozen=True)
@@ -205,21 +150,42 @@ class AlertStore:
             if not self._is_postgresql:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
-                _metadata.create_all(self._engine)
-                self._update()
+                if not inspect(self._engine).has_table(ALERT.name):
+                    self._make_client_id(f"{_CLIENT_ID}-{secrets.token_hex(4)}")
+                tables.make(self._engine)
             else:
                 with self._engine.connect() as db:
-                    db.execute(select(_alert.c.n).limit(1))
+                    db.execute(select(ALERT.c.n).limit(1))
+            self._older = not create and tables.missing(self._engine)  # nothing is changed for a reader
         except ImportError as error:
             raise StoreError(f"db {shown}: {_line(error)}; is the extra botwatch[postgresql] installed?") from error
         except SQLAlchemyError as error:
             raise StoreError(f"db {shown}: {_line(error)}") from error
 
-    def _update(self) -> None:
-        """Add the columns that an older version's tables lack."""
-        if "test" not in {column["name"] for column in inspect(self._engine).get_columns("alert")}:
-            with self._engine.begin() as db:
-                db.execute(text("ALTER TABLE alert ADD COLUMN test BOOLEAN NOT NULL DEFAULT FALSE"))
+    def client_id(self) -> str:
+        """Return the id by which brokers know the collector of this database: made with it, at random, and stored.
+
+        A database that was made before there were such ids keeps the one that all collectors had, under which the
+        broker may hold alerts for it. Raises StoreError.
+        """
+        try:
+            if not inspect(self._engine).has_table(SETTING.name):
+                self._make_client_id(_CLIENT_ID)
+            with self._engine.connect() as db:
+                return db.scalar(select(SETTING.c.value).where(SETTING.c.name == "client_id")) or _CLIENT_ID
+        except DBAPIError as error:
+            if self._may_pass(error):  # it cannot be written now, and only one that is older has to be
+                return _CLIENT_ID
+            raise StoreError(_line(error)) from error
+        except SQLAlchemyError as error:
+            raise StoreError(_line(error)) from error
+
+    def _make_client_id(self, new: str) -> None:
+        """Store the id, unless another process was first."""
+        with self._engine.begin() as db:
+            SETTING.create(db, checkfirst=True)
+            row = {"name": "client_id", "value": new}
+            db.execute(self._insert(SETTING).on_conflict_do_nothing(index_elements=["name"]), row)
 
     def save(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection] = ()) -> Fresh:
         """Commit all of it and return how many alerts were new; the others are repeats.
@@ -230,6 +196,7 @@ class AlertStore:
             with self._engine.begin() as db:
                 fresh = self._save_alerts(db, [a for a in arrivals if isinstance(a.message, Alert)])
                 self._save_statuses(db, arrivals)
+                self._save_documents(db, arrivals)
                 self._save_rejections(db, rejections)
                 return fresh
         except DBAPIError as error:
@@ -251,9 +218,9 @@ class AlertStore:
             return Fresh(0, 0)
         rows = [_alert_row(a) for a in arrivals]
         statement = (
-            self._insert(_alert)
+            self._insert(ALERT)
             .on_conflict_do_nothing(index_elements=["id", "seq"])
-            .returning(_alert.c.id, _alert.c.seq, _alert.c.test)
+            .returning(ALERT.c.id, ALERT.c.seq, ALERT.c.test)
         )
         fresh = {(id, seq): test for id, seq, test in db.execute(statement, rows)}
         latest: dict[str, dict[str, Any]] = {}
@@ -262,26 +229,61 @@ class AlertStore:
             if (row["id"], row["seq"]) in fresh and row["seq"] >= latest.get(row["id"], row)["seq"]:
                 latest[row["id"]] = row
         if latest:
-            upsert = self._insert(_episode)
-            changes = {c.name: upsert.excluded[c.name] for c in _episode.c if c.name != "id"}
-            newer = upsert.excluded.seq > _episode.c.seq
+            upsert = self._insert(EPISODE)
+            changes = {c.name: upsert.excluded[c.name] for c in EPISODE.c if c.name != "id"}
+            newer = upsert.excluded.seq > EPISODE.c.seq
             db.execute(
                 upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), list(latest.values())
             )
+        hands = [row for row in rows if row["test"] and (row["id"], row["seq"]) in fresh]
+        if hands:
+            self._save_tests(db, hands)
         tests = sum(fresh.values())
-        return Fresh(len(fresh) - tests, tests)
+        return Fresh(len(fresh) - tests, tests, frozenset(fresh))
+
+    def _save_tests(self, db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        upsert = self._insert(TEST)
+        changes = {name: upsert.excluded[name] for name in ("seq", "received_ns")}
+        for row in rows:
+            values = {column.name: row[column.name] for column in TEST.c}
+            newer = upsert.excluded.seq > TEST.c.seq
+            db.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=changes, where=newer), [values])
 
     def _save_statuses(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
-        rows: dict[str, dict[str, Any]] = {}
+        newest = {a.message[0]: a for a in arrivals if isinstance(a.message, tuple)}
+        for gateway, arrival in newest.items():
+            assert isinstance(arrival.message, tuple)
+            status = dataclasses.asdict(arrival.message[1])
+            upsert = self._insert(GATEWAY)
+            changes = {c.name: upsert.excluded[c.name] for c in GATEWAY.c if c.name != "gateway"}
+            again = and_(*(GATEWAY.c[name] == upsert.excluded[name] for name in status))
+            row = _without_nul({**status, "gateway": gateway, "received_ns": arrival.received_ns})
+            where = ~again if arrival.retained else None  # the broker has kept it: no sign of life
+            db.execute(upsert.on_conflict_do_update(index_elements=["gateway"], set_=changes, where=where), [row])
+
+    def _save_documents(self, db: Connection, arrivals: Sequence[Arrival]) -> None:
+        newest: dict[tuple[str, str], Arrival] = {}
         for arrival in arrivals:
-            if isinstance(arrival.message, tuple):
-                gateway, status = arrival.message
-                row = {**dataclasses.asdict(status), "gateway": gateway, "received_ns": arrival.received_ns}
-                rows[gateway] = _without_nul(row)
-        if rows:
-            upsert = self._insert(_gateway)
-            changes = {c.name: upsert.excluded[c.name] for c in _gateway.c if c.name != "gateway"}
-            db.execute(upsert.on_conflict_do_update(index_elements=["gateway"], set_=changes), list(rows.values()))
+            if isinstance(arrival.message, GatewayDocument):
+                newest[arrival.message.gateway, arrival.message.leaf] = arrival
+        for (gateway, leaf), arrival in newest.items():
+            message = arrival.message
+            assert isinstance(message, GatewayDocument)
+            if message.content is None:
+                which = DOCUMENT.c.gateway == gateway
+                db.execute(delete(DOCUMENT).where(which if leaf == "status" else which & (DOCUMENT.c.leaf == leaf)))
+                if leaf == "status":
+                    db.execute(delete(GATEWAY).where(GATEWAY.c.gateway == gateway))
+                continue
+            sent_ns = min(message.t_ns, arrival.received_ns) if arrival.retained else arrival.received_ns
+            upsert = self._insert(DOCUMENT)
+            changes = {name: upsert.excluded[name] for name in ("received_ns", "content")}
+            # The broker sends a document that it has kept at each new connection: that is no sign of life.
+            changed = DOCUMENT.c.content != upsert.excluded.content if arrival.retained else None
+            row = {"gateway": gateway, "leaf": leaf, "received_ns": sent_ns, "content": arrival.document}
+            db.execute(
+                upsert.on_conflict_do_update(index_elements=["gateway", "leaf"], set_=changes, where=changed), [row]
+            )
 
     def _save_rejections(self, db: Connection, rejections: Sequence[Rejection]) -> None:
         if not rejections:
@@ -296,9 +298,9 @@ class AlertStore:
             }
             for r in rejections
         ]
-        db.execute(insert(_rejected), rows)
-        newest = db.scalar(select(func.max(_rejected.c.n))) or 0
-        db.execute(delete(_rejected).where(_rejected.c.n <= newest - self._max_rejected))
+        db.execute(insert(REJECTED), rows)
+        newest = db.scalar(select(func.max(REJECTED.c.n))) or 0
+        db.execute(delete(REJECTED).where(REJECTED.c.n <= newest - self._max_rejected))
 
     def purge(self, older_than_ns: int, max_bytes: int) -> int:
         """Delete some alerts received before ``older_than_ns``, or the oldest while the database is over ``max_bytes``.
@@ -307,13 +309,18 @@ class AlertStore:
         """
         try:
             with self._engine.begin() as db:
-                oldest = select(_alert.c.n).order_by(_alert.c.n).limit(_PURGE_ROWS)
+                oldest = select(ALERT.c.n).order_by(ALERT.c.n).limit(_PURGE_ROWS)
                 if self._bytes(db, max_bytes) <= max_bytes:
-                    oldest = oldest.where(_alert.c.received_ns < older_than_ns)
-                deleted = db.execute(delete(_alert).where(_alert.c.n.in_(oldest))).rowcount
+                    oldest = oldest.where(ALERT.c.received_ns < older_than_ns)
+                deleted = db.execute(delete(ALERT).where(ALERT.c.n.in_(oldest))).rowcount
                 # An episode goes with the last of its alerts.
-                since = db.scalar(select(_alert.c.received_ns).order_by(_alert.c.n).limit(1))
-                db.execute(delete(_episode).where(_episode.c.received_ns < (older_than_ns if since is None else since)))
+                since = db.scalar(select(ALERT.c.received_ns).order_by(ALERT.c.n).limit(1))
+                for table in (EPISODE, TEST):
+                    gone = table.c.received_ns < (older_than_ns if since is None else since)
+                    db.execute(delete(table).where(gone))
+                db.execute(delete(DOCUMENT).where(DOCUMENT.c.received_ns < older_than_ns))
+                silent = GATEWAY.c.received_ns < older_than_ns, GATEWAY.c.gateway.not_in(select(DOCUMENT.c.gateway))
+                db.execute(delete(GATEWAY).where(*silent, GATEWAY.c.state != "online"))
                 return deleted
         except SQLAlchemyError as error:
             raise StoreBusy(_line(error)) from error
@@ -331,40 +338,103 @@ class AlertStore:
         size = int(db.scalar(text("SELECT pg_database_size(current_database())")) or 0)
         if size <= enough:
             return size
-        newest = select(_alert.c.document).order_by(_alert.c.n.desc()).limit(_SAMPLE_ROWS).subquery()
+        newest = select(ALERT.c.document).order_by(ALERT.c.n.desc()).limit(_SAMPLE_ROWS).subquery()
         document = float(db.scalar(select(func.avg(func.pg_column_size(newest.c.document)))) or 0.0)
-        rows = int(db.scalar(select(func.count()).select_from(_alert)) or 0)
+        rows = int(db.scalar(select(func.count()).select_from(ALERT)) or 0)
         return int(rows * (document + _ROW_BYTES))
 
-    def alerts(self, after: int = 0, limit: int | None = None, gateway: str | None = None) -> list[StoredAlert]:
-        """Return the first ``limit`` alerts that came after number ``after``, in order of arrival."""
-        query = select(_alert.c.n, _alert.c.received_ns, _alert.c.document).where(_alert.c.n > after)
-        if gateway is not None:
-            query = query.where(_alert.c.gateway == gateway)
-        return [StoredAlert(*row) for row in self._read(query.order_by(_alert.c.n).limit(limit))]
+    def alerts(
+        self, after: int = 0, limit: int | None = None, wanted: Wanted | None = None, *, newest: bool = False
+    ) -> list[StoredAlert]:
+        """Return the first ``limit`` alerts that came after number ``after``, in order of arrival.
 
-    def before_last(self, count: int, gateway: str | None = None) -> int:
-        """Return the number after which the last ``count`` alerts come."""
-        query = select(_alert.c.n).order_by(_alert.c.n.desc()).offset(count).limit(1)
-        if gateway is not None:
-            query = query.where(_alert.c.gateway == gateway)
+        With ``newest`` they are only those in which an episode or a test is in its newest state.
+        """
+        query = queries.alerts(self._numbers(wanted, newest), after, limit)
+        return [StoredAlert(*row) for row in self._read(query)]
+
+    def before_last(self, count: int, wanted: Wanted | None = None, *, newest: bool = False) -> int:
+        """Return the number after which the last ``count`` of these alerts come."""
+        query = queries.before_last(self._numbers(wanted, newest), count)
         return next((int(row.n) for row in self._read(query)), 0)
+
+    def _numbers(self, wanted: Wanted | None, newest: bool) -> Any:
+        wanted = wanted or Wanted()
+        return wanted.states(not self._older) if newest else wanted.messages()
+
+    def newest_number(self) -> int:
+        """Return the number of the newest alert; 0 if there is none."""
+        return next((int(row[0] or 0) for row in self._read(select(func.max(ALERT.c.n)))), 0)
+
+    def last_number(self) -> int:
+        """Return the highest number that an alert has ever had, also if that alert has been deleted."""
+        if self._is_postgresql:
+            query = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM alert_n_seq"
+        else:
+            query = "SELECT seq FROM sqlite_sequence WHERE name = 'alert'"
+        return next((int(row[0]) for row in self._read(text(query))), 0)
 
     def episodes(self, after: str = "", limit: int | None = None) -> list[dict[str, Any]]:
         """Return the first ``limit`` episodes after the one with id ``after``, each in its last known state.
 
         They are in order of their ids, which is that of their first messages. Tests make no episodes.
         """
-        query = select(_episode).where(_episode.c.id > after).order_by(_episode.c.id).limit(limit)
+        query = select(EPISODE).where(EPISODE.c.id > after).order_by(EPISODE.c.id).limit(limit)
         return [dict(row._mapping) for row in self._read(query)]
+
+    def open_episodes(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest ``limit`` episodes that have not ended, oldest first."""
+        query = select(EPISODE).where(EPISODE.c.state != "end").order_by(EPISODE.c.id.desc()).limit(limit)
+        return [dict(row._mapping) for row in self._read(query)][::-1]
+
+    def latest(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return these episodes, each in its last known state; fewer if some are not stored."""
+        return [dict(row._mapping) for row in self._read(select(EPISODE).where(EPISODE.c.id.in_(ids)))] if ids else []
+
+    def presences(self) -> list[Presence]:
+        """Return the gateways and devices that are remembered, in the order of their names and MACs."""
+        query = select(PRESENCE).order_by(PRESENCE.c.gateway, PRESENCE.c.mac)
+        return [Presence(*row) for row in self._read(query)]
+
+    def remember(self, present: Sequence[Presence], older_than_ns: int = 0) -> None:
+        """Remember gateways and devices, and forget those that were seen last before ``older_than_ns``."""
+        try:
+            with self._engine.begin() as db:
+                if present:
+                    upsert = self._insert(PRESENCE)
+                    changes = {name: upsert.excluded[name] for name in ("name", "seen_ns")}
+                    rows = [_without_nul(row._asdict()) for row in present]
+                    db.execute(upsert.on_conflict_do_update(index_elements=["gateway", "mac"], set_=changes), rows)
+                db.execute(delete(PRESENCE).where(PRESENCE.c.seen_ns < older_than_ns))
+        except SQLAlchemyError as error:
+            raise StoreBusy(_line(error)) from error
 
     def gateways(self) -> dict[str, str]:
         """Return the last known state of each gateway, from itself or its last will: online, offline or stopped."""
-        return {row.gateway: row.state for row in self._read(select(_gateway))}
+        return {row.gateway: row.state for row in self._read(select(GATEWAY))}
+
+    def gateway_ids(self) -> list[str]:
+        """Return the ids of all gateways that anything is stored of, in order."""
+        return sorted(row.gateway for row in self._read(queries.gateway_ids(not self._older)))
+
+    def sites(self) -> dict[str, str]:
+        """Return the site that the newest alert of each gateway names; without a site a gateway is left out."""
+        return {row.gateway: row.site for row in self._read(queries.sites()) if row.site}
+
+    def statuses(self) -> dict[str, tuple[Status, int]]:
+        """Return the newest status of each gateway, with its time of arrival (Unix ns)."""
+        rows = self._read(select(GATEWAY))
+        return {r.gateway: (Status(r.state, r.boot, r.agent, r.t_ns), r.received_ns) for r in rows}
+
+    def documents(self, leaf: str) -> dict[str, tuple[dict[str, Any], int]]:
+        """Return the newest document of a leaf of each gateway, with the time when it was sent (Unix ns)."""
+        if self._older:
+            return {}
+        return {r.gateway: (json.loads(r.content), r.received_ns) for r in self._read(queries.documents(leaf))}
 
     def rejections(self) -> list[Rejection]:
         """Return the rejected messages that are stored, oldest first, their payloads cut to MAX_KEPT bytes."""
-        rows = self._read(select(_rejected).order_by(_rejected.c.n))
+        rows = self._read(select(REJECTED).order_by(REJECTED.c.n))
         return [Rejection(row.topic, row.payload, row.reason, row.received_ns) for row in rows]
 
     def _read(self, query: Any) -> Iterator[Any]:

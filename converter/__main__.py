@@ -69,6 +69,7 @@ def parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `botwatch converter`: 0 when the bundle was written, 1 when its variant was refused, 2 for a usage error."""
+    cli.prepare_output()
     options = parser().parse_args(argv)
 
     from edge_agent.contract.bundle import BundleError

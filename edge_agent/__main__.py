@@ -3,25 +3,24 @@
 import argparse
 import dataclasses
 import logging
-import math
 import secrets
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.arguments import PROG, parser
 from edge_agent.contract.cli import (
     FAILED,
     INTERRUPTED,
     NOT_RUNNING,
     OK,
     LogLines,
-    Parser,
     SideLines,
     end_output,
     json_text,
@@ -31,6 +30,7 @@ from edge_agent.contract.cli import (
     refuse,
     say,
     terminal_width,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -38,162 +38,6 @@ if TYPE_CHECKING:
     from edge_agent.contract.alert import Alert
     from edge_agent.contract.bundle import Bundle
     from edge_agent.publisher import Publisher
-
-PROG = "botwatch agent"
-
-
-def parser() -> Parser:
-    """Return the parser of all commands of the agent."""
-    top = Parser(
-        PROG,
-        description="The gateway's part of botwatch: it judges packets and publishes alerts.",
-        epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
-    )
-    top.add_version()
-    commands = top.add_commands()
-
-    def options(*names: str) -> Parser:
-        """Return a parent parser with these of the options that several commands have."""
-        parent = Parser(add_help=False)
-        texts = {
-            "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
-            "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
-            "--gateway": ("ID", str, "use this id instead of the configured one"),
-            "--outbox": ("FILE", Path, "use this state file (SQLite) instead of the configured one"),
-            "--broker": ("HOST:PORT", str, "use this broker instead of the configured one"),
-        }
-        for name in names:
-            metavar, kind, text = texts[name]
-            parent.add_argument(name, metavar=metavar, type=kind, help=text)
-        parent.set_defaults(**{name.strip("-"): None for name in texts})  # what a command does not have is not given
-        return parent
-
-    def command(name: str, text: str, example: str, parent: Parser, more: str = "") -> Parser:
-        """Add a command; ``text`` says in one sentence what it does, ``more`` what else its own help says."""
-        return commands.add_parser(
-            name,
-            parents=[parent],
-            help=text,
-            description=text + more,
-            epilog=f"example:\n  {PROG} {name} {example}",
-        )
-
-    common = ("--bundle", "--config", "--gateway", "--outbox")
-    configured = "--config /etc/botwatch/agent.yaml"
-
-    text = "capture on network interfaces and publish alerts until stopped; alerts are also printed as JSON lines"
-    run = command("run", text, f"{configured} --record today.pcap", options(*common, "--broker"))
-    run.add_argument("--record", type=Path, metavar="FILE", help="also write all captured packets to a pcap file")
-    run.add_argument("--no-broker", action="store_true", help="only print alerts; nothing is stored or published")
-    text = "fix the tables' hash, to compare with a replay (which uses 0); an attacker could exploit it in service"
-    run.add_argument("--seed", type=int, metavar="N", help=text)
-    run.set_defaults(run=_run)
-
-    text = "check configuration, interfaces, bundle, broker, clock and disk, and print a remedy for each problem"
-    check = command("check", text, configured, options(*common, "--broker"), "; nothing is changed")
-    check.set_defaults(run=_check)
-    text = "use this interface instead of the configured ones; may be repeated"
-    for one in (run, check):
-        one.add_argument("--interface", action="append", metavar="NAME", help=text)
-
-    text = "judge capture files as if their packets came in live, and print a line for each alert, counters on stderr"
-    replay = command(
-        "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
-    )
-    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
-    replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts over MQTT, through the outbox")
-    text = "how long to wait at the end until the broker has taken all alerts (default %(default)s s)"
-    replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
-    text = "store the packets around each alert in this folder (default: none are stored)"
-    replay.add_argument("--evidence", type=Path, metavar="DIR", help=text)
-    replay.add_argument("--json", action="store_true", help="print the alerts as JSON lines (EVE records)")
-    replay.add_argument("--utc", action="store_true", help="print times in UTC (default: in the local zone)")
-    replay.set_defaults(run=_replay)
-
-    text = "list the stored packet captures of alerts, or write one of them to a pcap file"
-    evidence = command("evidence", text, "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44 --out scan.pcap", options(*common))
-    text = "an alert's context.botwatch.id; without it all captures are listed"
-    evidence.add_argument("id", nargs="?", metavar="ALERT-ID", help=text)
-    evidence.add_argument("--out", type=Path, metavar="FILE", help="the pcap file to write; - is stdout")
-    evidence.set_defaults(run=_evidence)
-
-    text = "write the stored rows of healthy devices (statistics, no addresses) to a file for `botwatch trainer fit`"
-    rows = command(
-        "rows",
-        text,
-        f"{configured} --out rows.npz",
-        options("--config", "--outbox"),
-        "; `learning.export` in the configuration must allow it",
-    )
-    rows.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .npz file to write")
-    rows.set_defaults(run=_rows)
-
-    text = "send a test alert through outbox and broker to all readers, and print each step; it is counted nowhere"
-    test_alert = command("test-alert", text, configured, options(*common))
-    text = "use this broker instead of the configured one, if no agent is running"
-    test_alert.add_argument("--broker", metavar="HOST:PORT", help=text)
-    text = "how long to wait until the broker has taken it (default %(default)s s)"
-    test_alert.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
-    test_alert.set_defaults(run=_test_alert)
-
-    text = "write an archive for whoever helps you: configuration, check, counters, versions and log, without secrets"
-    support = command("support", text, f"{configured} --out support.tar.gz", options(*common))
-    text = "the tar.gz file to write, which only you can read"
-    support.add_argument("--out", type=Path, metavar="FILE", required=True, help=text)
-    support.set_defaults(run=_support)
-
-    _add_orders(command, options)
-    return top
-
-
-def _add_orders(command: Callable[..., Parser], options: Callable[..., Parser]) -> None:
-    """Add the commands that a running agent carries out, or that take effect at its next start."""
-    from edge_agent.contract.commands import VERBS
-
-    common = options("--config", "--outbox")
-    common.add_argument("--json", action="store_true", help="print the reply as JSON")
-    common.add_argument("--utc", action="store_true", help="print times in UTC instead of the local zone")
-    common.set_defaults(run=_order)
-    for verb, grammar in VERBS.items():
-        if grammar.local is None:
-            continue
-        example = f"{grammar.local} --config /etc/botwatch/agent.yaml".lstrip()
-        exits = "; exits with 3 when no agent runs" if verb == "status" else ""
-        one = command(verb, grammar.about, example, common, exits)
-        offered = {key: argument for key, argument in grammar.arguments.items() if argument.option is not None}
-        for key, argument in offered.items():
-            more: dict[str, Any] = {"metavar": argument.metavar, "help": argument.help, "type": _typed(argument.parse)}
-            if argument.option and not argument.metavar:
-                more = {"dest": key, "help": argument.help, "action": "store_const", "const": True}
-            elif argument.option:
-                more |= {"dest": key, "required": key in grammar.required}
-                more |= {"action": "extend"} if argument.write is list else {}
-            elif len(set(grammar.one_of) & set(offered)) > 1:
-                more |= {"nargs": "?"}
-            one.add_argument(argument.option or key, **more)
-
-
-def _typed(parse: Callable[[str, int], object]) -> Callable[[str], object]:
-    """Return the `type` of an argument of a verb for argparse, which shows the message of this error only."""
-    from edge_agent.contract.messages import MessageError
-
-    def read(text: str) -> object:
-        try:
-            return parse(text, time.time_ns())
-        except MessageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -208,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(args: argparse.Namespace) -> int:
     """Run one command and return its exit status; what it printed may still be buffered."""
     try:
-        status: int = args.run(args)
-        return status
+        return int(_COMMANDS.get(args.command, _order)(args))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough
@@ -297,6 +140,11 @@ def _bundle(config: "AgentConfig") -> "Bundle":
     return bundle
 
 
+def _say_json(document: Mapping[str, Any]) -> None:
+    for line in json_text(document, 1).split("\n"):
+        say(line)
+
+
 def _bundle_or_reason(config: "AgentConfig") -> "Bundle | str":
     """Return the bundle, or the reason why it cannot be used."""
     from edge_agent.contract.bundle import BundleError
@@ -379,12 +227,18 @@ def _consequence(outbox: Path | None, *, sent: bool) -> str:
 def _check(args: argparse.Namespace) -> int:
     from edge_agent import check
 
+    logging.getLogger("edge_agent.capture").setLevel(logging.ERROR)  # it warns of what the findings report
     config = _located(args)
-    status = OK
+    width, found = terminal_width(), []
     for finding in check.findings(config, _bundle_or_reason(config), args.config):
-        say(finding.line())
-        status = FAILED if finding.wrong else status
-    return status
+        found.append(finding)
+        for line in [] if args.json else finding.lines(width):
+            say(line)
+    if args.json:
+        _say_json(check.document(found))
+    else:
+        say(check.summary(found))
+    return FAILED if any(finding.wrong for finding in found) else OK
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -476,31 +330,54 @@ def _delivery_of_replay(args: argparse.Namespace, config: "AgentConfig") -> "Ite
 
 
 def _evidence(args: argparse.Namespace) -> int:
-    import hashlib
-
-    from edge_agent.contract.messages import format_time
-    from edge_agent.delivery.evidence import began_ns, fetch, files
-
     folder = _located(args).evidence.path
     if folder is None:
         return refuse(PROG, "no evidence is stored: `evidence.path` in the configuration is null")
     try:
-        if args.id is None:
-            for path in files(folder):
-                say(f"{path.stem}  {format_time(began_ns(path))}  {path.stat().st_size:,} bytes")
-            return OK
-        if args.out is None:
-            return refuse(PROG, "give --out FILE")
-        content = fetch(folder, args.id)
-        if str(args.out) == "-":
-            sys.stdout.buffer.write(content)
-        else:
-            args.out.write_bytes(content)
-            say(f"{args.out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        return _list_evidence(folder, args) if args.id is None else _fetch_evidence(folder, args)
     except BrokenPipeError:
         raise
     except OSError as error:
         return refuse(PROG, error, FAILED)
+
+
+def _list_evidence(folder: Path, args: argparse.Namespace) -> int:
+    from edge_agent.contract.localtime import local_time
+    from edge_agent.contract.messages import format_time
+    from edge_agent.delivery.evidence import began_ns, files
+
+    stored = [(path.stem, began_ns(path), path.stat().st_size) for path in files(folder)]
+    if args.json:
+        captures = [{"alert": id, "began": format_time(began), "bytes": size} for id, began, size in stored]
+        _say_json({"folder": str(folder), "captures": captures})
+        return OK
+    for id, began, size in stored:
+        say(f"{id}  {local_time(began, args.utc)}  {size:,} bytes")
+    if not stored:
+        note(f"{PROG}: no captures are stored in {printable(folder)}")
+    return OK
+
+
+def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
+    import hashlib
+
+    from edge_agent.delivery.evidence import fetch, stored_id
+
+    if args.out is None:
+        return refuse(PROG, "give --out FILE")
+    if str(args.out) == "-" and args.json:
+        return refuse(PROG, "--json and --out - would both write to stdout: give one of them")
+    id = stored_id(folder, args.id)
+    content = fetch(folder, id)
+    if str(args.out) == "-":
+        sys.stdout.buffer.write(content)
+        return OK
+    args.out.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if args.json:
+        _say_json({"alert": id, "file": str(args.out), "bytes": len(content), "sha256": sha256})
+    else:
+        say(f"{args.out}: {len(content):,} bytes, sha256 {sha256}")
     return OK
 
 
@@ -534,10 +411,9 @@ def _support(args: argparse.Namespace) -> int:
         names = support.write(config, bundle, args.out, args.config)
     except OSError as error:  # which names a file beside it
         return refuse(PROG, f"{args.out}: {error.strerror}", FAILED)
-    say(
-        f"{args.out}: {', '.join(names)}; it contains names, addresses and counters of this network, but no passwords "
-        "or keys"
-    )
+    text = f"{args.out}: {', '.join(names)}; it contains names, addresses and counters of this network, but no "
+    for line in wrapped(text + "passwords or keys", terminal_width(), "  "):
+        say(line)
     return OK
 
 
@@ -552,21 +428,29 @@ def _test_alert(args: argparse.Namespace) -> int:
         manifest = (bundle := bundles.load(config.bundle)).manifest
         model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
     text = "the steps are not printed; the test alert is sent all the same"
+    outcome: dict[str, Any] = {"delivered": False, "steps": []}
+    status, width = OK, terminal_width()
     with closing(SideLines(text)) as lines:
-        for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
-            lines.print(printable(f"{number}. {step}"))
-    return OK
+        try:
+            for number, step in enumerate(testalert.steps(config, model, args.wait), 1):
+                outcome |= step.facts
+                outcome["steps"].append(step.text)
+                for line in [] if args.json else wrapped(step.text, width, "   ", f"{number}. "):
+                    lines.print(line)
+        except testalert.NotDelivered as error:
+            outcome["error"], status = str(error), refuse(PROG, error, FAILED)
+        if args.json:
+            lines.print(json_text(outcome, 1))
+    return status
 
 
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
     from edge_agent.contract import replies
     from edge_agent.contract.commands import VERBS
-    from edge_agent.contract.messages import MessageError, is_uuid7
+    from edge_agent.contract.messages import MessageError
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
-    if args.command == "mute" and is_uuid7(given["device"]):
-        given["alert"] = given.pop("device")
     try:
         reply, running = orders.order(_located(args), args.command, given)
     except MessageError as error:
@@ -576,12 +460,23 @@ def _order(args: argparse.Namespace) -> int:
     if reply.error:
         return refuse(PROG, reply.error, FAILED)
     if args.json:
-        for line in json_text({"running": running, **(reply.result or {})}, 1).split("\n"):
-            say(line)
+        _say_json({"running": running, **(reply.result or {})})
     else:
         for line in replies.lines(reply, running, terminal_width(), args.utc):
             say(line)
     return NOT_RUNNING if args.command == "status" and not running else OK
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "check": _check,
+    "replay": _replay,
+    "evidence": _evidence,
+    "rows": _rows,
+    "support": _support,
+    "test-alert": _test_alert,
+}
+"""The function of each command that is no order."""
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import pwd
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from edge_agent.capture.attach import merging, way_out
 from edge_agent.capture.sources import ABSENT, DOWN, CaptureError, Interfaces
@@ -24,6 +25,8 @@ from edge_agent.contract import credentials
 from edge_agent.contract.broker import FILES, BrokerConfig, BrokerError, FileKey, explain
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.certificate import Certificate
+from edge_agent.contract.cli import UNLIMITED, wrapped
+from edge_agent.contract.localtime import local_time
 from edge_agent.control import CommandRefused
 from edge_agent.identity import resolve_or_reason
 from edge_agent.mqtt import probe
@@ -45,9 +48,28 @@ class Finding:
     text: str
     warn: bool = False
 
-    def line(self) -> str:
-        """Return it as a line for a terminal."""
-        return f"{'WRONG' if self.wrong else 'warn' if self.warn else 'ok':5}  {self.what}: {self.text}"
+    @property
+    def state(self) -> str:
+        """The result in one word."""
+        return "wrong" if self.wrong else "warning" if self.warn else "ok"
+
+    def lines(self, width: int = UNLIMITED) -> list[str]:
+        """Return it as lines of at most ``width`` characters."""
+        mark = "WRONG" if self.wrong else "warn" if self.warn else "ok"
+        return wrapped(f"{self.what}: {self.text}", width, " " * 9, f"{mark:5}  ")
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return the line that ends the list of all findings."""
+    wrong, warnings = (sum(finding.state == state for finding in findings) for state in ("wrong", "warning"))
+    return f"{wrong} wrong, {warnings} warning{'' if warnings == 1 else 's'}, {len(findings) - wrong - warnings} ok"
+
+
+def document(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return all findings as a JSON object."""
+    listed = [{"what": finding.what, "state": finding.state, "text": finding.text} for finding in findings]
+    states = [finding.state for finding in findings]
+    return {"wrong": states.count("wrong"), "warnings": states.count("warning"), "findings": listed}
 
 
 def findings(
@@ -200,6 +222,8 @@ _REMEDIES = (
     ("closed the connection before it answered", "does it want TLS? see broker.tls"),
     ("timed out", "see broker.host, and the firewall in between"),
     ("certificate is not accepted", "see broker.ca_file, and whether broker.host is the name in its certificate"),
+    ("another client uses the client id", "give each gateway an id of its own: see gateway and broker.client_id"),
+    ("set aside", "see the size limits of the broker: max_packet_size or message_size_limit of mosquitto"),
     ("has no subscriber for alerts", "start a collector: `botwatch collector serve`"),
 )
 
@@ -246,7 +270,7 @@ def _certificate(key: str, path: Path, text: str) -> Finding:
 
 def _clock(bundle: Bundle | str) -> Finding:
     now = time.time()
-    text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    text = local_time(time.time_ns())
     remedy = "set it over NTP (`timedatectl set-ntp true`)"
     if isinstance(bundle, Bundle):
         created = datetime.fromisoformat(bundle.manifest.created).timestamp()

@@ -6,14 +6,14 @@ _botwatch_node() {
         '') words='--help --version' ;;
         ' agent') words='--help --version' ;;
         ' agent run') words='--broker --bundle --config --gateway --help --interface --no-broker --outbox --record --seed' ;;
-        ' agent check') words='--broker --bundle --config --gateway --help --interface --outbox' ;;
+        ' agent check') words='--broker --bundle --config --gateway --help --interface --json --outbox' ;;
         ' agent replay') words='--broker --bundle --config --evidence --gateway --help --json --outbox --utc --wait' ;;
-        ' agent evidence') words='--bundle --config --gateway --help --out --outbox' ;;
+        ' agent evidence') words='--bundle --config --gateway --help --json --out --outbox --utc' ;;
         ' agent rows') words='--config --help --out --outbox' ;;
-        ' agent test-alert') words='--broker --bundle --config --gateway --help --outbox --wait' ;;
+        ' agent test-alert') words='--broker --bundle --config --gateway --help --json --outbox --wait' ;;
         ' agent support') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent status') words='--config --help --json --outbox --utc' ;;
-        ' agent allow') words='--class --config --device --for --help --host --json --outbox --port --reason --utc' ;;
+        ' agent allow') words='--class --config --device --for --help --host --json --kind --outbox --port --reason --replace --utc' ;;
         ' agent unallow') words='--config --help --json --outbox --utc' ;;
         ' agent mute') words='--config --for --help --json --outbox --reason --replace --utc' ;;
         ' agent unmute') words='--config --help --json --outbox --utc' ;;
@@ -35,8 +35,9 @@ _botwatch_node() {
         ' converter') words='--bundle-version --help --out --variant --version' ;;
         ' collector') words='--help --version' ;;
         ' collector serve') words='--broker --config --db --help' ;;
-        ' collector alerts') words='--config --db --follow --gateway --help --json --last' ;;
-        ' collector command') words='--broker --config --db --help --out --timeout' ;;
+        ' collector alerts') words='--after --class --config --db --device --events --follow --gateway --help --json --last --open --severity --since --utc' ;;
+        ' collector gateways') words='--config --db --follow --help --json --site --utc' ;;
+        ' collector command') words='--all --broker --config --db --help --json --out --site --timeout --utc' ;;
         ' completion') words='--help --version' ;;
         ' demo') words='--captures --help --out --root --version' ;;
         *) return 1 ;;
@@ -91,6 +92,7 @@ _botwatch_option() {
         ' agent allow --config') kind='file' ;;
         ' agent allow --outbox') kind='file' ;;
         ' agent allow --device') kind='' ;;
+        ' agent allow --kind') kind='' ;;
         ' agent allow --class') kind='anomaly unknown mirai mirai.scan mirai.syn mirai.ack mirai.udp mirai.udpplain gafgyt gafgyt.scan gafgyt.tcp gafgyt.junk gafgyt.udp gafgyt.combo gafgyt.tcp_udp' ;;
         ' agent allow --host') kind='' ;;
         ' agent allow --port') kind='' ;;
@@ -167,10 +169,19 @@ _botwatch_option() {
         ' collector serve --broker') kind='' ;;
         ' collector alerts --config') kind='file' ;;
         ' collector alerts --db') kind='' ;;
+        ' collector alerts --after') kind='' ;;
         ' collector alerts --last') kind='' ;;
         ' collector alerts --gateway') kind='' ;;
+        ' collector alerts --device') kind='' ;;
+        ' collector alerts --class') kind='anomaly unknown mirai mirai.scan mirai.syn mirai.ack mirai.udp mirai.udpplain gafgyt gafgyt.scan gafgyt.tcp gafgyt.junk gafgyt.udp gafgyt.combo gafgyt.tcp_udp' ;;
+        ' collector alerts --severity') kind='1 2 3' ;;
+        ' collector alerts --since') kind='' ;;
+        ' collector gateways --config') kind='file' ;;
+        ' collector gateways --db') kind='' ;;
+        ' collector gateways --site') kind='' ;;
         ' collector command --config') kind='file' ;;
         ' collector command --db') kind='' ;;
+        ' collector command --site') kind='' ;;
         ' collector command --broker') kind='' ;;
         ' collector command --timeout') kind='' ;;
         ' collector command --out') kind='file' ;;
@@ -207,7 +218,8 @@ _botwatch_place() {
         ' trainer study 0') kind='file' ;;
         ' trainer sweep 0') kind='file' ;;
         ' converter 0') kind='dir' ;;
-        ' collector 0') kind='serve alerts command' ;;
+        ' collector 0') kind='serve alerts gateways command' ;;
+        ' collector gateways '*) kind='' ;;
         ' collector command 0') kind='' ;;
         ' collector command 1') kind='status allow unallow mute unmute learn replay evidence test-alert' ;;
         ' collector command '*) kind='pair' ;;
@@ -220,7 +232,7 @@ _botwatch_place() {
 _botwatch_keys() {
     case $1${2+ $2} in
         'status') kind='' ;;
-        'allow') kind='alert= device= classes= host= port= reason= for=' ;;
+        'allow') kind='alert= device= kind= classes= host= port= reason= for= replace=' ;;
         'unallow') kind='entry=' ;;
         'mute') kind='alert= device= for= reason= replace=' ;;
         'unmute') kind='entry= device=' ;;

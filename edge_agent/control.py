@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_agent.config import AgentConfig
-from edge_agent.contract.alert import Alert
+from edge_agent.contract import alertid
+from edge_agent.contract.alert import Activity, Alert
 from edge_agent.contract.captures import mac_text, parse_mac
-from edge_agent.contract.commands import ALL_DEVICES, MAX_COMMAND, VERBS, Command, Reply
+from edge_agent.contract.commands import ALL_DEVICES, ANY_PORT, MAX_COMMAND, VERBS, Command, Reply
 from edge_agent.contract.messages import (
     MAX_PAYLOAD,
     MessageError,
@@ -28,7 +29,9 @@ from edge_agent.contract.messages import (
     topic,
 )
 from edge_agent.delivery.outbox import KEEP_S, Outbox
-from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions
+from edge_agent.delivery.outbox_table import OutboxTable
+from edge_agent.delivery.reported import Reported, ReportedEpisodes
+from edge_agent.delivery.suppressions import Suppression, SuppressionError, Suppressions, of_classes
 from edge_agent.state import State, StateError
 from edge_agent.system import own_addresses
 
@@ -56,8 +59,7 @@ RATE = 30
 KEEP_REPLIES = 256
 """Replies that are stored, so that a command which is delivered again gets the same reply."""
 
-MAX_EPISODES = 2_000
-"""Episodes whose device and classes are stored, so that an episode can be allowed by its id."""
+_PAST = {"allow": "it was allowed", "mute": "it was muted"}
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Control:
         self, config: AgentConfig, state: State, outbox: Outbox | None = None, link: "Link | None" = None
     ) -> None:
         self._config, self._state, self._outbox, self._link = config, state, outbox, link
+        self._reported = ReportedEpisodes(state)
         self.suppressions = Suppressions(state, config.control.max_entries, time.time(), time.monotonic())
         self.counts = dict.fromkeys(
             ("commands_done", "commands_refused", "commands_repeated", "commands_retained", "commands_dropped"), 0
@@ -94,13 +97,12 @@ class Control:
         self._changed = False
         self._look_at = self._minute = 0.0
         self._taken, self._trouble = 0, ""
-        self._classes: dict[str, set[str]] = {}  # of each open episode, as they are in the state file
 
     def change(self, config: AgentConfig) -> None:
         """Take up another configuration, whose `config.LIVE` keys may differ."""
         self._config = config
         if self._link:
-            self._link.want_commands(bool(config.commands))
+            self._link.subscribe(commands_filter(config), bool(config.commands))
 
     def register(self, verb: str, handler: Handler) -> None:
         """Let ``handler`` carry out ``verb``: it returns the reply's result or raises CommandRefused."""
@@ -150,17 +152,11 @@ class Control:
         return changed
 
     def remember(self, alert: Alert) -> None:
-        """Store the device and class of an alert, so that its episode can be allowed by its id."""
-        classes = self._classes.setdefault(alert.id, set())
-        if alert.class_name not in classes:
-            classes.add(alert.class_name)
-            about = {"device": alert.device.mac or alert.device.ip, "classes": sorted(classes)}
-            try:
-                self._state.episode_put(alert.id, json.dumps(about), time.time(), MAX_EPISODES)
-            except StateError as error:
-                self._complain(error)
-        if alert.state == "end":
-            del self._classes[alert.id]
+        """Store the device and the traffic of an alert, so that its episode can be allowed by its id."""
+        try:
+            self._reported.add(alert)
+        except StateError as error:
+            self._complain(error)
 
     def execute(self, command: Command, origin: Origin) -> Reply:
         """Check and carry out one command."""
@@ -170,7 +166,7 @@ class Control:
                 why = "this agent cannot do that" if self._outbox else "needs a running agent"
                 raise CommandRefused(f"{command.verb}: {why}")
             result, error = handler(command, origin), ""
-        except (CommandRefused, SuppressionError, StateError) as failure:
+        except (CommandRefused, MessageError, SuppressionError, StateError) as failure:
             result, error = None, str(failure)
         self.counts["commands_refused" if error else "commands_done"] += 1
         if command.verb != "status":
@@ -259,8 +255,8 @@ class Control:
             self.suppressions.tick(time.time(), now)
             for _, id_, verb, payload in self._state.commands_waiting():
                 try:
-                    reply = self.execute(Command.read(verb, json.loads(payload)), "local")
-                except MessageError as error:  # left by another version of the command
+                    reply = self.execute(Command.read(verb, decode(payload)), "local")
+                except MessageError as error:  # left by another version of the command, or damaged
                     reply = Reply(id_, verb, time.time_ns(), error=str(error))
                 payload = json.dumps(reply.document()).encode()
                 self._state.command_done("local", id_, verb, payload, KEEP_REPLIES)
@@ -280,43 +276,42 @@ class Control:
 
     def _allow(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         arguments = command.arguments
-        device, classes = self._about(arguments)
-        if "classes" in arguments:
-            classes = arguments["classes"]
-        elif not classes:
-            raise CommandRefused("allow: name the classes (mute suppresses all of a device's alerts)")
-        if device == ALL_DEVICES:
+        reported = self._about(arguments)
+        if reported.device == ALL_DEVICES:
             raise CommandRefused("allow: name one device; only mute can be about all devices")
+        activities, classes = _traffic(arguments, reported)
         default_s = ALLOW_S if origin == "local" else self._config.control.remote_hours * 3600
         return self._add(
             command,
             origin,
-            device,
+            reported.device,
             arguments.get("for_s", default_s),
-            kind="allow",
+            verb="allow",
+            activities=activities,
             classes=classes,
             host=arguments.get("host", ""),
-            port=arguments.get("port", 0),
         )
 
     def _mute(self, command: Command, origin: Origin) -> Mapping[str, Any]:
-        device, _ = self._about(command.arguments)
+        device = self._about(command.arguments).device
         default_s = MUTE_S if origin == "local" else min(MUTE_S, self._config.control.remote_hours * 3600)
-        return self._add(command, origin, device, command.arguments.get("for_s", default_s), kind="mute")
+        return self._add(command, origin, device, command.arguments.get("for_s", default_s), verb="mute")
 
-    def _about(self, arguments: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Return the device that a command names, directly or by an alert, and the classes that the alert reported."""
-        if "device" in arguments:
-            return self._device_or_all(arguments["device"]), ()
-        about = self._state.episode(arguments["alert"])
-        if about is None:
-            raise CommandRefused(
-                f"alert {arguments['alert']} is not stored here (any more): name the device and the classes"
-            )
-        known = json.loads(about)
-        if not known["device"]:
-            raise CommandRefused(f"alert {arguments['alert']} names no device")
-        return known["device"], tuple(known["classes"])
+    def _about(self, arguments: Mapping[str, Any]) -> Reported:
+        """Return the device that a command names, or the one of an alert with what the alert reported."""
+        if "alert" in arguments:
+            return self._reported.of(arguments["alert"])
+        try:
+            return Reported(self._device_or_all(arguments["device"]))
+        except CommandRefused as refusal:
+            try:
+                ending = alertid.read(arguments["device"])
+            except MessageError:
+                raise refusal from None
+            try:
+                return self._reported.of(ending)
+            except MessageError as error:
+                raise CommandRefused(f"{refusal}; {error}") from error
 
     def _device_or_all(self, text: str) -> str:
         return ALL_DEVICES if text == ALL_DEVICES else self.device(text)
@@ -347,18 +342,20 @@ class Control:
                 )
         steady, note = time.monotonic(), {}
         n = None
-        if entry.kind == "mute" and not command.arguments.get("replace"):
+        if not command.arguments.get("replace"):
             n = self.suppressions.outlasting(entry, now, steady)
         if n is None:
             n = self.suppressions.add(entry, now, steady)
             self._changed = True
         else:
             entry = self.suppressions.active()[n]
-            note = {"note": "it was muted for longer already, which stays so; `replace` shortens it"}
+            note = {"note": f"{_PAST[entry.verb]} for longer already, which stays so; `replace` shortens it"}
+        name = next((name for mac, name in self._config.names.items() if mac.lower() == device), "")
+        who = "all devices" if device == ALL_DEVICES else f"{name} ({device})" if name else device
         return {
             "entry": n,
             "device": device,
-            "classes": list(entry.classes),
+            "suppressed": f"{entry.about}, {who}",
             "until": format_time(int(1e9 * entry.expires_s)),
             **note,
         }
@@ -387,16 +384,16 @@ class Control:
             return self._drop("mute", [command.arguments["entry"]])
         device = self._device_or_all(command.arguments["device"])
         active = self.suppressions.active().items()
-        mutes = [number for number, entry in active if entry.kind == "mute" and entry.device == device]
+        mutes = [number for number, entry in active if entry.verb == "mute" and entry.device == device]
         if not mutes:
             raise CommandRefused(f"{device} is not muted")
         return self._drop("mute", mutes)
 
-    def _drop(self, kind: str, numbers: list[int]) -> Mapping[str, Any]:
+    def _drop(self, verb: str, numbers: list[int]) -> Mapping[str, Any]:
         active = self.suppressions.active()
         for number in numbers:
-            if number not in active or active[number].kind != kind:
-                raise CommandRefused(f"no active {kind} has the number {number}")
+            if number not in active or active[number].verb != verb:
+                raise CommandRefused(f"no active {verb} has the number {number}")
         for number in numbers:
             self.suppressions.drop(number)
         self._changed = True
@@ -408,10 +405,38 @@ class Control:
         since_s = max(command.arguments["since"] / 1e9, now - KEEP_S)
         if since_s > now:
             raise CommandRefused("since: this time is in the future by this gateway's clock")
-        count = self._state.outbox_again(now, now - since_s)
+        count = OutboxTable(self._state).again(now, now - since_s)
         if self._link:
             self._link.resend()
         return {"alerts": count, "since": format_time(int(since_s * 1e9))}
+
+
+def _traffic(arguments: Mapping[str, Any], reported: Reported) -> tuple[tuple[Activity, ...], tuple[str, ...]]:
+    """Return the traffic that an allow is about, and the names that its alerts must have.
+
+    That is what the alert ``reported``, unless the command names kinds, classes or a port.
+    """
+    if "kinds" in arguments and "classes" in arguments:
+        raise CommandRefused("allow: name kinds or classes, not both (a class stands for its kind)")
+    activities, names = reported.activities, reported.classes
+    if "kinds" in arguments:
+        activities, names = tuple(map(Activity, arguments["kinds"])), ()
+    elif "classes" in arguments:
+        activities, names = of_classes(arguments["classes"], None)
+    elif not activities:
+        raise CommandRefused("allow: name the kind of traffic (mute suppresses all of a device's alerts)")
+    port = arguments.get("port")
+    if port is not None:
+        activities = tuple(Activity(activity.kind, None if port == ANY_PORT else port) for activity in activities)
+    elif activities is not reported.activities:  # of a kind that the alert reported, its port
+        ports = {kind: [a for a in reported.activities if a.kind == kind] for kind in {a.kind for a in activities}}
+        activities = tuple(of_kind for activity in activities for of_kind in ports[activity.kind] or [activity])
+    return tuple(dict.fromkeys(activities)), names
+
+
+def commands_filter(config: AgentConfig) -> str:
+    """Return the topic filter of the commands to this gateway."""
+    return topic(config.gateway, "cmd/+", config.broker.base)
 
 
 def _encode(reply: Reply) -> bytes:

@@ -113,6 +113,7 @@ class HealthMonitor:
             allowed=tuple(sorted(allowed, key=lambda entry: bool(entry["origin"] != "broker"))[:HEALTH_ENTRIES]),
             allowed_entries=len(allowed),
             config_refused=self.refused,
+            site=self._agent.alerter.site,
         )
 
     def _interfaces_now(self) -> tuple[messages.InterfaceHealth, ...]:

@@ -6,7 +6,7 @@ has contacted (`capture.features`), which is large and valid for every model.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -39,13 +39,23 @@ logger = logging.getLogger(__name__)
 class LearningStore:
     """Logs and, with a ``publisher``, publishes and stores what is learnt of devices.
 
-    ``devices`` returns those in use, which another bundle replaces. The disk is written by a thread of its own, so that
-    a slow card does not hold up packets; what one write could not store is left to the next.
+    ``devices`` returns those in use, which another bundle replaces, ``alarmed`` the MACs of those under alarm.
+    ``left_out`` is the number of devices for which the document that was published last had no room.
+
+    The disk is written by a thread of its own, so that a slow card does not hold up packets; what one write could not
+    store is left to the next.
     """
 
     def __init__(
-        self, devices: Callable[[], Devices], extractor: Extractor, publisher: Publisher | None, save_s: float
+        self,
+        devices: Callable[[], Devices],
+        extractor: Extractor,
+        publisher: Publisher | None,
+        save_s: float,
+        *,
+        alarmed: Callable[[], Collection[int]] = tuple,
     ) -> None:
+        self._alarmed, self.left_out = alarmed, 0
         self._devices, self._extractor, self._publisher, self._save_s = devices, extractor, publisher, save_s
         self._look_due = self._publish_due = 0.0
         self._published: tuple[object, ...] = ()
@@ -88,13 +98,17 @@ class LearningStore:
         """Publish the document on devices if it has news; it is stored with everything else."""
         assert self._publisher is not None
         self._publish_due = now + DEVICES_S
-        document = self._devices().document(time.time_ns())
-        news = tuple((d["mac"], d["state"], d["percent"], d.get("reason"), d["capped"]) for d in document["devices"])
+        devices, alarmed, t_ns = self._devices(), self._alarmed(), time.time_ns()
+        document = devices.document(t_ns, alarmed=alarmed)
+        keys = ("mac", "state", "percent", "reason", "capped", "alarmed")
+        news = tuple(tuple(entry.get(key) for key in keys) for entry in document["devices"])
         if news == self._published and now - self._published_at < DEVICES_IDLE_S:
             return
         self._published, self._published_at = news, now
-        self._unsaved = messages.encode(document, messages.MAX_DOCUMENT)
-        self._publisher.link.retain("devices", self._unsaved)
+        self.left_out = document["devices_left_out"]
+        stored = devices.document(t_ns, alarmed=alarmed, most_bytes=messages.MAX_STORED)
+        self._unsaved = messages.encode(stored, messages.MAX_STORED)
+        self._publisher.link.retain("devices", messages.encode(document))
 
     def _write(self, now: float, everything: bool) -> None:
         assert self._writer is not None

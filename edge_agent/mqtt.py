@@ -3,7 +3,7 @@
 A `Dialer` outlives connections: it holds the settings, the TLS files and the password as read at the start, and which
 MQTT version to try next. A `Connection` is one attempt and what came of it. Its owner calls `Connection.step` in a loop
 and acts on the events that it returns; when the connection is over, every verb raises `ConnectionEnded` with the reason
-in words. What the messages mean, when to try again and what to log is the owner's knowledge.
+in words. When to try again is `edge_agent.reconnect`'s knowledge, what the messages mean is the owner's.
 
 A connection belongs to one thread: it drives paho's network loop itself, so paho's callbacks run in that thread, too,
 and they only append to a list. (`on_publish` runs under a lock of paho's: a callback that took one of ours there would
@@ -33,6 +33,10 @@ _BROKEN = (MQTTException, OSError, ValueError, LookupError, RuntimeError, TypeEr
 """Exceptions that paho raises on a broken or rogue broker; they end the connection and never the thread."""
 
 _NO_SUBSCRIBER = 0x10  # MQTT 5: "No matching subscribers"
+_TAKEN_OVER = 0x8E  # MQTT 5: "Session taken over"
+_NO_FAULT_OF_A_MESSAGE = {0x89, 0x8B, 0x8D, _TAKEN_OVER, 0x93, 0x96, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
+"""Reasons with which a broker of MQTT 5 disconnects whatever was sent: busy, stopping, too fast, an operator's wish."""
+
 _OVERHEAD = 16  # bytes of a PUBLISH packet beside topic, payload and correlation data, at most
 
 
@@ -81,11 +85,25 @@ class ConnectionEnded(Exception):
     """The connection is over, or was never made; the message gives the reason in one line.
 
     ``try_other_version`` is True where MQTT 3.1.1 may be tried at once, since the broker may not speak MQTT 5.
+    ``accepted`` is True if the broker had accepted the connection. ``taken_over`` is True if it said that another
+    client has connected with our id, ``hung_up`` if it said nothing; ``by_message`` if a message of ours may have been
+    the cause. Whoever knows of one that may have been sets ``explained``.
     """
 
-    def __init__(self, reason: str, try_other_version: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        try_other_version: bool = False,
+        *,
+        accepted: bool = False,
+        taken_over: bool = False,
+        hung_up: bool = False,
+        by_message: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.try_other_version = try_other_version
+        self.try_other_version, self.accepted = try_other_version, accepted
+        self.taken_over, self.hung_up, self.by_message = taken_over, hung_up, by_message
+        self.explained = False
 
 
 class Dialer:
@@ -139,6 +157,9 @@ class Connection:
         self._events: list[Event] = []
         self._answered = self._accepted = False  # the broker replied to CONNECT; and took us
         self._problem, self._refused_by_tls, self._try_other_version = "", False, False
+        self._code = 0  # MQTT 5: the reason with which the broker has disconnected
+        self._quiet = self._rubbish = False  # it no longer answers; it sent what cannot be read
+        self._by_owner = False
         self._ended: ConnectionEnded | None = None
         self._client = client = _client(dialer, self._level)
         if will:
@@ -246,7 +267,7 @@ class Connection:
         deadline, client = time.monotonic() + within_s, self._client
         if self._over():
             return
-        self._problem = problem or self._problem
+        self._problem, self._by_owner = problem or self._problem, True
         try:
             client.disconnect()
             while client.socket() is not None and client.want_write() and time.monotonic() < deadline:
@@ -276,7 +297,10 @@ class Connection:
 
     def _break(self, error: BaseException) -> ConnectionEnded:
         """End the connection because of what paho raised, which says nothing about the version of MQTT."""
-        self._ended = ConnectionEnded(explain(error))
+        lost = isinstance(error, ConnectionError)
+        self._ended = ConnectionEnded(
+            explain(error), accepted=self._accepted, hung_up=self._accepted and lost, by_message=self._accepted
+        )
         self.close()
         return self._ended
 
@@ -284,7 +308,15 @@ class Connection:
         """Return why the connection is over; the first time, the version chooser learns of it."""
         if self._ended is None:
             reason = self._reason()
-            self._ended = ConnectionEnded(reason, self._try_other_version)
+            theirs = self._accepted and not self._by_owner and not self._quiet
+            self._ended = ConnectionEnded(
+                reason,
+                self._try_other_version,
+                accepted=self._accepted,
+                taken_over=self._code == _TAKEN_OVER,
+                hung_up=theirs and not self._code and not self._rubbish,
+                by_message=theirs and self._code not in _NO_FAULT_OF_A_MESSAGE,
+            )
             self.close()
         return self._ended
 
@@ -350,7 +382,11 @@ class Connection:
         _props: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._problem = f"ended the connection: {reason}"
+            self._problem, self._code = f"ended the connection: {reason}", reason.value
+        elif str(reason) == "Keep alive timeout":
+            self._problem, self._quiet = "no longer answers", True
+        elif self._accepted and str(reason) == "Protocol error":
+            self._problem, self._rubbish = "sent what cannot be read as MQTT", True
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, sock: object) -> None:
         if not self._answered and (words := last_words(sock)):

@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_agent.config import AgentConfig
 from edge_agent.contract.commands import Command, Reply
+from edge_agent.contract.messages import MAX_STORED, MessageError, decode
 from edge_agent.control import CommandRefused, Control
 from edge_agent.state import State, StateError
 
@@ -53,7 +54,7 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
         if state.claim():
             control = Control(config, state)
             if stored := state.document("devices"):
-                control.describe("devices", lambda: json.loads(stored[1])["devices"])
+                control.describe("devices", lambda: _devices(stored[1]))
             return control.execute(command, "local"), False
         document = json.dumps(command.document()).encode()
         if not state.command_put("local", id_, verb, document, MAX_WAITING):
@@ -67,6 +68,15 @@ def order(config: AgentConfig, verb: str, arguments: Mapping[str, Any], wait_s: 
         raise CommandRefused(
             f"the running agent did not reply within {wait_s:.0f} s; it carries the command out when it can"
         )
+
+
+def _devices(payload: bytes) -> list[Mapping[str, Any]]:
+    """Return the devices of a stored document; none if it is damaged."""
+    try:
+        devices = decode(payload, MAX_STORED).get("devices")
+    except MessageError:
+        devices = None
+    return [device for device in devices if isinstance(device, dict)] if isinstance(devices, list) else []
 
 
 def user() -> str:

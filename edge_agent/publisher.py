@@ -16,7 +16,7 @@ from typing import Any
 from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import MessageError, decode, encode, topic
-from edge_agent.control import Control
+from edge_agent.control import Control, commands_filter
 from edge_agent.delivery.alerts import cut_short
 from edge_agent.delivery.link import Link
 from edge_agent.delivery.outbox import Outbox
@@ -70,7 +70,7 @@ class Publisher:
             self.outbox,
             gateway=config.gateway,
             agent=version("botwatch"),
-            commands=controlled and bool(config.commands) and not guest,
+            filters={commands_filter(config): bool(config.commands)} if controlled and not guest else {},
             guest=guest,
         )
         self.control = Control(config, self.state, self.outbox, self.link) if controlled else None
@@ -121,7 +121,8 @@ class Publisher:
             try:
                 end = cut_short(Alert.read(decode(payload)), now_ns, end_s)
                 ends.append((where, encode(end.document()), False))
-            except MessageError as error:  # of another version
+            except MessageError as error:  # of another version, or damaged
+                self.state.damaged += 1
                 logger.error("episode %s stays open at the collector: its last alert cannot be read: %s", id, error)
         self.outbox.put(ends, dict.fromkeys(id for id, _, _ in episodes))
         if episodes:
@@ -136,6 +137,8 @@ class Publisher:
         lost, line = self.outbox.counts, self.link.counts
         counts = {"outbox_dropped": lost.dropped, "outbox_dropped_updates": lost.dropped_updates}
         counts |= {"outbox_unwritable": lost.unwritable, "outbox_in_memory": self.outbox.unsaved()}
+        counts |= {"outbox_set_aside": self.outbox.aside(), "documents_set_aside": line.documents_set_aside}
+        counts |= {"client_id_taken": line.client_id_taken}
         counts |= {"state_damaged": self.state.damaged, "episodes_cut_short": self._cut_short}
         counts["test_alerts"] = self._tests
         if self.control:
@@ -176,6 +179,7 @@ class Publisher:
         link = self.link
         return {
             "address": link.config.address,
+            "client_id": link.client_id,
             "connected": link.connected,
             "protocol": link.protocol,
             "trouble": link.trouble,

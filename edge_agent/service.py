@@ -7,11 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.capture.features import give_back_memory
 from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
+from edge_agent.contract.messages import MAX_STORED
 from edge_agent.control import Control
 from edge_agent.handlers import relearn, send_evidence, send_test_alert
 from edge_agent.health import HealthMonitor
@@ -47,28 +49,29 @@ def run(
 
     The watchdog of the service manager is notified from this very loop, so that an agent whose loop hangs is restarted.
     """
-    systemd = ServiceNotifier()
-    health = HealthMonitor(agent, interfaces, publisher, more=more)
-    learning = LearningStore(lambda: agent.devices, agent.extractor, publisher, save_s)
+    systemd, clock = ServiceNotifier(), ClockSteps()
+    learning = LearningStore(
+        lambda: agent.devices, agent.extractor, publisher, save_s, alarmed=lambda: agent.alerter.alarmed
+    )
+
+    def around() -> dict[str, int]:
+        return more() | {"devices_left_out": learning.left_out}
+
+    health = HealthMonitor(agent, interfaces, publisher, more=around)
     control = publisher.control if publisher else None
     if publisher and control:
         _take_commands(agent, give, publisher, control, health)
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
-        follow_clock()  # after the packets were taken: none of them is from after a step that is not noticed here
+        _follow(
+            clock, agent
+        )  # after the packets were taken: none of them is from after a step that is not noticed here
         if len(rows):
             health.look(rows)
             for alert in agent.judge(rows):
                 give(alert)
         return len(rows)
-
-    clock = ClockSteps()
-
-    def follow_clock() -> None:
-        if step_ns := clock.forward():
-            logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
-            agent.clock_set_forward(step_ns)
 
     gc.collect()
     give_back_memory()
@@ -103,7 +106,14 @@ def run(
         if publisher:
             publisher.stop()  # the broker gets the last messages while the disk is written
         learning.close()
-    return health.counters | more()
+    return health.counters | around()
+
+
+def listed(agent: Agent) -> list[dict[str, Any]]:
+    """Return the devices for `status`, as many as a document that stays on the gateway has room for."""
+    document = agent.devices.document(time.time_ns(), alarmed=agent.alerter.alarmed, most_bytes=MAX_STORED)
+    devices: list[dict[str, Any]] = document["devices"]
+    return devices
 
 
 def _take_commands(
@@ -112,7 +122,7 @@ def _take_commands(
     """Let commands act on the parts of the agent, and `status` show them."""
     agent.alerter.suppressions = control.suppressions
     control.describe("health", lambda: health.document().document())
-    control.describe("devices", lambda: agent.devices.document(time.time_ns())["devices"])
+    control.describe("devices", lambda: listed(agent))
     control.describe("broker", publisher.line)
     control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
     control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
@@ -167,6 +177,13 @@ class ClockSteps:
         lead_ns = self._wall() - self._steady()
         step_ns, self._lead_ns = lead_ns - self._lead_ns, lead_ns
         return step_ns if step_ns >= STEP_NS else 0
+
+
+def _follow(clock: ClockSteps, agent: Agent) -> None:
+    """Let the agent know when the system's clock was set forward."""
+    if step_ns := clock.forward():
+        logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
+        agent.clock_set_forward(step_ns)
 
 
 class ServiceNotifier:

@@ -3,9 +3,8 @@
 That is the outbox (alerts that wait for the broker, those it took in the last day, and the last alert of each open
 episode), what was learnt of each device and rows of it, the newest of some documents the agent publishes, suppressions,
 commands and their replies, and which device an episode is about. Every change is on the disk when the call returns
-(WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk, so
-no caller can lock itself out. Which rows to drop or send is decided by `delivery.outbox`, what is learnt by
-`detection.devices`, what is suppressed by `delivery.suppressions` and `control`.
+(WAL, synchronous FULL). One connection behind one lock serves all threads; no call waits for anything but the disk.
+Which rows to drop or send is decided by `delivery.outbox`; what a row means is the knowledge of whoever reads it.
 
 A disk that is full at the start does not stop an agent: the content of the file is read in a way that needs no space
 (SQLite then has no room for the index that processes share, so no other process can use the file), and a file that
@@ -21,9 +20,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+
+from edge_agent.state_rows import drop_damaged_rows
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +119,18 @@ DROP INDEX outbox_acked;
 CREATE INDEX outbox_acked ON outbox (acked_s) WHERE acked_s IS NOT NULL;
 """
 
-_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _OPEN_EPISODES, _ROW_BURSTS)
+_STRIKES = """
+-- How many connections a message that waits has ended, as one does that is larger than the broker takes.
+CREATE TABLE outbox_strike (id INTEGER PRIMARY KEY, strikes INTEGER NOT NULL);
+CREATE TRIGGER outbox_strike_taken AFTER UPDATE OF acked_s ON outbox WHEN new.acked_s NOT NULL BEGIN
+    DELETE FROM outbox_strike WHERE id = new.id;
+END;
+CREATE TRIGGER outbox_strike_out AFTER DELETE ON outbox BEGIN
+    DELETE FROM outbox_strike WHERE id = old.id;
+END;
+"""
+
+_SCHEMAS = (_OUTBOX, _LEARNT, _CONTROL, _OPEN_EPISODES, _ROW_BURSTS, _STRIKES)
 """The statements by which each version of the file extends the one before; never changed once released."""
 
 SCHEMA_VERSION = len(_SCHEMAS)
@@ -128,13 +138,6 @@ SCHEMA_VERSION = len(_SCHEMAS)
 _RETRY_S = 5.0  # between attempts to open a file on a full or failing disk
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Errors of a disk that is full or fails, which may pass; those of a wrong path do not."""
-
-# In the order in which rows are dropped: those the broker has taken, then updates, then the oldest of the others.
-_DROP_ORDER = (
-    "acked_s IS NOT NULL ORDER BY acked_s",
-    "acked_s IS NULL AND droppable ORDER BY id",
-    "acked_s IS NULL ORDER BY id",
-)
 
 
 class StateError(Exception):
@@ -153,25 +156,15 @@ class StateUnwritableError(StateError):
     """The file cannot be read or written now, but may be later: the disk is full or fails, or the file is locked."""
 
 
-@dataclass(frozen=True)
-class OutboxSize:
-    """Numbers of rows and of payload bytes: of messages that wait, and of those the broker has taken."""
-
-    waiting: int
-    waiting_bytes: int
-    acked: int
-    acked_bytes: int
-
-
 class State:
     """The state file at ``path``, made when it is not there; its folder must exist.
 
     A file that SQLite finds corrupt, now or later, is moved to ``<name>.corrupt``, a file of version 7 of a newer agent
     to ``<name>.v7`` (an earlier one there is overwritten), and a new file is begun: a gateway that lost its memory is
-    better than one that does not start. ``damaged`` counts both. While the disk is full or fails, calls raise
-    StateUnwritableError; ``trouble`` has the error with which the file was opened, "" when all is well. A ``guest``,
-    which only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of
-    SQLite's connection: one that counts shows what calls cost. Raises StateError when no file can ever be used here.
+    better than one that does not start. ``damaged`` counts both, and damaged rows that were dropped. While the disk is
+    full or fails, calls raise StateUnwritableError; ``trouble`` has the error at its opening, or "". A ``guest``, which
+    only leaves commands for the agent, neither makes a file nor moves one. ``connection`` is the class of SQLite's
+    connection. Raises StateError when no file can ever be used here.
     """
 
     def __init__(
@@ -231,6 +224,7 @@ class State:
             if version < SCHEMA_VERSION:
                 new = "".join(_SCHEMAS[version:])
                 db.executescript(f"BEGIN IMMEDIATE;{new}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+            self.damaged += drop_damaged_rows(db, self.path) if check else 0
         except BaseException:
             db.close()
             raise
@@ -266,7 +260,11 @@ class State:
             self.claim()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Give the open file for statements that take effect together when the block ends, or not at all.
+
+        Raises StateUnwritableError when that is not possible now, StateError when it never will be.
+        """
         with self._lock:
             try:
                 db = self._usable()
@@ -336,102 +334,14 @@ class State:
                     return False
                 time.sleep(0.05)
 
-    def outbox_put(
-        self,
-        rows: Iterable[tuple[float, str, bytes, bool]],
-        max_rows: int,
-        max_bytes: int,
-        episodes: Mapping[str, tuple[str, bytes] | None] = MappingProxyType({}),
-    ) -> list[int]:
-        """Append ``(put_s, topic, payload, droppable)`` and drop down to the bounds, in one commit.
-
-        ``episodes`` has the last ``(topic, payload)`` of each episode, or None where it has ended. Returns how many
-        rows of each kind were dropped: acknowledged ones, waiting updates, other waiting rows.
-        """
-        with self._transaction() as db:
-            db.executemany("INSERT INTO outbox (put_s, topic, payload, droppable) VALUES (?, ?, ?, ?)", rows)
-            ended = [(episode,) for episode, last in episodes.items() if last is None]
-            db.executemany("DELETE FROM unfinished WHERE story = ?", ended)
-            still_open = [(episode, *last) for episode, last in episodes.items() if last is not None]
-            db.executemany("INSERT OR REPLACE INTO unfinished (story, topic, payload) VALUES (?, ?, ?)", still_open)
-            dropped = [0, 0, 0]
-            size = self._size(db)
-            rows_over = size.waiting + size.acked - max_rows
-            bytes_over = size.waiting_bytes + size.acked_bytes - max_bytes
-            for kind, where in enumerate(_DROP_ORDER):
-                if rows_over <= 0 and bytes_over <= 0:
-                    break
-                doomed = []
-                for row, length in db.execute(f"SELECT id, length(payload) FROM outbox WHERE {where}"):
-                    if rows_over <= 0 and bytes_over <= 0:
-                        break
-                    doomed.append((row,))
-                    rows_over, bytes_over = rows_over - 1, bytes_over - length
-                db.executemany("DELETE FROM outbox WHERE id = ?", doomed)
-                dropped[kind] = len(doomed)
-        return dropped
-
-    def outbox_waiting(self, after: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Return ``(id, topic, payload)`` of the oldest rows that wait and have an id above ``after``."""
-        with self._transaction() as db:
-            return db.execute(
-                "SELECT id, topic, payload FROM outbox WHERE acked_s IS NULL AND id > ? ORDER BY id LIMIT ?",
-                (after, limit),
-            ).fetchall()
-
-    def outbox_found(self, text: str, latest: int = 1000) -> list[float | None]:
-        """Return, for each of the ``latest`` rows with ``text`` in its payload, when the broker took it.
-
-        That is a Unix time in seconds, or None for a row that waits.
-        """
-        with self._transaction() as db:
-            rows = db.execute(
-                "SELECT acked_s FROM outbox WHERE id > (SELECT max(id) FROM outbox) - ? AND instr(payload, ?)",
-                (latest, text.encode()),
-            ).fetchall()
-        return [acked_s for (acked_s,) in rows]
-
-    def outbox_acked(self, ids: Iterable[int], now_s: float, keep_s: float) -> None:
-        """Mark rows as taken by the broker at ``now_s``, and delete those taken more than ``keep_s`` seconds before."""
-        with self._transaction() as db:
-            db.executemany("UPDATE outbox SET acked_s = ? WHERE id = ?", [(now_s, row) for row in ids])
-            db.execute("DELETE FROM outbox WHERE acked_s IS NOT NULL AND acked_s < ?", (now_s - keep_s,))
-
-    def outbox_again(self, since_s: float | None, window_s: float) -> int:
-        """Let rows that were taken after ``since_s - window_s`` wait again; return how many.
-
-        Without ``since_s`` it is the time at which the last row was taken.
-        """
-        with self._transaction() as db:
-            if since_s is None:
-                since_s = db.execute("SELECT max(acked_s) FROM outbox WHERE acked_s IS NOT NULL").fetchone()[0]
-            if since_s is None:
-                return 0
-            return db.execute("UPDATE outbox SET acked_s = NULL WHERE acked_s > ?", (since_s - window_s,)).rowcount
-
-    def outbox_open_episodes(self) -> list[tuple[str, str, bytes]]:
-        """Return ``(episode, topic, payload)`` of the last message of each episode that has not ended."""
-        with self._transaction() as db:
-            return db.execute("SELECT story, topic, payload FROM unfinished ORDER BY story").fetchall()
-
-    def outbox_size(self) -> OutboxSize:
-        """Return how full the outbox is."""
-        with self._transaction() as db:
-            return self._size(db)
-
-    @staticmethod
-    def _size(db: sqlite3.Connection) -> OutboxSize:
-        waiting, acked = db.execute("SELECT rows, bytes FROM outbox_total ORDER BY acked").fetchall()
-        return OutboxSize(*waiting, *acked)
-
     def suppressions(self) -> list[tuple[int, str, int, float | None]]:
         """Return ``(n, entry, hits, last_s)`` of every suppression, the oldest first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             return db.execute("SELECT n, entry, hits, last_s FROM allow ORDER BY n").fetchall()
 
     def suppression_put(self, entry: str, instead_of: Iterable[int]) -> int:
         """Add a suppression in place of others; return its number."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("DELETE FROM allow WHERE n = ?", [(n,) for n in instead_of])
             n = db.execute("INSERT INTO allow (entry) VALUES (?)", (entry,)).lastrowid
             assert n is not None
@@ -439,17 +349,17 @@ class State:
 
     def suppression_drop(self, n: int) -> None:
         """Delete a suppression."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM allow WHERE n = ?", (n,))
 
     def suppression_hits(self, hits: Iterable[tuple[int, float | None, int]]) -> None:
         """Store ``(hits, last_s, n)`` of suppressions."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("UPDATE allow SET hits = ?, last_s = ? WHERE n = ?", hits)
 
     def command_put(self, origin: str, id_: str, verb: str, document: bytes, most: int) -> bool:
         """Leave a command for the process that acts on this file; False when ``most`` wait already."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             if db.execute("SELECT count(*) FROM command WHERE reply IS NULL").fetchone()[0] >= most:
                 return False
             values = (origin, id_, verb, document)
@@ -458,12 +368,12 @@ class State:
 
     def commands_waiting(self) -> list[tuple[int, str, str, bytes]]:
         """Return ``(n, id, verb, document)`` of the commands that wait, the oldest first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             return db.execute("SELECT n, id, verb, document FROM command WHERE reply IS NULL ORDER BY n").fetchall()
 
     def command_reply(self, origin: str, id_: str) -> tuple[str, bytes | None] | None:
         """Return verb and reply of a command, the reply None while it waits; None for a command that is not stored."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             reply: tuple[str, bytes | None] | None = db.execute(
                 "SELECT verb, reply FROM command WHERE origin = ? AND id = ?", (origin, id_)
             ).fetchone()
@@ -471,7 +381,7 @@ class State:
 
     def command_done(self, origin: str, id_: str, verb: str, reply: bytes, keep: int) -> None:
         """Store the reply to a command, which waits or is new here; of the answered ones the last ``keep`` stay."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO command (origin, id, verb, document, reply) VALUES (?, ?, ?, x'', ?)"
                 " ON CONFLICT (origin, id) DO UPDATE SET reply = excluded.reply",
@@ -485,7 +395,7 @@ class State:
 
     def episode_put(self, id_: str, about: str, now_s: float, most: int) -> None:
         """Store the subject of an episode; the ``most`` episodes seen last stay."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO episode VALUES (?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET seen_s = excluded.seen_s, about = excluded.about",
@@ -496,11 +406,11 @@ class State:
                 (most,),
             )
 
-    def episode(self, id_: str) -> str | None:
-        """Return the subject of an episode; None when it is not stored."""
-        with self._transaction() as db:
-            row = db.execute("SELECT about FROM episode WHERE id = ?", (id_,)).fetchone()
-            return row and str(row[0])
+    def episodes(self, digits: str) -> list[tuple[str, str]]:
+        """Return ``(id, subject)`` of the stored episodes whose id, without dashes, ends with these hex digits."""
+        with self.transaction() as db:
+            ends = "replace(id, '-', '') LIKE '%' || ?"
+            return db.execute(f"SELECT id, about FROM episode WHERE {ends}", (digits,)).fetchall()
 
     def learnt_put(
         self,
@@ -518,7 +428,7 @@ class State:
         already. Row bursts of a device with no record are deleted. ``anew`` are MACs of which other models' records are
         deleted, too.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = [(model, mac, now_s, record) for mac, record in records]
             db.executemany("INSERT OR REPLACE INTO learnt (model, mac, saved_s, record) VALUES (?, ?, ?, ?)", rows)
             db.executemany("DELETE FROM learnt WHERE mac = ? AND model != ?", [(mac, model) for mac in anew])
@@ -536,13 +446,13 @@ class State:
 
     def learnt(self, model: str) -> list[tuple[int, bytes]]:
         """Return ``(mac, record)`` of every device under a model, the one saved last first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute("SELECT mac, record FROM learnt WHERE model = ? ORDER BY saved_s DESC, mac", (model,))
             return rows.fetchall()
 
     def learnt_elsewhere(self, model: str) -> list[tuple[int, str, bytes]]:
         """Return ``(mac, model, record)`` of every device not known under a model, as saved last under another one."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             return db.execute(
                 "SELECT mac, model, record FROM (SELECT mac, model, record, max(saved_s) FROM learnt GROUP BY mac)"
                 " WHERE mac NOT IN (SELECT mac FROM learnt WHERE model = ?) ORDER BY mac",
@@ -551,17 +461,17 @@ class State:
 
     def runs(self, mac: int) -> list[tuple[str, int, bytes]]:
         """Return ``(kind, minute, packed)`` of the stored row bursts of a device, the oldest first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             return db.execute("SELECT kind, minute, packed FROM run WHERE mac = ? ORDER BY minute", (mac,)).fetchall()
 
     def document_put(self, kind: str, payload: bytes, now_s: float) -> None:
         """Store the newest document of a kind ("devices": `devices.Devices.document` as JSON)."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, now_s, payload))
 
     def document(self, kind: str) -> tuple[float, bytes] | None:
         """Return when the newest document of a kind was written (Unix seconds) and its content; None without one."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             document: tuple[float, bytes] | None = db.execute(
                 "SELECT written_s, payload FROM document WHERE kind = ?", (kind,)
             ).fetchone()

@@ -23,6 +23,7 @@ import yaml
 
 from edge_agent import check, orders
 from edge_agent.config import AgentConfig
+from edge_agent.contract import replies
 from edge_agent.contract.broker import BrokerError, FileKey
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.settings import STRUCK, without_password
@@ -68,9 +69,11 @@ def _members(config: AgentConfig, bundle: Bundle | str, source: Path | None) -> 
         "config.yaml",
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1 << 20),
     )  # no line is folded
-    yield "check.txt", "\n".join(finding.line() for finding in check.findings(config, bundle, source)) + "\n"
+    found = list(check.findings(config, bundle, source))
+    checked = [line for finding in found for line in finding.lines()]
+    yield "check.txt", "\n".join([*checked, check.summary(found)]) + "\n"
     yield "versions.txt", _versions(bundle)
-    yield "status.json", _status(config)
+    yield from _status(config)
     yield "machine.txt", _machine(config)
     yield "log.txt", _output("journalctl", "-u", "edge-agent", "-n", str(LOG_LINES), "--no-pager", "-o", "short-iso")
 
@@ -127,13 +130,16 @@ def _release() -> list[str]:
         return []
 
 
-def _status(config: AgentConfig) -> str:
-    """Return health, counters and devices of the running agent, or what the last one left, as JSON."""
+def _status(config: AgentConfig) -> Iterator[tuple[str, str]]:
+    """Yield the state of the running agent, or what the last one left, for people and as JSON."""
     try:
         reply, running = orders.order(config, "status", {})
     except (CommandRefused, StateError, BrokerError) as error:
-        return json.dumps({"error": str(error)})
-    return json.dumps({"running": running, "error": reply.error, **(reply.result or {})}, indent=1, ensure_ascii=False)
+        yield "status.json", json.dumps({"error": str(error)})
+        return
+    yield "status.txt", "\n".join(replies.lines(reply, running, utc=True)) + "\n"
+    document = {"running": running, "error": reply.error, **(reply.result or {})}
+    yield "status.json", json.dumps(document, indent=1, ensure_ascii=False)
 
 
 def _machine(config: AgentConfig) -> str:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_agent import orders
 from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.identity import resolve
 from edge_agent.publisher import Publisher
 from edge_agent.state import State
@@ -25,11 +26,18 @@ _LOOK_S = 0.1
 """Seconds between two looks into the outbox."""
 
 
+class Step(NamedTuple):
+    """A step that was taken, in words; ``facts`` are what it adds to the result for programs."""
+
+    text: str
+    facts: Mapping[str, Any]
+
+
 class NotDelivered(Exception):
     """The broker has not taken the test alert; the message says why, and where the alert is now."""
 
 
-def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]:
+def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[Step]:
     """Send a test alert and yield what happened, step by step.
 
     ``model`` is named in the alert where no agent is running. NotDelivered when the broker has not taken it within
@@ -41,8 +49,9 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
         reply, _ = orders.order(config, "test-alert", {})
         if reply.error:
             raise CommandRefused(reply.error)
-        yield "an agent is running and has made the test alert"
-        yield from _follow(config, State(path, guest=True), str((reply.result or {})["id"]), wait_s)
+        id = str((reply.result or {})["id"])
+        yield Step("an agent is running and has made the test alert", {"alert": id, "running": True})
+        yield from _follow(config, State(path, guest=True), id, wait_s)
         return
     config = resolve(config)
     publisher = Publisher(config, controlled=True, guest="guest")
@@ -51,11 +60,12 @@ def steps(config: AgentConfig, model: ModelInfo, wait_s: float) -> Iterator[str]
     )
     with publisher.running():
         publisher.give(*alerts)
-        yield f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
+        text = f"no agent is running with {path}: the test alert is sent from here, as {config.gateway}"
+        yield Step(text, {"alert": alerts[0].id, "running": False})
         yield from _await(config, publisher.state, alerts[0].id, wait_s, publisher.line)
 
 
-def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[str]:
+def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterator[Step]:
     """Yield what a running agent does with it."""
 
     def line() -> Mapping[str, Any]:
@@ -68,15 +78,15 @@ def _follow(config: AgentConfig, state: State, id: str, wait_s: float) -> Iterat
 
 def _await(
     config: AgentConfig, state: State, id: str, wait_s: float, line: Callable[[], Mapping[str, Any]]
-) -> Iterator[str]:
+) -> Iterator[Step]:
     """Yield when it is in the outbox, and when the broker has taken it; ``line`` returns the connection's state."""
-    deadline = time.monotonic() + wait_s
+    deadline, outbox = time.monotonic() + wait_s, OutboxTable(state)
     queued = False
     while True:
-        taken = state.outbox_found(id)
+        taken = outbox.with_text(id)
         if taken and not queued:
             queued = True
-            yield f"alert {id} ({len(taken)} messages: new, end) is in the outbox {state.path}"
+            yield Step(f"alert {id} ({len(taken)} messages: new, end) is in the outbox {state.path}", {})
         if taken and all(taken):
             break
         if time.monotonic() >= deadline:
@@ -95,5 +105,7 @@ def _await(
         if protocol == "5"
         else "; under MQTT 3.1.1 it is unknown if anybody subscribes"
     )
-    yield f"broker {config.broker.address} has taken it (MQTT {protocol}){readers}"
-    yield "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it is counted nowhere"
+    text = f"broker {config.broker.address} has taken it (MQTT {protocol}){readers}"
+    yield Step(text, {"delivered": True, "broker": config.broker.address, "protocol": protocol})
+    text = "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it is counted nowhere"
+    yield Step(text, {})

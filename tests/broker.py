@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,6 +20,9 @@ from trainer.demo import AMQTT
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+needs_clients = pytest.mark.skipif(
+    not (shutil.which("mosquitto_sub") and shutil.which("jq")), reason="mosquitto-clients or jq are not installed"
+)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
@@ -126,17 +130,31 @@ class Amqtt(Broker):
         return [sys.executable, "-c", AMQTT, str(self.port)]
 
 
+class Farewell(NamedTuple):
+    """A DISCONNECT that ends the connection."""
+
+    reason: int
+
+
 class Scripted:
     """A broker of MQTT 5 whose answers a test chooses, for those that no real broker can be made to give.
 
-    ``judge(topic, payload)`` returns the reason code of a PUBACK, or None for no answer. ``after_connect`` ends each
-    connection as soon as it is made. ``most_under_way`` is the highest number of messages that waited for an answer.
+    ``judge(topic, payload)`` returns the reason code of a PUBACK, a farewell, or None for no answer. ``after_connect``
+    ends each connection as soon as it is made, ``farewell`` does so with a DISCONNECT for that reason. Subscriptions to
+    filters with ``refuse`` in them are refused. ``most_under_way`` is the highest number of messages that waited for an
+    answer.
     """
 
     def __init__(
-        self, judge: Callable[[str, bytes], int | None], receive_maximum: int = 65_535, after_connect: bool = False
+        self,
+        judge: Callable[[str, bytes], "int | Farewell | None"],
+        receive_maximum: int = 65_535,
+        after_connect: bool = False,
+        farewell: int = 0,
+        refuse: str = "\0",
     ) -> None:
-        self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect
+        self._judge, self._maximum, self._leave = judge, receive_maximum, after_connect or bool(farewell)
+        self._farewell, self._refuse = farewell, refuse.encode()
         self.got: list[bytes] = []
         self.connected: list[float] = []  # times of the connections, by time.monotonic
         self.most_under_way = 0
@@ -170,10 +188,12 @@ class Scripted:
                 if kind >> 4 == 1:
                     self.connected.append(time.monotonic())
                     line.sendall(bytes([0x20, 6, 0, 0, 3, 0x21]) + self._maximum.to_bytes(2, "big"))
+                    if self._farewell:
+                        line.sendall(bytes([0xE0, 2, self._farewell, 0]))
                     if self._leave:
                         return
                 elif kind >> 4 == 8:
-                    line.sendall(bytes([0x90, 4, *body[:2], 0, 1]))
+                    line.sendall(bytes([0x90, 4, *body[:2], 0, 0x87 if self._refuse in body else 1]))
                 elif kind >> 4 == 12:
                     line.sendall(b"\xd0\0")
                 elif kind >> 4 == 3:
@@ -185,6 +205,9 @@ class Scripted:
                     self.most_under_way = max(self.most_under_way, under_way)
                     if where.endswith("/alert"):
                         self.got.append(payload)
+                    if isinstance(reason, Farewell):
+                        line.sendall(bytes([0xE0, 2, reason.reason, 0]))
+                        return
                     if reason is not None:
                         waiting += bytes([0x40, 4, *mid, reason, 0])
             line.sendall(waiting)

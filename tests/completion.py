@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge_agent.command import KNOWN, ROLES
 from edge_agent.contract.alert import CLASSES
+from edge_agent.contract.cli import prepare_output
 from edge_agent.contract.commands import VERBS
 from trainer.__main__ import MODULES
 
@@ -74,6 +75,7 @@ complete -F _botwatch botwatch
 
 def nodes() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Yield each role and each command of one, as its words with a space before each, and its parser."""
+    prepare_output()
     for role, (module, _, _) in ROLES.items():
         made = importlib.import_module(module).parser
         top = made(*MODULES) if role == "trainer" else made()

@@ -69,9 +69,12 @@ class Listener:
         self.client.loop_stop()
 
 
-def make_certificates(folder):
-    """Write a site's authority and certificates, those of a stranger's authority, and some that must be refused."""
-    from ipaddress import IPv4Address
+def make_certificates(folder, host="127.0.0.1"):
+    """Write a site's authority and certificates, those of a stranger's authority, and some that must be refused.
+
+    ``host`` is the broker's address or name.
+    """
+    from ipaddress import ip_address
 
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -79,7 +82,8 @@ def make_certificates(folder):
 
     now = datetime.datetime.now(datetime.UTC)
 
-    def issue(name, issuer=None, authority=False, days=(-1, 30), host="127.0.0.1"):
+    def issue(name, issuer=None, authority=False, days=(-1, 30), host=host):
+        alternative = x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         signer, signer_name = issuer or (key, subject)
@@ -92,7 +96,7 @@ def make_certificates(folder):
             .not_valid_before(now + datetime.timedelta(days=days[0]))
             .not_valid_after(now + datetime.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(host))]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
             # Python 3.13 verifies strictly: it wants identifiers of both keys, and an authority that may sign
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -114,7 +118,7 @@ def make_certificates(folder):
 
     site = issue("ca", authority=True)
     issue("stranger", authority=True)
-    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer"):
+    for name in ("broker", "gw-001", "gw-002", "botwatch-collector", "operator", "viewer", "homeassistant"):
         issued(name)
     issued("expired", days=(-20, -10))
     issued("early", days=(10, 20))

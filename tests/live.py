@@ -40,11 +40,18 @@ The file is there as soon as the program has subscribed, and begins anew when it
 
 @contextmanager
 def agent(
-    wire: Wire, home: Home, folder: Path, *words: str, config: str = "", under: Sequence[str] = ()
+    wire: Wire,
+    home: Home,
+    folder: Path,
+    *words: str,
+    config: str = "",
+    ready: Callable[[], bool] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator["subprocess.Popen[str]"]:
     """`botwatch agent run` on the gateway's port, capturing; SIGTERM ends it, which must succeed soon.
 
-    It may run ``under`` another program that becomes it.
+    ``ready`` tells that it has started where its log cannot be read. It may run ``under`` another program that becomes
+    it.
     """
     file = folder / "agent.yaml"
     text = (
@@ -57,7 +64,8 @@ def agent(
         process = wire.on_gateway(*command, "--bundle", str(home.bundle), *words, stdout=out, stderr=err)
     try:
         # Its packet sockets are open when it prints this: whatever is sent from now on waits for it.
-        wait_until(lambda: "capturing on" in (folder / "err").read_text() or process.poll() is not None, 60)
+        ready = ready or (lambda: "capturing on" in (folder / "err").read_text())
+        wait_until(lambda: ready() or process.poll() is not None, 60)
         assert process.poll() is None, (folder / "err").read_text()
         yield process
         process.send_signal(signal.SIGTERM)

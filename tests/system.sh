@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto, PostgreSQL. By apt
-# where root, or sudo without a password, may; else one line names what to install. `system.sh arm`: also what runs an
-# arm64 Debian.
+# Installs what no Python package can: a compiler, libpcap's and Python's headers, venv, mosquitto and its clients,
+# PostgreSQL, jq, nftables. By apt where root, or sudo without a password, may; else one line names what to install.
+# `system.sh arm`: also what runs an arm64 Debian.
 set -eu
 PYTHON=${PYTHON:-python3}
 
@@ -17,10 +17,19 @@ printf '#include <pcap/pcap.h>\n' | cc -E - >/dev/null 2>&1 || missing="$missing
 header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 test -e "$header" || missing="$missing python3-dev"
 PATH=$PATH:/usr/sbin command -v mosquitto >/dev/null 2>&1 || missing="$missing mosquitto"
+for tool in mosquitto_sub:mosquitto-clients jq:jq nft:nftables; do
+	PATH=$PATH:/usr/sbin command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
+done
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
 if [ "${1:-}" = arm ]; then
 	for tool in mmdebstrap:mmdebstrap qemu-aarch64:qemu-user aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu; do
 		command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
+	done
+fi
+if [ "${1:-}" = boot ]; then
+	for tool in mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iproute2 nsenter:util-linux \
+		qemu-aarch64-static:qemu-user-static; do
+		PATH=$PATH:/usr/sbin command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool##*:}"
 	done
 fi
 test -n "$missing" || exit 0

@@ -32,7 +32,7 @@ COMMANDS = {
         *("stream", "study", "sweep"),
     ],
     "converter": [],
-    "collector": ["serve", "alerts", "command"],
+    "collector": ["serve", "alerts", "gateways", "command"],
     "completion": [],
     "demo": [],
 }

@@ -3,12 +3,15 @@
 import argparse
 import ast
 import importlib
+import json
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -17,14 +20,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from collector.ingest import CollectorConfig
+from collector.config import CollectorConfig
+from collector.store import AlertStore, Arrival, GatewayDocument
 from edge_agent.command import ROLES
 from edge_agent.command import main as botwatch
 from edge_agent.config import LIVE, AgentConfig
 from edge_agent.contract import settings
 from edge_agent.contract.alert import CLASSES
 from edge_agent.contract.captures import CaptureManifest
-from tests.broker import MOSQUITTO, needs_mosquitto, wait_until
+from tests.broker import MOSQUITTO, needs_clients, needs_mosquitto, wait_until
 from tests.conftest import Home
 from tests.netns import MAC, Wire, laid
 from tests.traffic import scan, steady
@@ -42,12 +46,18 @@ ROLES_READ = {"agent.yaml": AgentConfig, "collector.yaml": CollectorConfig, "tra
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block: its language, its text, and the reason in a comment above it why its commands are not run."""
+    """A fenced block: its language, its text, and what a comment above it says.
+
+    That is the reason why its commands are not run, or the machine on which `make test-boot` types them: the desktop,
+    the gateway or the server. The commands of a block for `make test-boot` *only* are not run here.
+    """
 
     document: str
     language: str
     text: str
     not_run: str
+    typed_on: str
+    elsewhere: bool
 
     def commands(self) -> list[str]:
         """The commands of a shell block, without the comments behind them."""
@@ -56,13 +66,22 @@ class Block:
 
 
 FENCE = re.compile(
-    r"(?:<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?:<!-- (?:not run: (?P<why>[^\n]+?)|(?P<only>only )?make test-boot: on the (?P<machine>\w+)) -->\n)?"
+    r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 
 
 def blocks(document: Path) -> list[Block]:
     return [
-        Block(document=document.name, language=m["language"], text=m["text"], not_run=m["why"] or "")
+        Block(
+            document=document.name,
+            language=m["language"],
+            text=m["text"],
+            not_run=m["why"] or "",
+            typed_on=m["machine"] or "",
+            elsewhere=bool(m["only"]),
+        )
         for m in FENCE.finditer(document.read_text())
     ]
 
@@ -204,7 +223,7 @@ def test_every_table_of_figures_names_its_command():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_of_settings_is_one_that_is_read(document):
     for block in blocks(document):
-        assert block.language in ("sh", "yaml", "text"), "a block says what it is"
+        assert block.language in ("sh", "yaml", "json", "text"), "a block says what it is"
         if block.language == "yaml":
             tree = yaml.safe_load(block.text)
             kinds = {"captures": CaptureManifest, "data": TrainerConfig, "broker": CollectorConfig}
@@ -299,16 +318,25 @@ def test_commands_that_no_test_runs_are_few_and_have_a_reason():
     assert len(left) * 6 <= len(left) + len(run), left
 
 
-AT_THE_GATEWAY = ("gateway.md", "detection.md", "alerts.md", "control.md")
+AT_THE_GATEWAY = ("gateway.md", "detection.md", "alerts.md", "control.md", "subscribe.md")
 
 MAY_END = {
     "botwatch agent check": (0, 1),  # 1: it has found something, here that the veth pair merges frames
     "botwatch agent rows": (0, 1),  # 1: no device has been learnt yet
     "botwatch trainer evaluate": (0, 1),  # 1: an attack was missed
+    "botwatch collector command gw-001,gw-002": (1,),  # one of them is not there
 }
 """Exit statuses that the documents describe, by a part of the command; all other commands must end with 0."""
 
-UNTIL_STOPPED = {"botwatch collector serve": "subscribed to", "--follow": "TEST"}
+UNTIL_STOPPED = {
+    "botwatch collector serve": "subscribed to",
+    "--follow": "TEST",
+    "alerts.sh": "waiting for alerts",
+    "alerts.py": "subscribed: Granted",
+    "eve.sh": "appending to",
+    "eve.py": "appending to",
+    "contain.py": "waiting for alerts",
+}
 """Commands that run until they are stopped, and what they have written when they do their work."""
 
 
@@ -321,6 +349,7 @@ gateway: gw-001
 bundle: {home.bundle}
 names: {{"02:00:5e:10:00:01": cam-entrance}}
 capture: {{interfaces: [{wire.port}]}}
+site: plant-a
 alerts: {{end_s: 300.0}}
 learning: {{export: true}}
 outbox: {{path: {folder}/botwatch-agent.sqlite}}
@@ -333,7 +362,7 @@ class Site:
 
     def __init__(self, folder: Path, wire: Wire, home: Home, capture: Path) -> None:
         self.folder, self._wire, self._home, self.alert = folder, wire, home, ""
-        for name in ("configs", "systemd"):
+        for name in ("configs", "systemd", "docs"):
             (folder / name).symlink_to(ROOT / name)
         for name in ("bin", "etc", "etc/credentials", "bundles"):
             (folder / name).mkdir()
@@ -343,10 +372,16 @@ class Site:
         (folder / "capture.pcap").symlink_to(capture)
         (folder / "etc/agent.yaml").write_text(AGENT.format(home=home, wire=wire, folder=folder))
         (folder / "operator.yaml").write_text("{}\n")
+        store = AlertStore(str(folder / "alerts.sqlite"))
+        text, now_ns = json.dumps({"site": "plant-a", "counters": {}}), time.time_ns()
+        store.save([Arrival(GatewayDocument("gw-001", "health", now_ns, json.loads(text)), now_ns, text)])
+        store.close()
         (folder / "mosquitto.conf").write_text("listener 1883 127.0.0.1\nallow_anonymous true\n")
         command = folder / "bin/botwatch"
         command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m edge_agent.command "$@"\n')
         command.chmod(0o755)
+        (folder / "bin/python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / "bin/python3").chmod(0o755)
 
     def start(self, line: str, log: str) -> "subprocess.Popen[str]":
         """A command on the gateway, in a session of its own; its output goes into a file."""
@@ -385,8 +420,8 @@ RUN = "botwatch agent run --config /etc/botwatch/agent.yaml"
 
 
 def stop(process: "subprocess.Popen[str]") -> int:
-    """End a command that runs until it is stopped; its exit status."""
-    process.send_signal(signal.SIGINT)
+    """End a command that runs until it is stopped, with all processes of a pipeline; its exit status."""
+    os.killpg(process.pid, signal.SIGINT)
     try:
         return process.wait(20)
     finally:
@@ -394,11 +429,17 @@ def stop(process: "subprocess.Popen[str]") -> int:
 
 
 @needs_mosquitto
+@needs_clients
 @pytest.mark.parametrize("name", AT_THE_GATEWAY)
 def test_the_commands_of_a_document_for_the_gateway_run_in_its_order(name, site):
     waiting = []
     try:
-        commands = [line for block in blocks(ROOT / "docs" / name) if not block.not_run for line in block.commands()]
+        commands = [
+            line
+            for block in blocks(ROOT / "docs" / name)
+            if not block.not_run and not block.elsewhere
+            for line in block.commands()
+        ]
         for number, line in enumerate(commands, 1):
             log = f"{name}.{number}.log"
             if ready := next((ready for word, ready in UNTIL_STOPPED.items() if word in line), None):
@@ -409,7 +450,7 @@ def test_the_commands_of_a_document_for_the_gateway_run_in_its_order(name, site)
             assert process.wait(60) in statuses(line), f"{line}\n{(site.folder / log).read_text()}"
     finally:
         ends = [(line, stop(process)) for line, process in waiting]
-    assert [line for line, status in ends if status] == []
+    assert [line for line, status in ends if status and not ("|" in line and status == -signal.SIGINT)] == []
 
 
 def test_the_commands_for_models_run_in_their_order(tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import pytest
 from tests.broker import Mosquitto, any_broker, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
+from tests.homeassistant import HomeAssistant
 from tests.reference.frames import pcap
 from tests.streams import context
 
@@ -41,11 +42,13 @@ class Gateway:
 
 
 def listed(collector: Collector) -> list[dict]:
-    """Return what `botwatch collector alerts --json` prints."""
-    words = ["collector", "alerts", "--json", "--last", "0", "--db", str(collector.db)]
+    """Return what `botwatch collector alerts --json` prints of each alert, without what the collector adds."""
+    words = ["collector", "alerts", "--json", "--after", "0", "--db", str(collector.db)]
     command = [sys.executable, "-m", "edge_agent.command", *words]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in out.splitlines()]
+    alerts = [json.loads(line) for line in out.splitlines()]
+    assert [alert["alert"]["context"].pop("collector")["cursor"] for alert in alerts] == [*range(1, len(alerts) + 1)]
+    return alerts
 
 
 def keys(alerts: list[dict]) -> set[tuple[str, int]]:
@@ -78,6 +81,27 @@ def test_the_collector_stores_an_attack_once_however_often_its_capture_is_replay
         assert collector.end(15) == 0
         assert f"{len(alerts)} stored, {len(alerts)} repeated, 0 rejected" in collector.said()
         assert listed(collector) == alerts
+
+
+@needs_mosquitto
+def test_home_assistant_has_each_alert_of_a_replay_as_an_event_and_no_infection_is_left(home, attack_capture, tmp_path):
+    (tmp_path / "collector.yaml").write_text("homeassistant: {enabled: true}\n")
+    with (
+        Mosquitto(tmp_path / "broker") as broker,
+        Collector(broker, tmp_path / "c.sqlite", "--config", tmp_path / "collector.yaml"),
+    ):
+        shown = HomeAssistant(broker)
+        status, alerts, _ = Gateway("gw-1", home, tmp_path).replay(broker.address, attack_capture)
+        assert status == 0
+        mac = context(alerts[0])["device"]["mac"]
+        state = f"botwatch/v1/ha/device/{mac.replace(':', '')}"
+        wait_until(lambda: [event["event_type"] for event in shown.events].count("end") == 2)
+        wait_until(lambda: shown.state(shown.device_of(mac), "infected") == "off")
+        assert [event["episode"] for event in shown.events] == [context(alert)["id"] for alert in alerts]
+        states = [json.loads(payload)["infected"] for where, payload in shown.messages if where == state]
+        assert states[-1] == "no"
+        assert shown.complaints == []
+        shown.close()
 
 
 @needs_mosquitto

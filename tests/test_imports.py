@@ -16,11 +16,11 @@ OWNERS = {
     "tflite_runtime": {"edge_agent.detection.runtime"},
     "paho": {"edge_agent.mqtt"},
     "sqlite3": {"edge_agent.state"},
-    "sqlalchemy": {"collector.store"},
+    "sqlalchemy": {"collector.store", "collector.queries", "collector.tables"},
 }
 """Third parties and the native kernel -> the only modules that may import them."""
 
-FOLDERS = ("contract", ("state", "progress", "mqtt", "capture"), "detection", "delivery")
+FOLDERS = ("contract", ("state", "state_rows", "progress", "mqtt", "reconnect", "capture"), "detection", "delivery")
 """The agent's folders and low modules, from the bottom: each imports only from its own floor and from those below.
 
 All other modules are service files: they may import any of these, and none of these may import them.
@@ -29,7 +29,7 @@ All other modules are service files: they may import any of these, and none of t
 SHARED = {
     "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
-    "collector": ("contract", "mqtt"),
+    "collector": ("contract", "mqtt", "reconnect"),
 }
 """Parts of the agent that each role may import."""
 

@@ -40,7 +40,7 @@ def need(*tools: str) -> None:
     """Raise Unavailable if one of these programs is not installed."""
     missing = [tool for tool in tools if not shutil.which(tool)]
     if missing:
-        raise Unavailable(f"not installed: {', '.join(missing)} (`sh tests/system.sh arm` installs them)")
+        raise Unavailable(f"not installed: {', '.join(missing)} (make installs them where apt and root can)")
 
 
 def unpack(release: Release) -> Path:

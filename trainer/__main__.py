@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from edge_agent.contract.cli import OK, Parser, refuse
+from edge_agent.contract.cli import OK, Parser, prepare_output, refuse
 
 PROG = "botwatch trainer"
 
@@ -129,6 +129,7 @@ def parser(*described: str) -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; return 2 for a bad command line, config or input, 1 for a capture that ended early."""
+    prepare_output()
     argv = sys.argv[1:] if argv is None else argv
     args = parser(*argv[:1]).parse_args(argv)
     if args.command in MODULES:

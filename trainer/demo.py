@@ -125,6 +125,7 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
+    cli.prepare_output()
     args = parser().parse_args(argv)
     began = time.monotonic()
 
@@ -358,7 +359,7 @@ def _stored(database: Path, out: Path) -> list[Alert]:
     sent = sum(len(path.read_text().splitlines()) for path in (out / "agent").glob("*.jsonl"))
     deadline = time.monotonic() + DELIVER_S
     while True:
-        command = _command("collector", "alerts", "--json", "--last", 0, "--db", database)
+        command = _command("collector", "alerts", "--json", "--after", 0, "--db", database)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise DemoError(f"`{' '.join(command[3:])}` ended with status {done.returncode}: {done.stderr.strip()}")

@@ -985,7 +985,7 @@ def _of_scaler(config: Config, table: "RowTable", main: Arm) -> Row:
 
 def _of_last_epoch(config: Config, table: "RowTable", main: Arm, last_weights: Any) -> Row:
     """Measure τ by the last epoch's weights with tests by the best epoch's."""
-    import keras
+    from trainer.fit.libraries import keras
 
     n, history = config.decision.n, main.run.history["autoencoder"]
     network = keras.models.clone_model(main.run.network)

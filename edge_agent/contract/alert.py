@@ -9,7 +9,7 @@ belong to a class. No clock.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from edge_agent.contract import addresses
 from edge_agent.contract.messages import (
@@ -22,6 +22,11 @@ from edge_agent.contract.record import TIME, UUID7, Form, grammar, one_of, read,
 
 EpisodeState = Literal["new", "update", "end"]
 Clock = Literal["synced", "unsynced"]
+Kind = Literal["flood", "scan", "check-in", "other"]
+"""The sort of traffic that was measured, whatever a model calls it, the worst first: much traffic to one target, few
+packets to each of many targets, regular contacts with a host that is new to the device, and none of these."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MAX_VERSION = 40
 """Characters of a bundle's version, in the bundle and in every alert."""
@@ -98,6 +103,22 @@ _FEATURES = Form(
 
 
 @dataclass(frozen=True)
+class Activity:
+    """One sort of traffic, and the port to which most of its packets go; None where there is no such port."""
+
+    kind: Kind
+    port: Annotated[int | None, spelt(minimum=0, maximum=65_535)] = None
+
+
+_ACTIVITIES = Form(
+    {"type": "array", "maxItems": len(KINDS) - 1, "items": {**grammar(Activity), "additionalProperties": False}},
+    lambda activities: [write(activity) for activity in activities],
+    lambda items: tuple(Activity(**read(Activity, item)) for item in items),
+)
+"""Activities besides the main one."""
+
+
+@dataclass(frozen=True)
 class AlertDevice:
     """The device or victim that an alert is about; "" where unknown. A victim behind a router has no MAC."""
 
@@ -143,6 +164,9 @@ class Alert:
     device: AlertDevice = AlertDevice()
     role: Literal["source", "victim"] = "source"
     class_name: Annotated[str, spelt("class", form=one_of(CLASSES))]
+    kind: Annotated[Kind, spelt(optional=True)]  # absent from alerts of older agents: then as the class has it
+    port: Annotated[int | None, spelt(minimum=0, maximum=65_535)] = None
+    also: Annotated[tuple[Activity, ...], spelt(form=_ACTIVITIES)] = ()
     confidence: Annotated[float, spelt(minimum=0, maximum=1)]
     score: Annotated[float, spelt(minimum=0)]
     threshold: Annotated[float, spelt(exclusiveMinimum=0)]
@@ -173,6 +197,11 @@ class Alert:
     proto: Annotated[str, spelt(part="eve", maxLength=16)]
     packets: Annotated[int, spelt("pkts_toserver", part="flow", minimum=0)] = 0
     bytes: Annotated[int, spelt("bytes_toserver", part="flow", minimum=0)] = 0
+
+    @property
+    def activities(self) -> tuple[Activity, ...]:
+        """The measured traffic that the alert reports, the main activity first."""
+        return Activity(self.kind, self.port), *self.also
 
     @property
     def signature(self) -> str:
@@ -243,8 +272,9 @@ class Alert:
         for key in ("alert", "context", "botwatch"):
             ours = ours.get(key) if isinstance(ours, Mapping) else None
         values = read(cls, ours) | read(cls, document, "eve") | read(cls, document.get("flow", {}), "flow")
-        at_once = {"first_ns": values["t_ns"], "last_ns": values["t_ns"]}
-        return cls(**at_once | values)
+        absent = {"first_ns": values["t_ns"], "last_ns": values["t_ns"]}
+        absent["kind"] = CLASSES[values["class_name"]].kind or "other"
+        return cls(**absent | values)
 
 
 _GID = 9001

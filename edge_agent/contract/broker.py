@@ -34,7 +34,7 @@ class BrokerConfig:
     host: str = within("localhost", 1, 253)  # name or address; an IPv6 address may be in brackets, and loses them
     port: int = within(1883, 1, 65_535)
     base: str = within(BASE, 1, 131)  # prefix of the topic tree, as in the broker's ACL
-    client_id: str = within("", 0, 128)  # "" is the gateway's id, and "botwatch-collector" for the collector
+    client_id: str = within("", 0, 128)  # "" is the gateway's id, and for the collector that of its database
     version: Literal["auto", 5, "3.1.1"] = "auto"  # auto: MQTT 5, or 3.1.1 where the broker does not speak 5
     username: str | None = within(None, 1, 256)
     # These four are paths, or ``credential:NAME``; see `file`.
@@ -309,6 +309,11 @@ class Backoff:
         wait = min(self._max_s, self._min_s * 2.0 ** min(self._failures, 30))
         self._failures += 1
         return wait * self._rng.uniform(0.5, 1.0)
+
+    @property
+    def longest(self) -> float:
+        """The longest that the last wait could have been, 0 without one."""
+        return min(self._max_s, self._min_s * 2.0 ** min(self._failures - 1, 30)) if self._failures else 0.0
 
     def reset(self) -> None:
         """Begin again with the shortest wait, after a success."""

@@ -16,12 +16,16 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
+
+from edge_agent.contract.outlet import Outlet
 
 OK, FAILED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses: done; the work failed; usage error; no agent runs (as `systemctl status` has it); stopped by SIGINT
@@ -32,7 +36,12 @@ UNLIMITED = 100_000
 
 logger = logging.getLogger(__name__)
 
+_NOTICE = re.compile(rb"INFO: .*TensorFlow Lite|I\d{4} \d\d:|WARNING: All log messages before absl::InitializeLog")
+"""A line of TFLite or TensorFlow about itself; their warnings and errors look otherwise."""
+
 _UNWRITABLE = "stdout cannot be written: {}"
+_UNREAD = "nobody reads it"
+_LAST_LINES_S = 1.0  # longest wait at the end for a stream whose reader has stopped reading
 
 
 class OutputError(Exception):
@@ -60,16 +69,41 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
 
 
+def cells(text: str) -> int:
+    """Return the columns that a text takes in a terminal.
+
+    >>> cells("cam"), cells("門"), cells("e\\u0301")
+    (3, 2, 1)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(_cells(character) for character in text)
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[str]:
-    """Return text in lines of at most ``width`` characters, escaped.
+    """Return text in lines of at most ``width`` columns, escaped.
 
     The first line begins with ``first``, the others with ``indent``. Only a word that is longer than a line is broken.
     """
     room = max(width, len(indent) + 20)
-    text = printable(text)
-    return textwrap.wrap(text, room, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False) or [
-        first.rstrip()
-    ]
+    lines, line, begun = [], first, False
+    for word in printable(text).split():
+        if begun and cells(line) + 1 + cells(word) > room:
+            lines.append(line)
+            line, begun = indent, False
+        line += " " if begun else ""
+        while cells(line) + cells(word) > room:
+            most = next(i for i in range(len(word), -1, -1) if cells(line) + cells(word[:i]) <= room)
+            lines.append(line + word[:most])
+            line, word = indent, word[most:]
+        line, begun = line + word, True
+    return [*lines, line.rstrip()]
 
 
 def terminal_width() -> int:
@@ -82,8 +116,13 @@ def say(line: object) -> None:
 
     OutputError if stdout cannot be written, BrokenPipeError if nobody reads it any more.
     """
+    put(printable(line))
+
+
+def put(line: str, *, now: bool = False) -> None:
+    """Print one line on stdout that a terminal may obey, ``now`` or when enough has come; errors are those of `say`."""
     try:
-        print(printable(line))
+        print(line, flush=now)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -91,7 +130,11 @@ def say(line: object) -> None:
 
 
 def note(line: str) -> None:
-    """Print one line on stderr; a stderr that cannot be written is no reason to stop."""
+    """Print one line on stderr, behind those of the log; a stderr that cannot be written is no reason to stop."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogLines):
+            handler.print(line)
+            return
     with suppress(OSError):
         print(line, file=sys.stderr)
 
@@ -124,10 +167,39 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
 
 
 def prepare_output() -> None:
-    """Let stdout and stderr escape characters that their encoding does not have, instead of failing."""
+    """Let stdout and stderr escape characters that their encoding does not have, instead of failing.
+
+    Also let TensorFlow, if it is imported later on, write its errors only: a library's notices are no lines of ours.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep the notices that C++ libraries write about themselves off stderr, which no setting of theirs switches off.
+
+    Whatever else is written to stderr meanwhile, by C++ or by another thread, is written when the block ends.
+    """
+    if sys.__stderr__ is None:  # it was closed when the process began, and another file may have its number now
+        yield
+        return
+    stderr = os.dup(2)
+    try:
+        with open(os.memfd_create("notices"), "w+b", buffering=0) as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(stderr, 2)
+                file.seek(0)
+                rest = b"".join(line for line in file if not _NOTICE.match(line))
+                with suppress(OSError):  # a stderr that cannot be written is no reason to stop
+                    os.write(2, rest)
+    finally:
+        os.close(stderr)
 
 
 def end_output(prog: str, status: int, closed: int = FAILED) -> int:
@@ -163,46 +235,81 @@ def _unwritten(stream: TextIO | None) -> OSError | None:
 class SideLines:
     """Lines on stdout that another channel delivers as well: a stdout that cannot be written does not end the work.
 
-    The first error of each kind is logged, together with ``consequence``; ``lost`` counts the lines. With
-    ``needs_reader`` a BrokenPipeError ends the work all the same: nobody else gets the lines.
+    Nor does one that nobody reads hold it up: see `Outlet`. The first error of each kind is logged, together with
+    ``consequence``; ``lost`` counts the lines. With ``needs_reader`` nobody else gets the lines: then the work goes as
+    fast as they are read, and a BrokenPipeError ends it.
     """
 
     def __init__(self, consequence: str, *, needs_reader: bool = False) -> None:
-        self._consequence, self._needs_reader, self._logged = consequence, needs_reader, ""
+        self._consequence, self._logged = consequence, ""
+        self._outlet = None if needs_reader or sys.stdout is None else Outlet(sys.stdout, self._failed)
         self.lost = 0
 
     def print(self, line: str) -> None:
         """Print one line at once."""
+        if self._outlet:
+            if not self._outlet.print(line):
+                self._lose(1, _UNREAD)
+            return
         try:
             print(line, flush=True)
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if self._needs_reader and isinstance(error, BrokenPipeError):
-                raise
-            self.lost += 1
-            reason = error.strerror or str(error)
-            if reason != self._logged:
-                logger.warning("stdout cannot be written (%s): %s", reason, self._consequence)
-            self._logged = reason
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self._lose(1, error.strerror or str(error))
+
+    def _lose(self, lines: int, reason: str) -> None:
+        self.lost += lines
+        if reason != self._logged:
+            logger.warning("stdout cannot be written (%s): %s", reason, self._consequence)
+        self._logged = reason
 
     def close(self) -> None:
-        """Drop what stdout did not take, so that the end of the command does not report it once more."""
+        """Wait shortly for stdout to take the last lines, and drop those that it did not take.
+
+        So the end of the command does not report them once more.
+        """
+        outlet, self._outlet = self._outlet, None
+        if outlet and (left := outlet.close(_LAST_LINES_S)):
+            self._lose(left, _UNREAD)
         if self.lost:
             _unwritten(sys.stdout)
 
 
 class LogLines(logging.StreamHandler[TextIO]):
-    """The log on stderr; ``lost`` counts the lines that could not be written."""
+    """The log on stderr; ``lost`` counts the lines that could not be written, or that nobody read (see `Outlet`)."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
+        self._outlet = None if sys.stderr is None else Outlet(sys.stderr, self._failed)
         self.lost = 0
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Count a line that the stream did not take; any other error is a defect, and shown."""
-        if isinstance(sys.exc_info()[1], OSError):
-            self.lost += 1
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; one that cannot be formatted is a defect, and shown."""
+        try:
+            line = self.format(record)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            self.handleError(record)
         else:
-            super().handleError(record)
+            self.print(line)
+
+    def print(self, line: str) -> None:
+        """Write a line among those of the log."""
+        if self._outlet and not self._outlet.print(line):
+            self.lost += 1
+
+    def _failed(self, _error: OSError) -> None:
+        self.lost += 1
+
+    def close(self) -> None:
+        """Wait shortly for stderr to take the last lines."""
+        outlet, self._outlet = self._outlet, None
+        if outlet:
+            self.lost += outlet.close(_LAST_LINES_S)
+        super().close()
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edge_agent.contract.alert import CLASSES
+from edge_agent.contract import alertid
+from edge_agent.contract.alert import CLASSES, KINDS
 from edge_agent.contract.cli import unknown
-from edge_agent.contract.messages import MessageError, check_uuid7, format_time, parse_time
+from edge_agent.contract.messages import MessageError, format_time, parse_time
 
 MAX_COMMAND = 4_096
 """Largest number of bytes of a command; real ones have some 300."""
@@ -24,10 +25,15 @@ MAX_FOR_S = 366 * 86_400.0
 ALL_DEVICES = "*"
 """The name of all devices together, where a device is named; refused when it comes from the broker."""
 
+ANY_PORT = "any"
+"""The name of all ports together, where a port is named."""
+
 _COMMAND_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_FAMILIES = tuple(sorted({f"{name.partition('.')[0]}.*" for name in CLASSES if "." in name}))
+
+FAMILIES = tuple(sorted({f"{name.partition('.')[0]}.*" for name in CLASSES if "." in name}))
+"""The names of all classes of a family together, where classes are named."""
 
 
 def parse_duration(text: str) -> float:
@@ -119,13 +125,26 @@ def _host(value: object) -> str:
 
 
 def _classes(value: object) -> tuple[str, ...]:
-    known = (*CLASSES, *_FAMILIES)
+    known = (*CLASSES, *FAMILIES)
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= len(known):
         raise MessageError("expected a list of classes")
     for name in value:
         if name not in known:
             raise MessageError(f"{str(name)[:40]!r} is none of {', '.join(known)}")
     return tuple(dict.fromkeys(value))
+
+
+def _kinds(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= len(KINDS):
+        raise MessageError("expected a list of kinds")
+    for name in value:
+        if name not in KINDS:
+            raise MessageError(f"{str(name)[:40]!r} is none of {', '.join(KINDS)}")
+    return tuple(dict.fromkeys(value))
+
+
+def _port(value: object) -> int | str:
+    return ANY_PORT if value == ANY_PORT else _whole(1, 65_535)(value)
 
 
 def _time(value: object) -> int:
@@ -142,7 +161,13 @@ def _parse_device(text: str, now_ns: int) -> object:
     return ALL_DEVICES if text == "all" else text
 
 
-_ALERT = Argument(read=check_uuid7)
+_ALERT = Argument(read=alertid.read)
+_REPLACE = Argument(
+    read=_flag,
+    parse=_parse_flag,
+    option="--replace",
+    help="end it then even if the same is suppressed for longer already",
+)
 _DEVICE = Argument(read=_text(64, "a device (MAC, IP address or name)"))
 _ENTRY = Argument(read=_whole(1, 2**53), parse=_parse_whole)
 _FOR = Argument(
@@ -187,16 +212,29 @@ VERBS: Mapping[str, Verb] = {
         about="print the state of the agent: health, counters, devices, suppressions", arguments={}, local=""
     ),
     "allow": Verb(
-        about="suppress alerts of the classes and the device of an alert for a time; they are counted, not sent",
+        about="suppress alerts of a device about one kind of traffic, as an alert reported it, for a time; they are "
+        "counted, not sent",
         arguments={
             "alert": replace(
-                _ALERT, option="", metavar="ALERT-ID", help="the alert whose device and classes are meant"
+                _ALERT,
+                option="",
+                metavar="ALERT-ID",
+                help="the alert whose device, kinds and ports are meant: its id, or its last 6 digits or more",
             ),
             "device": replace(
                 _DEVICE,
                 option="--device",
                 metavar="MAC|NAME",
-                help="name the device instead of an alert; needs --class",
+                help="name the device instead of an alert; needs --kind or --class",
+            ),
+            "kinds": Argument(
+                read=_kinds,
+                write=list,
+                parse=lambda text, now_ns: text.split(","),
+                word="kind",
+                option="--kind",
+                metavar="KIND",
+                help=f"the kind of traffic, whatever a model names it: {', '.join(KINDS)}; may be repeated",
             ),
             "classes": Argument(
                 read=_classes,
@@ -204,24 +242,25 @@ VERBS: Mapping[str, Verb] = {
                 parse=lambda text, now_ns: text.split(","),
                 option="--class",
                 metavar="CLASS",
-                help="a class as in alerts, or a family as mirai.*; may be repeated",
+                help="the kind of traffic of this class, or of all classes of a family as mirai.*; may be repeated",
             ),
             "host": Argument(
                 read=_host, option="--host", metavar="IP", help="only alerts with this destination address"
             ),
             "port": Argument(
-                read=_whole(1, 65_535),
+                read=_port,
                 parse=_parse_whole,
                 option="--port",
-                metavar="N",
-                help="only alerts with this destination port",
+                metavar="N|any",
+                help="only traffic to this port, or to any, instead of the alert's",
             ),
             "reason": _REASON,
             "for_s": replace(_FOR, help=_FOR.help.format("30d")),
+            "replace": _REPLACE,
         },
         required=("reason",),
         one_of=("alert", "device"),
-        local='019abf2c-… --reason "backup job" --for 7d',
+        local='7c1e9a44 --reason "backup job" --for 7d',
     ),
     "unallow": Verb(
         about="end an allow, so that alerts are sent again",
@@ -238,16 +277,11 @@ VERBS: Mapping[str, Verb] = {
                 parse=_parse_device,
                 option="",
                 metavar="MAC|NAME|ALERT-ID|all",
-                help="a device's MAC or name, a victim's IP address, an alert's id, or all devices",
+                help="a device's MAC or name, a victim's IP address, an alert's id or its ending, or all devices",
             ),
             "for_s": replace(_FOR, help=_FOR.help.format("1h")),
             "reason": _REASON,
-            "replace": Argument(
-                read=_flag,
-                parse=_parse_flag,
-                option="--replace",
-                help="end it then even if the device is muted for longer already",
-            ),
+            "replace": _REPLACE,
         },
         one_of=("alert", "device"),
         local="cam-entrance --for 2h",

@@ -27,7 +27,7 @@ GROUPS: Mapping[str, str] = {
     "devices": "Devices and what is learnt of them",
     "alerts": "Detections, episodes and evidence",
     "delivery": "The outbox and the state file",
-    "broker": "Commands and replies",
+    "broker": "The connection, commands and replies",
     "suppressions": "Allows and mutes",
 }
 """Every group and its title, in the order in which they are shown."""
@@ -141,6 +141,11 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
     },
     "devices": {
         "devices": Counter("senders (MACs) that are followed, of extractor.max_devices", now=True),
+        "devices_left_out": Counter(
+            "devices that the published document on devices had no room for",
+            "nothing: those under alarm and those that are learning are in it, and `status` on the gateway lists more",
+            True,
+        ),
         "evicted_devices": Counter(
             "senders dropped from the full table of devices",
             "raise extractor.max_devices if there are so many devices; else they are a sign of forged MACs",
@@ -196,9 +201,22 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
             "make room before the agent is stopped",
             True,
         ),
+        "outbox_set_aside": Counter(
+            "messages set aside because each ended the connection; they are sent last and alone, again every hour",
+            "raise the broker's limit of size (`max_packet_size`); the log names the messages",
+            True,
+        ),
         "state_damaged": Counter("damaged files or parts of the state that were set aside or left out", _STATE),
     },
     "broker": {
+        "client_id_taken": Counter(
+            "times that another client of the same id took the connection over",
+            "give each gateway an id of its own (gateway, broker.client_id)",
+        ),
+        "documents_set_aside": Counter(
+            "documents and replies not published because they are too large for the broker",
+            "raise the broker's limit of size (`max_packet_size`)",
+        ),
         "commands_done": Counter("commands carried out"),
         "commands_refused": Counter("commands refused", "look at the log for who gave them and why they were refused"),
         "commands_repeated": Counter("commands that came again and got the same reply"),

@@ -18,16 +18,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 BASE = "botwatch/v1"
-MAX_PAYLOAD = 16_384  # bytes of one alert or status; the largest alert the schema's bounds allow is about 5 KB
+MAX_PAYLOAD = 16_384  # bytes of one message but a part; the largest alert the schema's bounds allow is about 5 KB
 MAX_CHUNK = 65_536  # bytes of one part of something larger
 CHUNK_BYTES = 48_000  # of content in it, which base64 makes a third larger
 MAX_EVIDENCE = 262_144  # bytes of the pcap of one episode
-MAX_DOCUMENT = 131_072  # bytes of a retained document; that on 200 devices with the longest names has 110 KB
+MAX_STORED = 131_072  # bytes of a document that stays on the gateway: 200 devices with the longest names have 110 KB
+RETAINED = {"status": MAX_PAYLOAD, "health": MAX_PAYLOAD, "devices": MAX_STORED}
+"""Leaves of retained topics of a gateway, and the most bytes that are read of each: older agents listed 200 devices."""
+
 MAX_DEPTH = 16  # nesting of a payload; ours has 6
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _BASE = re.compile(r"[A-Za-z0-9_.-]{1,32}(?:/[A-Za-z0-9_.-]{1,32}){0,3}")
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})\+0000")
 _LEAF = re.compile(r"[a-z]{1,16}(?:/[a-z0-9_-]{1,40})?")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -302,7 +306,7 @@ class Status:
         return cls(state=state, boot=str(boot), agent=str(agent), t_ns=parse_time(str(ts)))
 
 
-# --- the health ---------------------------------------------------------------------------------------------
+# --- the health, and the document on devices ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -338,6 +342,7 @@ class Health:
     allowed: tuple[Mapping[str, Any], ...] = ()  # the newest of the active suppressions
     allowed_entries: int = 0  # how many suppressions are active
     config_refused: str = ""  # why the configuration that was read last is not in use
+    site: str = ""  # the free text of the configuration, as in alerts
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object; counters that are still 0 are left out."""
@@ -352,9 +357,63 @@ class Health:
             "interfaces": [interface.document() for interface in self.interfaces],
             "outbox_depth": self.outbox_depth,
             "model": self.model,
+            **({"site": self.site} if self.site else {}),
             "scoring": self.scoring,
             "allowed": [dict(entry) for entry in self.allowed],
             "allowed_entries": self.allowed_entries,
             **({"config_refused": self.config_refused[:500]} if self.config_refused else {}),
             "counters": {key: value for key, value in self.counters.items() if value},
         }
+
+
+def check_health(document: Mapping[str, Any]) -> int:
+    """Return the time of a decoded health in Unix ns, or raise MessageError for one that no agent has written.
+
+    Unknown keys of newer agents are ignored.
+    """
+    t_ns = _time_of(document, "health")
+    for key in ("pps", "drop_pct", "cpu", "rss_mb", "episodes_open", "outbox_depth"):
+        if not _is_amount(document.get(key)):
+            raise MessageError(f"health: {key} is not a number from 0")
+    for key, most in (("model", 40), ("site", 63)):
+        _text_of(document, "health", key, most, optional=key == "site")
+    counters = document.get("counters")
+    if not isinstance(counters, dict) or not all(_is_amount(value) for value in counters.values()):
+        raise MessageError("health: counters is not an object of numbers from 0")
+    return t_ns
+
+
+def check_devices(document: Mapping[str, Any]) -> int:
+    """Return the time of a decoded document on devices in Unix ns, or raise MessageError as `check_health` does."""
+    t_ns = _time_of(document, "devices")
+    devices = document.get("devices")
+    if not isinstance(devices, list):
+        raise MessageError("devices: devices is not a list")
+    for device in devices:
+        if not isinstance(device, dict):
+            raise MessageError("devices: a device is not an object")
+        if not _MAC.fullmatch(str(device.get("mac"))):
+            raise MessageError(f"devices: mac {str(device.get('mac'))[:40]!r} is not like 02:00:5e:00:00:ff")
+        _text_of(device, "devices", "state", 16)
+        _text_of(device, "devices", "name", 64, optional=True)
+    counts = document.get("count", {})
+    if not isinstance(counts, dict) or not all(_is_amount(value) for value in counts.values()):
+        raise MessageError("devices: count is not an object of numbers from 0")
+    return t_ns
+
+
+def _time_of(document: Mapping[str, Any], what: str) -> int:
+    try:
+        return parse_time(str(document.get("ts")))
+    except MessageError as error:
+        raise MessageError(f"{what}: ts: {error}") from error
+
+
+def _text_of(document: Mapping[str, Any], what: str, key: str, most: int, *, optional: bool = False) -> None:
+    text = document.get(key, "" if optional else None)
+    if not isinstance(text, str) or len(text) > most:
+        raise MessageError(f"{what}: {key} is not a text of at most {most} characters")
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

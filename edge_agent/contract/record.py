@@ -12,6 +12,8 @@ may be absent, and is left out when its value is empty (None, False, "" or ()). 
 several objects; ``part`` names the object of a field. Standard library only.
 """
 
+import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -25,8 +27,8 @@ from edge_agent.contract.messages import MessageError, check_uuid7, format_time,
 class Form:
     """The JSON form of a type: its grammar in JSON Schema, and the functions that write and read a value.
 
-    ``read`` raises ValueError (a MessageError is one), TypeError or OverflowError for what the grammar does not allow;
-    bounds are left to a judge who applies the grammar.
+    ``read`` raises ValueError (a MessageError is one), TypeError or OverflowError for what the grammar does not allow.
+    Bounds of texts, numbers and lists are checked here, all else of the grammar by a judge who applies it.
     """
 
     schema: Mapping[str, Any]
@@ -184,11 +186,25 @@ def read(cls: type, document: object, part: str = "") -> dict[str, Any]:
         if entry.key in document:
             try:
                 values[entry.name] = entry.form.read(document[entry.key])
+                _check_bounds(entry.form.schema, document[entry.key])
             except (ValueError, TypeError, OverflowError) as error:
                 raise MessageError(f"{part}{'.' if part else ''}{entry.key}: {error}") from error
         elif not entry.optional:
             raise MessageError(f"{part}{'.' if part else ''}{entry.key}: missing")
     return values
+
+
+def _check_bounds(schema: Mapping[str, Any], value: object) -> None:
+    """Raise ValueError for a text, number or list beyond the bounds of its grammar, which no writer would make."""
+    if isinstance(value, str):
+        within = len(value) <= schema.get("maxLength", len(value)) and re.search(schema.get("pattern", ""), value)
+    elif isinstance(value, int | float):
+        low, high = schema.get("minimum", value), schema.get("maximum", value)
+        within = low <= value <= high and value > schema.get("exclusiveMinimum", -math.inf)
+    else:
+        within = not isinstance(value, list) or len(value) <= schema.get("maxItems", len(value))
+    if not within:
+        raise ValueError(f"{str(value)[:40]!r} is beyond the bounds")
 
 
 def longest(cls: type, name: str) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_agent.contract import counters
-from edge_agent.contract.cli import UNLIMITED, printable, wrapped
+from edge_agent.contract.cli import UNLIMITED, cells, printable, wrapped
 from edge_agent.contract.commands import Reply
 from edge_agent.contract.localtime import spelt_locally
+from edge_agent.contract.show import Terminal, pad
 
 _LABEL, _NUMBER = 14, 12  # characters of a group's name, and of a counter's number and what is before it
 _SCORING = {
@@ -133,8 +134,10 @@ def _several(count: object, thing: str) -> str:
 
 def _of_states(devices: Sequence[Mapping[str, Any]], left_out: object) -> str:
     states = [str(device.get("state", "?")) for device in devices]
+    alarmed = sum(device.get("alarmed") is True for device in devices)
     each = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    more = f"; {_number(left_out)} more are not listed" if left_out else ""
+    more = f"; {alarmed} under alarm" if alarmed else ""
+    more += f"; {_number(left_out)} more are not listed" if left_out else ""
     return (f"{len(states)} known: {each}" if states else "none known") + more
 
 
@@ -170,21 +173,22 @@ def _devices(devices: Sequence[Mapping[str, Any]], width: int, utc: bool) -> Ite
     """Yield a table of devices, with a line below those of which there is more to say."""
     if not devices:
         return
-    cells = [["MAC", "name", *_COLUMNS.values()]]
+    terminal = Terminal(width)
+    table = [["MAC", "name", *_COLUMNS.values()]]
     for device in devices:
-        cells.append([printable(device.get("mac", "?")), printable(device.get("name", ""))])
+        table.append([printable(device.get("mac", "?")), printable(device.get("name", ""))])
         for key in _COLUMNS:
             value = device.get(key, "")
             unit = {"percent": " %", "score_times": "x", "counts_times": "x"}.get(key, "") if value != "" else ""
-            cells[-1].append(printable(_number(value)) + unit)
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+            table[-1].append(printable(_number(value)) + unit)
+    widths = [max(cells(row[i]) for row in table) for i in range(len(table[0]))]
     widths[0], widths[2] = min(widths[0], 39), min(widths[2], 8)  # an IPv6 address, and the longest state
     rest = width - 2 - sum(widths) + widths[1] - 2 * (len(widths) - 1)
     widths[1] = min(widths[1], max(rest, _SHORTEST_NAME))
-    for shown, row in zip([None, *devices], cells, strict=True):
-        left = [_cut(cell, most).ljust(most) for cell, most in zip(row[:3], widths, strict=False)]
+    for shown, row in zip([None, *devices], table, strict=True):
+        left = [pad(terminal.cut(cell, most), most) for cell, most in zip(row[:3], widths, strict=False)]
         right = [cell.rjust(most) for cell, most in zip(row[3:], widths[3:], strict=True)]
-        yield ("  " + "  ".join(left + right)).rstrip()[: max(width, 20)]
+        yield terminal.cut("  " + "  ".join(left + right).rstrip(), max(width, 20))
         for note in _notes(shown, utc) if shown else ():
             yield from wrapped(note, width, " " * 6, " " * 4)
     yield from wrapped(
@@ -197,6 +201,8 @@ def _devices(devices: Sequence[Mapping[str, Any]], width: int, utc: bool) -> Ite
 
 def _notes(device: Mapping[str, Any], utc: bool) -> Iterator[str]:
     """Yield what somebody must know of a device beside its row in the table."""
+    if device.get("alarmed") is True:
+        yield "under alarm: look at its alerts"
     if device.get("state") == "stale":
         since = spelt_locally(device.get("since", "?"), utc)
         yield (
@@ -232,7 +238,3 @@ def _suppressions(
         made = f"made by {maker or '?'} {spelt_locally(since, utc)}".rstrip()
         parts.append(f"{made}: {reason}" if reason else made)
         yield from wrapped("; ".join(parts), width, " " * 6, f"{printable(number):>4}  "[: max(width, 20)])
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

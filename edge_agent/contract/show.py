@@ -8,18 +8,15 @@ import os
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
+from edge_agent.contract import alertid
 from edge_agent.contract.alert import CLASSES, Alert, AlertDevice
-from edge_agent.contract.cli import printable
+from edge_agent.contract.cli import cells, printable
 from edge_agent.contract.localtime import local_time
 from edge_agent.contract.messages import has_ports
-
-SHORT_ID = 8
-"""Hexadecimal digits of a short id: the last ones of an alert's id, whose first ones are its time."""
 
 Tone = Literal["bad", "warn", "quiet", "note", ""]
 """The weight of a text, for a terminal that has colours."""
@@ -27,7 +24,8 @@ Tone = Literal["bad", "warn", "quiet", "note", ""]
 _ROOMY = 100  # columns from which times have their year and columns two spaces between them
 _REASON = 12  # columns that the reason of an alert gets at least, at the expense of the device's addresses
 _NAME = 20  # columns of a name where there is little room
-_GATEWAY = 12  # columns of a gateway's id where there is little room
+_TITLE = 10  # columns of a class that are left where there is none for it and the device
+_GATEWAY = 10  # columns of a gateway's id where there is little room
 _STATE = 6
 _CODES: Mapping[Tone, str] = {"bad": "1;31", "warn": "33", "quiet": "2", "note": "36"}
 _BRACKETS = re.compile(r" \([^)]*\)")
@@ -69,10 +67,17 @@ class Terminal:
         """Return a value in characters that the terminal prints and does not obey."""
         return printable(value).encode(self.encoding, "backslashreplace").decode(self.encoding)
 
-    def time(self, t_ns: int) -> str:
-        """Return Unix ns as a time with its zone, without the year where there is little room."""
+    def time(self, t_ns: int, *, brief: bool = False) -> str:
+        """Return Unix ns as a time with its zone; in a narrow terminal without the year, and ``brief`` without seconds.
+
+        >>> Terminal(80, utc=True).time(1_795_450_930_123_456_789, brief=True)
+        '11-23 16:22 UTC'
+        """
         text = self.text(local_time(t_ns, self.utc))
-        return text if self.roomy else text.partition("-")[2]
+        if self.roomy:
+            return text
+        moment, _, zone = text.partition("-")[2].rpartition(" ")
+        return f"{moment.rpartition(':')[0] if brief else moment} {zone}"
 
     def cut(self, text: str, room: int | None) -> str:
         """Return ``text`` in at most ``room`` columns; what is cut off is replaced by an ellipsis."""
@@ -102,35 +107,9 @@ class Terminal:
         return "…" if self.text("…") == "…" else "..."
 
 
-def cells(text: str) -> int:
-    """Return the columns that a text takes in a terminal.
-
-    >>> cells("cam"), cells("門"), cells("e\\u0301")
-    (3, 2, 1)
-    """
-    if text.isascii():
-        return len(text)
-    return sum(_cells(character) for character in text)
-
-
-def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def pad(text: str, room: int) -> str:
     """Return ``text`` with spaces behind it up to ``room`` columns."""
     return text + " " * max(room - cells(text), 0)
-
-
-def short_id(id: str) -> str:
-    """Return the short id of an alert, which `allow`, `mute` and `evidence` accept in place of the whole.
-
-    >>> short_id("01936d2e-7b1c-7c3e-9f10-0c5a7c1e9a44")
-    '7c1e9a44'
-    """
-    return id.replace("-", "")[-SHORT_ID:]
 
 
 def reason(alert: Alert, *, brief: bool = False) -> str:
@@ -154,10 +133,10 @@ def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> st
     The gateway's id has ``gateway_columns``, and is left out with 0. In a narrow terminal the addresses of the device
     give way to its name, and the reason is cut; without a width the totals of the episode and the model follow.
     """
-    head = [terminal.time(alert.t_ns)]
+    head = [terminal.time(alert.t_ns, brief=gateway_columns > 0)]
     if gateway_columns:
         head.append(gateway_cell(alert.gateway, terminal, gateway_columns))
-    head += [alert.state.ljust(_STATE), short_id(alert.id)]
+    head += [alert.state.ljust(_STATE), alertid.short(alert.id)]
     begin = terminal.gap.join(head) + terminal.gap
     if terminal.width is None:
         return begin + _whole(alert, terminal)
@@ -170,7 +149,8 @@ def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> st
 
 def gateway_cell(gateway: str, terminal: Terminal, columns: int) -> str:
     """Return the id of a gateway in a column of this width."""
-    return pad(terminal.squeeze(terminal.text(gateway), columns), columns)
+    text = terminal.text(gateway)
+    return pad(text if terminal.width is None else terminal.squeeze(text, columns), columns)
 
 
 def _tone(alert: Alert) -> Tone:
@@ -182,7 +162,8 @@ def _tone(alert: Alert) -> Tone:
 def _title(alert: Alert, *, short: bool = False) -> str:
     if alert.test:
         return "TEST"
-    title = CLASSES[alert.class_name].title
+    info = CLASSES[alert.class_name]
+    title = info.title if info.kind or alert.kind == "other" else f"{info.title} ({alert.kind})"
     return f"{title} against" if alert.role == "victim" else title if short else f"{title} from"
 
 
@@ -192,7 +173,15 @@ def _names(device: AlertDevice, terminal: Terminal) -> list[str]:
 
 
 def _port(alert: Alert) -> str:
-    return f"port {alert.dest_port}" if has_ports(alert.proto) and alert.dest_port else ""
+    """Return the port that is attacked, "" where there is none; that of one packet of a scan says little of the rest.
+
+    An alert of an older agent has no `port`, but an explanation that names it, or none at all.
+    """
+    port = alert.port
+    if port is None and has_ports(alert.proto):
+        named = not alert.explanation or re.search(rf"\bport {alert.dest_port}\b", alert.explanation)
+        port = alert.dest_port if alert.kind != "scan" or named else None
+    return f"port {port}" if port else ""
 
 
 def _whole(alert: Alert, terminal: Terminal) -> str:
@@ -209,11 +198,12 @@ def _whole(alert: Alert, terminal: Terminal) -> str:
 
 def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
     """Return class, device, port and reason in at most ``room`` columns, in two parts: the class, and the rest."""
-    title = terminal.cut(_title(alert, short=not terminal.roomy), room)
+    title, whole = _title(alert, short=not terminal.roomy), room
     room -= cells(title)
     if alert.test:
-        return title, terminal.cut(f": nothing happened; {terminal.text(reason(alert))}", room)
+        return terminal.cut(title, whole), terminal.cut(f": nothing happened; {terminal.text(reason(alert))}", room)
     names, port = _names(alert.device, terminal), _port(alert)
+    names[0] = terminal.squeeze(names[0], 2 * _NAME if terminal.roomy else _NAME)
     brief = terminal.text(reason(alert, brief=True))
     for most in range(len(names), 0, -1):
         who = f" {' '.join(names[:most])}"
@@ -221,10 +211,12 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
             if (text := _with_port(f"{who}: {why}", who, why, port)) and cells(text) <= room:
                 return title, text
         before = f"{who}, {port}: " if port else f"{who}: "
-        if room - cells(before) >= min(_REASON if most < 3 else 2 * _REASON, cells(brief)):
+        if room - cells(before) >= min(_REASON * (2 if most == 3 else 1), cells(brief)):
             return title, terminal.cut(before + brief, room)
-    who = f" {terminal.squeeze(names[0], _NAME)}"
-    text = _with_port(f"{who}: {brief}", who, brief, port)
+    who = f" {names[0]}"
+    title = terminal.cut(title, min(max(whole - cells(who), _TITLE), whole))
+    room = whole - cells(title)
+    text = _with_port(f"{who}: {brief}", who, brief, port) if room > cells(who) + 4 else who
     return title, terminal.cut(text, room)
 
 

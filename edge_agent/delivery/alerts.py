@@ -137,6 +137,12 @@ class Alerter:
         """The number of open episodes that are not suppressed."""
         return sum(not episode.suppressed for episode in self._open.values())
 
+    @property
+    def alarmed(self) -> frozenset[int]:
+        """The MACs of the devices with an open episode, suppressed ones among them."""
+        latest = [episode.latest for episode in self._open.values()]
+        return frozenset(detection.device_mac for detection in latest if detection.role == "source")
+
     def consider(self, detection: Detection) -> list[Alert]:
         """Return the alerts that follow from ``detection``: none, one, or an `end` and a `new`."""
         self.counts.detections += 1
@@ -213,6 +219,7 @@ class Alerter:
             gateway=self.gateway,
             site=self.site,
             class_name="anomaly",
+            kind="other",
             confidence=0.0,
             score=0.0,
             threshold=1.0,
@@ -311,6 +318,9 @@ class Alerter:
             device=self._device(latest),
             role=latest.role,
             class_name=class_name,
+            kind=latest.activities[0].kind,
+            port=latest.activities[0].port,
+            also=latest.activities[1:],
             confidence=_finite(latest.confidence, 0.0, 1.0),
             score=_finite(latest.score, 0.0),
             threshold=_finite(latest.threshold, 1e-300),

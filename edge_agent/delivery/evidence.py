@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.capture.features import Cut
-from edge_agent.contract import pcapfile
+from edge_agent.contract import alertid, pcapfile
 from edge_agent.contract.alert import Evidence
-from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, is_uuid7
+from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, MessageError, is_uuid7
 from edge_agent.detection.detection import Detection
 from edge_agent.state import DISK_TROUBLE
 
@@ -180,26 +180,39 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.pcap") if is_uuid7(path.stem))
 
 
-def fetch(folder: Path, id: str) -> bytes:
-    """Return the pcap of episode ``id``; EvidenceError when it is not stored, or no longer."""
-    name = f"{id}.pcap"
-    if not is_uuid7(id):
-        raise EvidenceError(f"{id[:60]!r} is not the id of an alert")
+def stored_id(folder: Path, text: str) -> str:
+    """Return the id of the only episode with evidence in ``folder`` whose id is, or ends with, ``text``.
+
+    EvidenceError when there is none, or more than one.
+    """
     try:
-        with (folder / name).open("rb") as file:
-            return file.read(MAX_EVIDENCE)
-    except FileNotFoundError as error:
-        there = len(files(folder)) if folder.is_dir() else 0
-        raise EvidenceError(f"no evidence of {id} in {folder} ({there} others)") from error
+        ending = alertid.read(text)
+        stored = files(folder) if folder.is_dir() else []
+        ids = [path.stem for path in stored if alertid.ends(path.stem, ending)]
+        return alertid.the_one(ending, ids, f"no evidence of {ending} in {folder} ({len(stored)} others)")
+    except MessageError as error:
+        raise EvidenceError(str(error)) from error
     except OSError as error:
-        raise EvidenceError(f"{folder / name}: {error.strerror}") from error
+        raise EvidenceError(f"{folder}: {error.strerror}") from error
 
 
-def chunks(folder: Path, id: str) -> tuple[dict[str, object], Iterator[Chunk]]:
-    """Return the reply to a command for evidence (``id``, ``sha256``, ``bytes``, ``count``), and ``count`` parts.
+def fetch(folder: Path, text: str) -> bytes:
+    """Return the pcap of the episode that `stored_id` finds; EvidenceError when it is not stored, or no longer."""
+    path = folder / f"{stored_id(folder, text)}.pcap"
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_EVIDENCE)
+    except OSError as error:
+        raise EvidenceError(f"{path}: {error.strerror}") from error
 
+
+def chunks(folder: Path, text: str) -> tuple[dict[str, object], Iterator[Chunk]]:
+    """Return the reply to a command for the evidence of an alert, and the parts that follow it.
+
+    The reply has ``id``, ``sha256``, ``bytes`` and ``count``, the number of parts. ``text`` is as of `stored_id`.
     EvidenceError when no evidence is stored.
     """
+    id = stored_id(folder, text)
     content = fetch(folder, id)
     count = max(-(-len(content) // CHUNK_BYTES), 1)
     parts = (Chunk(id, part, count, content[part * CHUNK_BYTES : (part + 1) * CHUNK_BYTES]) for part in range(count))

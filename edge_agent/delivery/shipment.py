@@ -6,6 +6,9 @@ subscriber for a message throws it away: under MQTT 5 it says so, and the messag
 
 Of a topic that the broker refuses, one message at a time is tried, less and less often, and the others are passed over,
 so that messages under a gateway's former name do not hold up those under its new one.
+
+A message that the broker does not take at all, since it is larger than the broker allows, is set aside in the outbox:
+the others go first, and then it is tried alone from time to time.
 """
 
 import logging
@@ -14,13 +17,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edge_agent.contract.broker import Backoff
-from edge_agent.delivery.outbox import Outbox
+from edge_agent.contract.messages import MessageError, check_uuid7, decode
+from edge_agent.delivery.culprit import Culprit
+from edge_agent.delivery.outbox import ASIDE_S, Outbox
+from edge_agent.delivery.outbox_table import STRIKES
 from edge_agent.mqtt import Acknowledged, Connection
 
 logger = logging.getLogger(__name__)
 
 _RETRY_REFUSED_S = 300.0  # a refused message is tried again after this time, or on the next connection
 _MAX_HOLD_S = 30.0  # longest wait between two messages tried on a topic that the broker refuses
+ALERT = "alert"  # the kind of these messages for `Culprit`
 _ALL = ""  # the topic under which all topics are held
 
 
@@ -50,9 +57,12 @@ class Shipment:
     The next connection's shipment sends again what is unacknowledged when the connection ends.
     """
 
-    def __init__(self, outbox: Outbox, connection: Connection, inflight: int, counts: ShipmentCounts) -> None:
+    def __init__(
+        self, outbox: Outbox, connection: Connection, inflight: int, counts: ShipmentCounts, culprit: Culprit
+    ) -> None:
         self._outbox, self._connection, self._inflight, self._counts = outbox, connection, inflight, counts
-        self._under_way: dict[int, tuple[int, str]] = {}  # message id -> outbox row and topic
+        self._culprit = culprit
+        self._under_way: dict[int, tuple[int, str, bytes]] = {}  # message id -> outbox row, topic, payload
         self._refused: set[int] = set()  # rows
         self._retry_refused = 0.0  # steady clock
         self._holds: dict[str, _Hold] = {}  # by topic
@@ -86,11 +96,12 @@ class Shipment:
         failed: set[str] = set()  # topics
         problem = ""
         for answer in answers:
-            row, topic = self._under_way.pop(answer.id)
+            row, topic, _ = self._under_way.pop(answer.id)
+            self._culprit.answered((ALERT, row))
             if answer.refused:
                 problem = f"refuses alerts: {answer.reason}"
                 self._counts.refused += 1
-                self._set_aside(row)
+                self._pass_by(row)
                 failed.add(topic)
             elif answer.unheard:
                 problem = "has no subscriber for alerts"
@@ -127,6 +138,8 @@ class Shipment:
         window = 1 if everything else self.window
         if len(self._under_way) < window:
             self._outbox.drain(lambda row, topic, payload: self._send(row, topic, payload, window, now))
+        if self._culprit.idle:
+            self._try_aside(now)
         if again or not self._passed_over:  # of a topic that could be tried and was not, no row is left
             held = self._holds.items()
             self._holds = {topic: hold for topic, hold in held if topic == _ALL or hold.trying or now < hold.until}
@@ -139,22 +152,43 @@ class Shipment:
         if hold and (hold.trying or now < hold.until):
             self._passed_over = True
             return True
-        if len(self._under_way) >= window:
+        if len(self._under_way) >= window or not self._culprit.free():
             return False
         if not self._connection.fits(topic, payload):
-            logger.error(
-                "an alert of %d bytes stays in the outbox: the broker accepts packets of at most %d bytes",
-                len(payload),
-                self._connection.max_packet,
-            )
-            self._set_aside(row)
             self._counts.refused += 1
+            self._outbox.strike(row, STRIKES)
+            _log_aside(row, payload, f"the broker accepts packets of at most {self._connection.max_packet} bytes")
             return True
-        self._under_way[self._connection.publish(topic, payload)] = row, topic
-        self._counts.published += 1
+        self._publish(row, topic, payload)
         if hold:
             hold.trying = True
         return True
+
+    def _publish(self, row: int, topic: str, payload: bytes, *, alone: bool = False) -> None:
+        self._under_way[self._connection.publish(topic, payload)] = row, topic, payload
+        self._culprit.sent((ALERT, row), alone=alone)
+        self._counts.published += 1
+
+    def _try_aside(self, now: float) -> None:
+        """Publish a message that is set aside, alone, if one is due and the broker may take it."""
+        while waiting := self._outbox.next_aside():
+            row, topic, payload = waiting
+            hold = self._holds.get(topic)
+            if not self._connection.fits(topic, payload) or (hold and now < hold.until):
+                self._outbox.rest(row)
+                continue
+            self._publish(row, topic, payload, alone=True)
+            return
+
+    def blame(self, row: int) -> None:
+        """Note that a message has ended the connection: the second time it is set aside."""
+        known = self._outbox.aside()
+        if not self._outbox.strike(row):
+            return
+        self._culprit.answered((ALERT, row))
+        if self._outbox.aside() > known:
+            payload = next((payload for r, _, payload in self._under_way.values() if r == row), b"")
+            _log_aside(row, payload, "the broker has ended the connection each time it was sent")
 
     def _hold(self, topic: str) -> None:
         """Let ``topic`` rest. The messages under way count as one refusal, since usually all of them are refused."""
@@ -163,8 +197,9 @@ class Shipment:
             hold.until = now + hold.backoff.next()
         hold.trying = False
 
-    def _set_aside(self, row: int) -> None:
+    def _pass_by(self, row: int) -> None:
         """Let the others pass ``row`` until it is time to try it again."""
+        self._outbox.rest(row)
         if not self._refused:
             self._retry_refused = time.monotonic() + _RETRY_REFUSED_S
         self._refused.add(row)
@@ -173,3 +208,15 @@ class Shipment:
         """Return True if rows were passed over that may be tried now."""
         due = (now >= hold.until for topic, hold in self._holds.items() if topic != _ALL)
         return self._passed_over and (not self._holds or any(due))
+
+
+def _log_aside(row: int, payload: bytes, reason: str) -> None:
+    try:
+        name = f"alert {check_uuid7(decode(payload)['alert']['context']['botwatch']['id'])}"
+    except (MessageError, LookupError, TypeError):
+        name = f"the message in row {row}"
+    logger.error(
+        "%s of %d bytes is set aside: %s; it stays in the outbox and is sent again, after all others and alone, every "
+        "%.0f minutes and at each start; look at the broker's size limits",
+        *(name, len(payload), reason, ASIDE_S / 60),
+    )

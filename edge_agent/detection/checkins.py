@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edge_agent.capture import features
 from edge_agent.capture.features import Rows
 from edge_agent.contract.addresses import PRIVATE_NETWORKS, address_text, protocol_name
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import CHECK_IN_LEARN_S
 from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.networks import Networks
@@ -365,6 +366,7 @@ class CheckIns:
             role="source",
             method="checkins",
             class_name="unknown",
+            activities=(Activity("check-in", peer.port or None),),
             # no probability: how far the evidence is from the rule's bound, from 0.5 at it to 1 far within it
             confidence=1.0 - 0.5 * (share / rule.accepted if failing else spread / rule.spread),
             score=float(peer.contacts),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_agent.contract.alert import Activity
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
@@ -24,6 +26,9 @@ class Detection:
     method: Literal["autoencoder", "counts", "checkins"]
     class_name: str
     """A key of the alert schema's class list: mirai.scan, unknown, anomaly ..."""
+    activities: tuple[Activity, ...]
+    """The traffic as it was measured, whatever its class is named; at least one, each of another kind, the worst
+    first."""
     confidence: float
     """0 to 1: the mean class probability over the flagged rows; for anomaly the share of rows that voted."""
     score: float

@@ -79,7 +79,9 @@ class Detector:
         self._senders = SenderTable(MAX_SUBJECTS, max_rows_per_s, monitored.v4, monitored.v6)
         self._clock = SteadyClock()
         self._subjects: OrderedDict[int | bytes, Subject] = OrderedDict()
-        self._pending: dict[int | bytes, Subject] = {}  # subjects whose newest vote is not reported yet
+        self._pending: dict[
+            Subject, None
+        ] = {}  # those whose newest vote is not reported yet, in order; also evicted ones
         self.counters = {
             "scored": 0,
             "shed": 0,
@@ -125,7 +127,7 @@ class Detector:
                 self.counters["flagged"] += int(judged.full.sum())
                 due += subject.cast_votes(judged)
             if subject.pending:
-                self._pending[key] = subject
+                self._pending[subject] = None
         return self._report(due + self._stale_votes(int(scored.t_ns[-1])))
 
     def clock_set_forward(self, step_ns: int) -> None:
@@ -202,11 +204,11 @@ class Detector:
     def _stale_votes(self, t_ns: int | None) -> list[Vote]:
         """Return the pending votes that are to be reported at steady time ``t_ns``; None: all."""
         due: list[Vote] = []
-        for key, subject in list(self._pending.items()):
+        for subject in list(self._pending):
             if subject.pending and t_ns is not None and not subject.pending.is_stale(t_ns):
                 continue
             due += subject.report()
-            del self._pending[key]
+            del self._pending[subject]
         return due
 
     def _report(self, due: list[Vote]) -> list[Detection]:

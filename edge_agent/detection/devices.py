@@ -13,7 +13,7 @@ import random
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from edge_agent.contract.bounds import KEPT_ROWS_BYTES
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
-from edge_agent.contract.messages import clean, format_time
+from edge_agent.contract.messages import MAX_PAYLOAD, clean, encode, format_time
 from edge_agent.detection.device_limits import LEARN_MIN_S, MAX_MINUTES, MINUTE, DeviceLimits
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DEVICES = 1024
 """Devices that are remembered. At the bound, the least recently seen device that is still learning is dropped first."""
-
-MAX_LISTED = 200
-"""Devices in the document; those that need a look come first."""
 
 KEEP_S = 90 * 86_400.0
 """Seconds for which the state of a device that does not come back, or of a model that is not used, is stored."""
@@ -47,7 +44,7 @@ BURSTS_SAVE_S = 3600.0
 """Seconds between two times at which a device's rows are stored; the first is when it has learnt."""
 
 _MAX_RECORD = 1 << 20  # bytes unpacked; a record has up to 12 KB
-_ORDER = {"stale": 0, "learning": 1, "active": 2}
+_ORDER = {"learning": 0, "stale": 1, "active": 2}
 
 
 @dataclass(frozen=True)
@@ -160,19 +157,33 @@ class Devices:
                 logger.info("device %s is learning", who)
         return changed
 
-    def document(self, t_ns: int) -> dict[str, Any]:
-        """Return the devices as published on MQTT and shown by `agent status`: at most `MAX_LISTED`, others counted."""
+    def document(self, t_ns: int, *, alarmed: Collection[int] = (), most_bytes: int = MAX_PAYLOAD) -> dict[str, Any]:
+        """Return the devices as published on MQTT and shown by `agent status`: what fits into ``most_bytes`` as JSON.
+
+        Devices that are under alarm, whose MACs are ``alarmed``, come first, then those that are learning, then stale
+        ones; in order of their MACs, so that the same ones are listed each time. ``devices_left_out`` counts the
+        others.
+        """
         known = self.known()
-        ranked = sorted(known, key=lambda mac: (_ORDER[known[mac].state], -known[mac].latest_ns, mac))
+        ranked = sorted(known, key=lambda mac: (mac not in alarmed, _ORDER[known[mac].state], mac))
         states = [limits.state for limits in known.values()]
-        return {
+        document: dict[str, Any] = {
             "ts": format_time(t_ns),
             "model": self._version,
             "model_sha256": self._model,
             "count": {state: states.count(state) for state in ("learning", "active", "stale")},
-            "not_listed": max(len(known) - MAX_LISTED, 0),
-            "devices": [self._entry(mac, known[mac]) for mac in ranked[:MAX_LISTED]],
+            "devices_left_out": len(known),
+            "devices": [],
         }
+        left = most_bytes - len(encode(document, most_bytes))
+        for mac in ranked:
+            entry = self._entry(mac, known[mac]) | ({"alarmed": True} if mac in alarmed else {})
+            left -= len(encode(entry)) + len(",")
+            if left < 0:
+                break
+            document["devices"].append(entry)
+        document["devices_left_out"] -= len(document["devices"])
+        return document
 
     def _entry(self, mac: int, limits: DeviceLimits) -> dict[str, Any]:
         score, counts = limits.factors()
@@ -455,7 +466,16 @@ def export(state: State, names: Mapping[str, str], gateway: str) -> tuple[bytes,
 
 
 _HEAD = struct.Struct("<I")
-_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, struct.error, zlib.error)
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def _unpack(limits: DeviceLimits, record: bytes) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Reporter:
             role=vote.role,
             method="autoencoder" if vote.count_at is None else "counts",
             class_name=name,
+            activities=vote.activities,
             confidence=confidence,
             score=max(vote.statistic, 0.0) * vote.limit,
             threshold=vote.limit,
@@ -82,8 +83,9 @@ class Reporter:
         number, count = vote.count_at
         column = COUNT_COLUMNS[number]
         normal = self._normal.get(column, ())
-        port, victim = int(vote.meta["dport"]), vote.role == "victim"
-        return ((column, count),), explain.count(column, count, vote.limit, port, normal, victim=victim)
+        opened = min(vote.activities, key=lambda activity: activity.kind != "scan")
+        text = explain.count(column, count, vote.limit, opened.port or 0, normal, victim=vote.role == "victim")
+        return ((column, count),), text
 
     def _name(self, vote: Vote) -> tuple[str, float]:
         """Return the class of all rows that the alarm has flagged so far, and the confidence in it.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.contract.bundle import AUTOENCODER, CLASSIFIER, SELFTEST, Bundle, BundleError
+from edge_agent.contract.cli import without_notices
 from edge_agent.contract.scaling import Array, row_error
 
 RUNTIMES = (("litert", "ai_edge_litert.interpreter"), ("tflite", "tflite_runtime.interpreter"))
@@ -50,8 +51,9 @@ class Model:
             self._rows = 0
             self._make: Callable[[], Any] = functools.partial(make, model_content=content, num_threads=1)
             try:
-                self.inputs, self.outputs = _widths(self._make())
-                self(np.zeros((1, self.inputs), dtype=np.float32))
+                with without_notices():
+                    self.inputs, self.outputs = _widths(self._make())
+                    self(np.zeros((1, self.inputs), dtype=np.float32))
                 return
             except (ValueError, RuntimeError, IndexError, AttributeError, ImportError, SystemError) as error:
                 errors.append(f"{self.runtime}: {error}")

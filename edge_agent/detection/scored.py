@@ -36,6 +36,8 @@ class SubjectRules:
     counts_at: NDArray[np.uint32]
     loudness_at: int
     """Positions of `COUNT_COLUMNS` and of the packet weight of λ = 1 in a row."""
+    between_hosts_at: Any
+    """Positions of the packet weights of λ = 1 and λ = 0.01 between the hosts of a row."""
     one_each: NDArray[np.int64]
     """A one for each row of the window: what rows account for when none is shed."""
     learn: Callable[[int, int], DeviceLimits] | None
@@ -64,6 +66,7 @@ class SubjectRules:
             columns_at=slice(None) if every else cols.indices(manifest.columns),
             counts_at=np.array(cols.indices(COUNT_COLUMNS), dtype=np.uint32),
             loudness_at=cols.indices(["device_L1_weight"])[0],
+            between_hosts_at=cols.indices(["HH_L1_weight", "HH_L0.01_weight"]),
             one_each=np.ones(decision.vote_w, dtype=np.int64),
             learn=learn,
         )

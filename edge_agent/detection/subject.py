@@ -23,14 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.addresses import address_text
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.detection.activity import recognise, targets
 from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.scored import ScoredRows, SubjectRules
-from edge_agent.detection.tally import Openings, Shed, Tally
-from edge_agent.detection.vote import NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
+from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
+from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
 
+GROWN = 2.0
+"""Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic has grown."""
+
+_DECAYS_BETWEEN_HOSTS = np.array([1.0, 0.01])
 _S = 1_000_000_000
 
 
@@ -87,6 +93,17 @@ class _RuledRows:
     hits: NDArray[np.bool_]
     """True for rows above any limit; ``counted`` for rows whose count is above its bound."""
     counted: NDArray[np.bool_]
+
+    def traffic_above_limit(self, low: int, high: int, rules: SubjectRules) -> dict[str, NDArray[Any]]:
+        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit."""
+        above = self.hits[low:high] & (self.score_ratio[low:high] > 1.0)
+        aims, grown = np.zeros(high - low, dtype=np.int64), np.zeros(high - low, dtype=bool)
+        if above.any():
+            numbers, rows = self.rows.numbers(self.at + low, above), self.rows.scored.rows
+            aims[above] = targets(rows.meta[numbers])
+            second, minutes = (rows.values[numbers[:, None], rules.between_hosts_at] * _DECAYS_BETWEEN_HOSTS).T
+            grown[above] = second > GROWN * minutes
+        return {"targets": aims, "grown": grown}
 
 
 class Subject:
@@ -174,8 +191,7 @@ class Subject:
             judged = index[at]
             newest = judged[-w:]
             packets, sizes = packets[-len(newest) :].copy(), sizes[-len(newest) :].copy()
-        if scored.opens[judged].any():
-            self._openings.note(scored.t_ns[judged], scored.flags[judged])
+        self._openings.note(scored, judged)
         if len(newest):
             self._window.absorb_quiet(scored.t_ns[newest], packets, sizes)
 
@@ -362,7 +378,7 @@ class Subject:
         hits = ruled.hits[low:high]
         if self.aftermath:
             self.aftermath.newest = int(rows.t_ns[end - 1]), rows.counts[end - 1].copy()
-        self._openings.note(rows.t_ns[at:end], rows.flags[at:end])
+        self._openings.note(rows.scored, rows.index[at:end])
         probabilities = np.zeros((end - at, self._rules.class_count))
         profiles = np.zeros((end - at, len(PROFILE_FIELDS)))
         classified = hits & rows.chosen[at:end]
@@ -382,6 +398,7 @@ class Subject:
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
+            **ruled.traffic_above_limit(low, high, self._rules),
             classes=probabilities,
             profiles=profiles,
         )
@@ -413,6 +430,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
+            activities=_activities(self._window, self._openings, ruled, i, victim=self._victim),
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
@@ -438,3 +456,14 @@ class Subject:
                 voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
                 learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
             yield piece
+
+
+def _activities(
+    window: VoteWindow, openings: Openings, ruled: _RuledRows, i: int, *, victim: bool
+) -> tuple[Activity, ...]:
+    """Return the sorts of traffic at row ``i`` of ``ruled``, the newest one of ``window``."""
+    flagged = ruled.count_ratios[i] > 1.0
+    since_ns = int(ruled.rows.t_ns[ruled.at + i] - MEMORY_S * _S)
+    opened = openings.latest(since_ns, peers=False) if flagged.any() else None
+    new_peers = openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None
+    return recognise(opened, new_peers, window.above_limit(), victim=victim)

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from edge_agent.capture import features
 from edge_agent.contract.columns import COUNT_COLUMNS, parts
+from edge_agent.detection.activity import SAMPLE, Sample, targets
 from edge_agent.detection.device_limits import MINUTE_NS
+from edge_agent.detection.scored import ScoredRows
 from edge_agent.detection.vote import COUNT_DECAYS, NEAR
 
 TALLY_S = 64
@@ -18,8 +20,11 @@ MAX_OPENED = 256
 """Number of a subject's latest times of opening a peer or socket that are kept, to find where a count began to rise."""
 
 _S = 1_000_000_000
+_FLAG_BITS = 2
 _OPENS = features.NEW_PEER | features.NEW_SOCKET
-_COUNTS_PEERS = np.array([parts(c).statistic == "new_peers" for c in COUNT_COLUMNS])
+COUNTS_PEERS = np.array([parts(c).statistic == "new_peers" for c in COUNT_COLUMNS])
+"""For each of `COUNT_COLUMNS`, True if it counts peers and False if it counts sockets."""
+
 _NONE_OPENED = np.zeros((0, 2), dtype=np.int64)
 
 
@@ -38,7 +43,7 @@ class Tally:
 
     def counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
         """Take in rows at ``t_ns`` (n,) with ``flags`` of ROW_META (n,); return the counts at each, (n, columns)."""
-        opened = np.where(_COUNTS_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
+        opened = np.where(COUNTS_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
         late = np.maximum.accumulate(np.maximum(t_ns, self._latest_ns))
         self._latest_ns = int(late[-1])
         opening = np.flatnonzero(opened.any(axis=1))
@@ -86,19 +91,23 @@ class Tally:
 
 
 class Openings:
-    """The last times at which a subject opened a peer or a socket, to find where a count began to rise."""
+    """The last times at which a subject opened a peer or a socket, and where.
+
+    They show where a count began to rise, and how what was opened is spread.
+    """
 
     __slots__ = ("_opened",)
 
     def __init__(self) -> None:
         self._opened = _NONE_OPENED
 
-    def note(self, t_ns: NDArray[np.int64], flags: NDArray[Any]) -> None:
-        """Keep the times of those rows (n,) that opened something, by their flags of ROW_META."""
-        opens = flags & _OPENS
-        if opens.any():
-            new = np.stack([t_ns[opens != 0], opens[opens != 0]], axis=1).astype(np.int64)
-            joined = np.concatenate([self._opened, new[-MAX_OPENED:]])
+    def note(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
+        """Keep the times and targets of those rows ``index`` that opened something."""
+        opening = index[scored.opens[index]][-MAX_OPENED:]
+        if len(opening):
+            marks = targets(scored.rows.meta[opening]) << _FLAG_BITS | (scored.flags[opening] & _OPENS)
+            new = np.stack([scored.t_ns[opening], marks], axis=1)
+            joined = np.concatenate([self._opened, new])
             self._opened = joined[-MAX_OPENED:].copy() if len(joined) > MAX_OPENED else joined
 
     def onset(self, column: int, bound: float, after_ns: int) -> int | None:
@@ -109,13 +118,23 @@ class Openings:
         number that a rate just sustaining the bound would have opened, was lowest.
         """
         t_ns, flags = self._opened.T
-        kind = features.NEW_PEER if _COUNTS_PEERS[column] else features.NEW_SOCKET
+        kind = features.NEW_PEER if COUNTS_PEERS[column] else features.NEW_SOCKET
         times = t_ns[(t_ns > after_ns) & (flags & kind != 0)]
         if not len(times):
             return None
         rate = bound * COUNT_DECAYS[column] * np.log(2.0)  # a second
         before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
         return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
+
+    def latest(self, since_ns: int, *, peers: bool) -> Sample:
+        """Return the last `SAMPLE` openings since ``since_ns``.
+
+        With ``peers`` only those of new peers.
+        """
+        t_ns, marks = self._opened.T
+        at = np.flatnonzero((t_ns >= since_ns) & (marks & (features.NEW_PEER if peers else _OPENS) != 0))[-SAMPLE:]
+        ones = np.ones(len(at), dtype=np.int64)
+        return Sample(t_ns=t_ns[at], targets=marks[at] >> _FLAG_BITS, packets=ones, grown=ones > 0)
 
 
 class Shed:

@@ -22,9 +22,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import VOTE_LATE_S
 from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
 from edge_agent.contract.columns import COUNT_COLUMNS, parts
+from edge_agent.detection.activity import Sample
 
 SILENCE_S = 60.0
 """Seconds without a vote after which an alarm is over."""
@@ -181,6 +183,8 @@ class VoteWindow:
         """The higher of score and count, in units of the limit in force; 0 for quiet rows."""
         self.t_ns = self.packets = self.bytes = np.zeros(0, dtype=np.int64)
         """Steady time, and the packets and bytes that a row accounts for, those of shed rows before it included."""
+        self.targets, self.grown = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+        """Of rows whose score is above its limit, as `edge_agent.detection.activity` has them; 0 for others."""
         self.classes = np.zeros((0, class_count))
         self.profiles = np.zeros((0, len(PROFILE_FIELDS)))
         """Class probabilities and packet profiles of flagged rows; 0 for others."""
@@ -207,6 +211,8 @@ class VoteWindow:
             t_ns=t_ns,
             packets=packets,
             sizes=sizes,
+            targets=np.zeros(n, dtype=np.int64),
+            grown=no,
             classes=np.zeros((n, self.classes.shape[1])),
             profiles=np.zeros((n, self.profiles.shape[1])),
         )
@@ -221,6 +227,8 @@ class VoteWindow:
         t_ns: NDArray[np.int64],
         packets: NDArray[np.int64],
         sizes: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        grown: NDArray[np.bool_],
         classes: NDArray[np.float64],
         profiles: NDArray[np.float64],
     ) -> None:
@@ -233,6 +241,7 @@ class VoteWindow:
         )
         self.ratio, self.t_ns = _last(w, self.ratio, ratio), _last(w, self.t_ns, t_ns)
         self.packets, self.bytes = _last(w, self.packets, packets), _last(w, self.bytes, sizes)
+        self.targets, self.grown = _last(w, self.targets, targets), _last(w, self.grown, grown)
         self.classes, self.profiles = _last(w, self.classes, classes), _last(w, self.profiles, profiles)
 
     def forget_hits(self) -> None:
@@ -248,6 +257,11 @@ class VoteWindow:
         """Return the k-th largest ratio to a limit, or the lowest one of a flagged row where fewer are flagged."""
         ranked = np.sort(self.ratio)[::-1]
         return float(ranked[min(k, int(self.hits.sum())) - 1])
+
+    def above_limit(self) -> Sample:
+        """Return the rows whose score is above its limit."""
+        at = self.targets != 0
+        return Sample(t_ns=self.t_ns[at], targets=self.targets[at], packets=self.packets[at], grown=self.grown[at])
 
     @property
     def span_s(self) -> float:
@@ -396,6 +410,8 @@ class Vote:
     """The k-th largest of the window's ratios to their limits."""
     share: float
     """Share of the window's rows that are flagged; for a count also how far it is beyond its bound, 0.5 to 1."""
+    activities: tuple[Activity, ...]
+    """The sorts of traffic that the window and what the subject opened consist of."""
     window_s: float
     rows: int
     """Flagged rows of the alarm; its packets, bytes and sums as in `Alarm`."""

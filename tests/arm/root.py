@@ -32,13 +32,7 @@ def prepare(release: Release) -> "Arm":
     """Unpack the release and add the package of this tree and its dependencies; Unavailable if that cannot be done."""
     need("qemu-aarch64")
     unpack(release)
-    for name, text in (
-        ("proc/cpuinfo", CPUINFO),
-        ("sys/devices/system/cpu/possible", "0-3\n"),
-        ("sys/devices/system/cpu/present", "0-3\n"),
-    ):
-        (release.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (release.root / name).write_text(text)
+    pretend(release.root)
     wheels = [*_foreign(release), build(ARM)]
     packages = release.root / "opt" / "botwatch"
     shutil.rmtree(packages, ignore_errors=True)
@@ -46,6 +40,17 @@ def prepare(release: Release) -> "Arm":
         with ZipFile(wheel) as archive:
             archive.extractall(packages)
     return Arm(release)
+
+
+def pretend(root: Path) -> None:
+    """Write the files by which programs in ``root`` recognise the processor."""
+    for name, text in (
+        ("proc/cpuinfo", CPUINFO),
+        ("sys/devices/system/cpu/possible", "0-3\n"),
+        ("sys/devices/system/cpu/present", "0-3\n"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What the collector accepts, and that a database which refuses or is busy costs no message."""
 
-import io
 import json
 import os
 import sqlite3
@@ -13,15 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from collector.config import CollectorConfig
+from collector.gateways import gateway_states, table
 from collector.ingest import Ingest, MessageJudge
-from collector.show import alert_line, alert_table
 from collector.store import AlertStore
 from edge_agent.contract import messages
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
+from edge_agent.contract.show import Terminal, alert_line
 from edge_agent.mqtt import Incoming
 from tests.broker import wait_until
 from tests.collector.test_store import change
@@ -46,6 +45,31 @@ def changed(path, value):
 
 
 OURS = "alert.context.botwatch"
+MAC = "b8:27:eb:12:34:56"
+
+
+def health(**changes):
+    """A document on health, as an agent sends it."""
+    document = messages.Health(
+        t_ns=1_795_450_930_000_000_000,
+        pps=12.5,
+        drop_pct=0.0,
+        cpu=0.1,
+        rss_mb=80.0,
+        episodes_open=1,
+        interfaces=(),
+        outbox_depth=3,
+        model="2026.11.23+1",
+        counters={"frames": 900, "dropped": 4, "interface_dropped": 1, "devices": 2},
+        site="plant-a",
+    ).document()
+    return json.dumps(document | changes).encode()
+
+
+def devices(*entries, **changes):
+    """A document on devices."""
+    document = {"ts": "2026-11-23T16:22:10.123456+0000", "count": {"learning": 1, "active": 2, "stale": 0}}
+    return json.dumps(document | {"devices": entries} | changes).encode()
 
 
 def test_the_example_and_a_status_are_accepted():
@@ -66,7 +90,21 @@ def test_the_example_and_a_status_are_accepted():
         (TOPIC, changed(f"{OURS}.gateway", "gw-002"), "on the topic of gw-001"),
         ("botwatch/v1/gw/GW 1/alert", json.dumps(EXAMPLE).encode(), "gateway"),
         ("botwatch/v2/gw/gw-001/alert", json.dumps(EXAMPLE).encode(), "topic"),
-        ("botwatch/v1/gw/gw-001/health", b"{}", "no message is expected"),
+        ("botwatch/v1/gw/gw-001/reply", b"{}", "no message is expected"),
+        ("botwatch/v1/gw/gw-001/health", b"{}", "health: ts"),
+        ("botwatch/v1/gw/gw-001/health", health(pps=-1), "health: pps"),
+        ("botwatch/v1/gw/gw-001/health", health(outbox_depth=True), "health: outbox_depth"),
+        ("botwatch/v1/gw/gw-001/health", health(counters={"dropped": "many"}), "health: counters"),
+        ("botwatch/v1/gw/gw-001/health", health(model="m" * 41), "health: model"),
+        ("botwatch/v1/gw/gw-001/health", health(site=7), "health: site"),
+        ("botwatch/v1/gw/gw-001/health", health(ts="yesterday"), "health: ts"),
+        ("botwatch/v1/gw/gw-001/health", health(more="x" * MAX_PAYLOAD), "too large"),
+        ("botwatch/v1/gw/gw-001/devices", devices({"mac": "no MAC", "state": "active"}), "devices: mac"),
+        ("botwatch/v1/gw/gw-001/devices", devices({"mac": MAC, "state": "active", "name": "n" * 65}), "devices: name"),
+        ("botwatch/v1/gw/gw-001/devices", devices({"mac": MAC}), "devices: state"),
+        ("botwatch/v1/gw/gw-001/devices", devices(3), "devices: a device"),
+        ("botwatch/v1/gw/gw-001/devices", devices(count={"active": -1}), "devices: count"),
+        ("botwatch/v1/gw/gw-001/devices", b'{"ts": 1}', "devices: ts"),
         ("botwatch/v1/gw/gw-001/status", b'{"state":"tired"}', "state"),
         (TOPIC, changed("event_type", "dns"), "event_type"),
         (TOPIC, changed("alert", ...), "required"),
@@ -125,6 +163,54 @@ def numbered(n, **changes):
     document = deepcopy(EXAMPLE)
     document["alert"]["context"]["botwatch"] |= {"seq": n, **changes}
     return json.dumps(document).encode()
+
+
+def of(leaf, payload, *, gateway="gw-001", retained=False, received_ns=1_900_000_000_000_000_000):
+    return Incoming(f"botwatch/v1/gw/{gateway}/{leaf}", payload, retained=retained, received_ns=received_ns)
+
+
+def test_the_newest_document_of_each_gateway_and_leaf_is_stored_and_a_bad_one_set_apart(database):
+    store = AlertStore(database)
+    ingest, stop = Ingest(CollectorConfig(), store), threading.Event()
+    ingest.save([of("health", health(outbox_depth=9)), of("health", health()), of("devices", devices())], stop)
+    ingest.save([of("health", health(pps="fast")), of("health", health(), gateway="gw-002")], stop)
+    assert (ingest.counts.documents, ingest.counts.rejected) == (4, 1)
+    assert set(store.documents("health")) == {"gw-001", "gw-002"}
+    assert store.documents("health")["gw-001"][0]["outbox_depth"] == 3
+    assert store.documents("devices")["gw-001"] == (json.loads(devices()), 1_900_000_000_000_000_000)
+    assert [r.reason for r in store.rejections()] == ["health: pps is not a number from 0"]
+    assert store.gateway_ids() == ["gw-001", "gw-002"]
+    store.close()
+
+
+def test_what_a_broker_has_kept_is_no_sign_of_life(database):
+    """It sends each retained message at every new connection, for days after the gateway has gone."""
+    store = AlertStore(database)
+    ingest, stop, sent_ns = Ingest(CollectorConfig(), store), threading.Event(), 1_795_450_930_000_000_000
+    ingest.save([of("health", health(), received_ns=sent_ns + 5)], stop)
+    ingest.save([of("health", health(), retained=True)], stop)
+    assert store.documents("health")["gw-001"][1] == sent_ns + 5
+    ingest.save([of("health", health(), gateway="gw-002", retained=True)], stop)  # nothing was stored of it
+    assert store.documents("health")["gw-002"][1] == sent_ns
+    status = messages.encode(Status("offline", "b", "0.1.0", sent_ns).document())
+    ingest.save([of("status", status, received_ns=sent_ns + 7)], stop)
+    ingest.save([of("status", status, retained=True)], stop)
+    assert store.statuses()["gw-001"][1] == sent_ns + 7
+    store.close()
+
+
+def test_an_empty_retained_message_withdraws_a_document_and_with_the_status_the_gateway(database):
+    store = AlertStore(database)
+    ingest, stop = Ingest(CollectorConfig(), store), threading.Event()
+    status = messages.encode(Status("stopped", "b", "0.1.0", 1).document())
+    ingest.save(
+        [of(leaf, text) for leaf, text in (("status", status), ("health", health()), ("devices", devices()))], stop
+    )
+    ingest.save([of("health", b"")], stop)
+    assert (store.documents("health"), set(store.documents("devices"))) == ({}, {"gw-001"})
+    ingest.save([of("status", b"")], stop)
+    assert (store.gateway_ids(), ingest.counts.documents, ingest.counts.rejected) == ([], 4, 0)
+    store.close()
 
 
 def test_rejected_messages_are_stored_cut_counted_and_capped(database):
@@ -283,19 +369,17 @@ def check_batch(database, given_messages):
     batch = [message(where, payload, mid) for mid, (where, payload) in enumerate(given_messages)]
     assert ingest.save([*batch, message(TOPIC, numbered(2**40))], threading.Event())
     c = ingest.counts
-    assert c.stored + c.duplicates + c.statuses + c.rejected == len(batch) + 1
+    assert c.stored + c.duplicates + c.statuses + c.documents + c.rejected == len(batch) + 1
     assert len(store.rejections()) == c.rejected
     assert not [r.reason for r in store.rejections() if r.reason.startswith("database")]
     assert len(store.alerts()) == c.stored
     assert any(json.loads(row.document)["alert"]["context"]["botwatch"]["seq"] == 2**40 for row in store.alerts())
     store.episodes()
     store.gateways()
-    shown = io.StringIO()
     alerts = [Alert.read(json.loads(row.document)) for row in store.alerts()]
-    Console(file=shown, width=250, markup=False, emoji=False).print(alert_table(alerts))
-    for alert in alerts:
-        shown.write(alert_line(alert).plain)
-    assert all(c.isprintable() or c == "\n" for c in shown.getvalue())
+    shown = [alert_line(alert, Terminal(width, utc=True), 8) for alert in alerts for width in (None, 80)]
+    shown += [line for width in (120, 80) for line in table(gateway_states(store), Terminal(width), 0)]
+    assert all(line.isprintable() for line in shown)
     assert ingest.save([message(where, payload) for where, payload in given_messages], threading.Event())  # once more
     assert ingest.counts.stored == c.stored
     store.close()

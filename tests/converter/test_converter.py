@@ -260,7 +260,7 @@ def test_help_is_quick_and_shows_an_example() -> None:
         "import sys; from converter.__main__ import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
-    assert "example: botwatch converter runs/home --out bundles/home" in shown
+    assert "example:\n  botwatch converter runs/home --out bundles/home" in shown
     assert "'tensorflow'" not in shown
     assert "'polars'" not in shown
 

@@ -1,5 +1,6 @@
 """What `botwatch agent check` finds wrong, with its remedy: broker, credentials, certificates, clock, disk."""
 
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edge_agent import check
+from edge_agent.__main__ import main
 from edge_agent.config import AgentConfig, EvidenceConfig, OutboxConfig
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.contract.broker import BrokerConfig
@@ -93,19 +95,63 @@ def test_an_agent_with_another_state_file_keeps_its_connection_its_status_and_it
     """Neither a check nor a test alert that does not see it takes its place at the broker."""
     with make(tmp_path / "broker") as broker:
         settings = config_of(broker, connect_timeout_s=2.0)
-        link = Link(settings, Outbox(State(tmp_path / "other.sqlite")), gateway="gw-001", agent="0.1.0", commands=True)
+        other, commands = Outbox(State(tmp_path / "other.sqlite")), {topic("gw-001", "cmd/+"): True}
+        link = Link(settings, other, gateway="gw-001", agent="0.1.0", filters=commands)
         listener = Listener(broker)
         with in_thread(link.run):
             wait_until(lambda: listener.states() == ["online"])
             assert not of_broker(config, settings).wrong
             lines = list(steps(replace(config, broker=settings), ModelInfo("none"), 10.0))
-            assert "no agent is running" in lines[0]
+            assert "no agent is running" in lines[0].text
             wait_until(lambda: len(listener.payloads()) == 2)
             listener.client.publish(topic("gw-001", "cmd/status"), b"{}", qos=1)
             wait_until(lambda: link.counts.commands == 1)
             assert link.counts.connects == 1
             assert listener.states() == ["online"]
         listener.close()
+
+
+FOUND = [
+    check.Finding("configuration", False, "9 monitored networks"),
+    check.Finding("key_file", True, "/etc/gw.key can be read or written by others (0644): `chmod 600 /etc/gw.key`"),
+    check.Finding("broker broker.lan:8883", False, "accepts gw-001, MQTT 5, with TLS", warn=True),
+]
+
+
+def test_findings_are_wrapped_under_themselves_and_the_last_line_counts_them() -> None:
+    assert [line for finding in FOUND for line in finding.lines(60)] == [
+        "ok     configuration: 9 monitored networks",
+        "WRONG  key_file: /etc/gw.key can be read or written by",
+        "         others (0644): `chmod 600 /etc/gw.key`",
+        "warn   broker broker.lan:8883: accepts gw-001, MQTT 5, with",
+        "         TLS",
+    ]
+    assert [len(finding.lines()) for finding in FOUND] == [1, 1, 1]
+    assert check.summary(FOUND) == "1 wrong, 1 warning, 1 ok"
+    assert check.summary([]) == "0 wrong, 0 warnings, 0 ok"
+
+
+def test_a_finding_prints_nothing_that_a_terminal_would_obey() -> None:
+    hostile = check.Finding("\x1b[31m", True, "the broker says \x1b]0;title\x07\u202e")
+    assert all(line.isprintable() for line in hostile.lines(80))
+
+
+def test_the_command_prints_what_it_finds_as_lines_or_as_one_document(
+    config: AgentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"outbox: {{path: {config.outbox.path}}}\nevidence: {{path: {config.evidence.path}}}\n")
+    words = ["check", "--config", str(file), "--broker", f"127.0.0.1:{free_port()}"]
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert main([*words, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    states = [finding["state"] for finding in document["findings"]]
+    assert (document["wrong"], document["warnings"]) == (states.count("wrong"), states.count("warning"))
+    assert document["wrong"] >= 3  # no bundle, no interface, no broker
+    mark = {"ok": "ok", "wrong": "WRONG", "warning": "warn"}
+    assert [line.split()[0] for line in lines[:-1]] == [mark[state] for state in states]
+    assert lines[-1].startswith(f"{document['wrong']} wrong, ")
 
 
 def certificate(path: Path, days: float) -> datetime:

@@ -16,10 +16,10 @@ from collector.__main__ import main as collector_main
 from edge_agent.__main__ import main as agent_main
 from edge_agent.config import AgentConfig, ControlConfig, OutboxConfig
 from edge_agent.contract import messages
-from edge_agent.contract.alert import ModelInfo
+from edge_agent.contract.alert import Activity, ModelInfo
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.commands import Command, Reply, parse_duration
-from edge_agent.contract.messages import MessageError
+from edge_agent.contract.messages import MessageError, topic
 from edge_agent.control import RATE, CommandRefused, Control
 from edge_agent.delivery.alerts import Alerter
 from edge_agent.delivery.link import Incoming, Link
@@ -106,7 +106,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
     ((state, _, alert),) = gateway.see(CAMERA)
     assert state == "new"
     result = gateway.order("allow", alert=alert, reason="backup job", for_s=7 * 86_400)
-    assert (result["device"], result["classes"]) == (MAC, ["gafgyt.tcp"])
+    assert (result["device"], result["suppressed"]) == (MAC, f"floods (or slower traffic) to port 80, {MAC}")
     assert gateway.settle() == [("end", "gafgyt.tcp")]
     assert gateway.see(at(30), at(61), at(200), at(300)) == []
     assert gateway.alerter.finish() == []
@@ -118,7 +118,7 @@ def test_an_alert_is_allowed_by_its_id_and_its_episode_ends_at_once(gateway):
 
 def test_an_allowed_episode_whose_class_changes_is_reported(gateway):
     gateway.order("allow", device=MAC, classes=["gafgyt.scan"], reason="asset scanner")
-    scan = {"class_name": "gafgyt.scan"}
+    scan = {"class_name": "gafgyt.scan", "activities": (Activity("scan", 23),)}
     assert gateway.see(at(0, **scan), at(10, **scan)) == []
     assert [told[:2] for told in gateway.see(at(20))] == [("new", "gafgyt.tcp")]
     assert gateway.alerter.counts.spoke_up == 1
@@ -149,7 +149,7 @@ def test_an_entry_is_about_classes_and_destination(gateway, about, silent):
 
 def test_a_mute_holds_back_everything_of_a_device_until_it_is_ended(gateway):
     entry = gateway.order("mute", device=MAC)["entry"]
-    assert gateway.see(CAMERA, at(1, class_name="mirai.syn")) == []
+    assert gateway.see(CAMERA, at(1, class_name="mirai.syn", activities=(Activity("scan"),))) == []
     with pytest.raises(CommandRefused, match="no active allow has the number"):
         gateway.order("unallow", entry=entry)
     assert gateway.order("unmute", device=MAC) == {"ended": [entry]}
@@ -177,9 +177,11 @@ def test_a_second_mute_prolongs_the_first_and_shortens_it_only_when_it_replaces_
 def test_a_mute_that_a_clock_makes_look_longer_does_not_shorten_the_next(tmp_path):
     """The wall clock is set back by an hour: by it the first mute has an hour and more left, in truth 50 seconds."""
     mutes = Suppressions(State(tmp_path / "state.sqlite"), 2, 3600.0, 0.0)
-    mutes.add(Suppression("mute", MAC, 3600.0, 3660.0), 3600.0, 0.0)
-    assert mutes.outlasting(Suppression("mute", MAC, 10.0, 310.0), 10.0, 10.0) is None
-    assert mutes.outlasting(Suppression("mute", MAC, 10.0, 40.0), 10.0, 10.0) is not None
+    mutes.add(Suppression(verb="mute", device=MAC, created_s=3600.0, expires_s=3660.0), 3600.0, 0.0)
+    assert mutes.outlasting(Suppression(verb="mute", device=MAC, created_s=10.0, expires_s=310.0), 10.0, 10.0) is None
+    assert (
+        mutes.outlasting(Suppression(verb="mute", device=MAC, created_s=10.0, expires_s=40.0), 10.0, 10.0) is not None
+    )
 
 
 def test_replace_is_a_word_without_a_value_on_the_gateway(tmp_path, capsys):
@@ -246,7 +248,7 @@ def test_entries_and_hits_survive_a_restart_and_their_time_does_not_begin_again(
 
 def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
     allowed = Suppressions(State(tmp_path / "state.sqlite"), 10, 1000.0, 0.0)
-    allowed.add(Suppression("allow", MAC, 1000.0, 1100.0), 1000.0, 0.0)
+    allowed.add(Suppression(verb="allow", device=MAC, created_s=1000.0, expires_s=1100.0), 1000.0, 0.0)
     year = 365 * 86_400.0
     for now_s, steady_s, covered in (
         (1099.0, 99.0, True),
@@ -262,7 +264,10 @@ def test_an_entry_ends_by_either_clock_and_a_jump_forward_is_forgiven(tmp_path):
 
 def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
     allowed = Suppressions(State(tmp_path / "state.sqlite"), 2, 0.0, 0.0)
-    entries = [Suppression("mute", f"02:00:00:00:00:0{i}", 0.0, 10.0 * (i + 1)) for i in range(3)]
+    entries = [
+        Suppression(verb="mute", device=f"02:00:00:00:00:0{i}", created_s=0.0, expires_s=10.0 * (i + 1))
+        for i in range(3)
+    ]
     first = allowed.add(entries[0], 0.0, 0.0)
     allowed.add(entries[1], 0.0, 0.0)
     with pytest.raises(SuppressionError, match=r"full \(2 entries\)"):
@@ -344,13 +349,13 @@ def test_a_repeat_is_known_after_a_restart(tmp_path):
         ("mute", {"id": "1", "device": MAC, "tau": 99}, "unknown key 'tau'"),
         ("mute", {"id": "1"}, "one of alert, device"),
         ("mute", {"id": "1", "device": MAC, "alert": NOBODY}, "one of alert, device"),
-        ("mute", {"id": "1", "alert": NOBODY}, "is not stored here"),
+        ("mute", {"id": "1", "alert": NOBODY}, f"alert {NOBODY} is not stored here"),
         ("mute", {"id": "1", "device": 7}, "device: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": -1}, "for_s: expected"),
         ("mute", {"id": "1", "device": MAC, "for_s": True}, "for_s: expected"),
         ("mute", {"id": "1", "device": MAC, "replace": "maybe"}, "replace: expected true or false"),
         ("allow", {"id": "1", "device": MAC, "classes": ["unknown"]}, "missing key 'reason'"),
-        ("allow", {"id": "1", "device": MAC, "reason": "r"}, "name the classes"),
+        ("allow", {"id": "1", "device": MAC, "reason": "r"}, "name the kind of traffic"),
         ("allow", {"id": "1", "device": MAC, "reason": "r", "classes": ["kaiten"]}, "'kaiten' is none of"),
         ("allow", {"id": "1", "device": MAC, "reason": "r\n", "classes": ["unknown"]}, "reason: expected"),
         ("config", {"id": "1"}, "unknown command 'config'"),
@@ -481,7 +486,7 @@ def test_a_state_file_of_the_version_before_is_taken_over(tmp_path):
 def connected(folder, config, commands=True):
     """A gateway whose control has a link, in its thread, and whose packet loop goes round."""
     gateway = Gateway(folder, broker=config)
-    link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", commands=commands)
+    link = Link(config, gateway.outbox, gateway="gw-001", agent="0.1.0", filters={topic("gw-001", "cmd/+"): commands})
     gateway.control = Control(gateway.config, gateway.state, gateway.outbox, link)
     gateway.alerter.suppressions = gateway.control.suppressions
     gateway.link, stop = link, threading.Event()

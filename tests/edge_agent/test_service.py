@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import pytest
 from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.captures import mac_text
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.state import State
 from tests.broker import Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.collector.test_collector_command import Collector
 from tests.conftest import Home
 from tests.edge_agent.delivery.test_alerts import SCHEMA
-from tests.live import LISTEN, agent, alerts, state
+from tests.live import LISTEN, agent, alerts, state, status
 from tests.netns import MAC, ROOT, SEND, Wire, serving
 from tests.reference.frames import pcap
 from tests.traffic import scan, steady
@@ -73,7 +74,7 @@ def stopped_in(process: "subprocess.Popen[str]") -> float:
 def kept(box: Path) -> list[dict]:
     """What waits in the outbox, in order."""
     with closing(State(box)) as file:
-        return [json.loads(payload) for _, _, payload in file.outbox_waiting(0, 100_000)]
+        return [json.loads(payload) for _, _, payload in OutboxTable(file).waiting(0, 100_000)]
 
 
 @pytest.mark.parametrize("broker", ["mute", "full", "mute, TLS", "nobody"])
@@ -208,18 +209,23 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
         assert "an agent is running" in told[0]
         assert "in the outbox" in told[1]
         assert f"127.0.0.1:{site.port} has taken it (MQTT 5), and it has a subscriber" in told[2]
+        done = botwatch(site.wire, "agent", "test-alert", "--json", "--config", config)
+        outcome = json.loads(done.stdout)
+        assert (outcome["delivered"], outcome["running"], outcome["protocol"]) == (True, True, "5")
+        assert len(outcome["steps"]) == 4
         checked = botwatch(site.wire, "agent", "check", "--config", config).stdout
         assert f"broker 127.0.0.1:{site.port}: the running agent is connected, MQTT 5" in checked
-        reply = json.loads(site.order("test-alert").stdout)
+        reply = json.loads(site.order("test-alert", "--json").stdout)
         assert reply["alerts"] == 2
-        wait_until(lambda: len(site.collector.stored()) == 4)
+        wait_until(lambda: len(site.collector.stored()) == 6)
         status = json.loads(botwatch(site.wire, "agent", "status", "--json", "--config", config).stdout)
         counters = status["health"]["counters"]
-        assert counters["test_alerts"] == 4
+        assert counters["test_alerts"] == 6
         assert not {"alerts_new", "alerts_end", "detections", "episodes_suppressed"} & set(counters)
         assert status["health"]["episodes_open"] == 0
         assert status["broker"] == {
             "address": f"127.0.0.1:{site.port}",
+            "client_id": "gw-001",
             "connected": True,
             "protocol": "5",
             "trouble": "",
@@ -239,6 +245,35 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
     assert "6 tests" in site.collector.said()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["5", '"3.1.1"'])
+def test_two_agents_of_one_id_name_each_other_in_log_status_health_and_check(
+    site: Site, home: Home, version: str
+) -> None:
+    folders = [site.folder / name for name in ("one", "other")]
+    settings = f"retry_min_s: 0.1, retry_max_s: 1.0, version: {version}"
+    with ExitStack() as stack:
+        for folder in folders:
+            folder.mkdir()
+            config = f"outbox: {{path: {folder / 'box.sqlite'}}}\nhealth_s: 1\n"
+            config += f"broker: {{host: 127.0.0.1, port: {site.port}, {settings}}}\n"
+            stack.enter_context(agent(site.wire, home, folder, config=config))
+        for folder in folders:
+            wait_until(
+                lambda folder=folder: "another client uses the client id gw-001" in (folder / "err").read_text(), 60
+            )
+            said = status(folder)
+            assert said["health"]["counters"]["client_id_taken"] >= 1
+            assert "another client uses the client id gw-001, too" in said["broker"]["trouble"]
+            words = botwatch(site.wire, "agent", "status", "--config", folder / "agent.yaml").stdout
+            assert "another client uses the client id gw-001, too" in words
+            checked = botwatch(site.wire, "agent", "check", "--config", folder / "agent.yaml").stdout
+            assert "WRONG" in (line := next(line for line in checked.splitlines() if "another client" in line))
+            assert "give each gateway an id of its own" in line
+    for folder in folders:
+        assert (folder / "err").read_text().count("give each gateway an id of its own") == 1
 
 
 def unchanged_for_a_second(file: Path) -> Callable[[], bool]:
@@ -276,7 +311,7 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         assert done.returncode == 1
         assert f"gw-001: no evidence of {nobody}" in done.stderr
         with closing(State(site.folder / "box.sqlite", guest=True)) as state:
-            assert state.outbox_found('"part":') == []
+            assert OutboxTable(state).with_text('"part":') == []
     if shutil.which("tshark"):
         read = subprocess.run(["tshark", "-r", str(out)], capture_output=True, text=True, check=True)
         assert len(read.stdout.splitlines()) > 500
@@ -336,7 +371,7 @@ def test_a_hangup_takes_up_a_configuration_or_refuses_all_of_it(site: Site, home
         named = before.replace("commands: []", f"commands: [status]\nnames: {{'{MAC_TEXT}': cam}}\nsite: here")
         told(named, "was read again: site, names, commands taken up")
         wait_until(lambda: site.order("status", "--timeout", "2").returncode == 0)
-        assert json.loads(site.order("status").stdout)["commands"] == ["status"]
+        assert json.loads(site.order("status", "--json").stdout)["commands"] == ["status"]
         assert "config_refused" not in health()
         told(
             f"site: elsewhere\n{named.replace('site: here', '')}\nscoring: {{max_rows_per_s: 500}}\n", "needs a restart"

@@ -152,6 +152,39 @@ def test_a_result_that_cannot_be_printed_is_a_failure_in_one_line(config):
     assert said == "botwatch agent: stdout cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_live_agent_goes_on_when_nobody_reads_what_it_writes(wire, home, tmp_path, stream):
+    """A pipe that is full: whoever writes to it waits until somebody reads."""
+    path = tmp_path / ("out" if stream == "stdout" else "err")
+    other = tmp_path / ("err" if stream == "stdout" else "out")
+    given = f"outbox: {{path: {tmp_path}/box.sqlite}}\nhealth_s: 1\n"
+    given += f"broker: {{host: 127.0.0.1, port: {free_port()}}}\n"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    filler = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with agent(wire, home, tmp_path, config=given, ready=(tmp_path / "box.sqlite").exists) as process:
+            wait_until(lambda: fill(filler))
+            wire.send(list(steady(scan(600, "192.168.1.57", mac=MAC), 0, 20)), tmp_path)
+            wait_until(lambda: waiting(tmp_path / "box.sqlite") >= 1, 60)
+            assert process.poll() is None
+            assert status(tmp_path)["health"]["counters"]["alerts_new"] >= 1  # its loop goes round
+    finally:
+        os.close(reader)
+        os.close(filler)
+    if stream == "stdout":
+        assert other.read_text().count("stdout cannot be written (nobody reads it)") == 1
+
+
+def fill(pipe: int) -> bool:
+    """Return True once a pipe takes no more."""
+    try:
+        while True:
+            os.write(pipe, bytes(65_536))
+    except BlockingIOError:
+        return True
+
+
 @pytest.mark.parametrize("reason", BROKEN)
 def test_a_live_agent_goes_on_when_stdout_cannot_be_written(wire, home, tmp_path, monkeypatch, reason):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")

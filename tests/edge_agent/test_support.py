@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def test_it_has_what_is_needed_to_help(archive: dict[str, str]) -> None:
     assert list(archive) == [f"botwatch-support/{name}" for name in names]
     config, checked, versions, status, machine, _ = archive.values()
     assert yaml.safe_load(config)["gateway"] == "gw-7"
-    assert "WRONG  bundle:" in checked
+    assert "WRONG  bundle: " in checked
+    assert re.fullmatch(r"[1-9] wrong, \d warnings?, [1-9] ok", checked.splitlines()[-1])
     assert "connection refused" in checked
     assert "botwatch " in versions
     assert "kernel " in versions

@@ -17,11 +17,7 @@ import numpy as np
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
 from trainer.config import Network, Training
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides notices and warnings of TensorFlow's C++, not its errors
-
-import keras
-import tensorflow as tf
+from trainer.fit.libraries import keras, tf
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers

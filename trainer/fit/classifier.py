@@ -6,13 +6,13 @@ Its input is the same clipped z as the autoencoder's. Importing this module impo
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.scaling import Array
 from trainer.config import ClassifierSettings, Training
 from trainer.fit import autoencoder
+from trainer.fit.libraries import keras
 
 
 def build(columns: int, classes: int, settings: ClassifierSettings | None = None) -> Any:

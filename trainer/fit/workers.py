@@ -16,9 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import tensorflow as tf
+from trainer.fit.libraries import tf
 
 WAIT_S = 120.0
 """Longest time that a worker waits for the others to start."""

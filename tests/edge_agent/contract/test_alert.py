@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from edge_agent.contract import messages
-from edge_agent.contract.alert import CLASSES, Alert, AlertDevice, Evidence, ModelInfo
+from edge_agent.contract.alert import CLASSES, Activity, Alert, AlertDevice, Evidence, ModelInfo
 from edge_agent.contract.messages import MessageError
 
 SCHEMA = json.loads(files("edge_agent.contract").joinpath("alert.schema.json").read_text())
@@ -59,6 +59,9 @@ def test_an_alert_with_every_field_reads_back_and_has_its_keys_in_eves_order():
         device=AlertDevice("b8:27:eb:12:34:56", "192.168.1.57", "cam-entrance"),
         role="source",
         class_name="mirai.scan",
+        kind="scan",
+        port=23,
+        also=(Activity("check-in", 443),),
         confidence=0.97,
         score=8.41,
         threshold=1.92,

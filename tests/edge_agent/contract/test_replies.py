@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from edge_agent.contract.cli import cells
 from edge_agent.contract.commands import Reply
 from edge_agent.contract.replies import lines
 
@@ -100,17 +101,29 @@ def test_it_fits_into_the_terminal_and_the_table_stays_one(width):
         assert ("…" in row) == (width == 80)
 
 
+def test_characters_that_take_two_columns_are_counted_as_two():
+    camera = {**CAMERA, "name": "カメラ 入口 北ウイングの廊下の奥", "state": "stale", "reason": "門" * 100}
+    text = status({**RESULT, "devices": [camera, BULB]}, width=80)
+    assert max(map(cells, text)) <= 80
+    (head,) = [line for line in text if line.startswith("  MAC")]
+    (row,) = [line for line in text if line.startswith(f"  {CAMERA['mac']}")]
+    assert cells(row[: row.index("stale")]) == head.index("state")
+    assert "".join(line.strip() for line in text).count("門") == 100
+
+
 def test_what_is_to_be_known_of_a_device_stands_below_it():
-    stale = {**CAMERA, "state": "stale", "capped": True, "reason": "in an alarm for long"}
+    stale = {**CAMERA, "state": "stale", "capped": True, "reason": "in an alarm for long", "alarmed": True}
     text = status({"gateway": "gw-001", "devices": [stale, BULB]})
     (at,) = [i for i, line in enumerate(text) if line.startswith(f"  {CAMERA['mac']}")]
-    assert [line[:30] for line in text[at + 1 : at + 4]] == [
+    assert [line[:30] for line in text[at + 1 : at + 5]] == [
+        "    under alarm: look at its a",
         "    stale since 2026-11-28 03:",
         "    it has no limits of its ow",
         "    its limits are the highest",
     ]
-    assert text[at + 4].startswith(f"  {MAC}")
-    assert f"`botwatch agent learn {CAMERA['mac']}`" in text[at + 1]
+    assert text[at + 5].startswith(f"  {MAC}")
+    assert f"`botwatch agent learn {CAMERA['mac']}`" in text[at + 2]
+    assert "devices       2 known: 1 stale, 1 learning; 1 under alarm" in text
 
 
 def test_times_are_local_with_the_zone_or_utc(monkeypatch):

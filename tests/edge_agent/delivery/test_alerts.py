@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.contract import messages
-from edge_agent.contract.alert import CLASSES, Alert, Evidence, ModelInfo
+from edge_agent.contract.alert import CLASSES, KINDS, Activity, Alert, Evidence, ModelInfo
 from edge_agent.delivery.alerts import Alerter, cut_short
 from edge_agent.detection.detection import Detection
 
@@ -29,6 +29,7 @@ CAMERA = Detection(
     role="source",
     method="autoencoder",
     class_name="gafgyt.tcp",
+    activities=(Activity("flood", 80),),
     confidence=0.97,
     score=8.41,
     threshold=1.92,
@@ -76,6 +77,12 @@ detections = st.builds(
     role=st.sampled_from(["source", "victim"]),
     method=st.sampled_from(["autoencoder", "counts"]),
     class_name=st.sampled_from([*CLASSES, "a class of tomorrow"]),
+    activities=st.lists(
+        st.builds(Activity, st.sampled_from(KINDS), st.none() | st.integers(0, 65535)),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda activity: activity.kind,
+    ).map(tuple),
     confidence=numbers,
     score=numbers,
     threshold=numbers,

@@ -231,7 +231,19 @@ def test_it_is_listed_and_fetched_by_a_command(told, tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert (tmp_path / "x.pcap").read_bytes() == (folder / f"{ids[0]}.pcap").read_bytes()
+    assert main(["evidence", "--json", "--config", str(config)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["folder"] == str(folder)
+    stored = [(capture["alert"], capture["bytes"]) for capture in document["captures"]]
+    assert stored == [(id, (folder / f"{id}.pcap").stat().st_size) for id in ids]
+    again = tmp_path / "y.pcap"
+    assert main(["evidence", ids[0], "--json", "--config", str(config), "--out", str(again)]) == 0
+    content = again.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    fetched = {"alert": ids[0], "file": str(again), "bytes": len(content), "sha256": sha256}
+    assert json.loads(capsys.readouterr().out) == fetched
     for words, status, said in (
+        ([ids[0], "--json", "--out", "-"], 2, "would both write to stdout"),
         ([ids[0]], 2, "give --out FILE"),
         (["../../etc/passwd", "--out", "-"], 1, "is not the id of an alert"),
         ([ids[0][:-1] + "z", "--out", "-"], 1, "is not the id of an alert"),

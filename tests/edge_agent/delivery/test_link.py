@@ -263,10 +263,13 @@ def test_only_a_success_takes_an_alert_out_of_the_outbox(outbox, caplog, code, s
         assert broker.got[:20] == [b"%d" % i for i in range(20)]
 
 
-def test_a_message_that_a_broker_finds_bad_stays_and_is_counted_and_holds_up_no_other(outbox):
+@pytest.mark.parametrize(
+    ("code", "said"), [(BAD_FORMAT, "Payload format invalid"), (QUOTA, "Quota exceeded"), (DENIED, "Not authorized")]
+)
+def test_a_message_that_a_broker_finds_bad_stays_and_is_counted_and_holds_up_no_other(outbox, code, said):
     outbox.put([(ALERT, b"bad" if i == 3 else b"%d" % i, False) for i in range(10)])
     with (
-        Scripted(lambda _, payload: BAD_FORMAT if payload == b"bad" else 0) as broker,
+        Scripted(lambda _, payload: code if payload == b"bad" else 0) as broker,
         running(config_of(broker), outbox) as link,
     ):
         wait_until(lambda: link.counts.acknowledged == 9)
@@ -274,7 +277,7 @@ def test_a_message_that_a_broker_finds_bad_stays_and_is_counted_and_holds_up_no_
         outbox.put([(ALERT, b"after", False)])
         wait_until(lambda: link.counts.acknowledged == 10)
         assert broker.got.count(b"bad") == 1
-        assert "Payload format invalid" in link.trouble
+        assert said in link.trouble
 
 
 @needs_mosquitto

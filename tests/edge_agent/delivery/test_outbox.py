@@ -12,6 +12,7 @@ import pytest
 
 from edge_agent.contract.messages import MAX_PAYLOAD
 from edge_agent.delivery.outbox import Outbox
+from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.state import State, StateError
 
 
@@ -90,7 +91,7 @@ def test_the_bound_in_bytes_holds_too(path):
         outbox.put([("t", bytes(MAX_PAYLOAD), False)])
     assert outbox.depth() == 10
     assert outbox.counts.dropped == 5
-    assert state.outbox_size().waiting_bytes == 10 * MAX_PAYLOAD
+    assert OutboxTable(state).size().waiting_bytes == 10 * MAX_PAYLOAD
 
 
 def test_rows_that_a_broker_accepted_are_stored_for_a_limited_time(path):
@@ -100,7 +101,7 @@ def test_rows_that_a_broker_accepted_are_stored_for_a_limited_time(path):
     (first, _), (second, _) = drained(outbox)
     outbox.done([first])
     outbox.done([second])
-    assert (state.outbox_size().waiting, state.outbox_size().acked) == (0, 1)
+    assert (OutboxTable(state).size().waiting, OutboxTable(state).size().acked) == (0, 1)
 
 
 def test_an_acknowledgement_of_a_row_that_was_dropped_hits_no_other(path):
@@ -237,12 +238,12 @@ def test_what_was_done_shortly_before_the_end_of_a_connection_is_given_again(pat
     outbox = Outbox(state)
     outbox.put([("t", b"%d" % i, False) for i in range(4)])
     rows = [row for row, _ in drained(outbox)]
-    state.outbox_acked(rows[:1], now_s=100.0, keep_s=1000)
-    state.outbox_acked(rows[1:3], now_s=150.0, keep_s=1000)
+    OutboxTable(state).acked(rows[:1], now_s=100.0, keep_s=1000)
+    OutboxTable(state).acked(rows[1:3], now_s=150.0, keep_s=1000)
     assert outbox.again(60.0, lost_s=200.0) == 2
     assert payloads(outbox) == [b"1", b"2", b"3"]
-    assert (state.outbox_size().waiting, state.outbox_size().acked) == (3, 1)
-    state.outbox_acked(rows[1:], now_s=151.0, keep_s=1000)
+    assert (OutboxTable(state).size().waiting, OutboxTable(state).size().acked) == (3, 1)
+    OutboxTable(state).acked(rows[1:], now_s=151.0, keep_s=1000)
     assert outbox.again(60.0) == 4  # a new process: before the last one done
     assert payloads(outbox) == [b"0", b"1", b"2", b"3"]
     assert Outbox(State(path.with_name("new.sqlite"))).again(60.0) == 0

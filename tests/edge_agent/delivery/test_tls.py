@@ -36,11 +36,29 @@ def test_the_broker_configuration_we_ship_lets_a_gateway_speak_for_itself_only(s
 
 
 @contextmanager
-def collecting(config):
+def collecting(config, database="sqlite://"):
     """A collector's end of the line in its thread."""
-    ingest = Ingest(CollectorConfig(broker=config), AlertStore("sqlite://"))
+    ingest = Ingest(CollectorConfig(broker=config), AlertStore(str(database)))
     with in_thread(ingest.run):
         yield ingest
+
+
+@needs_mosquitto
+def test_with_the_configuration_we_ship_two_collectors_of_one_certificate_have_one_id_and_name_that(
+    site, tmp_path, caplog
+):
+    """The broker takes the id from the certificate, whatever the database of each has."""
+    config = tls_config(site, "botwatch-collector")
+    databases = tmp_path / "one.sqlite", tmp_path / "other.sqlite"
+    with collecting(config, databases[0]) as one, collecting(config, databases[1]) as other:
+        assert one.client_id != other.client_id
+        for ingest in (one, other):
+            wait_until(lambda ingest=ingest: ingest.counts.client_id_taken, 30)
+            assert "another client uses the client id" in ingest.trouble
+    assert "the certificate's CN" in caplog.text
+    with collecting(config, databases[0]) as alone:
+        wait_until(lambda: alone.connected and alone.trouble == "")
+        assert alone.counts.failures == 0
 
 
 STRANGER = {"cert_file": "stranger.crt", "key_file": "stranger.key"}

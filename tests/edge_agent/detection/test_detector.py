@@ -606,6 +606,22 @@ def test_more_senders_than_are_remembered_are_counted_and_hide_no_attack(bundle,
     assert detector.counters["subjects_evicted"] >= 1000
 
 
+def test_a_device_that_is_forgotten_and_votes_again_at_once_loses_none_of_its_votes(bundle, plug):
+    """The last vote of an alarm waits two seconds for a newer one; meanwhile the device becomes a new subject."""
+    calm = [f for f in plug.life if f[0] < plug.begins]
+    first = list(steady(scan(100, plug.ip, mac=plug.mac), plug.begins, 100))
+    crowd = (packet("192.168.38.1", CLOUD, mac=0x020000000000 + i) for i in range(MAX_SUBJECTS + 100))
+    between = list(steady(crowd, first[-1][0] + 1, 10_000))
+    second = list(steady(scan(100, plug.ip, seed=2, mac=plug.mac), between[-1][0] + 1, 1000))
+    assert second[-1][0] - first[-1][0] < S
+    detector, extractor = Detector(bundle), Extractor(16_384, seed=1)
+    detections = [d for part in (calm, first, between, second) for d in detector.observe(extractor.push_frames(part))]
+    assert detector.counters["subjects_evicted"] > 0
+    assert any(d.t_ns > second[0][0] for d in detections)  # it has voted again
+    detections += detector.finish()
+    assert first[-1][0] in {d.t_ns for d in detections}
+
+
 def test_more_victims_than_are_remembered_are_counted(bundle):
     targets = range(0xC0A80000, 0xC0A80000 + MAX_SUBJECTS + 500)
     hits = steady((packet(CLOUD, t, mac=ROUTER_MAC, to_mac=PLUG_MAC) for t in targets), 10**18, 1000)

@@ -21,10 +21,10 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS, indices
-from edge_agent.contract.messages import MAX_DOCUMENT, encode
+from edge_agent.contract.messages import MAX_PAYLOAD, MAX_STORED, encode
 from edge_agent.delivery.suppressions import Suppressions
 from edge_agent.detection.detector import Detector
-from edge_agent.detection.devices import MAX_DEVICES, MAX_LISTED, Devices
+from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
@@ -138,9 +138,39 @@ def test_devices_and_their_document_have_bounds(bundle):
     assert devices.counts["devices_forgotten"] == 49
     assert 1 in devices.known()  # it has learnt
     assert set(range(2, 51)).isdisjoint(devices.known())  # the least recently seen of those that are still learning
-    document = devices.document(BEGIN)
-    assert (len(document["devices"]), document["not_listed"]) == (MAX_LISTED, MAX_DEVICES - MAX_LISTED)
-    assert len(encode(document, MAX_DOCUMENT)) < MAX_DOCUMENT
+    for most, fewest in ((MAX_PAYLOAD, 40), (MAX_STORED, 300)):
+        document = devices.document(BEGIN, most_bytes=most)
+        assert len(document["devices"]) >= fewest
+        assert len(document["devices"]) + document["devices_left_out"] == MAX_DEVICES
+        assert most - 500 < len(encode(document, MAX_STORED)) <= most
+
+
+def test_devices_that_need_a_look_are_in_the_document_whatever_their_number_and_the_order_is_stable(bundle):
+    """256 devices with the longest names, of which one that is learning and one under alarm have the highest MACs."""
+    macs = range(0x020000000001, 0x020000000101)
+    devices = Devices(bundle, names={mac_text(mac): "📷" * 64 for mac in macs}, min_s=60.0)
+    for mac in macs[:-1]:
+        limits = devices.limits_of(mac, BEGIN)
+        for minute in range(20):
+            limits.see(np.full(200, 0.1), np.zeros(200), np.zeros(200, dtype=bool))
+            limits.end_minute(BEGIN + (minute + 1) * MINUTE)
+        assert limits.state == "active"
+    devices.limits_of(macs[-1], BEGIN)
+    document = devices.document(BEGIN, alarmed={macs[-2]})
+    payload = encode(document)
+    assert len(payload) <= MAX_PAYLOAD
+    first = document["devices"][:3]
+    assert [(d["mac"], d["state"], d.get("alarmed")) for d in first] == [
+        (mac_text(macs[-2]), "active", True),
+        (mac_text(macs[-1]), "learning", None),
+        (mac_text(macs[0]), "active", None),
+    ]
+    assert document["devices_left_out"] == 256 - len(document["devices"]) > 100
+    assert document["count"] == {"learning": 1, "active": 255, "stale": 0}
+    for mac in reversed(macs[:-1]):  # seen again in another order
+        devices.limits_of(mac, BEGIN + 30 * MINUTE)
+    again = devices.document(BEGIN + 30 * MINUTE, alarmed={macs[-2]})
+    assert [d["mac"] for d in again["devices"]] == [d["mac"] for d in document["devices"]]
 
 
 # -- what must not be learnt --
@@ -338,7 +368,7 @@ for i in range(began + 1, 10**9):
         own.end_minute(BEGIN + i * 60 * 10**9)
     devices.keep(devices.records(1e9, everything=True), 1e9)
     bundles.replace_file(seen_path(state.path), extractor.save_seen())
-    allowed.add(Suppression("mute", f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}", 1e9, 2e9), 1e9, 0.0)
+    allowed.add(Suppression("mute", f"02:00:00:00:{i >> 8 & 255:02x}:{i & 255:02x}", 1e9, 1e9 + 9e5), 1e9, 0.0)
     print(i, flush=True)
 """
 

@@ -34,6 +34,8 @@ def rows(hits: list[bool], begin_s: float = 0.0, packets: int = 1) -> dict:
         "t_ns": (begin_s * S + np.arange(n) * S).astype(np.int64),
         "packets": np.full(n, packets),
         "sizes": np.full(n, 60 * packets),
+        "targets": np.where(flags, 7 << 16 | 80, 0),
+        "grown": flags,
         "classes": np.where(flags[:, None], [0.25, 0.75], 0.0),
         "profiles": np.zeros((n, 14)),
     }
@@ -87,7 +89,7 @@ def test_a_window_of_quiet_rows_is_what_it_would_be_if_they_were_added_one_by_on
             eager.settle()
         at += size
     lazy.settle()
-    for name in ("full", "hits", "counted", "t_ns", "packets", "bytes", "classes"):
+    for name in ("full", "hits", "counted", "t_ns", "packets", "bytes", "targets", "grown", "classes"):
         assert (getattr(lazy, name) == getattr(eager, name)).all(), name
     assert len(lazy.t_ns) <= 5
     assert lazy.hits.sum() == max(3 - max(at - 2, 0), 0) * flagged_first

@@ -35,6 +35,7 @@ def alert(
         device=AlertDevice(mac=mac, ip=ip),
         role=role,
         class_name="anomaly",
+        kind="other",
         confidence=0.9,
         score=2.0,
         threshold=1.0,
