@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,9 @@ EXAMPLE = "botwatch collector command gw-001 mute device=cam-entrance for=2h --c
 
 _TONES: dict[str, Tone] = {"ok": "", "refused": "bad", "failed": "bad", "skipped": "quiet"}
 """Words for what became of a command at a gateway."""
+
+_SILENT = {"stopped": "its agent was stopped", "unknown": "no agent has connected for it"}
+"""States of gateways that get no command unless they are named, and the reason."""
 
 _SEVERAL = ("--all", "--site")
 """Options that stand for the names of gateways."""
@@ -85,22 +88,22 @@ def run(prog: str, arguments: argparse.Namespace, config: CollectorConfig) -> in
         id_ = f"{time.time_ns():x}.{secrets.token_hex(4)}"
         who = {"by": getpass.getuser()[:64], "ts": format_time(time.time_ns())}
         command = Command.read(arguments.verb, {"id": id_, **who, **pairs})
-        gateways, stopped = _gateways(arguments, config)
+        gateways, silent = _gateways(arguments, config)
         if len(gateways) == 1 and not (arguments.all or arguments.site is not None):
             return _one(prog, arguments, config, gateways[0], command)
         if command.parts_leaf:
             return refuse(prog, f"{command.verb}: an alert is one gateway's; name that gateway only")
-        return _several(prog, arguments, config, gateways, stopped, command)
+        return _several(prog, arguments, config, gateways, silent, command)
     except MessageError as error:
         return refuse(prog, error)
     except OrderError as error:
         return refuse(prog, error, FAILED)
 
 
-def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[list[str], list[str]]:
-    """Return the gateways that are meant, each once; and those found in the database whose agent was stopped."""
+def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[list[str], dict[str, str]]:
+    """Return the gateways that are meant, each once; and those found in the database that cannot reply, and why."""
     if not (arguments.all or arguments.site is not None):
-        return list(dict.fromkeys(check_id(gateway) for gateway in arguments.gateway.split(","))), []
+        return list(dict.fromkeys(check_id(gateway) for gateway in arguments.gateway.split(","))), {}
     if arguments.all and arguments.site is not None:
         raise MessageError("--all and --site exclude each other")
     try:
@@ -111,8 +114,10 @@ def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[l
     gateways = [state.gateway for state in states] if arguments.all else find_site(arguments.site, states)
     if not gateways:
         raise OrderError("no gateways are known: none has sent anything that is stored")
-    stopped = {state.gateway for state in states if state.state == "stopped"}
-    return [name for name in gateways if name not in stopped], [name for name in gateways if name in stopped]
+    silent = {state.gateway: _SILENT[state.state] for state in states if state.state in _SILENT}
+    return [name for name in gateways if name not in silent], {
+        name: silent[name] for name in gateways if name in silent
+    }
 
 
 def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gateway: str, command: Command) -> int:
@@ -138,7 +143,7 @@ def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gate
 
 
 class _Skipped(OrderError):
-    """A command that was not sent because the gateway's agent was stopped, by people: there is nobody to reply."""
+    """A command that was not sent because there is nobody to reply."""
 
 
 def _several(
@@ -146,17 +151,17 @@ def _several(
     arguments: argparse.Namespace,
     config: CollectorConfig,
     gateways: Sequence[str],
-    stopped: Sequence[str],
+    silent: Mapping[str, str],
     command: Command,
 ) -> int:
     """Order several gateways; print a line for each, as they reply, and a last one with how many did what."""
     terminal = Terminal.of(utc=arguments.utc)
-    columns = gateway_room([*gateways, *stopped], terminal)
+    columns = gateway_room([*gateways, *silent], terminal)
     if not arguments.json:
         words = " ".join([command.verb, *arguments.pairs])
         note(f"{prog}: {words!r} goes to {len(gateways)} gateways")
     outcomes: Counter[str] = Counter()
-    skipped = ((gateway, _Skipped("its agent was stopped")) for gateway in stopped)
+    skipped = ((gateway, _Skipped(reason)) for gateway, reason in silent.items())
     ordered = order_many(config.broker, gateways, command, arguments.timeout) if gateways else ()
     for gateway, outcome in chain(skipped, ordered):
         if isinstance(outcome, _Skipped):
@@ -177,7 +182,7 @@ def _several(
         put(head + terminal.paint(word, _TONES[word]) + rest, now=True)
     if not arguments.json:
         counted = [f"{outcomes[word]} {word}" for word in _TONES if outcomes[word] or word != "skipped"]
-        put(f"{', '.join(counted)} of {len(gateways) + len(stopped)}")
+        put(f"{', '.join(counted)} of {len(gateways) + len(silent)}")
     return OK if gateways and outcomes["ok"] == len(gateways) else FAILED
 
 

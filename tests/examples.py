@@ -84,32 +84,14 @@ ABOUT = {
 
 
 def section(alerts: dict[str, dict[str, Any]]) -> str:
-    """Return the part of docs/alerts.md that shows the examples, from its first block to the end of its table."""
+    """Return the part of docs/alerts.md that lists the examples: its table."""
     rows = [
         f"| [{name}](examples/alerts/{name}.json) | {about} | {context(alerts[name])['state']} "
         f"| {alerts[name]['alert']['severity']} | {context(alerts[name])['explanation']} |"
         for name, about in ABOUT.items()
     ]
     head = ["| file | about | state | severity | explanation |", "|---|---|---|---|---|"]
-    return "\n".join(["```json", *wrapped(alerts["new"]), "```", "", *head, *rows, ""])
-
-
-def wrapped(value: dict[str, Any], depth: int = 1, width: int = 118) -> list[str]:
-    """Return an object as lines of JSON: what does not fit on one goes on below, and large objects are opened."""
-    lines, line = ["{"], " " * depth
-    for number, (key, inner) in enumerate(value.items(), 1):
-        comma = "," if number < len(value) else ""
-        text = f"{json.dumps(key)}: {json.dumps(inner, ensure_ascii=False)}{comma}"
-        if line.strip() and len(line) + len(text) >= width:
-            lines, line = [*lines, line], " " * depth
-        if isinstance(inner, dict) and len(text) > width - depth:
-            opened = wrapped(inner, depth + 1)
-            lines += [line] if line.strip() else []
-            lines += [" " * depth + f"{json.dumps(key)}: {{", *opened[1:-1], " " * depth + "}" + comma]
-            line = " " * depth
-            continue
-        line += (" " if line.strip() else "") + text
-    return [*lines, *([line] if line.strip() else []), " " * (depth - 1) + "}"]
+    return "\n".join([*head, *rows, ""])
 
 
 def main(bundle: Path, captures: Path) -> None:
@@ -121,7 +103,7 @@ def main(bundle: Path, captures: Path) -> None:
             (ALERTS / f"{name}.json").write_text(json.dumps(alert, indent=1, ensure_ascii=False) + "\n")
     document = ALERTS.parents[1] / "alerts.md"
     before, heading, rest = document.read_text().partition("### Examples\n")
-    words, _, _ = rest.partition("```json\n")
+    words, _, _ = rest.partition("| file |")
     _, _, after = rest.partition("\n\nAn episode is ")
     document.write_text(f"{before}{heading}{words}{section(read_all())}\nAn episode is {after}")
 

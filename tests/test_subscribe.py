@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -83,10 +82,7 @@ def test_an_example_is_what_an_agent_of_this_version_writes(name):
 
 
 def test_the_document_shows_the_examples_as_they_are():
-    text = (ROOT / "docs/alerts.md").read_text()
-    assert section(EXAMPLES) in text
-    (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert json.loads(block) == EXAMPLES["new"]
+    assert section(EXAMPLES) in (ROOT / "docs/alerts.md").read_text()
 
 
 # --- the consumers ---

@@ -177,40 +177,15 @@ class Devices:
         }
         left = most_bytes - len(encode(document, most_bytes))
         for mac in ranked:
-            entry = self._entry(mac, known[mac]) | ({"alarmed": True} if mac in alarmed else {})
+            entry = _entry(mac, known[mac], self._names.get(mac_text(mac)), self._decision.full.limit) | (
+                {"alarmed": True} if mac in alarmed else {}
+            )
             left -= len(encode(entry)) + len(",")
             if left < 0:
                 break
             document["devices"].append(entry)
         document["devices_left_out"] -= len(document["devices"])
         return document
-
-    def _entry(self, mac: int, limits: DeviceLimits) -> dict[str, Any]:
-        score, counts = limits.factors()
-        since = limits.stale_ns or limits.learnt_ns or limits.first_ns
-        entry: dict[str, Any] = {"mac": mac_text(mac)}
-        if name := self._names.get(mac_text(mac)):
-            entry["name"] = clean(name, 64)
-        entry |= {
-            "state": limits.state,
-            "since": format_time(since),
-            "percent": int(100 * limits.progress),
-            "packets": limits.rows,
-            "minutes": limits.minutes,
-            "limit": float(f"{self._decision.full.limit * score:.4g}"),  # of the score
-            "score_times": round(score, 2),  # the model's own limit, and its bounds of the counts
-            "counts_times": round(counts, 2),
-            "capped": limits.capped,
-        }
-        if limits.sample:
-            entry["kept_runs"] = len(limits.sample.bursts)
-        if limits.carried:
-            entry["calibrated_from"] = f"{limits.carried} kept rows"
-        if limits.left_out:
-            entry["minutes_left_out"] = limits.left_out
-        if limits.refused:
-            entry["reason"] = limits.refused
-        return entry
 
     def records(self, now_s: float, *, everything: bool = False) -> Records:
         """Return what is to be stored of each device that has changed: for `keep`, which another thread may call."""
@@ -494,3 +469,32 @@ def _parts(record: bytes) -> tuple[dict[str, Any], NDArray[Any]]:
     (length,) = _HEAD.unpack_from(unpacked)
     end = _HEAD.size + length
     return json.loads(unpacked[_HEAD.size : end]), np.frombuffer(unpacked[end:], dtype=MINUTE)[-MAX_MINUTES:]
+
+
+def _entry(mac: int, limits: DeviceLimits, name: str | None, limit: float) -> dict[str, Any]:
+    """Return what the document says of a device; ``limit`` is the model's own limit of the score."""
+    score, counts = limits.factors()
+    since = limits.stale_ns or limits.learnt_ns or limits.first_ns
+    entry: dict[str, Any] = {"mac": mac_text(mac)}
+    if name:
+        entry["name"] = clean(name, 64)
+    entry |= {
+        "state": limits.state,
+        "since": format_time(since),
+        "percent": int(100 * limits.progress),
+        "packets": limits.rows,
+        "minutes": limits.minutes,
+        "limit": float(f"{limit * score:.4g}"),  # of the score
+        "score_times": round(score, 2),  # the model's own limit, and its bounds of the counts
+        "counts_times": round(counts, 2),
+        "capped": limits.capped,
+    }
+    if limits.sample:
+        entry["kept_runs"] = len(limits.sample.bursts)
+    if limits.carried:
+        entry["calibrated_from"] = f"{limits.carried} kept rows"
+    if limits.left_out:
+        entry["minutes_left_out"] = limits.left_out
+    if limits.refused:
+        entry["reason"] = limits.refused
+    return entry

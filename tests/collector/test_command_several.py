@@ -114,11 +114,13 @@ def test_all_and_a_site_are_those_that_the_database_knows(tmp_path, capsys, db):
         assert heard == []
         store = AlertStore(db)
         store.save([Arrival((f"gw-00{n}", Status("stopped", "b", "0.1.0", 5)), 6) for n in (2, 3)])
+        store.save([Arrival(GatewayDocument("gw-004", "health", 6, {}), 6, '{"site": "plant-c", "counters": {}}')])
         store.close()
         status, lines, _ = order(capsys, broker, "--all", "status", "--db", db)
         assert (status, [gateway for gateway, _ in heard]) == (0, ["gw-001"])
         assert lines[0] == "gw-002  skipped: its agent was stopped"
-        assert lines[-1] == "1 ok, 0 refused, 0 failed, 2 skipped of 3"
+        assert lines[2] == "gw-004  skipped: no agent has connected for it"
+        assert lines[-1] == "1 ok, 0 refused, 0 failed, 3 skipped of 4"
         status, lines, _ = order(capsys, broker, "--site", "plant-b", "status", "--json", "--db", db)
         skipped = {"gateway": "gw-003", "ok": False, "skipped": True, "error": "its agent was stopped"}
         assert (status, [json.loads(line) for line in lines]) == (1, [skipped])

@@ -139,6 +139,7 @@ places = st.sampled_from(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a machine that does much else
 @given(places, json_values)
 def test_any_value_in_any_place_is_accepted_and_storable_or_refused(place, value):
     try:

@@ -16,6 +16,7 @@ import pytest
 
 from collector.store import AlertStore
 from edge_agent.config import LIVE, AgentConfig, changed
+from edge_agent.contract import alertid
 from edge_agent.contract.captures import mac_text
 from edge_agent.delivery.outbox_table import OutboxTable
 from edge_agent.state import State
@@ -233,18 +234,18 @@ def test_a_test_alert_goes_the_whole_way_marked_and_is_counted_nowhere(site: Sit
     done = botwatch(site.wire, "agent", "test-alert", "--config", config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no agent is running" in done.stdout
-    wait_until(lambda: len(site.collector.stored()) == 6)
-    given = [json.loads(line) for line in site.listed("--json", "--last", "0").splitlines()]
+    wait_until(lambda: len(site.collector.stored()) == 8)
+    given = [json.loads(line) for line in site.listed("--json", "--events", "--last", "0").splitlines()]
     for alert in given:
         SCHEMA.validate(alert)
         assert alert["alert"]["signature_id"] == 9001000
         assert alert["alert"]["context"]["botwatch"]["test"] is True
-    assert [state(alert) for alert in given] == ["new", "end"] * 3
-    assert site.listed().count("TEST: nothing happened, sent by hand from gw-001") == 6
+    assert [state(alert) for alert in given] == ["new", "end"] * 4
+    assert site.listed("--events").count("TEST") == 8
     assert AlertStore(str(site.collector.db)).episodes() == []
     site.collector.end(signal.SIGTERM)
     assert "0 stored, 0 repeated, 0 rejected" in site.collector.said()
-    assert "6 tests" in site.collector.said()
+    assert "8 tests" in site.collector.said()
 
 
 @needs_mosquitto
@@ -306,6 +307,10 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         assert done.returncode == 0, done.stderr
         assert out.read_bytes() == file.read_bytes()
         assert hashlib.sha256(out.read_bytes()).hexdigest() in done.stdout
+        out.unlink()
+        done = site.order("evidence", f"alert={alertid.short(id)}", *words[1:])
+        assert done.returncode == 0, done.stderr
+        assert out.read_bytes() == file.read_bytes()
         nobody = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44"
         done = site.order("evidence", f"alert={nobody}", *words[1:3])
         assert done.returncode == 1
