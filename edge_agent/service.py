@@ -49,7 +49,7 @@ def run(
 
     The watchdog of the service manager is notified from this very loop, so that an agent whose loop hangs is restarted.
     """
-    systemd = ServiceNotifier()
+    systemd, clock = ServiceNotifier(), ClockSteps()
     learning = LearningStore(
         lambda: agent.devices, agent.extractor, publisher, save_s, alarmed=lambda: agent.alerter.alarmed
     )
@@ -60,19 +60,14 @@ def run(
 
     def take(source: Source) -> int:
         rows = agent.extractor.push(source, BATCH)
-        follow_clock()  # after the packets were taken: none of them is from after a step that is not noticed here
+        _follow(
+            clock, agent
+        )  # after the packets were taken: none of them is from after a step that is not noticed here
         if len(rows):
             health.look(rows)
             for alert in agent.judge(rows):
                 give(alert)
         return len(rows)
-
-    clock = ClockSteps()
-
-    def follow_clock() -> None:
-        if step_ns := clock.forward():
-            logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
-            agent.clock_set_forward(step_ns)
 
     gc.collect()
     give_back_memory()
@@ -178,6 +173,13 @@ class ClockSteps:
         lead_ns = self._wall() - self._steady()
         step_ns, self._lead_ns = lead_ns - self._lead_ns, lead_ns
         return step_ns if step_ns >= STEP_NS else 0
+
+
+def _follow(clock: ClockSteps, agent: Agent) -> None:
+    """Let the agent know when the system's clock was set forward."""
+    if step_ns := clock.forward():
+        logger.warning("the system's clock was set forward by %.0f s; what is learnt goes on", step_ns / 1e9)
+        agent.clock_set_forward(step_ns)
 
 
 class ServiceNotifier:

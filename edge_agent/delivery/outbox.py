@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from edge_agent.contract.messages import MAX_PAYLOAD
 from edge_agent.delivery.outbox_table import STRIKES, OutboxTable
-from edge_agent.state import State, StateUnwritableError
+from edge_agent.state import State, StateError, StateUnwritableError
 
 logger = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class Outbox:
     def _set_aside(self) -> dict[int, int]:
         """Return the bytes of each row that is set aside, as far as the disk can be read."""
         if not self._aside_read:
-            with self._lock, suppress(StateUnwritableError):  # whoever uses the disk next reports it
+            with self._lock, suppress(StateError):  # closed at the end, or whoever uses the disk next reports it
                 stored = {row: size for row, size in self._table.set_aside() if row not in self._unmarked}
                 unstored = {row: size for row, size in self._aside.items() if row < 0 or row in self._aside_unstored}
                 self._aside, self._aside_read = unstored | stored, True

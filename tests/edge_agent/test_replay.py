@@ -37,7 +37,7 @@ def test_a_running_agent_keeps_its_connection_its_status_and_its_state(
 ) -> None:
     with make(tmp_path / "broker") as broker, closing(State(tmp_path / "box.sqlite")) as state:
         assert state.claim()
-        link = Link(config_of(broker), Outbox(state), gateway="gw-001", agent="0.1.0", commands=True)
+        link = Link(config_of(broker), Outbox(state), gateway="gw-001", agent="0.1.0")
         listener = Listener(broker)
         with in_thread(link.run):
             wait_until(lambda: listener.states() == ["online"])

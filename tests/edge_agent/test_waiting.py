@@ -24,6 +24,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.alert import ModelInfo
 from edge_agent.delivery.alerts import Alerter
+from edge_agent.delivery.outbox import Outbox
 from edge_agent.service import ClockSteps
 from edge_agent.state import State
 from tests.broker import wait_until
@@ -347,7 +348,7 @@ def test_a_state_file_on_a_disk_that_is_still_read_only_is_waited_for_and_nothin
     with closing(State(tmp_path / "box.sqlite")) as stored:
         alert = Alerter("gw-001", "", ModelInfo("1"), "0.1.0").test_alerts(time.time_ns(), "somebody")[0]
         payload = json.dumps(alert.document()).encode()
-        stored.outbox_put([], 10, 1 << 20, {alert.id: ("botwatch/v1/gw/gw-001/alert", payload)})
+        Outbox(stored).put([], {alert.id: ("botwatch/v1/gw/gw-001/alert", payload)})
     (tmp_path / "state").mkdir()
     config = f"outbox: {{path: {tmp_path / 'state' / 'box.sqlite'}}}\nbroker: {{host: 127.0.0.1, port: 9}}\n"
     with agent(wire, home, tmp_path, config=config, under=["unshare", "-m", "sh", "-c", BOOTING, "sh", str(tmp_path)]):
