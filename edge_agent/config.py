@@ -14,6 +14,7 @@ from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bounds import CHECK_IN_LEARN_S, DEVICE_LEARN_S, KEPT_ROWS_BYTES, VOTE_LATE_S
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.captures import mac_text, parse_mac
+from edge_agent.contract.cli import unknown
 from edge_agent.contract.commands import VERBS
 from edge_agent.contract.messages import MAX_PAYLOAD, check_id
 from edge_agent.contract.networks import Networks
@@ -188,7 +189,7 @@ class AgentConfig:
         check_id(self.gateway)
         for verb in self.commands:
             if verb not in VERBS:
-                raise ValueError(f"commands: {verb[:40]!r} is none of {', '.join(VERBS)}")
+                raise ValueError(f"commands: {unknown('command', verb[:40], VERBS)}")
         with _of("networks"):
             Networks.parse(self.networks)
         with _of("names"):

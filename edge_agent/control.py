@@ -367,7 +367,8 @@ class Control:
             raise CommandRefused("through the broker a command must name one device")
         if for_s > most_s:
             raise CommandRefused(
-                f"made through the broker it lasts at most {most_s:.0f} s (control.remote_hours), not {for_s:.0f}"
+                f"made through the broker it lasts at most {most_s / 3600:g} h (control.remote_hours), "
+                f"not {for_s / 3600:g}"
             )
         if device in own_addresses():
             raise CommandRefused(
@@ -382,7 +383,7 @@ class Control:
     def _unmute(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         if "entry" in command.arguments:
             return self._drop("mute", [command.arguments["entry"]])
-        device = self._device_or_all(command.arguments["device"])
+        device = self._about(command.arguments).device
         active = self.suppressions.active().items()
         mutes = [number for number, entry in active if entry.verb == "mute" and entry.device == device]
         if not mutes:

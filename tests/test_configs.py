@@ -173,7 +173,7 @@ def test_a_value_out_of_bounds_is_refused_by_its_key(role, path, field, hint):
             "agent.yaml [capture]: interfaces: an interface is named twice",
         ),
         ("agent.yaml", "capture: {interfaces: [a/b]}", "agent.yaml [capture]: interfaces: 'a/b' cannot be"),
-        ("agent.yaml", "commands: [reboot]", "agent.yaml: commands: 'reboot' is none of status,"),
+        ("agent.yaml", "commands: [reboot]", "agent.yaml: commands: unknown command 'reboot'"),
         ("agent.yaml", "networks: [home]", "agent.yaml: networks: 'home' does not"),
         ("agent.yaml", "names: {cam: x}", "agent.yaml: names: mac: 'cam' is not a MAC address"),
         ("agent.yaml", "gateway: GW 1", "agent.yaml: gateway 'GW 1': "),

@@ -130,7 +130,7 @@ def _classes(value: object) -> tuple[str, ...]:
         raise MessageError("expected a list of classes")
     for name in value:
         if name not in known:
-            raise MessageError(f"{str(name)[:40]!r} is none of {', '.join(known)}")
+            raise MessageError(unknown("class", str(name)[:40], known))
     return tuple(dict.fromkeys(value))
 
 
@@ -139,7 +139,7 @@ def _kinds(value: object) -> tuple[str, ...]:
         raise MessageError("expected a list of kinds")
     for name in value:
         if name not in KINDS:
-            raise MessageError(f"{str(name)[:40]!r} is none of {', '.join(KINDS)}")
+            raise MessageError(unknown("kind", str(name)[:40], KINDS))
     return tuple(dict.fromkeys(value))
 
 
@@ -291,7 +291,11 @@ VERBS: Mapping[str, Verb] = {
         arguments={
             "entry": _ENTRY,
             "device": replace(
-                _DEVICE, parse=_parse_device, option="", metavar="MAC|NAME|all", help="the device as it was muted"
+                _DEVICE,
+                parse=_parse_device,
+                option="",
+                metavar="MAC|NAME|ALERT-ID|all",
+                help="the device, or an alert of it, as it was muted",
             ),
         },
         one_of=("entry", "device"),

@@ -32,11 +32,26 @@ def lines(reply: Reply, running: bool = True, width: int = UNLIMITED, utc: bool 
     result = dict(reply.result or {})
     if reply.verb == "status":
         return list(_status(result, running, width, utc))
-    words = ", ".join(
-        f"{key} {_spelt(key, value, utc)}" for key, value in result.items() if value not in ([], "", None)
-    )
     after = [] if running else ["no agent is running: this takes effect at its next start"]
-    return [line for text in (words or "done", *after) for line in wrapped(text, width, "  ")]
+    return [line for text in (_sentence(reply.verb, result, utc), *after) for line in wrapped(text, width, "  ")]
+
+
+def _sentence(verb: str, result: Mapping[str, Any], utc: bool) -> str:
+    """Return the result of a command in words; one that this version does not know, as its keys and values."""
+    match verb, result:
+        case (("allow" | "mute"), {"entry": int(entry), "suppressed": str(about), "until": str(until)}):
+            note = f"; {result['note']}" if result.get("note") else ""
+            return f"suppressed until {spelt_locally(until, utc)} (entry {entry}): {about}{note}"
+        case (("unallow" | "unmute"), {"ended": [*ended]}):
+            return f"ended: {verb.removeprefix('un')} {_spelt('ended', ended, utc)}"
+        case "learn", {"device": str(device), "state": "learning"}:
+            return f"{device} is learnt anew"
+        case "replay", {"alerts": int(count), "since": str(since)}:
+            return f"sent again: {_several(count, 'alert')} since {spelt_locally(since, utc)}"
+        case "test-alert", {"id": str(id), "alerts": int(count)}:
+            return f"test alert {id} is made ({_several(count, 'message')}); `botwatch collector alerts` lists it"
+    values = {key: value for key, value in result.items() if value not in ([], "", None)}
+    return ", ".join(f"{key} {_spelt(key, value, utc)}" for key, value in values.items()) or "done"
 
 
 def _spelt(key: str, value: object, utc: bool) -> str:
@@ -123,9 +138,9 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
 
 
 def _interface(one: Mapping[str, Any], utc: bool) -> str:
-    captured = "captured" if one.get("captured") else "not captured"
+    captured = "has been captured" if one.get("captured") else "has not been captured"
     reason = f": {one['reason']}" if one.get("reason") else ""
-    return f"interface {one.get('name', '?')} is {captured} since {spelt_locally(one.get('since', '?'), utc)}{reason}"
+    return f"interface {one.get('name', '?')} {captured} since {spelt_locally(one.get('since', '?'), utc)}{reason}"
 
 
 def _several(count: object, thing: str) -> str:
@@ -227,14 +242,17 @@ def _suppressions(
         head = f"{kind} {names[device]} ({device})" if device in names else f"{kind} {device}"
         until, hits, last = rest.pop("until", None), rest.pop("hits", 0), rest.pop("last_hit", None)
         reason, by, origin, since = (rest.pop(key, "") for key in ("reason", "by", "origin", "since"))
+        if about := rest.pop("about", ""):  # says in words what these say
+            rest = {key: value for key, value in rest.items() if key not in ("kinds", "classes", "port", "host")}
+            head += f": {about}"
         parts = [head + "".join(f", {key} {_spelt(key, value, utc)}" for key, value in rest.items())]
         parts += [f"until {spelt_locally(until, utc)}"] if until else []
         parts.append(
-            f"applied to {_several(hits, 'episode')}" + (f", last {spelt_locally(last, utc)}" if last else "")
+            f"{_several(hits, 'episode')} suppressed" + (f", the last {spelt_locally(last, utc)}" if last else "")
             if hits
-            else "not applied yet"
+            else "no episode suppressed yet"
         )
         maker = " ".join(filter(None, (str(by), f"({origin})" if origin else "")))
-        made = f"made by {maker or '?'} {spelt_locally(since, utc)}".rstrip()
+        made = f"made by {maker or '?'}" + (f" at {spelt_locally(since, utc)}" if since else "")
         parts.append(f"{made}: {reason}" if reason else made)
         yield from wrapped("; ".join(parts), width, " " * 6, f"{printable(number):>4}  "[: max(width, 20)])

@@ -189,7 +189,7 @@ def stored_id(folder: Path, text: str) -> str:
         ending = alertid.read(text)
         stored = files(folder) if folder.is_dir() else []
         ids = [path.stem for path in stored if alertid.ends(path.stem, ending)]
-        return alertid.the_one(ending, ids, f"no evidence of {ending} in {folder} ({len(stored)} others)")
+        return alertid.the_one(ending, ids, f"no evidence of {ending} in {folder} (captures there: {len(stored)})")
     except MessageError as error:
         raise EvidenceError(str(error)) from error
     except OSError as error:

@@ -38,7 +38,7 @@ def test_what_people_type_becomes_a_command_that_reads_back(verb, words, argumen
         ("mute", {"device": "cam", "for": "soon"}, "'soon' is not a duration"),
         ("mute", {"device": "cam", "until": "noon"}, "unknown key 'until'; known: id, alert, device, for_s, reason"),
         ("unmute", {"entry": "three"}, "entry: expected a whole number"),
-        ("allow", {"device": "cam", "classes": "benign", "reason": "x"}, "'benign' is none of anomaly"),
+        ("allow", {"device": "cam", "classes": "benign", "reason": "x"}, "unknown class 'benign'; known: anomaly"),
         ("evidence", {"alert": "x"}, "alert: 'x' is not the id of an alert"),
         ("unmute", {"entry": "1", "device": "cam"}, "one of entry, device and not entry and device"),
     ],

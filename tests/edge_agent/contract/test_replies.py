@@ -72,8 +72,8 @@ def test_the_state_comes_in_groups_of_one_order_with_counters_in_words():
     groups = [line.split()[0] for line in text[1:] if line and not line.startswith(" ")]
     assert groups == ["traffic", "scoring", "devices", "alerts", "delivery", "broker", "suppressions", "others"]
     assert "traffic       1,234.5 frames a second, 0.25 % dropped now" in text
-    assert "              interface br0 is captured since 2026-11-28 01:30:03 UTC" in text
-    assert "              interface wlan0 is not captured since 2026-11-28 03:30:03 UTC: it is down" in text
+    assert "              interface br0 has been captured since 2026-11-28 01:30:03 UTC" in text
+    assert "              interface wlan0 has not been captured since 2026-11-28 03:30:03 UTC: it is down" in text
     assert "   1,234,567  frames that were judged" in text
     (dropped,) = [line for line in text if "capture buffer was full" in line]
     assert dropped.startswith("          12  frames lost because the capture buffer was full: raise capture.buffer_mb")
@@ -83,7 +83,7 @@ def test_the_state_comes_in_groups_of_one_order_with_counters_in_words():
     (entry,) = [line for line in text if line.startswith("   3  ")]
     assert entry == (
         "   3  allow cam-entrance-of-the-north-wing (02:00:5e:10:00:02), classes mirai.scan, port 22; until 2026-12-28 "
-        "03:30:03 UTC; applied to 2 episodes; made by ann (local) 2026-11-28 03:30:03 UTC: backup job"
+        "03:30:03 UTC; 2 episodes suppressed; made by ann (local) at 2026-11-28 03:30:03 UTC: backup job"
     )
 
 
@@ -176,7 +176,44 @@ def test_another_reply_is_one_line_and_says_when_it_takes_effect():
     done = {"entry": 3, "device": MAC, "classes": [], "until": "2026-11-28T03:31:03.447814+0000"}
     assert lines(Reply("1", "mute", 0, done), utc=True) == [f"entry 3, device {MAC}, until 2026-11-28 03:31:03 UTC"]
     assert lines(Reply("1", "unmute", 0, {"ended": [3]}), running=False) == [
-        "ended 3",
+        "ended: mute 3",
         "no agent is running: this takes effect at its next start",
     ]
     assert lines(Reply("1", "learn", 0, {})) == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "result", "line"),
+    [
+        (
+            "mute",
+            {"entry": 3, "device": MAC, "suppressed": f"everything, cam ({MAC})", "until": HEALTH["ts"]},
+            f"suppressed until 2026-11-28 03:31:03 UTC (entry 3): everything, cam ({MAC})",
+        ),
+        (
+            "allow",
+            {"entry": 3, "device": MAC, "suppressed": f"scans to port 22, {MAC}", "until": HEALTH["ts"], "note": "so"},
+            f"suppressed until 2026-11-28 03:31:03 UTC (entry 3): scans to port 22, {MAC}; so",
+        ),
+        ("unmute", {"ended": [1, 2]}, "ended: mute 1, 2"),
+        ("unallow", {"ended": [4]}, "ended: allow 4"),
+        ("learn", {"device": MAC, "state": "learning"}, f"{MAC} is learnt anew"),
+        ("replay", {"alerts": 1, "since": HEALTH["ts"]}, "sent again: 1 alert since 2026-11-28 03:31:03 UTC"),
+        (
+            "test-alert",
+            {"id": "01936d2e", "alerts": 2},
+            "test alert 01936d2e is made (2 messages); `botwatch collector alerts` lists it",
+        ),
+        ("mute", {"entry": "\x1b[2J", "from_2031": 5}, "entry \\x1b[2J, from_2031 5"),
+        ("learn", {}, "done"),
+    ],
+)
+def test_a_reply_is_a_sentence_and_one_of_another_version_its_keys_and_values(verb, result, line):
+    assert lines(Reply("1", verb, 0, result), utc=True) == [line]
+
+
+def test_a_suppression_is_described_once():
+    """What it is about was listed in words, and then again as kinds and ports."""
+    entry = {"entry": 3, "kind": "allow", "device": MAC, "about": "scans to port 22", "kinds": ["scan"], "port": 22}
+    (line,) = [line for line in status({"allowed": [entry]}) if line.startswith("   3  ")]
+    assert line == f"   3  allow {MAC}: scans to port 22; no episode suppressed yet; made by ?"

@@ -131,7 +131,10 @@ def test_of_an_alert_a_kind_can_be_chosen_and_the_port_widened(gateway):
     assert not covered(gateway, both[0])
     with pytest.raises(CommandRefused, match="kinds or classes, not both"):
         gateway.order("allow", alert=alert, kinds=["scan"], classes=["mirai.scan"], reason="r")
-    for wrong, words in (({"kinds": ["raid"]}, "'raid' is none of flood, scan"), ({"port": 70_000}, "port: expected")):
+    for wrong, words in (
+        ({"kinds": ["raid"]}, "unknown kind 'raid'; known: flood, scan"),
+        ({"port": 70_000}, "port: expected"),
+    ):
         with pytest.raises(MessageError, match=words):
             gateway.order("allow", alert=alert, reason="r", **wrong)
 
@@ -266,7 +269,7 @@ def test_evidence_is_named_by_any_unique_end_of_its_id(tmp_path):
     assert stored_id(tmp_path, ids[0]) == ids[0]
     with pytest.raises(EvidenceError, match=f"2 alerts have an id that ends with c1e9a4: {ids[0]}, {ids[1]}; give"):
         fetch(tmp_path, "c1e9a4")
-    with pytest.raises(EvidenceError, match=r"no evidence of 777777 in .* \(2 others\)"):
+    with pytest.raises(EvidenceError, match=r"no evidence of 777777 in .* \(captures there: 2\)"):
         fetch(tmp_path, "777777")
 
 
@@ -277,8 +280,8 @@ def test_the_command_on_the_gateway_takes_endings_kinds_and_any_port(tmp_path, c
     where = ["--outbox", str(gateway.config.outbox.path)]
     assert main(["allow", alertid.short(alert), "--reason", "backup job", "--for", "7d", *where]) == 0
     out = capsys.readouterr().out
-    assert f"suppressed scans to port 22, {MAC}" in out
-    assert "until " in out
+    assert out.startswith("suppressed until ")
+    assert out.endswith(f" (entry 1): scans to port 22, {MAC}\n") or "no agent is running" in out
     words = ["--kind", "scan", "--kind", "flood", "--port", "any", "--reason", "r", "--json"]
     assert main(["allow", alertid.short(alert), *words, *where]) == 0
     suppressed = json.loads(capsys.readouterr().out)["suppressed"]
