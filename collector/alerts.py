@@ -101,12 +101,12 @@ class _Listing:
         self._print: Callable[[StoredAlert], None] = self._document if arguments.json else self._line
         self._after, self._follows = 0, bool(arguments.follow)
         self._terminal = Terminal.of(utc=arguments.utc)
+        self._gateways: set[str] = set()  # those whose ids have a column
         self._columns = 0
         self._states: dict[str, Status] | None = None  # of gateways; None where they are not shown
         self._states_due = 0.0
         if not arguments.json:
-            ids = [wanted.gateway] if wanted.gateway else store.gateway_ids()
-            self._columns = gateway_room(ids, self._terminal)
+            self._gateways |= {wanted.gateway} if wanted.gateway else set(store.gateway_ids())
             if self._follows:
                 self._states = {gateway: status for gateway, (status, _) in store.statuses().items()}
 
@@ -128,7 +128,9 @@ class _Listing:
     def go_on(self) -> int:
         """Print what has come since, and return how many alerts that are."""
         printed, newest = 0, self._store.newest_number()
-        self._terminal = Terminal.of(utc=self._terminal.utc)  # its width may have changed
+        before, self._terminal = self._terminal, Terminal.of(utc=self._terminal.utc)
+        if self._terminal != before:  # its width has changed
+            self._columns = 0
         for row in self._pages():
             self._after = row.n
             self._print(row)
@@ -147,7 +149,15 @@ class _Listing:
                 return
 
     def _line(self, row: StoredAlert) -> None:
-        put(alert_line(Alert.read(json.loads(row.document)), self._terminal, self._columns), now=self._follows)
+        alert = Alert.read(json.loads(row.document))
+        self._make_room(alert.gateway)
+        put(alert_line(alert, self._terminal, self._columns), now=self._follows)
+
+    def _make_room(self, *gateways: str) -> None:
+        """Widen the column of the gateways' ids where these need it, so that no two of them look alike."""
+        if not self._columns or not self._gateways.issuperset(gateways):
+            self._gateways.update(gateways)
+            self._columns = gateway_room(self._gateways, self._terminal)
 
     def _document(self, row: StoredAlert) -> None:
         put(json.dumps(_with_cursor(row)), now=self._follows)
@@ -159,6 +169,7 @@ class _Listing:
             if self._wanted.gateway not in ("", gateway) or (known and _same(known, status)):
                 continue
             before[gateway] = status
+            self._make_room(gateway)
             line = change_line(gateway, status, received_ns, self._terminal, self._columns, again=bool(known))
             put(line, now=True)
 

@@ -131,7 +131,17 @@ def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gate
             file.write_bytes(content)
         except OSError as error:
             return refuse(prog, error, FAILED, file=file)
-        say(f"{file}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        sha256 = hashlib.sha256(content).hexdigest()
+        if arguments.json:
+            result = {
+                "alert": (reply.result or {}).get("id"),
+                "file": str(file),
+                "bytes": len(content),
+                "sha256": sha256,
+            }
+            put(json.dumps(result, indent=1))
+        else:
+            say(f"{file}: {len(content):,} bytes, sha256 {sha256}")
         return OK
     if arguments.json:
         lines = json.dumps(reply.result, indent=1).split("\n")  # ASCII: a gateway's words must not move the cursor
@@ -159,7 +169,7 @@ def _several(
     columns = gateway_room([*gateways, *silent], terminal)
     if not arguments.json:
         words = " ".join([command.verb, *arguments.pairs])
-        note(f"{prog}: {words!r} goes to {len(gateways)} gateways")
+        note(f"{prog}: {words!r} goes to {len(gateways)} gateway{'' if len(gateways) == 1 else 's'}")
     outcomes: Counter[str] = Counter()
     skipped = ((gateway, _Skipped(reason)) for gateway, reason in silent.items())
     ordered = order_many(config.broker, gateways, command, arguments.timeout) if gateways else ()
@@ -203,7 +213,7 @@ def _brief(reply: Reply, utc: bool) -> str:
     if not isinstance(health, dict):
         return "running"
     model, episodes, waiting = (health.get(key, "?") for key in ("model", "episodes_open", "outbox_depth"))
-    return f"running, model {model}, {episodes} episodes open, {waiting} messages in the outbox"
+    return f"running, model {model}, open episodes: {episodes}, messages in the outbox: {waiting}"
 
 
 def _pair(verb: str, item: str) -> tuple[str, object]:

@@ -17,7 +17,7 @@ from collector.config import CollectorConfig
 from collector.store import AlertStore
 from edge_agent.contract.cli import OK, Parser, cells, note, put, refuse
 from edge_agent.contract.messages import MessageError, Status, format_time
-from edge_agent.contract.show import Terminal, Tone, gateway_cell, gateway_room, pad
+from edge_agent.contract.show import Terminal, Tone, distinct_room, gateway_cell, gateway_room, pad
 
 _FOLLOW_S = 1.0  # how often --follow looks
 _TONES: dict[str, Tone] = {"offline": "bad", "stopped": "quiet"}
@@ -37,7 +37,7 @@ class GatewayState:
     gateway: str
     site: str
     state: str  # online, offline, stopped, or unknown
-    seen_ns: int  # the last sign of life, Unix ns
+    seen_ns: int  # the last sign of life, Unix ns; 0 if there was none
     agent: str
     model: str
     devices: int | None
@@ -53,7 +53,7 @@ class GatewayState:
             "gateway": self.gateway,
             "site": self.site,
             "state": self.state,
-            "last_seen": format_time(self.seen_ns),
+            "last_seen": format_time(self.seen_ns) if self.seen_ns else None,
             "agent": self.agent,
             "model": self.model,
             "devices": self.devices,
@@ -174,7 +174,9 @@ def table(states: Sequence[GatewayState], terminal: Terminal, now_ns: int) -> It
             del columns[i], widths[i]
             rows = [row[:i] + row[i + 1 :] for row in rows]
     if terminal.width is not None:
-        _narrow(widths, [column.least for column in columns], terminal.width - gaps * (len(columns) - 1))
+        least = [column.least for column in columns]
+        least[0] = distinct_room([row[0] for row in rows], least[0], terminal)
+        _narrow(widths, least, terminal.width - gaps * (len(columns) - 1))
     for state, row in zip((None, *states), ([column.head for column in columns], *rows), strict=True):
         shown, tones = [], []
         for column, text, width in zip(columns, row, widths, strict=True):
@@ -268,7 +270,7 @@ def _follow(
     store: AlertStore, before: dict[str, tuple[str, str]], terminal: Terminal, as_json: bool, only: set[str]
 ) -> None:
     """Print each change of a gateway's state and boot from those ``before``: a line, or its JSON object anew."""
-    columns = gateway_room(list(before), terminal)
+    columns = gateway_room(before, terminal)
     while True:
         time.sleep(_FOLLOW_S)
         for gateway, (status, received_ns) in store.statuses().items():
@@ -276,6 +278,8 @@ def _follow(
             if before.get(gateway) == now or (only and gateway not in only):
                 continue
             known, before[gateway] = gateway in before, now
+            if not known:
+                columns = gateway_room(before, terminal)
             if as_json:
                 _print(
                     [state for state in gateway_states(store) if state.gateway == gateway], terminal, as_json, now=True

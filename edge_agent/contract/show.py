@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
@@ -24,7 +24,8 @@ Tone = Literal["bad", "warn", "quiet", "note", ""]
 _ROOMY = 100  # columns from which times have their year and columns two spaces between them
 _REASON = 12  # columns that the reason of an alert gets at least, at the expense of the device's addresses
 _NAME = 20  # columns of a name where there is little room
-_TITLE = 10  # columns of a class that are left where there is none for it and the device
+_TITLE = 10  # columns of a class that are left where there is none for it, the device and the port
+_SCRAP = 6  # columns below which a reason says nothing
 _GATEWAY = 10  # columns of a gateway's id where there is little room
 _STATE = 6
 _CODES: Mapping[Tone, str] = {"bad": "1;31", "warn": "33", "quiet": "2", "note": "36"}
@@ -84,6 +85,8 @@ class Terminal:
         if room is None or cells(text) <= room:
             return text
         dots = self._dots
+        if text.isascii():
+            text = text[: max(room - len(dots), 0)]
         while text and cells(text) > room - len(dots):
             text = text[:-1]
         return (text.rstrip() + dots)[: max(room, 0)]
@@ -91,12 +94,15 @@ class Terminal:
     def squeeze(self, text: str, room: int) -> str:
         """Return ``text`` in at most ``room`` columns; what is cut out of its middle is replaced by an ellipsis.
 
-        Names that differ in their last characters stay distinct.
+        Names that differ in their first or last characters stay distinct.
         """
         if cells(text) <= room:
             return text
-        half = (room - len(self._dots)) // 2
-        return self.cut(text, room - half) + text[len(text) - half :]
+        half = max((room - len(self._dots)) // 2, 0)
+        end = text[len(text) - half :]
+        while cells(end) > half:
+            end = end[1:]
+        return self.cut(text, room - half) + end
 
     def paint(self, text: str, tone: Tone) -> str:
         """Return ``text`` in the colour of ``tone``, if the terminal has colours."""
@@ -121,10 +127,26 @@ def reason(alert: Alert, *, brief: bool = False) -> str:
     return _BRACKETS.sub("", text.partition(";")[0]).replace(" a second", "/s") if brief else text
 
 
-def gateway_room(gateways: "list[str] | tuple[str, ...]", terminal: Terminal) -> int:
-    """Return the columns that the ids of these gateways need, as far as ``terminal`` has them."""
+def gateway_room(gateways: Collection[str], terminal: Terminal) -> int:
+    """Return the columns that the ids of these gateways need, as far as ``terminal`` has them.
+
+    No more than a third of it, even if some ids then look alike.
+    """
     most = max((len(gateway) for gateway in gateways), default=0)
-    return most if terminal.width is None else min(most, 2 * _GATEWAY if terminal.roomy else _GATEWAY)
+    if terminal.width is None:
+        return most
+    least = min(most, 2 * _GATEWAY if terminal.roomy else _GATEWAY)
+    return min(distinct_room(gateways, least, terminal), max(least, terminal.width // 3))
+
+
+def distinct_room(texts: Collection[str], least: int, terminal: Terminal) -> int:
+    """Return the columns, ``least`` or more, in which no two different texts are squeezed into the same one."""
+    different = set(texts)
+    most = max(map(cells, different), default=0)
+    for room in range(least, most):
+        if len({terminal.squeeze(text, room) for text in different}) == len(different):
+            return room
+    return max(least, most)
 
 
 def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> str:
@@ -163,7 +185,8 @@ def _title(alert: Alert, *, short: bool = False) -> str:
     if alert.test:
         return "TEST"
     info = CLASSES[alert.class_name]
-    title = info.title if info.kind or alert.kind == "other" else f"{info.title} ({alert.kind})"
+    title = info.title.removesuffix(" attack") if short and alert.class_name == "unknown" else info.title
+    title = title if info.kind or alert.kind == "other" else f"{title} ({alert.kind})"
     return f"{title} against" if alert.role == "victim" else title if short else f"{title} from"
 
 
@@ -202,7 +225,7 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
     room -= cells(title)
     if alert.test:
         return terminal.cut(title, whole), terminal.cut(f": nothing happened; {terminal.text(reason(alert))}", room)
-    names, port = _names(alert.device, terminal), _port(alert)
+    device, names, port = alert.device, _names(alert.device, terminal), _port(alert)
     names[0] = terminal.squeeze(names[0], 2 * _NAME if terminal.roomy else _NAME)
     brief = terminal.text(reason(alert, brief=True))
     for most in range(len(names), 0, -1):
@@ -213,10 +236,12 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
         before = f"{who}, {port}: " if port else f"{who}: "
         if room - cells(before) >= min(_REASON * (2 if most == 3 else 1), cells(brief)):
             return title, terminal.cut(before + brief, room)
-    who = f" {names[0]}"
-    title = terminal.cut(title, min(max(whole - cells(who), _TITLE), whole))
+    who, place = f" {names[0]}", f" {port}" if port else ""
+    title = terminal.cut(title, min(max(whole - cells(who + place), _TITLE), whole))
     room = whole - cells(title)
-    text = _with_port(f"{who}: {brief}", who, brief, port) if room > cells(who) + 4 else who
+    if device.name and cells(who + place) > room:
+        who = f" {terminal.squeeze(names[0], max(room - cells(place) - 1, _TITLE))}"
+    text = f"{who}{place}: {brief}" if room - cells(f"{who}{place}: ") >= _SCRAP else f"{who}{place}"
     return title, terminal.cut(text, room)
 
 

@@ -97,7 +97,7 @@ def test_all_and_a_site_are_those_that_the_database_knows(tmp_path, capsys, db):
     with Mosquitto(tmp_path / "broker") as broker, gateways(broker, answers) as heard:
         status, lines, _ = order(capsys, broker, "--all", "status", "--db", db)
         assert (status, lines[-1]) == (0, "3 ok, 0 refused, 0 failed of 3")
-        assert "gw-002  ok: running, model 7, 0 episodes open, 2 messages in the outbox" in lines
+        assert "gw-002  ok: running, model 7, open episodes: 0, messages in the outbox: 2" in lines
         heard.clear()
         assert order(capsys, broker, "--site=plant-a", "status", "--db", db)[0] == 0
         assert sorted(gateway for gateway, _ in heard) == ["gw-001", "gw-002"]

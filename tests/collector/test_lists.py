@@ -252,6 +252,20 @@ def test_followed_episodes_show_each_new_state_and_gateways_that_come_and_go(db)
     store.close()
 
 
+def test_a_gateway_that_comes_while_alerts_are_followed_is_named_in_its_alerts(tmp_path):
+    """The column was made for the gateways known at the start: on an empty database there was none."""
+    path = str(tmp_path / "c.sqlite")
+    store = AlertStore(path)
+    with following("alerts", "--db", path, "--follow") as lines:
+        store.save([stored(alert(8, gateway="gw-008", seq=1))])
+        assert " gw-008  " in lines.readline()
+        store.save([status("gateway-of-hall-9")])
+        assert " gateway-of-hall-9  online" in lines.readline()
+        store.save([stored(alert(9, gateway="gw-008", seq=1))])
+        assert " gw-008             " in lines.readline()
+    store.close()
+
+
 # -- gateways --
 
 
@@ -295,6 +309,20 @@ def test_a_gateway_is_a_line_with_what_it_said_last(fleet, capsys):
     assert "3 d ago" in narrow[2]
 
 
+def test_gateways_of_alike_ids_can_be_told_apart_in_a_narrow_terminal(tmp_path):
+    """Their numbers are in the middle of the id, which is what is cut out of a long one."""
+    path, now = str(tmp_path / "many.sqlite"), time.time_ns()
+    ids = [f"plant-west-hall-{n:02}-line-3" for n in range(12)]
+    health = {"model": "2026.11.28+1", "site": "plant-west", "outbox_depth": 10_000, "counters": {"dropped": 123_456}}
+    store = AlertStore(path)
+    for id in ids:
+        store.save([status(id, at_ns=now), document(id, "health", health, now)])
+    store.close()
+    lines = in_terminal(80, "collector", "gateways", "--db", path, NO_COLOR="1").splitlines()
+    assert len({line.split()[0] for line in lines[1:]}) == len(ids)
+    assert max(map(cells, lines)) <= 80
+
+
 def test_gateways_as_json_have_their_health(fleet, capsys):
     lines = [json.loads(line) for line in ask(capsys, "gateways", "--db", fleet, "--json")[1]]
     assert [line["gateway"] for line in lines] == ["gw-001", "gw-002", "gw-003"]
@@ -302,6 +330,8 @@ def test_gateways_as_json_have_their_health(fleet, capsys):
     assert (first["state"], first["devices"], first["devices_learning"], first["dropped"]) == ("online", 7, 1, 1204)
     assert first["health"]["drop_pct"] == 0.5
     assert lines[1]["health"] is None
+    AlertStore(fleet).save([stored(alert(1, gateway="gw-009"))])  # as a replay leaves it
+    assert json.loads(ask(capsys, "gateways", "gw-009", "--db", fleet, "--json")[1][0])["last_seen"] is None
     assert lines[2]["devices"] == 9  # from its health, since nothing is known of what it has learnt
 
 

@@ -308,8 +308,10 @@ def test_evidence_comes_through_the_broker_as_the_pcap_that_is_on_the_gateway(
         assert out.read_bytes() == file.read_bytes()
         assert hashlib.sha256(out.read_bytes()).hexdigest() in done.stdout
         out.unlink()
-        done = site.order("evidence", f"alert={alertid.short(id)}", *words[1:])
+        done = site.order("evidence", f"alert={alertid.short(id)}", *words[1:], "--json")
         assert done.returncode == 0, done.stderr
+        written = {"alert": id, "file": str(out), "bytes": file.stat().st_size}
+        assert json.loads(done.stdout) == written | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         assert out.read_bytes() == file.read_bytes()
         nobody = "01a20937-03cb-7c3e-9f10-0c5a7c1e9a44"
         done = site.order("evidence", f"alert={nobody}", *words[1:3])

@@ -15,7 +15,7 @@ import pytest
 
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.cli import cells
-from edge_agent.contract.show import Terminal, alert_line, gateway_room, reason
+from edge_agent.contract.show import Terminal, alert_line, gateway_cell, gateway_room, reason
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = json.loads((ROOT / "tests" / "data" / "alert.example.json").read_text())
@@ -45,7 +45,7 @@ def test_a_pipe_gets_everything_with_times_in_utc_or_in_the_local_zone():
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (80, "11-23 16:22 UTC gw-001 new    7c1e9a44 Mirai scan cam-entrance: opens 160 new c…"),
+        (80, "11-23 16:22 UTC gw-001 new    7c1e9a44 Mirai scan cam-entrance port 23: opens 1…"),
         (
             120,
             "2026-11-23 16:22:10 UTC  gw-001  new     7c1e9a44  Mirai scan from cam-entrance b8:27:eb:12:34:56, "
@@ -77,10 +77,40 @@ def test_no_name_is_wider_than_the_terminal_or_obeyed_by_it(width, name, ip, tes
 
 def test_where_there_is_little_room_a_device_without_a_name_is_its_mac_and_a_victim_its_address():
     terminal = Terminal(80, utc=True)
-    assert "Mirai scan b8:27:eb:12:34:56: " in alert_line(alert({"mac": "b8:27:eb:12:34:56", "ip": "::1"}), terminal)
+    assert "Mirai scan b8:27:eb:12:34:56 port 23: " in alert_line(
+        alert({"mac": "b8:27:eb:12:34:56", "ip": "::1"}), terminal
+    )
     victim = alert({"ip": "192.168.1.9"}, role="victim", **{"class": "mirai.udp"})
     assert "Mirai udp flood against 192.168.1.9" in alert_line(victim, terminal)
-    assert "Mirai scan an unknown device: " in alert_line(alert({"name": ""}), terminal)
+    assert "Mirai scan an unknown device port 23: " in alert_line(alert({"name": ""}), terminal)
+
+
+@pytest.mark.parametrize("class_name", ["mirai.scan", "unknown", "anomaly", "gafgyt.tcp_udp"])
+@pytest.mark.parametrize("gateway", ["gw-001", "plant-west-hall-02-line-3"])
+@pytest.mark.parametrize("name", ["", "cam", "doorbell at the north entrance of hall 0", "門" * 30])
+def test_eighty_columns_name_the_port_and_who_it_is(class_name, gateway, name):
+    """The reason names the port, too, but was cut before it."""
+    device = {"mac": "b8:27:eb:12:34:56", "ip": "192.168.1.57", **({"name": name} if name else {})}
+    shown = alert(device, gateway=gateway, kind="scan", **{"class": class_name})
+    terminal = Terminal(80, utc=True)
+    line = alert_line(shown, terminal, gateway_room(["gw-001", gateway], terminal))
+    assert "port 23" in line
+    assert cells(line) <= 80
+    if not name:
+        assert "b8:27:eb:12:34:56" in line
+
+
+def test_gateways_that_are_cut_can_still_be_told_apart():
+    """Sites number their halls in the middle of an id, which is where it is cut."""
+    ids = [f"plant-west-hall-{n:02}-line-3" for n in range(50)]
+    for width in (80, 100, 132):
+        terminal = Terminal(width)
+        columns = gateway_room(ids, terminal)
+        assert columns <= width // 3
+        assert len({gateway_cell(id, terminal, columns) for id in ids}) == len(ids)
+    assert gateway_room(["x" * 63, "x" * 62 + "y"], Terminal(80)) == 10
+    assert gateway_room(["x" * 40 + "1" + "x" * 22, "x" * 63], Terminal(80)) == 26  # no more than a third
+    assert gateway_room([], Terminal(80)) == 0
 
 
 def test_the_brief_reason_is_the_first_statement_and_a_missing_one_is_the_score():
