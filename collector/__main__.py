@@ -92,7 +92,7 @@ def parser(*, named: bool = True) -> Parser:
 
 def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, handlers=[LogLines()])
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S %Z", handlers=[LogLines()])
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_output()
     args = parser().parse_args(argv)
     args.log = LogLines()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
+    level = logging.INFO if args.command in _LOGGED else logging.WARNING  # what a command did is its output
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[args.log])
     return end_output(PROG, _status(args))
 
 
@@ -364,7 +365,7 @@ def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
     from edge_agent.delivery.evidence import fetch, stored_id
 
     if args.out is None:
-        return refuse(PROG, "give --out FILE")
+        return refuse(PROG, f"evidence of {args.id}: name the file to write with --out FILE")
     if str(args.out) == "-" and args.json:
         return refuse(PROG, "--json and --out - would both write to stdout: give one of them")
     id = stored_id(folder, args.id)
@@ -477,6 +478,9 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "test-alert": _test_alert,
 }
 """The function of each command that is no order."""
+
+_LOGGED = ("run", "replay")
+"""Commands that log what they do, beside what they print."""
 
 
 if __name__ == "__main__":

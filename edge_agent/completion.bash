@@ -92,7 +92,7 @@ _botwatch_option() {
         ' agent allow --config') kind='file' ;;
         ' agent allow --outbox') kind='file' ;;
         ' agent allow --device') kind='' ;;
-        ' agent allow --kind') kind='' ;;
+        ' agent allow --kind') kind='flood scan check-in other' ;;
         ' agent allow --class') kind='anomaly unknown mirai mirai.scan mirai.syn mirai.ack mirai.udp mirai.udpplain gafgyt gafgyt.scan gafgyt.tcp gafgyt.junk gafgyt.udp gafgyt.combo gafgyt.tcp_udp' ;;
         ' agent allow --host') kind='' ;;
         ' agent allow --port') kind='' ;;

@@ -10,13 +10,21 @@ from pathlib import Path
 
 from edge_agent.command import KNOWN, ROLES
 from edge_agent.contract.alert import CLASSES
+from edge_agent.contract.alert import KINDS as KIND_WORDS
 from edge_agent.contract.cli import prepare_output
 from edge_agent.contract.commands import VERBS
 from trainer.__main__ import MODULES
 
 SCRIPT = Path(__file__).parents[1] / "edge_agent" / "completion.bash"
 
-KINDS = {"DIR": "dir", "RUN": "dir", "BUNDLE": "dir", "KEY=VALUE": "pair", "CLASS": " ".join(CLASSES)}
+KINDS = {
+    "DIR": "dir",
+    "RUN": "dir",
+    "BUNDLE": "dir",
+    "KEY=VALUE": "pair",
+    "CLASS": " ".join(CLASSES),
+    "KIND": " ".join(KIND_WORDS),
+}
 """The kind of a value by the metavar of its argument; else it is one by its type, its name or its choices."""
 
 FUNCTIONS = r"""

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from edge_agent.command import ROLES, main, usage
+from edge_agent.state import State
 from tests.broker import wait_until
 
 COMMANDS = {
@@ -212,3 +213,12 @@ def test_interrupted_a_role_ends_without_a_traceback(tmp_path):
         errors = process.communicate(timeout=20)[1]
     assert process.returncode == 130
     assert b"Traceback" not in errors
+
+
+def test_a_command_prints_what_it_did_once_and_logs_it_not_on_the_same_terminal(tmp_path):
+    """Where no agent runs, the command itself is the one that logs commands."""
+    State(tmp_path / "box.sqlite").close()
+    done = botwatch("agent", "mute", "all", "--outbox", str(tmp_path / "box.sqlite"))
+    assert done.returncode == 0
+    assert done.stdout.endswith("no agent is running: this takes effect at its next start\n")
+    assert done.stderr == ""

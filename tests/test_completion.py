@@ -54,6 +54,7 @@ def test_botwatch_prints_it(capsys):
         ("botwatch agent status --j", {"--json"}),
         ("botwatch agent mute cam --re", {"--reason", "--replace"}),
         ("botwatch agent allow --class gafgyt.s", {"gafgyt.scan"}),
+        ("botwatch agent allow --kind ch", {"check-in"}),
         ("botwatch agent check --interface lo", {"lo"}),
         ("botwatch agent run --broker localhost:1883 --no", {"--no-broker"}),
         ("botwatch agent run --broker ", set()),

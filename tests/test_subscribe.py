@@ -135,7 +135,7 @@ def test_mosquitto_sub_and_jq_print_a_line_for_each_alert_and_for_a_gateway_that
     assert first == "waiting for alerts\n"
     assert "  gw-001  new  botwatch unknown attack from 192.168.44.23  ?[2Jcam?31m?  reaches" in lines[0]
     assert "  gw-001  test  botwatch TEST" in lines[1]
-    assert lines[2] == "1970-01-01T00:00:00  gw-001  offline\n"
+    assert lines[2] == "1970-01-01T00:00:00Z  gw-001  offline\n"
     assert all(line[:-1].isprintable() for line in lines)
 
 

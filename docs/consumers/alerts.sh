@@ -10,10 +10,10 @@ mosquitto_sub "$@" -q 1 -F '%t %p' -t 'botwatch/v1/gw/+/alert' -t 'botwatch/v1/g
     | (.[:$at] | split("/")) as $topic
     | .[$at + 1:]
     | fromjson? // empty
-    | if $topic[-1] == "status" then select(.state == "offline") | [.ts[:19], $topic[-2], .state]
+    | if $topic[-1] == "status" then select(.state == "offline") | [.ts[:19] + "Z", $topic[-2], .state]
       else
         .alert.context.botwatch as $ours
-        | [.timestamp[:19], $topic[-2], if $ours.test then "test" else $ours.state end]
+        | [.timestamp[:19] + "Z", $topic[-2], if $ours.test then "test" else $ours.state end]
           + [.alert.signature, $ours.device.name, $ours.explanation]
       end
     | map(select(. != null)) | join("  ") | gsub("[\\p{Cc}\\p{Cf}]"; "?")  # a name must not move the cursor' &

@@ -196,14 +196,14 @@ def _names(device: AlertDevice, terminal: Terminal) -> list[str]:
 
 
 def _port(alert: Alert) -> str:
-    """Return the port that is attacked, "" where there is none; that of one packet of a scan says little of the rest.
+    """Return the port that is attacked, "" where there is none: that of one packet says little of the others.
 
     An alert of an older agent has no `port`, but an explanation that names it, or none at all.
     """
     port = alert.port
     if port is None and has_ports(alert.proto):
         named = not alert.explanation or re.search(rf"\bport {alert.dest_port}\b", alert.explanation)
-        port = alert.dest_port if alert.kind != "scan" or named else None
+        port = alert.dest_port if named else None
     return f"port {port}" if port else ""
 
 

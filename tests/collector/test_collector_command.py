@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from importlib.resources import files
@@ -135,6 +137,10 @@ def test_a_message_that_is_no_alert_of_its_gateway_is_set_apart_and_counted_and_
         wait_until(lambda: len(collector.stored()) == 1)
         assert collector.end(signal.SIGTERM) == 0
         assert "6 received, 1 stored, 1 repeated, 4 rejected" in collector.said()
+        zone = time.strftime("%Z")  # a log is compared with those of gateways in other zones
+        assert all(
+            re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {zone} ", line) for line in collector.said().splitlines()
+        )
         reasons = [r.reason.partition(":")[0] for r in AlertStore(str(collector.db)).rejections()]
         assert reasons == ["not JSON", "too large", reasons[2], "schema"]
         assert "on the topic of gw-002" in reasons[2]

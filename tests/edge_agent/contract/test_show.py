@@ -161,4 +161,6 @@ def test_what_was_measured_is_named_where_the_class_does_not_say_it_and_a_port_o
     why = "reaches 38 new addresses a second"
     assert "56 192.168.1.57, port 2323: " in alert_line(alert(kind="scan", port=2323, explanation=why), terminal)
     assert "56 192.168.1.57: " in alert_line(alert(kind="scan", explanation=why), terminal)  # many ports
-    assert "56 192.168.1.57, port 23: " in alert_line(alert(kind="flood", explanation=why), terminal)
+    assert "56 192.168.1.57: " in alert_line(alert(kind="flood", explanation=why), terminal)
+    old = "sends 900 packets a second to port 23"  # of an agent that names no port
+    assert "56 192.168.1.57, port 23: " in alert_line(alert(kind="flood", explanation=old), terminal)

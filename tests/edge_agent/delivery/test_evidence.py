@@ -244,7 +244,7 @@ def test_it_is_listed_and_fetched_by_a_command(told, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == fetched
     for words, status, said in (
         ([ids[0], "--json", "--out", "-"], 2, "would both write to stdout"),
-        ([ids[0]], 2, "give --out FILE"),
+        ([ids[0]], 2, "name the file to write with --out FILE"),
         (["../../etc/passwd", "--out", "-"], 1, "is not the id of an alert"),
         ([ids[0][:-1] + "z", "--out", "-"], 1, "is not the id of an alert"),
         (["01a20937-03cb-7c3e-9f10-0c5a7c1e9a44", "--out", "-"], 1, "no evidence of 01a20937"),
