@@ -137,6 +137,8 @@ class AlertStore:
             raise StoreError(text) from None
         shown = parsed.difference_update_query(("password", "sslpassword")).render_as_string(hide_password=True)
         backend = parsed.get_backend_name()
+        if backend == "sqlite":
+            shown = parsed.database or shown  # as people give it: the path of the file
         if backend not in ("sqlite", "postgresql"):
             raise StoreError(f"db {shown}: SQLite and PostgreSQL are supported")
         if not create and backend == "sqlite" and not Path(parsed.database or "").is_file():

@@ -26,8 +26,8 @@ _SIZES = {
     "radius": "variance of packet size, both ways,",
     "covariance": "covariance of packet sizes, both ways,",
     "pcc": "correlation of packet sizes, both ways,",
-    "new_peers": "peers never used before",
-    "new_sockets": "sockets never used before",
+    "new_peers": "new peers",
+    "new_sockets": "new connections",
 }
 _GAPS = {"weight": "packets", "mean": "mean gap of packets (s)", "variance": "variance of packet gaps"}
 

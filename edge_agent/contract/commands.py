@@ -390,7 +390,8 @@ class Command:
             if key not in arguments:
                 raise MessageError(f"{verb}: missing key {key!r}")
         if grammar.one_of and len(given := [key for key in grammar.one_of if key in arguments]) != 1:
-            raise MessageError(f"{verb}: one of {', '.join(grammar.one_of)} and not {' and '.join(given) or 'none'}")
+            keys, both = " or ".join(grammar.one_of), " and ".join(given)
+            raise MessageError(f"{verb}: give {keys}, not both" if both else f"{verb}: {keys} is missing")
         by, t_ns = arguments.pop("by", ""), arguments.pop("ts", None)
         return cls(verb, id_, arguments, by, t_ns)
 

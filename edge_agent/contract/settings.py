@@ -95,7 +95,8 @@ def load(cls: type[T], path: str | Path) -> T:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise SettingsError(f"{path}: cannot be read: {reason}") from error
     return loads(cls, text, path.name)
 
 

@@ -40,7 +40,8 @@ def test_what_people_type_becomes_a_command_that_reads_back(verb, words, argumen
         ("unmute", {"entry": "three"}, "entry: expected a whole number"),
         ("allow", {"device": "cam", "classes": "benign", "reason": "x"}, "unknown class 'benign'; known: anomaly"),
         ("evidence", {"alert": "x"}, "alert: 'x' is not the id of an alert"),
-        ("unmute", {"entry": "1", "device": "cam"}, "one of entry, device and not entry and device"),
+        ("mute", {"for": "2h"}, "mute: alert or device is missing"),
+        ("unmute", {"entry": "1", "device": "cam"}, "give entry or device, not both"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(verb, words, reason):

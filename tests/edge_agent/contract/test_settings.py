@@ -82,5 +82,6 @@ def test_anything_else_is_refused_by_file_section_and_key(text, said):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     for name, words in (("none.yaml", "No such file"), ("latin.yaml", "utf-8"), (".", "directory")):
-        with pytest.raises(SettingsError, match=f"cannot be read: .*{words}"):
+        with pytest.raises(SettingsError, match=f"cannot be read: .*{words}") as error:
             settings.load(Bicycle, tmp_path / name)
+        assert "Errno" not in str(error.value)
