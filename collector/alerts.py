@@ -20,7 +20,7 @@ from edge_agent.contract.alert import CLASSES, Alert
 from edge_agent.contract.cli import FAILED, OK, Parser, note, put, refuse, unknown
 from edge_agent.contract.commands import parse_duration
 from edge_agent.contract.messages import MessageError, Status, format_time
-from edge_agent.contract.show import Terminal, alert_line, gateway_room
+from edge_agent.contract.show import IdColumn, Terminal, alert_line, gateway_column
 
 _FOLLOW_S = 0.25  # how often --follow looks
 _GATEWAYS_S = 1.0  # how often it looks at the states of gateways
@@ -102,7 +102,7 @@ class _Listing:
         self._after, self._follows = 0, bool(arguments.follow)
         self._terminal = Terminal.of(utc=arguments.utc)
         self._gateways: set[str] = set()  # those whose ids have a column
-        self._columns = 0
+        self._column: IdColumn | None = None
         self._states: dict[str, Status] | None = None  # of gateways; None where they are not shown
         self._states_due = 0.0
         if not arguments.json:
@@ -130,7 +130,7 @@ class _Listing:
         printed, newest = 0, self._store.newest_number()
         before, self._terminal = self._terminal, Terminal.of(utc=self._terminal.utc)
         if self._terminal != before:  # its width has changed
-            self._columns = 0
+            self._column = None
         for row in self._pages():
             self._after = row.n
             self._print(row)
@@ -150,14 +150,14 @@ class _Listing:
 
     def _line(self, row: StoredAlert) -> None:
         alert = Alert.read(json.loads(row.document))
-        self._make_room(alert.gateway)
-        put(alert_line(alert, self._terminal, self._columns), now=self._follows)
+        put(alert_line(alert, self._terminal, self._column_for(alert.gateway)), now=self._follows)
 
-    def _make_room(self, *gateways: str) -> None:
-        """Widen the column of the gateways' ids where these need it, so that no two of them look alike."""
-        if not self._columns or not self._gateways.issuperset(gateways):
-            self._gateways.update(gateways)
-            self._columns = gateway_room(self._gateways, self._terminal)
+    def _column_for(self, gateway: str) -> IdColumn:
+        """Return the column of the gateways' ids, in which this one fits, too, and no two look alike."""
+        if not self._column or not self._gateways.issuperset({gateway}):
+            self._gateways.add(gateway)
+            self._column = gateway_column(self._gateways, self._terminal)
+        return self._column
 
     def _document(self, row: StoredAlert) -> None:
         put(json.dumps(_with_cursor(row)), now=self._follows)
@@ -169,8 +169,8 @@ class _Listing:
             if self._wanted.gateway not in ("", gateway) or (known and _same(known, status)):
                 continue
             before[gateway] = status
-            self._make_room(gateway)
-            line = change_line(gateway, status, received_ns, self._terminal, self._columns, again=bool(known))
+            column = self._column_for(gateway)
+            line = change_line(gateway, status, received_ns, self._terminal, column, again=bool(known))
             put(line, now=True)
 
 

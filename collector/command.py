@@ -23,7 +23,7 @@ from edge_agent.contract import replies
 from edge_agent.contract.cli import FAILED, OK, Parser, note, put, refuse, say, terminal_width
 from edge_agent.contract.commands import VERBS, Command, Reply, typed
 from edge_agent.contract.messages import MessageError, check_id, format_time
-from edge_agent.contract.show import Terminal, Tone, gateway_cell, gateway_room
+from edge_agent.contract.show import Terminal, Tone, gateway_cell, gateway_column
 
 HELP = "send a command to one gateway's agent, or to several, and print the replies"
 EXAMPLE = "botwatch collector command gw-001 mute device=cam-entrance for=2h --config operator.yaml"
@@ -166,7 +166,7 @@ def _several(
 ) -> int:
     """Order several gateways; print a line for each, as they reply, and a last one with how many did what."""
     terminal = Terminal.of(utc=arguments.utc)
-    columns = gateway_room([*gateways, *silent], terminal)
+    column = gateway_column([*gateways, *silent], terminal)
     if not arguments.json:
         words = " ".join([command.verb, *arguments.pairs])
         note(f"{prog}: {words!r} goes to {len(gateways)} gateway{'' if len(gateways) == 1 else 's'}")
@@ -186,7 +186,7 @@ def _several(
         if arguments.json:
             put(json.dumps(_outcome(gateway, outcome)), now=True)
             continue
-        head = f"{gateway_cell(gateway, terminal, columns)}{terminal.gap}"
+        head = f"{gateway_cell(gateway, terminal, column)}{terminal.gap}"
         room = None if terminal.width is None else terminal.width - len(head) - len(word)
         rest = terminal.cut(f": {terminal.text(text)}", room)
         put(head + terminal.paint(word, _TONES[word]) + rest, now=True)

@@ -17,7 +17,7 @@ from collector.config import CollectorConfig
 from collector.store import AlertStore
 from edge_agent.contract.cli import OK, Parser, cells, note, put, refuse
 from edge_agent.contract.messages import MessageError, Status, format_time
-from edge_agent.contract.show import Terminal, Tone, distinct_room, gateway_cell, gateway_room, pad
+from edge_agent.contract.show import IdColumn, Terminal, Tone, gateway_cell, gateway_column, id_column, pad
 
 _FOLLOW_S = 1.0  # how often --follow looks
 _TONES: dict[str, Tone] = {"offline": "bad", "stopped": "quiet"}
@@ -119,10 +119,10 @@ def _known(what: str, word: str, known: Sequence[str]) -> str:
 
 
 def change_line(
-    gateway: str, status: Status, received_ns: int, terminal: Terminal, columns: int, *, again: bool = True
+    gateway: str, status: Status, received_ns: int, terminal: Terminal, column: IdColumn, *, again: bool = True
 ) -> str:
     """Return a line which says that a gateway has come or gone; without ``again`` it is a new one."""
-    head = terminal.gap.join([terminal.time(received_ns, brief=True), gateway_cell(gateway, terminal, columns), ""])
+    head = terminal.gap.join([terminal.time(received_ns, brief=True), gateway_cell(gateway, terminal, column), ""])
     words = _WORDS[status.state] if again else f"{_WORDS[status.state]}; heard of for the first time"
     room = None if terminal.width is None else max(terminal.width - cells(head) - len(status.state), 0)
     return head + terminal.paint(status.state, _TONES.get(status.state, "note")) + terminal.cut(f": {words}", room)
@@ -173,14 +173,17 @@ def table(states: Sequence[GatewayState], terminal: Terminal, now_ns: int) -> It
         if columns[i].optional and (wide or not any(row[i] for row in rows)):
             del columns[i], widths[i]
             rows = [row[:i] + row[i + 1 :] for row in rows]
+    ids = [row[0] for row in rows]
     if terminal.width is not None:
         least = [column.least for column in columns]
-        least[0] = distinct_room([row[0] for row in rows], least[0], terminal)
+        while least[0] < widths[0] and not id_column(ids, terminal, least[0]):
+            least[0] += 1
         _narrow(widths, least, terminal.width - gaps * (len(columns) - 1))
+    of_ids = id_column(ids, terminal, widths[0])
     for state, row in zip((None, *states), ([column.head for column in columns], *rows), strict=True):
         shown, tones = [], []
         for column, text, width in zip(columns, row, widths, strict=True):
-            text = terminal.squeeze(text, width)
+            text = terminal.squeeze(text, width, of_ids.tail if of_ids and column is columns[0] else None)
             shown.append(" " * (width - cells(text)) + text if column.right else pad(text, width))
             tones.append(_TONES.get(state.state, "") if state and column.head == "state" else "")
         line = terminal.gap.join(shown)
@@ -270,7 +273,7 @@ def _follow(
     store: AlertStore, before: dict[str, tuple[str, str]], terminal: Terminal, as_json: bool, only: set[str]
 ) -> None:
     """Print each change of a gateway's state and boot from those ``before``: a line, or its JSON object anew."""
-    columns = gateway_room(before, terminal)
+    column = gateway_column(before, terminal)
     while True:
         time.sleep(_FOLLOW_S)
         for gateway, (status, received_ns) in store.statuses().items():
@@ -279,10 +282,10 @@ def _follow(
                 continue
             known, before[gateway] = gateway in before, now
             if not known:
-                columns = gateway_room(before, terminal)
+                column = gateway_column(before, terminal)
             if as_json:
                 _print(
                     [state for state in gateway_states(store) if state.gateway == gateway], terminal, as_json, now=True
                 )
             else:
-                put(change_line(gateway, status, received_ns, terminal, columns, again=known), now=True)
+                put(change_line(gateway, status, received_ns, terminal, column, again=known), now=True)

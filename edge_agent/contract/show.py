@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from edge_agent.contract import alertid
 from edge_agent.contract.alert import CLASSES, Alert, AlertDevice
@@ -21,7 +21,7 @@ from edge_agent.contract.messages import has_ports
 Tone = Literal["bad", "warn", "quiet", "note", ""]
 """The weight of a text, for a terminal that has colours."""
 
-_ROOMY = 100  # columns from which times have their year and columns two spaces between them
+_ROOMY = 120  # columns from which times have their year and columns two spaces between them
 _REASON = 12  # columns that the reason of an alert gets at least, at the expense of the device's addresses
 _NAME = 20  # columns of a name where there is little room
 _TITLE = 10  # columns of a class that are left where there is none for it, the device and the port
@@ -91,18 +91,19 @@ class Terminal:
             text = text[:-1]
         return (text.rstrip() + dots)[: max(room, 0)]
 
-    def squeeze(self, text: str, room: int) -> str:
+    def squeeze(self, text: str, room: int, tail: int | None = None) -> str:
         """Return ``text`` in at most ``room`` columns; what is cut out of its middle is replaced by an ellipsis.
 
-        Names that differ in their first or last characters stay distinct.
+        The last ``tail`` columns stay, by default half of them.
         """
         if cells(text) <= room:
             return text
-        half = max((room - len(self._dots)) // 2, 0)
-        end = text[len(text) - half :]
-        while cells(end) > half:
+        most = max(room - len(self._dots), 0)
+        tail = most // 2 if tail is None else min(tail, most)
+        end = text[len(text) - tail :]
+        while cells(end) > tail:
             end = end[1:]
-        return self.cut(text, room - half) + end
+        return self.cut(text, room - tail) + end
 
     def paint(self, text: str, tone: Tone) -> str:
         """Return ``text`` in the colour of ``tone``, if the terminal has colours."""
@@ -127,37 +128,51 @@ def reason(alert: Alert, *, brief: bool = False) -> str:
     return _BRACKETS.sub("", text.partition(";")[0]).replace(" a second", "/s") if brief else text
 
 
-def gateway_room(gateways: Collection[str], terminal: Terminal) -> int:
-    """Return the columns that the ids of these gateways need, as far as ``terminal`` has them.
+class IdColumn(NamedTuple):
+    """A column for ids: its ``width``, and how many columns at the end of an id stay if it is cut."""
 
-    No more than a third of it, even if some ids then look alike.
+    width: int
+    tail: int
+
+
+def id_column(ids: Collection[str], terminal: Terminal, width: int) -> IdColumn | None:
+    """Return a column of this width in which no two different ids look alike, or None where that is not possible."""
+    different, half = set(ids), max(width - 1, 0) // 2
+    for tail in (half, *range(half + 1, width), *range(half - 1, -1, -1)):
+        seen: set[str] = set()
+        for id in different:
+            if (text := terminal.squeeze(id, width, tail)) in seen:
+                break
+            seen.add(text)
+        else:
+            return IdColumn(width, tail)
+    return None
+
+
+def gateway_column(gateways: Collection[str], terminal: Terminal) -> IdColumn:
+    """Return the column for the ids of these gateways, as wide as needed and as far as ``terminal`` has room.
+
+    It is no wider than a third of the terminal, even if some ids then look alike.
     """
     most = max((len(gateway) for gateway in gateways), default=0)
     if terminal.width is None:
-        return most
+        return IdColumn(most, 0)
     least = min(most, 2 * _GATEWAY if terminal.roomy else _GATEWAY)
-    return min(distinct_room(gateways, least, terminal), max(least, terminal.width // 3))
+    for width in range(least, min(most, terminal.width // 3)):
+        if column := id_column(gateways, terminal, width):
+            return column
+    return IdColumn(max(least, min(most, terminal.width // 3)), least // 2)
 
 
-def distinct_room(texts: Collection[str], least: int, terminal: Terminal) -> int:
-    """Return the columns, ``least`` or more, in which no two different texts are squeezed into the same one."""
-    different = set(texts)
-    most = max(map(cells, different), default=0)
-    for room in range(least, most):
-        if len({terminal.squeeze(text, room) for text in different}) == len(different):
-            return room
-    return max(least, most)
-
-
-def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> str:
+def alert_line(alert: Alert, terminal: Terminal, column: IdColumn | None = None) -> str:
     """Return an alert as one line: time, gateway, state, short id, class, device, port, reason.
 
-    The gateway's id has ``gateway_columns``, and is left out with 0. In a narrow terminal the addresses of the device
+    The gateway's id is in ``column``, and left out without one. In a narrow terminal the addresses of the device
     give way to its name, and the reason is cut; without a width the totals of the episode and the model follow.
     """
-    head = [terminal.time(alert.t_ns, brief=gateway_columns > 0)]
-    if gateway_columns:
-        head.append(gateway_cell(alert.gateway, terminal, gateway_columns))
+    head = [terminal.time(alert.t_ns, brief=column is not None)]
+    if column:
+        head.append(gateway_cell(alert.gateway, terminal, column))
     head += [alert.state.ljust(_STATE), alertid.short(alert.id)]
     begin = terminal.gap.join(head) + terminal.gap
     if terminal.width is None:
@@ -169,10 +184,10 @@ def alert_line(alert: Alert, terminal: Terminal, gateway_columns: int = 0) -> st
     return begin + terminal.paint(what, _tone(alert)) + rest
 
 
-def gateway_cell(gateway: str, terminal: Terminal, columns: int) -> str:
-    """Return the id of a gateway in a column of this width."""
+def gateway_cell(gateway: str, terminal: Terminal, column: IdColumn) -> str:
+    """Return the id of a gateway in a column."""
     text = terminal.text(gateway)
-    return pad(text if terminal.width is None else terminal.squeeze(text, columns), columns)
+    return pad(text if terminal.width is None else terminal.squeeze(text, *column), column.width)
 
 
 def _tone(alert: Alert) -> Tone:
@@ -236,11 +251,12 @@ def _body(alert: Alert, terminal: Terminal, room: int) -> tuple[str, str]:
         before = f"{who}, {port}: " if port else f"{who}: "
         if room - cells(before) >= min(_REASON * (2 if most == 3 else 1), cells(brief)):
             return title, terminal.cut(before + brief, room)
-    who, place = f" {names[0]}", f" {port}" if port else ""
+    place = f" {port}" if port else ""
+    if device.name:  # a MAC or an address is not cut
+        names[0] = terminal.squeeze(names[0], max(whole - cells(title + place) - 1, _TITLE))
+    who = f" {names[0]}"
     title = terminal.cut(title, min(max(whole - cells(who + place), _TITLE), whole))
     room = whole - cells(title)
-    if device.name and cells(who + place) > room:
-        who = f" {terminal.squeeze(names[0], max(room - cells(place) - 1, _TITLE))}"
     text = f"{who}{place}: {brief}" if room - cells(f"{who}{place}: ") >= _SCRAP else f"{who}{place}"
     return title, terminal.cut(text, room)
 

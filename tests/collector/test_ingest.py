@@ -20,7 +20,7 @@ from collector.store import AlertStore
 from edge_agent.contract import messages
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.messages import MAX_PAYLOAD, MessageError, Status
-from edge_agent.contract.show import Terminal, alert_line
+from edge_agent.contract.show import IdColumn, Terminal, alert_line
 from edge_agent.mqtt import Incoming
 from tests.broker import wait_until
 from tests.collector.test_store import change
@@ -378,7 +378,7 @@ def check_batch(database, given_messages):
     store.episodes()
     store.gateways()
     alerts = [Alert.read(json.loads(row.document)) for row in store.alerts()]
-    shown = [alert_line(alert, Terminal(width, utc=True), 8) for alert in alerts for width in (None, 80)]
+    shown = [alert_line(alert, Terminal(width, utc=True), IdColumn(8, 4)) for alert in alerts for width in (None, 80)]
     shown += [line for width in (120, 80) for line in table(gateway_states(store), Terminal(width), 0)]
     assert all(line.isprintable() for line in shown)
     assert ingest.save([message(where, payload) for where, payload in given_messages], threading.Event())  # once more

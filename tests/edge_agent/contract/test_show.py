@@ -15,8 +15,9 @@ import pytest
 
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.cli import cells
-from edge_agent.contract.show import Terminal, alert_line, gateway_cell, gateway_room, reason
+from edge_agent.contract.show import IdColumn, Terminal, alert_line, gateway_cell, gateway_column, reason
 
+ID = IdColumn(6, 3)
 ROOT = Path(__file__).parents[3]
 EXAMPLE = json.loads((ROOT / "tests" / "data" / "alert.example.json").read_text())
 WHY = "opens 160 new connections a second to port 23 (2300 within about 14 s); normal is below 0.2"
@@ -30,7 +31,7 @@ def alert(device=None, eve=None, **ours):
 
 
 def test_a_pipe_gets_everything_with_times_in_utc_or_in_the_local_zone():
-    assert alert_line(alert(), Terminal(utc=True), 6) == (
+    assert alert_line(alert(), Terminal(utc=True), ID) == (
         "2026-11-23 16:22:10 UTC  gw-001  new     7c1e9a44  Mirai scan from cam-entrance b8:27:eb:12:34:56 "
         f"192.168.1.57, port 23: {WHY} [3,121 packets in 0.0 s, confidence 0.97, model 2026.11.23+1]"
     )
@@ -54,11 +55,11 @@ def test_a_pipe_gets_everything_with_times_in_utc_or_in_the_local_zone():
     ],
 )
 def test_a_terminal_gets_what_fits(width, line):
-    assert alert_line(alert(), Terminal(width, utc=True), 6) == line
+    assert alert_line(alert(), Terminal(width, utc=True), ID) == line
 
 
 def test_the_line_in_the_document_is_one_that_is_printed():
-    assert alert_line(alert(), Terminal(80, utc=True), 6) in (ROOT / "docs" / "alerts.md").read_text().splitlines()
+    assert alert_line(alert(), Terminal(80, utc=True), ID) in (ROOT / "docs" / "alerts.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 100, 132, 250])
@@ -69,7 +70,7 @@ def test_no_name_is_wider_than_the_terminal_or_obeyed_by_it(width, name, ip, tes
     gateway = "warehouse-berlin-spandau-hall-7-north-entrance-gateway-number-1"
     shown = alert({"ip": ip, "name": name, "mac": "b8:27:eb:12:34:56"}, {"host": gateway}, gateway=gateway, test=test)
     terminal = Terminal(width, utc=True)
-    line = alert_line(shown, terminal, gateway_room([gateway], terminal))
+    line = alert_line(shown, terminal, gateway_column([gateway], terminal))
     assert cells(line) <= width
     assert line.isprintable()
     assert not any(unicodedata.bidirectional(character) in ("RLO", "LRI", "RLI") for character in line)
@@ -93,7 +94,7 @@ def test_eighty_columns_name_the_port_and_who_it_is(class_name, gateway, name):
     device = {"mac": "b8:27:eb:12:34:56", "ip": "192.168.1.57", **({"name": name} if name else {})}
     shown = alert(device, gateway=gateway, kind="scan", **{"class": class_name})
     terminal = Terminal(80, utc=True)
-    line = alert_line(shown, terminal, gateway_room(["gw-001", gateway], terminal))
+    line = alert_line(shown, terminal, gateway_column(["gw-001", gateway], terminal))
     assert "port 23" in line
     assert cells(line) <= 80
     if not name:
@@ -103,14 +104,15 @@ def test_eighty_columns_name_the_port_and_who_it_is(class_name, gateway, name):
 def test_gateways_that_are_cut_can_still_be_told_apart():
     """Sites number their halls in the middle of an id, which is where it is cut."""
     ids = [f"plant-west-hall-{n:02}-line-3" for n in range(50)]
-    for width in (80, 100, 132):
+    for width, most in ((80, 10), (100, 10), (132, 20)):
         terminal = Terminal(width)
-        columns = gateway_room(ids, terminal)
-        assert columns <= width // 3
-        assert len({gateway_cell(id, terminal, columns) for id in ids}) == len(ids)
-    assert gateway_room(["x" * 63, "x" * 62 + "y"], Terminal(80)) == 10
-    assert gateway_room(["x" * 40 + "1" + "x" * 22, "x" * 63], Terminal(80)) == 26  # no more than a third
-    assert gateway_room([], Terminal(80)) == 0
+        column = gateway_column(["gw-001", *ids], terminal)
+        assert column.width <= most
+        assert len({gateway_cell(id, terminal, column) for id in ids}) == len(ids)
+    assert gateway_column(["x" * 63, "x" * 62 + "y"], Terminal(80)).width == 10
+    hopeless = [f"{'x' * 30}{n:03}{'y' * 30}" for n in range(1000)]
+    assert gateway_column(hopeless, Terminal(80)).width == 26  # no more than a third
+    assert gateway_column([], Terminal(80)).width == 0
 
 
 def test_the_brief_reason_is_the_first_statement_and_a_missing_one_is_the_score():
