@@ -5,7 +5,6 @@ its own line, and is escaped.
 """
 
 import argparse
-import difflib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from collector.config import CollectorConfig
 from collector.store import AlertStore
-from edge_agent.contract.cli import OK, Parser, cells, note, put, refuse
+from edge_agent.contract.cli import OK, Parser, cells, note, put, refuse, unknown
 from edge_agent.contract.messages import MessageError, Status, format_time
 from edge_agent.contract.show import IdColumn, Terminal, Tone, gateway_cell, gateway_column, id_column, pad
 
@@ -108,14 +107,7 @@ def find_site(site: str, states: Sequence[GatewayState]) -> list[str]:
 def _known(what: str, word: str, known: Sequence[str]) -> str:
     if word in known:
         return word
-    near = difflib.get_close_matches(word[:100], known, 1)
-    if near:
-        hint = f"did you mean {near[0]!r}?"
-    elif len(known) <= 10:
-        hint = f"known: {', '.join(known)}" if known else "nothing is stored of any"
-    else:
-        hint = f"{len(known)} are known; `botwatch collector gateways` lists them"
-    raise MessageError(f"unknown {what} {word[:100]!r}: {hint}")
+    raise MessageError(unknown(what, word, known, "`botwatch collector gateways` lists them"))
 
 
 def change_line(

@@ -99,7 +99,7 @@ def parser() -> Parser:
     )
     rows.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .npz file to write")
 
-    text = "send a test alert through outbox and broker to all readers, and print each step; it is counted nowhere"
+    text = "send a test alert through outbox and broker to all readers, and print each step; it counts as no episode"
     test_alert = command("test-alert", text, configured, options(*common))
     text = "use this broker instead of the configured one, if no agent is running"
     test_alert.add_argument("--broker", metavar="HOST:PORT", help=text)

@@ -107,5 +107,5 @@ def _await(
     )
     text = f"broker {config.broker.address} has taken it (MQTT {protocol}){readers}"
     yield Step(text, {"delivered": True, "broker": config.broker.address, "protocol": protocol})
-    text = "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it is counted nowhere"
+    text = "once a collector has stored it, `botwatch collector alerts` lists it, marked TEST; it counts as no episode"
     yield Step(text, {})

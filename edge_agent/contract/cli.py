@@ -41,6 +41,7 @@ _NOTICE = re.compile(rb"INFO: .*TensorFlow Lite|I\d{4} \d\d:|WARNING: All log me
 
 _UNWRITABLE = "stdout cannot be written: {}"
 _UNREAD = "nobody reads it"
+_MANY = 10  # names that a sentence lists
 _LAST_LINES_S = 1.0  # longest wait at the end for a stream whose reader has stopped reading
 
 
@@ -152,8 +153,10 @@ def json_text(document: Mapping[str, Any], indent: int | None = None) -> str:
     return text if fits else json.dumps(document, indent=indent, separators=separators)
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
+def unknown(what: str, word: str, known: Iterable[str], elsewhere: str = "") -> str:
     """Return the sentence that refuses a word which is none of those ``known``: with the one most like it, or with all.
+
+    Of more than ten it says what lists them, if that is given by ``elsewhere``.
 
     >>> unknown("command", "statsu", ["run", "status"])
     "unknown command 'statsu': did you mean 'status'?"
@@ -162,7 +165,12 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     """
     spelt = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word[:100].lower(), spelt, 1)
-    hint = f": did you mean {spelt[near[0]]!r}?" if near else f"; known: {', '.join(spelt.values())}"
+    if near:
+        hint = f": did you mean {spelt[near[0]]!r}?"
+    elif elsewhere and len(spelt) > _MANY:
+        hint = f"; {len(spelt)} are known, {elsewhere}"
+    else:
+        hint = f"; known: {', '.join(spelt.values()) or 'none'}"
     return f"unknown {what} {word[:100]!r}{hint}"
 
 

@@ -319,7 +319,7 @@ VERBS: Mapping[str, Verb] = {
     "evidence": Verb(
         about="send the packets around an alert", arguments={"alert": _ALERT}, required=("alert",), parts="alert"
     ),
-    "test-alert": Verb(about="send an alert that is marked as a test and counted nowhere", arguments={}),
+    "test-alert": Verb(about="send an alert that is marked as a test and counts as no episode", arguments={}),
 }
 """Every verb of ``.../cmd/<verb>``."""
 

@@ -205,7 +205,7 @@ class Alerter:
         return alerts
 
     def test_alerts(self, t_ns: int, why: str) -> list[Alert]:
-        """Return the `new` and the `end` of an episode that is marked as a test and counted nowhere.
+        """Return the `new` and the `end` of an episode that is marked as a test and counts as no episode.
 
         It shows that alerts reach whoever reads them. ``t_ns`` is its time in Unix ns, ``why`` who wanted it.
         """

@@ -111,7 +111,7 @@ def test_a_list_can_be_narrowed(db, capsys, words, ids):
     ("words", "text"),
     [
         (["--gateway", "gw-0001"], "unknown gateway 'gw-0001': did you mean 'gw-001'?"),
-        (["--gateway", "zzz"], "unknown gateway 'zzz': known: gw-001, gw-002"),
+        (["--gateway", "zzz"], "unknown gateway 'zzz'; known: gw-001, gw-002"),
         (["--class", "mirai.scna"], "unknown class 'mirai.scna': did you mean 'mirai.scan'?"),
         (["--since", "yesterday"], "--since: 'yesterday' is no age"),
         (["--since", "2026-13-01"], "--since: '2026-13-01' is no age"),
@@ -321,6 +321,8 @@ def test_gateways_of_alike_ids_can_be_told_apart_in_a_narrow_terminal(tmp_path):
     lines = in_terminal(80, "collector", "gateways", "--db", path, NO_COLOR="1").splitlines()
     assert len({line.split()[0] for line in lines[1:]}) == len(ids)
     assert max(map(cells, lines)) <= 80
+    unknown = in_terminal(80, "collector", "gateways", "zzz", "--db", path).replace("\n", " ")
+    assert "unknown gateway 'zzz'; 12 are known, `botwatch collector gateways` lists them" in unknown
 
 
 def test_gateways_as_json_have_their_health(fleet, capsys):
