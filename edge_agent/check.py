@@ -265,12 +265,12 @@ def _certificate(key: str, path: Path, text: str) -> Finding:
         until = Certificate.read(text).not_after_s
     except ValueError as error:
         return Finding(key, True, f"{path}: holds no certificate in PEM form ({error})")
-    day, left = time.strftime("%Y-%m-%d", time.gmtime(until)), (until - time.time()) / 86_400
+    when, left = local_time(int(until) * 10**9), (until - time.time()) / 86_400
     if left < 0:
-        return Finding(key, True, f"{path} expired on {day}: renew it")
+        return Finding(key, True, f"{path} expired on {when}: renew it")
     if left < EXPIRY_DAYS:
-        return Finding(key, False, f"{path} expires in {left:.0f} days, on {day}: renew it", warn=True)
-    return Finding(key, False, f"{path} is valid until {day}")
+        return Finding(key, False, f"{path} expires in {left:.0f} days, on {when}: renew it", warn=True)
+    return Finding(key, False, f"{path} is valid until {when}")
 
 
 def _clock(bundle: Bundle | str) -> Finding:
@@ -280,7 +280,9 @@ def _clock(bundle: Bundle | str) -> Finding:
     if isinstance(bundle, Bundle):
         created = datetime.fromisoformat(bundle.manifest.created).timestamp()
         if now < created - 86_400:
-            return Finding("clock", True, f"{text} is before the bundle was made ({bundle.manifest.created}); {remedy}")
+            return Finding(
+                "clock", True, f"{text} is before the bundle was made ({local_time(int(created * 1e9))}); {remedy}"
+            )
     if not 2025 <= time.gmtime(now).tm_year < 2100:
         return Finding("clock", True, f"{text} cannot be right; {remedy}")
     if synchronised() is False:

@@ -189,6 +189,7 @@ def test_a_certificate_is_warned_of_before_it_expires(
     findings = found(replace(config, broker=broker.at(f"127.0.0.1:{free_port()}")))
     assert (findings["cert_file"].wrong, findings["cert_file"].warn) == (wrong, warn)
     assert said in findings["cert_file"].text
+    assert until.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") in findings["cert_file"].text  # as every time for people
     assert findings["key_file"].wrong
     assert f"`chmod 600 {tmp_path / 'gw.key'}`" in findings["key_file"].text
     (tmp_path / "gw.key").chmod(0o600)
