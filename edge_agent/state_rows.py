@@ -67,6 +67,11 @@ _TABLES = (
         "these messages are lost",
     ),
     _SoundRows(
+        "outbox_strike",
+        (_number("id"), "typeof(strikes) = 'integer'", "strikes BETWEEN 1 AND 1000"),
+        "these messages are sent in their order again, although they have ended connections",
+    ),
+    _SoundRows(
         "unfinished",
         (_ascii("story", 64), _TOPIC, _blob("payload")),
         "these episodes stay open at the collector",

@@ -25,5 +25,5 @@ def test_the_third_day_of_four_devices_gives_no_alert_and_scans_and_a_flood_do(
         "pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng",
         "nmap/nmap_80_all.pcap",
     }
-    assert "anomaly against 10.10.10.10" in output.out, "DOMINATE must be seen from its victim's side"
+    assert "anomaly (flood) against 10.10.10.10" in output.out, "DOMINATE must be seen from its victim's side"
     assert "0 false alerts" in output.out
