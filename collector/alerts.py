@@ -123,7 +123,8 @@ class _Listing:
             note(f"only the last {most} are listed; --last 0 lists all")
         if not self.go_on():
             limited = self._wanted != Wanted() or arguments.after
-            note("no alert matches" if limited else "no alerts are stored")
+            yet = " yet" if self._follows else ""
+            note(f"no alert matches{yet}" if limited else f"no alerts are stored{yet}")
 
     def go_on(self) -> int:
         """Print what has come since, and return how many alerts that are."""

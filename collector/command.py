@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from collector.config import CollectorConfig
-from collector.gateways import find_site, gateway_states
+from collector.gateways import find_gateway, find_site, gateway_states
 from collector.order import OrderError, order, order_many
 from collector.store import AlertStore, StoreError
 from edge_agent.contract import replies
@@ -100,6 +100,18 @@ def run(prog: str, arguments: argparse.Namespace, config: CollectorConfig) -> in
         return refuse(prog, error, FAILED)
 
 
+def _unknown(gateway: str, config: CollectorConfig) -> str:
+    """Return that nothing is stored of a gateway, and the one most like it; "" where there is no database to ask."""
+    try:
+        with closing(AlertStore(config.db, create=False)) as store:
+            find_gateway(store, gateway)
+    except MessageError as error:
+        return f"; {error}"
+    except StoreError:
+        pass
+    return ""
+
+
 def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[list[str], dict[str, str]]:
     """Return the gateways that are meant, each once; and those found in the database that cannot reply, and why."""
     if not (arguments.all or arguments.site is not None):
@@ -122,7 +134,10 @@ def _gateways(arguments: argparse.Namespace, config: CollectorConfig) -> tuple[l
 
 def _one(prog: str, arguments: argparse.Namespace, config: CollectorConfig, gateway: str, command: Command) -> int:
     """Order one gateway; content that follows its reply goes into a file."""
-    reply, content = order(config.broker, gateway, command, arguments.timeout)
+    try:
+        reply, content = order(config.broker, gateway, command, arguments.timeout)
+    except OrderError as error:
+        raise OrderError(f"{error}{_unknown(gateway, config)}") from error
     if reply.error:
         return refuse(prog, f"{gateway}: {reply.error}", FAILED)
     if content:

@@ -235,13 +235,11 @@ def replay(
 
 
 def report(counts: dict[str, int], seconds: float) -> Iterable[str]:
-    """Yield the closing lines of a run: what was evicted, in words; then the usual counters, and others above 0."""
-    first = {key: counts[key] for key in ("rows", "malformed", "devices")}
-    evicted = {key: value for key, value in counts.items() if value and "evicted" in key}
-    rest = {key: value for key, value in counts.items() if value and key not in {"frames", *first, *evicted}}
-    for _, counters in grouped(evicted):
-        for key, value, counter in counters:
-            yield f"{value:,} {counter.words if counter else key}"
+    """Yield the closing lines of a run: its speed and malformed frames, then each other counter above 0 in words."""
     rate = counts["frames"] / seconds if seconds else 0.0
-    yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s)"
-    yield ", ".join(f"{key} {value:,}" for key, value in (first | rest).items())
+    yield f"{counts['frames']:,} packets in {seconds:.2f} s ({rate:,.0f} packets/s), {counts['malformed']:,} malformed"
+    rest = {key: value for key, value in counts.items() if key not in ("frames", "malformed")}
+    counted = [line for _, counters in grouped(rest) for line in counters]
+    width = max((len(f"{value:,}") for _, value, _ in counted), default=0)
+    for key, value, counter in counted:
+        yield f"{value:>{width},}  {counter.words if counter else key}"

@@ -130,11 +130,16 @@ def test_all_and_a_site_are_those_that_the_database_knows(tmp_path, capsys, db):
 
 
 @needs_mosquitto
-def test_the_broker_names_those_that_do_not_listen_at_once(tmp_path, capsys):
+def test_the_broker_names_those_that_do_not_listen_at_once(tmp_path, capsys, db):
     with Mosquitto(tmp_path / "broker") as broker, gateways(broker, {"gw-001": {}}):
         began = time.monotonic()
         status, lines, _ = order(capsys, broker, "gw-001,gw-002", "test-alert")
         assert time.monotonic() - began < 1.5
+        misspelt = order(capsys, broker, "gw-01", "test-alert", "--db", db)
+        known = order(capsys, broker, "gw-002", "test-alert", "--db", db)
+    assert misspelt[0] == known[0] == 1
+    assert misspelt[2].endswith("`commands: []`; unknown gateway 'gw-01': did you mean 'gw-001'?\n")
+    assert known[2].endswith("`commands: []`\n")
     assert status == 1
     assert "gw-001  ok: done" in lines
     assert "gw-002  failed: does not take commands: the broker does not know it, or it has `commands: []`" in lines

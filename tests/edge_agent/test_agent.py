@@ -1,6 +1,7 @@
 """The agent's command and configuration: alerts and counters of capture files, and one line for all that is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,16 +62,16 @@ def test_alerts_are_json_lines_by_the_schema_and_counters_come_at_the_end(ask, a
     assert [s for s in (own(a)["state"] for a in alerts) if s != "update"] == ["new", "end", "new", "end"]
     assert f"{len(attack_frames):,} packets in " in said
     assert "this model was trained on generated traffic" in said
-    counters = said.splitlines()[-1]
-    assert "dropped from the full table of streams" in said
-    for word in (
-        f"rows {len(attack_frames):,}",
-        f"scored {len(attack_frames):,}",
-        "devices ",
-        "votes ",
-        "alerts_new 2",
+    counters = re.sub(" +", " ", said.partition(" packets in ")[2])
+    for line in (
+        f"{len(attack_frames):,} rows, one for each judged frame",
+        f"{len(attack_frames):,} rows that the model scored",
+        " senders (MACs) that are followed",
+        " dropped from the full table of streams",
+        " votes, each of enough flagged rows",
+        "2 episodes that began with an alert",
     ):
-        assert word in counters
+        assert line in counters
 
 
 def test_without_json_each_alert_is_a_line_for_people_and_none_is_said(home, attack_capture, ask, tmp_path, capsys):
@@ -342,10 +343,12 @@ def test_what_an_operator_asks_first_is_reported_even_when_it_is_zero():
     counts = {"frames": 2000, "rows": 1999, "malformed": 0, "malformed_short_ip": 0, "devices": 1}
     counts |= {"evicted_pairs": 3, "evicted_seen_peers": 4, "subjects_evicted": 0, "scored": 1999}
     assert list(agents.report(counts, 2.0)) == [
-        "3 pairs of hosts dropped from the full table of streams",
-        "4 peers that a device's memory of its own peers had no more room for",
-        "2,000 packets in 2.00 s (1,000 packets/s)",
-        "rows 1,999, malformed 0, devices 1, scored 1,999",
+        "2,000 packets in 2.00 s (1,000 packets/s), 0 malformed",
+        "1,999  rows, one for each judged frame",
+        "1,999  rows that the model scored",
+        "    3  pairs of hosts dropped from the full table of streams",
+        "    4  peers that a device's memory of its own peers had no more room for",
+        "    1  senders (MACs) that are followed, of extractor.max_devices",
     ]
 
 
