@@ -295,6 +295,20 @@ def test_a_gateway_is_a_line_with_what_it_said_last(fleet, capsys):
     assert "3 d ago" in narrow[2]
 
 
+@pytest.mark.parametrize("columns", [80, 132])
+def test_a_gateway_that_claims_impossible_numbers_pushes_no_other_off_the_screen(fleet, columns):
+    """The largest numbers that are accepted; a column is as wide as its widest number, in every line."""
+    most = 2**63 - 1
+    store = AlertStore(fleet)
+    health = {"outbox_depth": most, "episodes_open": most, "counters": {"dropped": most, "interface_dropped": most}}
+    count = {"active": most, "learning": most}
+    store.save([document("gw-000", "health", health, 1), document("gw-000", "devices", {"count": count}, 1)])
+    store.close()
+    lines = plain(in_terminal(columns, "collector", "gateways", "--db", fleet)).splitlines()
+    assert ">9,999T" in lines[1]
+    assert re.search(r"3 +1,204 +1$", lines[2])
+
+
 def test_gateways_as_json_have_their_health(fleet, capsys):
     lines = [json.loads(line) for line in ask(capsys, "gateways", "--db", fleet, "--json")[1]]
     assert [line["gateway"] for line in lines] == ["gw-001", "gw-002", "gw-003"]
