@@ -235,6 +235,8 @@ class Ingest:
                     return False
             else:
                 break
+        if logged:
+            logger.info("database: can be written again; the %d messages are stored", len(messages))
         return True
 
     def _commit(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection]) -> None:

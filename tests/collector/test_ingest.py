@@ -288,9 +288,11 @@ def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing
     ingest = Ingest(CollectorConfig(), store)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
+    caplog.set_level("INFO")
     with saving(ingest, [message(TOPIC, numbered(1))], caplog) as (_, saved):
         other.execute("ROLLBACK")
     assert saved == [True]
+    assert "database: can be written again; the 1 messages are stored" in caplog.text
     other.execute("BEGIN IMMEDIATE")
     with saving(ingest, [message(TOPIC, numbered(2))], caplog) as (stop, saved):
         stop.set()
@@ -298,6 +300,26 @@ def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing
     other.execute("ROLLBACK")
     other.close()
     assert len(store.alerts()) == 1
+
+
+@pytest.mark.parametrize("renamed", [True, False], ids=["moved away", "deleted"])
+def test_a_database_that_is_moved_away_while_the_collector_runs_costs_no_message(tmp_path, caplog, *, renamed):
+    """Somebody rotates or deletes it: what came since is in a new file, and nothing is acknowledged unsaved."""
+    path = tmp_path / "c.sqlite"
+    ingest = Ingest(CollectorConfig(), AlertStore(str(path)))
+    assert ingest.save([message(TOPIC, numbered(1))], threading.Event())
+    for file in tmp_path.iterdir():
+        if renamed:
+            file.rename(file.with_name(f"old-{file.name}"))
+        else:
+            file.unlink()
+    assert ingest.save([message(TOPIC, numbered(2))], threading.Event())
+    assert ingest.save([message(TOPIC, numbered(3))], threading.Event())
+    assert "was removed or replaced while it was in use; a new one is begun" in caplog.text
+    stored = AlertStore(str(path), create=False)
+    assert [json.loads(row.document)["alert"]["context"]["botwatch"]["seq"] for row in stored.alerts()] == [2, 3]
+    if renamed:
+        assert len(AlertStore(str(tmp_path / "old-c.sqlite"), create=False).alerts()) == 1
 
 
 def test_a_database_server_that_is_restarted_costs_no_message(postgres, caplog):

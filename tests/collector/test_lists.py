@@ -237,6 +237,17 @@ def test_a_feed_follows_from_its_cursor(db):
     store.close()
 
 
+def test_a_feed_ends_with_a_line_when_its_database_is_moved_away(db, tmp_path):
+    """Else it would wait for ever for what is stored elsewhere."""
+    command = [sys.executable, "-m", "edge_agent.command", "collector", "alerts", "--db", db, "--follow", "--last", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        os.rename(db, tmp_path / "moved.sqlite")
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors == f"botwatch collector: {db} was removed or replaced while it was in use\n"
+
+
 def test_followed_episodes_show_each_new_state_and_gateways_that_come_and_go(db):
     store = AlertStore(db)
     store.save([status("gw-001")])
