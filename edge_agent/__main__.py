@@ -444,6 +444,29 @@ def _test_alert(args: argparse.Namespace) -> int:
     return status
 
 
+def _ordered(args: argparse.Namespace) -> "AgentConfig":
+    """Return the configuration for an order; of one that cannot be used, the state file, if an agent runs with it.
+
+    That agent has refused the file at a reload, or was started before it was changed, and can say so.
+    """
+    from edge_agent import orders
+    from edge_agent.config import AgentConfig
+    from edge_agent.contract import settings
+
+    try:
+        return _located(args)
+    except settings.SettingsError as error:
+        path = args.outbox or settings.peek(args.config, "outbox", "path")
+        config = AgentConfig()
+        if isinstance(path, str | Path):
+            config = dataclasses.replace(config, outbox=dataclasses.replace(config.outbox, path=Path(path)))
+        config = orders.locate(config)
+        if not orders.agent_runs(config):
+            raise
+        note(f"{PROG}: {printable(error)}; the running agent keeps its former settings")
+        return config
+
+
 def _order(args: argparse.Namespace) -> int:
     from edge_agent import orders
     from edge_agent.contract import replies
@@ -452,7 +475,7 @@ def _order(args: argparse.Namespace) -> int:
 
     given = {key: value for key in VERBS[args.command].arguments if (value := getattr(args, key, None)) is not None}
     try:
-        reply, running = orders.order(_located(args), args.command, given)
+        reply, running = orders.order(_ordered(args), args.command, given)
     except MessageError as error:
         return refuse(PROG, error)
     except orders.NoAgent as error:

@@ -216,6 +216,11 @@ def _broker(config: AgentConfig, service: Service | None) -> Iterator[Finding]:
 _REMEDIES = (
     ("Client identifier not valid", "the broker must allow the client id of the agent, also with -check behind it"),
     ("Bad user name or password", "see broker.username and broker.password_file, and the broker's own list"),
+    (
+        "refuses alerts",
+        "the broker's access list must let this gateway publish there. If its id was changed, these are alerts from "
+        "before: they wait until the broker accepts them or outbox.max_rows is reached, and hold up no others",
+    ),
     ("Not authorized", "see broker.username, broker.password_file or the certificate, and the broker's own list"),
     ("connection refused", "does it run, and on that port? see broker.host and broker.port"),
     ("no answer", "is it an MQTT broker? with TLS, set broker.tls"),

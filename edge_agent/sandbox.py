@@ -156,16 +156,19 @@ class Service:
             words = [word for tried, letter in tries for word in (letter, f"./{tried.relative_to(base)}")]
             # test(1) asks the kernel with the rights of this user, which include those of access control lists.
             script = 'while [ $# -gt 0 ]; do [ "$1" "$2" ] || exec echo "$2"; shift 2; done'
-            done = subprocess.run(
-                ["/bin/sh", "-c", script, "sh", *words],
-                user=self.uid,
-                group=self.gid,
-                extra_groups=self.groups,
-                cwd=base,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
+            try:
+                done = subprocess.run(
+                    ["/bin/sh", "-c", script, "sh", *words],
+                    user=self.uid,
+                    group=self.gid,
+                    extra_groups=self.groups,
+                    cwd=base,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+            except (OSError, subprocess.SubprocessError) as error:  # no shell, or no right to become that user
+                return f"{path}: it could not be tried as the service's user: {error}"
             if closed := done.stdout.rstrip("\n"):
                 return _closed(base / closed, path, "write" if flag == "-w" else "read")
         return ""

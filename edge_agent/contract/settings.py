@@ -99,6 +99,16 @@ def load(cls: type[T], path: str | Path) -> T:
     return loads(cls, text, path.name)
 
 
+def peek(path: str | Path, section: str, key: str) -> object:
+    """Return one value of a YAML file whose other values may be wrong; None where it cannot be found."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    inner = data.get(section) if isinstance(data, Mapping) else None
+    return inner.get(key) if isinstance(inner, Mapping) else None
+
+
 def loads(cls: type[T], text: str, name: str) -> T:
     """Read YAML ``text`` into ``cls``; ``name`` begins every error."""
     try:

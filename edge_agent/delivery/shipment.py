@@ -99,7 +99,7 @@ class Shipment:
             row, topic, _ = self._under_way.pop(answer.id)
             self._culprit.answered((ALERT, row))
             if answer.refused:
-                problem = f"refuses alerts: {answer.reason}"
+                problem = f"refuses alerts on {topic}: {answer.reason}"
                 self._counts.refused += 1
                 self._pass_by(row)
                 failed.add(topic)

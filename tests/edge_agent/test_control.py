@@ -519,7 +519,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
         connected(tmp_path, config_of(broker, connect_timeout_s=2.0)) as gateway,
     ):
         line = ("--broker", broker.address, "--config", tmp_path / "c.yaml")
-        status, said = collector("gw-001", "mute", f"device={MAC}", "for=2h", "reason=new firmware", *line)
+        status, said = collector("gw-001", "mute", f"device={MAC}", "for=2h", "reason=new firmware", "--json", *line)
         assert status == 0, said
         assert json.loads(said)["device"] == MAC
         assert gateway.see(CAMERA) == []
@@ -527,7 +527,7 @@ def test_the_desktop_mutes_a_device_and_gets_a_reply(tmp_path, make, version):
         assert (entry["origin"], entry["reason"]) == ("broker", "new firmware")
         assert collector("gw-001", "mute", f"device={MAC}", "for=25h", *line)[1].endswith("not 90000\n")
         assert "muted for longer" in collector("gw-001", "mute", f"device={MAC}", "for=1m", *line)[1]
-        status, said = collector("gw-001", "status", *line)
+        status, said = collector("gw-001", "status", "--json", *line)
         assert json.loads(said)["allowed"][0]["hits"] == 1
 
 

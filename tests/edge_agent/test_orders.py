@@ -1,5 +1,6 @@
 """Local orders: left for a running agent, or carried out on its state file; and what the commands for them load."""
 
+import json
 import subprocess
 import sys
 import time
@@ -123,6 +124,22 @@ def test_a_file_in_the_current_folder_that_is_no_state_file_does_not_hide_the_se
     State(service / "box.sqlite").close()
     (here / "box.sqlite").write_text("no database\n" * 40)
     assert orders.locate(config, service).outbox.path == service / "box.sqlite"
+
+
+def test_a_running_agent_is_asked_even_if_its_configuration_file_has_become_wrong(gateway, tmp_path, capsys):
+    config = tmp_path / "agent.yaml"
+    config.write_text(f"health_s: soon\noutbox: {{path: {gateway.config.outbox.path}}}\n")
+    assert gateway.state.claim()
+    with polling(gateway):
+        assert main(["status", "--json", "--config", str(config)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["running"] is True
+    assert "health_s: expected float, found 'soon' (str); the running agent keeps its former settings" in err
+    gateway.state.close()
+    assert main(["status", "--json", "--config", str(config)]) == 2  # nobody is there who could have other settings
+    assert "health_s" in capsys.readouterr().err
+    config.write_text("no: [yaml\n")
+    assert main(["status", "--config", str(config), "--outbox", str(tmp_path / "none.sqlite")]) == 2
 
 
 def test_two_agents_that_one_relative_path_may_mean_are_named_and_an_absolute_path_is_what_it_says(folders):

@@ -185,7 +185,7 @@ def test_a_refused_alert_stays_is_counted_logged_once_and_does_not_spin(tmp_path
         wait_until(lambda: link.counts.refused >= 10)
         assert link.flush(0.5) == 300
         assert link.counts.refused == link.counts.published <= 12
-        assert "Not authorized" in link.trouble
+        assert link.trouble == f"refuses alerts on {ALERT}: Not authorized"
         assert sum("refuses alerts" in line for line in caplog.messages) == 1
         # The operator mends the ACL; the connection stays up.
         (tmp_path / "acl").write_text("topic readwrite botwatch/#\n")
