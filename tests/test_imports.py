@@ -22,7 +22,7 @@ OWNERS = {
 
 FOLDERS = (
     "contract",
-    ("ownership", "state", "state_rows", "progress", "mqtt", "reconnect", "capture"),
+    ("ownership", "state", "state_rows", "progress", "mqtt", "culprit", "reconnect", "capture"),
     "detection",
     "delivery",
 )
@@ -34,7 +34,7 @@ All other modules are service files: they may import any of these, and none of t
 SHARED = {
     "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
-    "collector": ("contract", "mqtt", "reconnect"),
+    "collector": ("contract", "mqtt", "culprit", "reconnect"),
 }
 """Parts of the agent that each role may import."""
 

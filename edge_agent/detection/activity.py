@@ -132,7 +132,7 @@ def recognise(opened: Sample | None, new_peers: Sample | None, scored: Sample, *
     the rows whose score is above its limit. Beside a scan, only traffic that has grown is a flood: all other is what
     the device always sends. The peers of a ``victim`` are those that come to it, which do not scan anything together;
     nor does a sender of many false addresses, whose new peers are one host. What goes to another port than most of the
-    packets counts as well, lest a scan that is not allowed hides among those of one that is.
+    packets counts as well: else a scan that is not allowed could hide among those of one that is.
     """
     activities: dict[str, Activity] = {}
     beside: list[Activity] = []
