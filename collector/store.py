@@ -134,6 +134,10 @@ class AlertStore:
     def __init__(self, url: str, *, create: bool = True, max_rejected: int = 1_000) -> None:
         self._max_rejected = max_rejected
         try:
+            url.encode()
+        except UnicodeEncodeError:
+            raise StoreError(f"db {url!r}: is not UTF-8 text") from None
+        try:
             parsed = make_url(database_url(url))
         except (ArgumentError, ValueError):  # whose message may have a part of the password
             text = "db: is not a file or a database URL; special characters in a password are written as %XX"
