@@ -118,7 +118,11 @@ class StoredAlert:
 
 
 def database_url(db: str) -> str:
-    """Return ``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names."""
+    """Return ``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names. StoreError for no text."""
+    try:
+        db.encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"db {db!r}: is not UTF-8 text") from None
     return db if "://" in db else f"sqlite:///{db}"
 
 
@@ -133,10 +137,6 @@ class AlertStore:
 
     def __init__(self, url: str, *, create: bool = True, max_rejected: int = 1_000) -> None:
         self._max_rejected = max_rejected
-        try:
-            url.encode()
-        except UnicodeEncodeError:
-            raise StoreError(f"db {url!r}: is not UTF-8 text") from None
         try:
             parsed = make_url(database_url(url))
         except (ArgumentError, ValueError):  # whose message may have a part of the password
