@@ -109,7 +109,8 @@ def _serve(_arguments: argparse.Namespace, config: CollectorConfig) -> int:
     )
     if ingest.homeassistant:
         logger.info(
-            "Home Assistant: %(devices_left_out)d devices not shown, %(events_dropped)d events dropped",
+            "Home Assistant: %(devices_left_out)d devices not shown, %(events_dropped)d events dropped, "
+            "%(messages_set_aside)d messages not published",
             ingest.homeassistant.counts,
         )
     return OK

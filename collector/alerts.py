@@ -47,7 +47,9 @@ def add_arguments(parser: Parser) -> None:
     text = f"list the last N (0: all; default {_LAST}, with --since or --after all)"
     parser.add_argument("--last", type=_natural, metavar="N", help=text)
     parser.add_argument("--gateway", metavar="ID", default="", help="only of this gateway")
-    parser.add_argument("--device", metavar="MAC|IP|NAME", default="", help="only of this device or victim")
+    parser.add_argument(
+        "--device", type=_storable, metavar="MAC|IP|NAME", default="", help="only of this device or victim"
+    )
     text = "only of this class, or of a family, as mirai.*"
     parser.add_argument("--class", dest="class_name", type=_class, metavar="CLASS", help=text)
     text = "only of this severity or a worse one; 1 is the worst"
@@ -190,6 +192,15 @@ def _natural(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0")
     return int(text)
+
+
+def _storable(text: str) -> str:
+    """Return a text that a database may be asked for; what is typed in another encoding than the terminal's is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not UTF-8 text") from None
+    return text
 
 
 def _class(text: str) -> str:

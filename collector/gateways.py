@@ -19,6 +19,7 @@ from edge_agent.contract.messages import MessageError, Status, format_time
 from edge_agent.contract.show import IdColumn, Terminal, Tone, gateway_cell, gateway_column, id_column, pad
 
 _FOLLOW_S = 1.0  # how often --follow looks
+_UNITS = (1e12, "T"), (1e9, "G"), (1e6, "M")
 _TONES: dict[str, Tone] = {"offline": "bad", "stopped": "quiet"}
 _WORDS = {
     "online": "connected to the broker",
@@ -138,7 +139,12 @@ def table(states: Sequence[GatewayState], terminal: Terminal, now_ns: int) -> It
     """Yield the lines of a table of gateways, under a line with its headings."""
 
     def number(value: float | None) -> str:
-        return "" if value is None else f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.1f}M"
+        if value is None:
+            return ""
+        if value >= 1e16:  # no true one: a gateway that claims it must not push the others off the screen
+            return ">9,999T"
+        size, unit = next(((size, unit) for size, unit in _UNITS if value >= size), (1.0, ""))
+        return f"{value / size:,.1f}{unit}" if unit else f"{value:,.0f}"
 
     def seen(state: GatewayState) -> str:
         if not state.seen_ns:

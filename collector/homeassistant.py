@@ -56,6 +56,15 @@ class Message(NamedTuple):
     payload: bytes
     retain: bool = True
 
+    @property
+    def kind(self) -> str:
+        """The kind of message in words; those of one kind are about as large."""
+        if not self.retain:
+            return "an event"
+        if not self.topic.endswith("/config"):
+            return "a state"
+        return f"the document of a {'device' if '/botwatch_mac_' in self.topic else 'gateway'}"
+
 
 @dataclass
 class GatewayFacts:
@@ -86,15 +95,15 @@ class HomeAssistant:
     """Home Assistant's picture of what the collector stores.
 
     Gateways, devices and open episodes are read from ``store``, so that a restart of the collector changes nothing.
-    ``counts`` are the devices beyond ``homeassistant.max_devices``, and the events that were dropped. Times named
-    ``now_s`` are those of the steady clock.
+    ``counts`` are the devices beyond ``homeassistant.max_devices``, the events that were dropped, and the messages that
+    the broker does not take. Times named ``now_s`` are those of the steady clock.
     """
 
     def __init__(self, config: CollectorConfig, store: AlertStore) -> None:
         self._store, self._base = store, config.broker.base
         self._documents = Documents(config.broker.base, config.homeassistant.prefix)
         self._most, self._keep_ns = config.homeassistant.max_devices, int(config.retention.days * 86_400e9)
-        self.counts = {"devices_left_out": 0, "events_dropped": 0}
+        self.counts = {"devices_left_out": 0, "events_dropped": 0, "messages_set_aside": 0}
         self._gateways: dict[str, GatewayFacts] = {}
         self._devices: dict[str, DeviceFacts] = {}
         self._open: dict[str, OpenEpisode] = {}

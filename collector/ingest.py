@@ -17,6 +17,7 @@ import jsonschema
 
 from collector.config import CollectorConfig
 from collector.homeassistant import HomeAssistant
+from collector.homepublisher import HomePublisher
 from collector.store import AlertStore, Arrival, BadRow, Fresh, GatewayDocument, Rejection, StoreBusy
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.broker import Backoff
@@ -108,6 +109,7 @@ class Ingest:
         self.config, self.counts = config, IngestCounts()
         self._store, self._judge = store, judge or MessageJudge(config.broker.base)
         self.homeassistant = HomeAssistant(config, store) if config.homeassistant.enabled else None
+        self._home = HomePublisher(config.broker.address)
         dialer = Dialer(
             config.broker,
             config.broker.client_id or store.client_id(),
@@ -159,8 +161,10 @@ class Ingest:
                         self._begin(connection, event)
                     elif isinstance(event, Subscribed) and event.refusals and self.homeassistant:
                         self.homeassistant.refused(event.refusals[0])
-                    elif isinstance(event, Acknowledged) and event.refused and self.homeassistant:
-                        self.homeassistant.refused(event.reason)
+                    elif isinstance(event, Acknowledged) and self.homeassistant:
+                        self._home.answered(event.id)
+                        if event.refused:
+                            self.homeassistant.refused(event.reason)
                 self._show(connection)
                 if inbox.due():
                     self._pass_on(connection, inbox, stop)
@@ -171,7 +175,8 @@ class Ingest:
             if self.homeassistant and self._granted:
                 connection.publish(*self.homeassistant.will, qos=0, retain=True)
             connection.disconnect(within_s=1.0)
-        except ConnectionEnded:
+        except ConnectionEnded as end:
+            self._home.ended(end)
             self.save(inbox.messages, stop)
             raise
 
@@ -182,6 +187,7 @@ class Ingest:
             return
         self._granted = True
         if self.homeassistant:
+            self._home.begin(connection)
             self.homeassistant.connected(time.monotonic())
             connection.subscribe(self.homeassistant.filters)  # apart: without them the alerts come all the same
         broker = self.config.broker
@@ -194,8 +200,8 @@ class Ingest:
         """Publish what is due for Home Assistant, once the broker has granted the subscriptions."""
         if self.homeassistant and self._granted:
             now = time.monotonic()
-            for message in self.homeassistant.due(now):
-                connection.publish(message.topic, message.payload, retain=message.retain)
+            self._home.send(connection, self.homeassistant.due(now) if self._home.idle else ())
+            self.homeassistant.counts["messages_set_aside"] = self._home.set_aside
             if settled := self.homeassistant.settled(now):
                 connection.unsubscribe(settled)
 
@@ -235,6 +241,8 @@ class Ingest:
                     return False
             else:
                 break
+        if logged:
+            logger.info("database: can be written again; the %d messages are stored", len(messages))
         return True
 
     def _commit(self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection]) -> None:

@@ -118,7 +118,11 @@ class StoredAlert:
 
 
 def database_url(db: str) -> str:
-    """Return ``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names."""
+    """Return ``db`` if it is an SQLAlchemy URL, else the SQLite URL of the file it names. StoreError for no text."""
+    try:
+        db.encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"db {db!r}: is not UTF-8 text") from None
     return db if "://" in db else f"sqlite:///{db}"
 
 
@@ -126,6 +130,9 @@ class AlertStore:
     """The database at ``url``; tables are made when missing, unless ``create`` is False.
 
     At most ``max_rejected`` rejected messages are stored, the newest. Raises StoreError when it cannot be opened.
+
+    A file that somebody removes or moves away meanwhile is noticed: what was written into it last is refused as
+    StoreBusy, and the next goes into a new file. A reader, which has ``create`` False, raises StoreError.
     """
 
     def __init__(self, url: str, *, create: bool = True, max_rejected: int = 1_000) -> None:
@@ -143,7 +150,7 @@ class AlertStore:
             raise StoreError(f"db {shown}: SQLite and PostgreSQL are supported")
         if not create and backend == "sqlite" and not Path(parsed.database or "").is_file():
             raise StoreError(f"db {shown}: no such file")  # SQLite would make an empty one
-        self._is_postgresql = backend == "postgresql"
+        self._is_postgresql, self._create = backend == "postgresql", create
         if parsed.drivername == "postgresql":  # without a driver SQLAlchemy means psycopg2
             parsed = parsed.set(drivername="postgresql+psycopg")
         try:
@@ -152,17 +159,28 @@ class AlertStore:
             if not self._is_postgresql:
                 event.listen(self._engine, "connect", _prepare_sqlite)
             if create:
-                if not inspect(self._engine).has_table(ALERT.name):
-                    self._make_client_id(f"{_CLIENT_ID}-{secrets.token_hex(4)}")
-                tables.make(self._engine)
+                self._make_tables()
             else:
                 with self._engine.connect() as db:
                     db.execute(select(ALERT.c.n).limit(1))
+            self._path = Path(parsed.database) if backend == "sqlite" and parsed.database else None
+            self._place = _place(self._path)
             self._older = not create and tables.missing(self._engine)  # nothing is changed for a reader
         except ImportError as error:
             raise StoreError(f"db {shown}: {_line(error)}; is the extra botwatch[postgresql] installed?") from error
         except SQLAlchemyError as error:
             raise StoreError(f"db {shown}: {_line(error)}") from error
+
+    def _make_tables(self) -> None:
+        if not inspect(self._engine).has_table(ALERT.name):
+            self._make_client_id(f"{_CLIENT_ID}-{secrets.token_hex(4)}")
+        tables.make(self._engine)
+
+    def _gone(self) -> str:
+        """Return that the file of the database is no longer in its place, "" if it is."""
+        if self._place is None or self._place == _place(self._path):
+            return ""
+        return f"{self._path} was removed or replaced while it was in use"
 
     def client_id(self) -> str:
         """Return the id by which brokers know the collector of this database: made with it, at random, and stored.
@@ -195,12 +213,19 @@ class AlertStore:
         Raises StoreBusy or BadRow, and then nothing was saved.
         """
         try:
+            if gone := self._gone():
+                self._engine.dispose()
+                self._make_tables()
+                self._place = _place(self._path)
+                raise StoreBusy(f"{gone}; a new one is begun")
             with self._engine.begin() as db:
                 fresh = self._save_alerts(db, [a for a in arrivals if isinstance(a.message, Alert)])
                 self._save_statuses(db, arrivals)
                 self._save_documents(db, arrivals)
                 self._save_rejections(db, rejections)
-                return fresh
+            if gone := self._gone():
+                raise StoreBusy(gone)
+            return fresh
         except DBAPIError as error:
             raise (StoreBusy if self._may_pass(error) else BadRow)(_line(error)) from error
         except (SQLAlchemyError, OverflowError, UnicodeError) as error:
@@ -440,6 +465,8 @@ class AlertStore:
         return [Rejection(row.topic, row.payload, row.reason, row.received_ns) for row in rows]
 
     def _read(self, query: Any) -> Iterator[Any]:
+        if not self._create and (gone := self._gone()):
+            raise StoreError(gone)
         try:
             with self._engine.connect() as db:
                 yield from db.execute(query).fetchall()
@@ -449,6 +476,15 @@ class AlertStore:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def _place(path: Path | None) -> tuple[int, int] | None:
+    """Return what distinguishes a file from another one under its name; None where there is none."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status else None
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

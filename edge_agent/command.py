@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from edge_agent.contract.cli import INTERRUPTED, OK, USAGE, prepare_output, refuse, say, unknown, version_line
+from edge_agent.contract.cli import INTERRUPTED, USAGE, note, prepare_output, print_text, refuse, unknown, version_line
 
 ROLES = {
     "agent": ("edge_agent.__main__", "", "capture or replay packets, score every device, publish alerts"),
@@ -38,11 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     prepare_output()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage(), file=sys.stdout if argv else sys.stderr)
-        return OK if argv else USAGE
+        if argv:
+            return print_text("botwatch", usage())
+        note(usage())
+        return USAGE
     if argv[0] == "--version":
-        say(version_line())
-        return OK
+        return print_text("botwatch", version_line())
     if argv[0] not in ROLES:
         return refuse("botwatch", unknown("option" if argv[0].startswith("-") else "role", argv[0], KNOWN))
     module, extras, _ = ROLES[argv[0]]

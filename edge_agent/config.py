@@ -51,7 +51,7 @@ class CaptureConfig:
         if len(set(self.interfaces)) != len(self.interfaces):
             raise ValueError("interfaces: an interface is named twice")
         for name in self.interfaces:
-            if not 0 < len(name) < 16 or "/" in name:
+            if not 0 < len(name.encode(errors="replace")) < 16 or "/" in name or not name.isprintable() or " " in name:
                 raise ValueError(f"interfaces: {name[:40]!r} cannot be the name of an interface")
 
     def live(self) -> LiveSettings:

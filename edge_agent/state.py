@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edge_agent.ownership import make_file
 from edge_agent.state_rows import drop_damaged_rows
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ class State:
         self._checked = self._checked or self._db is not None
 
     def _open(self, *, check: bool, alone: bool = False) -> sqlite3.Connection:
+        make_file(self.path)
         db = sqlite3.connect(
             self.path, timeout=10.0, isolation_level=None, check_same_thread=False, factory=self._connection
         )

@@ -162,6 +162,14 @@ lib=$root/usr/lib/botwatch
 unit=$root/etc/systemd/system/edge-agent.service
 config=$etc/agent.yaml
 changed=''
+# An image may have links that lead to files of this machine.
+for folder in "$etc" "$lib" "${unit%/*}" "$root/usr/local/bin" "$root/usr/share"; do
+    while [ ! -e "$folder" ] && [ ! -L "$folder" ]; do folder=${folder%/*}; done
+    case $(CDPATH='' cd "$folder" 2>/dev/null && pwd -P)/ in
+    "$root/"*) ;;
+    *) refuse "--root: $folder is a link that leads out of the image" ;;
+    esac
+done
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -282,6 +290,14 @@ fi
 [ -z "$host" ] || set_key broker host "\"$host\""
 [ -z "$port" ] || set_key broker port "$port"
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run this as root"
+if [ -L "$config" ] && ! cmp -s "$new" "$config"; then
+    refuse "$config is a symbolic link, which stays; write the keys into the file that it names"
+fi
+for folder in "$lib" "$etc/bundle"; do # left by an installation that was cut short, perhaps between two renames
+    if [ ! -e "$folder" ] && [ -e "$folder.old" ]; then mv "$folder.old" "$folder"; fi
+    rm -rf "$folder.old" "$folder.new"
+done
+rm -f "$config.new" "$unit.new" "$unit.d/restart.conf.new"
 
 [ -z "$wheels" ] || install_wheels
 

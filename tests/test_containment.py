@@ -161,6 +161,8 @@ OTHERS = {
     "not an alert": "junk",
     "nested without end": "[" * 10_000,
     "too long": json.dumps({"x": "y" * 40_000}),
+    "an alert behind what is too long": " " * 16_385 + json.dumps(about(MAC)),
+    "an alert far behind it": "x" * 40_000 + " " * 9_155 + json.dumps(about(MAC)),
     "old": OLD,
     "unknown": about(MAC, "unknown"),
     "victim": about(MAC, role="victim"),

@@ -20,7 +20,12 @@ OWNERS = {
 }
 """Third parties and the native kernel -> the only modules that may import them."""
 
-FOLDERS = ("contract", ("state", "state_rows", "progress", "mqtt", "reconnect", "capture"), "detection", "delivery")
+FOLDERS = (
+    "contract",
+    ("ownership", "state", "state_rows", "progress", "mqtt", "culprit", "reconnect", "capture"),
+    "detection",
+    "delivery",
+)
 """The agent's folders and low modules, from the bottom: each imports only from its own floor and from those below.
 
 All other modules are service files: they may import any of these, and none of these may import them.
@@ -29,7 +34,7 @@ All other modules are service files: they may import any of these, and none of t
 SHARED = {
     "trainer": ("contract", "capture", "detection", "progress", "agent", "config"),
     "converter": ("contract", "detection", "progress"),
-    "collector": ("contract", "mqtt", "reconnect"),
+    "collector": ("contract", "mqtt", "culprit", "reconnect"),
 }
 """Parts of the agent that each role may import."""
 

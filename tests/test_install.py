@@ -382,3 +382,83 @@ def test_another_program_named_botwatch_stays(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"{other} is another file and stays" in done.stderr
     assert other.read_text() == "#!/bin/sh\n"
+
+
+KILLER = """#!/bin/sh
+count=$(($(cat {count} 2>/dev/null || echo 0) + 1))
+echo $count > {count}
+{before}
+if [ $count -eq ${{KILL_AT:-0}} ]; then kill -9 $PPID; fi
+exec {real} "$@"
+"""
+
+
+@pytest.mark.parametrize("done_first", [False, True], ids=["killed before the step", "killed after it"])
+def test_an_installation_that_is_killed_at_any_step_leaves_a_model_and_goes_on(
+    tmp_path: Path, home: Home, *, done_first: bool
+) -> None:
+    """Also a run without the flags puts the old model or the new one in its place, and leaves nothing beside it."""
+    tools, count = tmp_path / "bin", tmp_path / "count"
+    tools.mkdir()
+    for name in ("mv", "cp", "rm", "mkdir", "chmod", "ln"):
+        real = shutil.which(name)
+        before = f'if [ $count -eq ${{KILL_AT:-0}} ]; then {real} "$@"; fi' if done_first else ""
+        (tools / name).write_text(KILLER.format(count=count, real=real, before=before))
+        (tools / name).chmod(0o755)
+    older = shutil.copytree(home.bundle, tmp_path / "older")
+    manifest = (older / "manifest.json").read_text()
+    (older / "manifest.json").write_text(manifest + " ")
+    whole = {bundles.load(older).sha256, bundles.load(home.bundle).sha256}
+    step, killed = 0, True
+    while killed:
+        step += 1
+        root = tmp_path / f"root{step}"
+        root.mkdir()
+        assert installed(root, "--bundle", older, "--gateway", "gw-1").gateway == "gw-1"
+        count.unlink(missing_ok=True)
+        env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "KILL_AT": str(step)}
+        command = [
+            "sh",
+            str(UNITS / "install.sh"),
+            "--root",
+            str(root),
+            "--bundle",
+            str(home.bundle),
+            "--gateway",
+            "gw-2",
+        ]
+        killed = subprocess.run(command, env=env, capture_output=True, check=False).returncode == -9
+        assert installed(root).gateway in ("gw-1", "gw-2")
+        assert bundles.load(root / "etc/botwatch/bundle").sha256 in whole
+        assert installed(root, "--bundle", home.bundle, "--gateway", "gw-2").gateway == "gw-2"
+        assert bundles.load(root / "etc/botwatch/bundle").sha256 == bundles.load(home.bundle).sha256
+        assert {path.name for path in (root / "etc/botwatch").iterdir()} == {"agent.yaml", "bundle", "credentials"}
+    assert step > 10
+
+
+def test_a_configuration_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    installed(tmp_path, "--gateway", "gw-1")
+    elsewhere = (tmp_path / CONFIG).rename(tmp_path / "kept.yaml")
+    (tmp_path / CONFIG).symlink_to("../../kept.yaml")
+    assert install(tmp_path).returncode == 0
+    assert install(tmp_path, "--gateway", "gw-1").returncode == 0
+    done = install(tmp_path, "--gateway", "gw-2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is a symbolic link" in done.stderr
+    assert (tmp_path / CONFIG).is_symlink()
+    assert settings.load(AgentConfig, elsewhere).gateway == "gw-1"
+
+
+@pytest.mark.parametrize("link", ["etc/botwatch", "usr/lib", "etc"])
+def test_a_link_of_an_image_does_not_lead_the_installer_out_of_it(tmp_path: Path, link: str) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(outside)
+    done = install(root)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "leads out of the image" in done.stderr
+    assert files(outside) == []
+    (root / link).unlink()
+    (root / link).symlink_to(tmp_path / "nowhere")
+    assert "leads out of the image" in install(root).stderr

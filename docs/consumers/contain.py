@@ -94,6 +94,14 @@ def address(text):
     return str(ipaddress.ip_address(text))
 
 
+def lines():
+    """Yield the lines of stdin; of one that is too long only the beginning, which is no alert."""
+    while line := sys.stdin.buffer.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and not line.endswith(b"\n"):
+            line = sys.stdin.buffer.readline(LONGEST + 1)
+
+
 def main():
     """Act on alerts until there are no more."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,7 +118,7 @@ def main():
         run("nft", "-f", "-", text=TABLE.format(family=options.family, most=options.most))
     print(f"waiting for alerts of {options.gateway}", "" if options.apply else "(dry run)", flush=True)
     until = {}
-    while line := sys.stdin.buffer.readline(LONGEST + 1):
+    for line in lines():
         now = time.time()
         until = {mac: end for mac, end in until.items() if end > now}
         try:

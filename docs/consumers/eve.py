@@ -73,11 +73,19 @@ class EveFile:
         new.replace(name)
 
 
+def lines():
+    """Yield the lines of stdin; of one that is too long only the beginning, which is no alert."""
+    while line := sys.stdin.buffer.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and not line.endswith(b"\n"):
+            line = sys.stdin.buffer.readline(LONGEST + 1)
+
+
 def main(path):
     """Append what comes on stdin until that ends."""
     eve, refused = EveFile(path), 0
     print(f"eve.py: appending to {path}", file=sys.stderr, flush=True)
-    while line := sys.stdin.buffer.readline(LONGEST + 1):
+    for line in lines():
         key = key_of(line)
         if key is None:
             refused += 1

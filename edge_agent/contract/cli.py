@@ -109,7 +109,8 @@ def wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[st
 
 def terminal_width() -> int:
     """Return the characters of a line on stdout: those of the terminal, and `UNLIMITED` for a file or a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it was closed before the command began
+    return shutil.get_terminal_size().columns if terminal else UNLIMITED
 
 
 def say(line: object) -> None:
@@ -393,8 +394,19 @@ class Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        say(version_line())
-        parser.exit(OK)
+        parser.exit(print_text(parser.prog, version_line()))
+
+
+def print_text(prog: str, text: str) -> int:
+    """Print all that command ``prog`` was asked for, which may be several lines, and return its exit status."""
+    status = OK
+    try:
+        put(text)
+    except BrokenPipeError:
+        pass
+    except OutputError as error:
+        status = refuse(prog, error, FAILED)
+    return end_output(prog, status, OK)
 
 
 def version_line() -> str:

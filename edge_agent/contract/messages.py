@@ -416,4 +416,4 @@ def _text_of(document: Mapping[str, Any], what: str, key: str, most: int, *, opt
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63

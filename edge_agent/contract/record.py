@@ -95,6 +95,8 @@ def _reader(accepted: type, what: str) -> Callable[[Any], Any]:
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
         raise ValueError(f"{str(value)[:40]!r} is not a whole number")
+    if not -(2**63) <= value < 2**63:  # 1e300 is a whole number, too, but no database takes it
+        raise ValueError(f"{str(value)[:40]!r} is beyond 64 bits")
     return int(value)
 
 
@@ -197,7 +199,9 @@ def read(cls: type, document: object, part: str = "") -> dict[str, Any]:
 def _check_bounds(schema: Mapping[str, Any], value: object) -> None:
     """Raise ValueError for a text, number or list beyond the bounds of its grammar, which no writer would make."""
     if isinstance(value, str):
-        within = len(value) <= schema.get("maxLength", len(value)) and re.search(schema.get("pattern", ""), value)
+        # Of the whole text: the "$" of a pattern would let a line break at the end pass.
+        fits = "pattern" not in schema or re.fullmatch(schema["pattern"], value)
+        within = fits and len(value) <= schema.get("maxLength", len(value))
     elif isinstance(value, int | float):
         low, high = schema.get("minimum", value), schema.get("maximum", value)
         within = low <= value <= high and value > schema.get("exclusiveMinimum", -math.inf)

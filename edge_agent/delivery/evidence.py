@@ -21,6 +21,7 @@ from edge_agent.contract import alertid, pcapfile
 from edge_agent.contract.alert import Evidence
 from edge_agent.contract.messages import CHUNK_BYTES, MAX_EVIDENCE, Chunk, MessageError, is_uuid7
 from edge_agent.detection.detection import Detection
+from edge_agent.ownership import hand_over
 from edge_agent.state import DISK_TROUBLE
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ class EvidenceStore:
             self._fail(folder, error)
 
     def _make_folder(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            hand_over(self.folder)
 
     def begin(self, id: str, detection: Detection) -> Evidence | None:
         """Write the packets that led to episode ``id``; None when that is not possible, which is counted."""
@@ -99,6 +102,7 @@ class EvidenceStore:
             self._make_folder()
             self._make_room(path.name, len(content))
             part.write_bytes(content)
+            hand_over(part)
             os.replace(part, path)
         except OSError as error:
             self._fail(path, error)

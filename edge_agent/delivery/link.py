@@ -25,7 +25,7 @@ from typing import Any, Literal
 from edge_agent.contract.broker import BrokerConfig
 from edge_agent.contract.commands import MAX_COMMAND
 from edge_agent.contract.messages import Status, encode, topic
-from edge_agent.delivery.culprit import REPLY, STATUS, Culprit, Key, LeftOut
+from edge_agent.culprit import REPLY, STATUS, Culprit, Key, LeftOut
 from edge_agent.delivery.outbox import ASIDE_S, Outbox
 from edge_agent.delivery.shipment import ALERT, Shipment, ShipmentCounts
 from edge_agent.mqtt import Acknowledged, Connected, Connection, ConnectionEnded, Dialer, Event, Incoming, Subscribed

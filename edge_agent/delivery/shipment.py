@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from edge_agent.contract.broker import Backoff
 from edge_agent.contract.messages import MessageError, check_uuid7, decode
-from edge_agent.delivery.culprit import Culprit
+from edge_agent.culprit import Culprit
 from edge_agent.delivery.outbox import ASIDE_S, Outbox
 from edge_agent.delivery.outbox_table import STRIKES
 from edge_agent.mqtt import Acknowledged, Connection

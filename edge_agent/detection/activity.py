@@ -24,6 +24,9 @@ FLOOD_RATE = 100.0
 TRIES = 4
 """Packets to each target on average up to which traffic to many targets is a scan."""
 
+MOST_BESIDE = 2
+"""Number of activities at another port that are named besides: an alert has room for three beside its main one."""
+
 _LEAST = 3  # packets that are a sample: the counts rule votes by as many
 _HASH = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
 _PORT_BITS = 16
@@ -97,6 +100,21 @@ class Sample:
         most = int(np.argmax(counts))
         return int(ports[most]) if 2 * counts[most] > len(self) else None
 
+    def beside(self, main: Activity) -> list[Activity]:
+        """Return the scan or flood that goes to another port than ``main``, of traffic that has grown; else nothing.
+
+        >>> ports = np.array([22, 22, 22, 23] * 5)
+        >>> rest = {"packets": np.ones(20, int), "grown": np.ones(20, bool)}
+        >>> sample = Sample(t_ns=np.arange(20) * 50_000_000, targets=np.arange(20) << 16 | ports, **rest)
+        >>> sample.beside(sample.activity())
+        [Activity(kind='scan', port=23)]
+        """
+        if main.port is None or main.kind == "other":
+            return []
+        other = self.part((self.targets & ((1 << _PORT_BITS) - 1) != main.port) & self.grown)
+        activity = other.activity()
+        return [activity] if activity and activity.kind != "other" else []
+
     def _spread(self) -> bool:
         """Return True if these are few packets to each of several targets."""
         different = len(np.unique(self.targets))
@@ -108,22 +126,27 @@ class Sample:
 
 
 def recognise(opened: Sample | None, new_peers: Sample | None, scored: Sample, *, victim: bool) -> tuple[Activity, ...]:
-    """Return the activities of a subject, at least one, each of another kind, the worst first.
+    """Return the activities of a subject, at least one, the worst first; no two are of the same kind and port.
 
     ``opened`` are the last openings and ``new_peers`` those of new peers, where the counts rule flags them; ``scored``
     the rows whose score is above its limit. Beside a scan, only traffic that has grown is a flood: all other is what
     the device always sends. The peers of a ``victim`` are those that come to it, which do not scan anything together;
-    nor does a sender of many false addresses, whose new peers are one host.
+    nor does a sender of many false addresses, whose new peers are one host. What goes to another port than most of the
+    packets counts as well: else a scan that is not allowed could hide among those of one that is.
     """
     activities: dict[str, Activity] = {}
+    beside: list[Activity] = []
     if new_peers and not victim and TRIES * len(np.unique(new_peers.hosts)) >= len(new_peers):
         activities["scan"] = Activity("scan", new_peers.port())
+        beside += new_peers.beside(activities["scan"])
     if opened and (activity := opened.activity()) and (not activities or activity.kind == "flood"):
         activities[activity.kind] = activity
+        beside += opened.beside(activity)
     activity = (scored.part(scored.grown) if activities else scored).activity()
     if activity and (not activities or activity.kind != "other"):
-        activities.setdefault(activity.kind, activity)
+        beside += scored.beside(activities.setdefault(activity.kind, activity))
     if len(activities) > 1:
         activities.pop("other", None)
     ranked = sorted(activities.values(), key=lambda activity: KINDS.index(activity.kind))
-    return tuple(ranked) or (Activity("other"),)
+    more = [] if victim else [activity for activity in dict.fromkeys(beside) if activity not in ranked]
+    return (*(ranked or [Activity("other")]), *more[:MOST_BESIDE])

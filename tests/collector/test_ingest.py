@@ -98,6 +98,14 @@ def test_the_example_and_a_status_are_accepted():
         ("botwatch/v1/gw/gw-001/health", health(model="m" * 41), "health: model"),
         ("botwatch/v1/gw/gw-001/health", health(site=7), "health: site"),
         ("botwatch/v1/gw/gw-001/health", health(ts="yesterday"), "health: ts"),
+        ("botwatch/v1/gw/gw-001/health", health(outbox_depth=1e308), "health: outbox_depth"),
+        ("botwatch/v1/gw/gw-001/health", health(counters={"dropped": 2**63 - 1, "other": 1e19}), "health: counters"),
+        ("botwatch/v1/gw/gw-001/devices", devices(count={"learning": 1e308, "active": 1e308}), "devices: count"),
+        (TOPIC, changed(f"{OURS}.device.mac", "02:00:5e:00:00:ff\n"), "beyond the bounds"),  # `$` also stands before it
+        (TOPIC, changed(f"{OURS}.model.sha256", "0" * 64 + "\n"), "beyond the bounds"),
+        (TOPIC, changed(f"{OURS}.count", 1e300), "beyond 64 bits"),
+        (TOPIC, changed(f"{OURS}.seq", 1e25), "beyond 64 bits"),
+        (TOPIC, changed("flow.pkts_toserver", 1e19), "beyond 64 bits"),
         ("botwatch/v1/gw/gw-001/health", health(more="x" * MAX_PAYLOAD), "too large"),
         ("botwatch/v1/gw/gw-001/devices", devices({"mac": "no MAC", "state": "active"}), "devices: mac"),
         ("botwatch/v1/gw/gw-001/devices", devices({"mac": MAC, "state": "active", "name": "n" * 65}), "devices: name"),
@@ -280,9 +288,11 @@ def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing
     ingest = Ingest(CollectorConfig(), store)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
+    caplog.set_level("INFO")
     with saving(ingest, [message(TOPIC, numbered(1))], caplog) as (_, saved):
         other.execute("ROLLBACK")
     assert saved == [True]
+    assert "database: can be written again; the 1 messages are stored" in caplog.text
     other.execute("BEGIN IMMEDIATE")
     with saving(ingest, [message(TOPIC, numbered(2))], caplog) as (stop, saved):
         stop.set()
@@ -290,6 +300,26 @@ def test_a_busy_database_is_waited_for_and_a_stop_meanwhile_acknowledges_nothing
     other.execute("ROLLBACK")
     other.close()
     assert len(store.alerts()) == 1
+
+
+@pytest.mark.parametrize("renamed", [True, False], ids=["moved away", "deleted"])
+def test_a_database_that_is_moved_away_while_the_collector_runs_costs_no_message(tmp_path, caplog, *, renamed):
+    """Somebody rotates or deletes it: what came since is in a new file, and nothing is acknowledged unsaved."""
+    path = tmp_path / "c.sqlite"
+    ingest = Ingest(CollectorConfig(), AlertStore(str(path)))
+    assert ingest.save([message(TOPIC, numbered(1))], threading.Event())
+    for file in tmp_path.iterdir():
+        if renamed:
+            file.rename(file.with_name(f"old-{file.name}"))
+        else:
+            file.unlink()
+    assert ingest.save([message(TOPIC, numbered(2))], threading.Event())
+    assert ingest.save([message(TOPIC, numbered(3))], threading.Event())
+    assert "was removed or replaced while it was in use; a new one is begun" in caplog.text
+    stored = AlertStore(str(path), create=False)
+    assert [json.loads(row.document)["alert"]["context"]["botwatch"]["seq"] for row in stored.alerts()] == [2, 3]
+    if renamed:
+        assert len(AlertStore(str(tmp_path / "old-c.sqlite"), create=False).alerts()) == 1
 
 
 def test_a_database_server_that_is_restarted_costs_no_message(postgres, caplog):

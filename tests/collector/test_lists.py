@@ -237,6 +237,17 @@ def test_a_feed_follows_from_its_cursor(db):
     store.close()
 
 
+def test_a_feed_ends_with_a_line_when_its_database_is_moved_away(db, tmp_path):
+    """Else it would wait for ever for what is stored elsewhere."""
+    command = [sys.executable, "-m", "edge_agent.command", "collector", "alerts", "--db", db, "--follow", "--last", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        os.rename(db, tmp_path / "moved.sqlite")
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors == f"botwatch collector: {db} was removed or replaced while it was in use\n"
+
+
 def test_followed_episodes_show_each_new_state_and_gateways_that_come_and_go(db):
     store = AlertStore(db)
     store.save([status("gw-001")])
@@ -323,6 +334,20 @@ def test_gateways_of_alike_ids_can_be_told_apart_in_a_narrow_terminal(tmp_path):
     assert max(map(cells, lines)) <= 80
     unknown = in_terminal(80, "collector", "gateways", "zzz", "--db", path).replace("\n", " ")
     assert "unknown gateway 'zzz'; 12 are known, `botwatch collector gateways` lists them" in unknown
+
+
+@pytest.mark.parametrize("columns", [80, 132])
+def test_a_gateway_that_claims_impossible_numbers_pushes_no_other_off_the_screen(fleet, columns):
+    """The largest numbers that are accepted; a column is as wide as its widest number, in every line."""
+    most = 2**63 - 1
+    store = AlertStore(fleet)
+    health = {"outbox_depth": most, "episodes_open": most, "counters": {"dropped": most, "interface_dropped": most}}
+    count = {"active": most, "learning": most}
+    store.save([document("gw-000", "health", health, 1), document("gw-000", "devices", {"count": count}, 1)])
+    store.close()
+    lines = plain(in_terminal(columns, "collector", "gateways", "--db", fleet)).splitlines()
+    assert ">9,999T" in lines[1]
+    assert re.search(r"3 +1,204 +1$", lines[2])
 
 
 def test_gateways_as_json_have_their_health(fleet, capsys):

@@ -119,6 +119,7 @@ def test_an_allowed_scan_covers_no_other_port_and_no_flood_even_beside_it(bundle
     for number, (attack, activity) in enumerate(
         {
             "other port": (probes(23, 600, rate=40, begin=later), "scan"),
+            "few of another port": (probes(23, 150, rate=5, begin=later), "scan"),
             "syn flood": (syn_flood(begin=later), "flood"),
             "udp flood": (udp_flood(begin=later), "flood"),
             "weak flood": (udp_flood(rate=120, begin=later), "flood"),
@@ -156,6 +157,16 @@ def test_an_allowed_flood_hides_no_scan(bundle, tmp_path):
     assert infected
     assert infected[0].t_ns >= ATTACK + 40 * S
     assert Activity("scan", 23) in infected[0].activities
+
+
+def test_an_allowed_flood_hides_no_weaker_one_to_another_port(bundle, tmp_path):
+    """It has a quarter of the packets, in turn with those of the allowed one."""
+    allowed = [Activity("flood", 9307)]
+    mixed = [packet(PLUG, CLOUD, 33000, 9307, size=512)] * 3 + [packet(PLUG, "52.1.2.3", 33001, 53, size=512)]
+    assert run(tmp_path / "a", bundle, udp_flood(), allowed=allowed) == []
+    infected = run(tmp_path / "b", bundle, steady(mixed * 1500, ATTACK, 800), allowed=allowed)
+    assert infected
+    assert Activity("flood", 53) in {activity for alert in infected for activity in alert.activities}
 
 
 def test_many_who_come_to_one_port_are_a_flood_and_one_who_tries_many_ports_is_a_scan(bundle, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_agent.delivery.culprit import ALONE_S, BLAME_S, SINGLY_S, STATUS, Culprit, LeftOut
+from edge_agent.culprit import ALONE_S, BLAME_S, SINGLY_S, STATUS, Culprit, LeftOut
 from edge_agent.mqtt import ConnectionEnded
 
 A, B, HEALTH = ("alert", 1), ("alert", 2), ("document", "health")
