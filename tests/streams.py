@@ -6,7 +6,6 @@ second by second in whole arrays.
 
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.broker import wait_until
+from tests.counted import closing_counts
 from tests.traffic import CLOUD, Frame, S, packet
 
 HEADER = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65_535, 1)
@@ -181,9 +181,7 @@ class Replay:
         self._reader.join(10)
         log = self.log()
         assert status == 0, log
-        packets, counters = log.splitlines()[-2:]
-        counts = {name: int(value.replace(",", "")) for name, value in re.findall(r"(\w+) ([\d,]+)(?:,|$)", counters)}
-        return counts | {"frames": int(packets.split()[0].replace(",", ""))}
+        return closing_counts(log)
 
     def log(self) -> str:
         """Return what it wrote to stderr."""

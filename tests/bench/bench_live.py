@@ -12,7 +12,6 @@ over and over. Without BUNDLE the models are those of that home.
 import argparse
 import ctypes
 import os
-import re
 import shutil
 import signal
 import socket
@@ -26,6 +25,7 @@ from pathlib import Path
 from edge_agent.config import ScoringConfig
 from tests.bench.home import home
 from tests.broker import wait_until
+from tests.counted import closing_counts
 from tests.reference.frames import data_folder
 from tests.traffic import read
 
@@ -165,8 +165,8 @@ def measure(bundle: Path, rates: list[int], budget: int, seconds: float, beside:
                 agent.kill()
                 agent.wait()
             log = (folder / "err").read_text()
-        counted = {key: int(value.replace(",", "")) for key, value in re.findall(r"(\w+) ([\d,]+)(?=, |\n|$)", log)}
-        taken = int(re.findall(r"([\d,]+) packets in", log)[0].replace(",", ""))
+        counted = closing_counts(log)
+        taken = counted["frames"]
         dropped = counted.get("dropped", 0) + counted.get("interface_dropped", 0)
         figures = (f"{sent / passed:,.0f}", came, taken, dropped, counted.get("scored", 0), counted.get("shed", 0))
         cells = [figure if isinstance(figure, str) else f"{figure:,}" for figure in figures]

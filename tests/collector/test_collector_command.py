@@ -338,7 +338,8 @@ def test_it_needs_nothing_of_the_agent_but_the_contract_and_the_mqtt_client():
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = set(out.split()) - {"edge_agent"}
     assert loaded
-    assert all(name.startswith(("edge_agent.contract", "edge_agent.mqtt", "edge_agent.reconnect")) for name in loaded)
+    shared = ("edge_agent.contract", "edge_agent.culprit", "edge_agent.mqtt", "edge_agent.reconnect")
+    assert all(name.startswith(shared) for name in loaded)
 
 
 @needs_mosquitto

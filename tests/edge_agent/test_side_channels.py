@@ -15,6 +15,7 @@ from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import free_port, wait_until
 from tests.conftest import Home
+from tests.counted import closing_counts
 from tests.live import agent, status
 from tests.netns import MAC, ROOT
 from tests.traffic import scan, steady
@@ -80,7 +81,7 @@ def test_a_replay_goes_on_when_stdout_cannot_be_written(config, attack_capture, 
     said = done.stderr.decode()
     alerts = waiting(tmp_path / "box.sqlite")
     assert alerts >= 4
-    assert f"alerts_unprinted {alerts}" in said
+    assert closing_counts(said)["alerts_unprinted"] == alerts
     assert said.count("stdout cannot be written") == 1
     assert reason in said
     assert "Traceback" not in said
@@ -95,8 +96,7 @@ def test_a_replay_that_only_prints_fails_when_the_disk_is_full(config, attack_ca
     said = done.stderr.decode()
     assert done.returncode == 1
     assert said.count("stdout cannot be written") == 1
-    assert "packets in" in said
-    assert "alerts_unprinted" in said
+    assert closing_counts(said)["alerts_unprinted"] > 0
     assert "Exception" not in said
 
 
