@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.cli import without_notices
+from edge_agent.contract.counters import COUNTERS
 from tests.broker import free_port, wait_until
 from tests.conftest import FIT, Home
 
@@ -21,7 +22,8 @@ OURS = re.compile(
     r"|(INFO|WARNING|ERROR) (edge_agent|collector|trainer)"
     r"|[\d-]+ [\d:,]+ (INFO|WARNING) collector"
     r"|[a-z0-9, ]+: [\d,]+(/[\d,]+)? ?"  # progress
-    r"|[\d,]+ packets in |rows [\d,]+, |no alerts$"  # the end of a replay
+    r"|[\d,]+ packets in |no alerts$"  # the end of a replay, and its counters
+    rf"| *[\d,]+  ({'|'.join(re.escape(counter.words) for known in COUNTERS.values() for counter in known.values())})$"
 )
 
 
