@@ -94,8 +94,12 @@ def test_the_log_of_the_service_is_in_the_journal_and_its_alerts_are_not() -> No
     assert out == "null"
 
 
-def test_a_reload_of_the_unit_sends_a_hangup_without_any_program_but_the_shell(tmp_path: Path) -> None:
+def test_a_reload_of_the_unit_sends_a_hangup_without_any_program_but_the_shell(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """A minimal Debian has no kill(1), which is in procps."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits that it is ignored, as under nohup
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     words = [word.replace("$$", "$") for word in shlex.split(setting("ExecReload"))]  # systemd.service(5): $$ is a $
     assert words[0] == "/bin/sh"
     with subprocess.Popen(["sleep", "60"]) as agent:
