@@ -282,7 +282,6 @@ else
     # Absolute paths of what the agent stores: a command that is typed in another folder then finds the same files.
     sed 's|^  path: \(botwatch-[a-z.]*\) |  path: /var/lib/botwatch/\1 |' "$here/../configs/agent.yaml" > "$new"
     set_key '' bundle /etc/botwatch/bundle
-    [ -n "$gateway" ] || set_key '' gateway auto
 fi
 [ -z "$gateway" ] || set_key '' gateway "\"$gateway\""
 [ -z "$bundle" ] || set_key '' bundle /etc/botwatch/bundle
