@@ -25,7 +25,7 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
 from edge_agent.contract.messages import MAX_PAYLOAD, clean, encode, format_time
-from edge_agent.detection.device_limits import LEARN_MIN_S, DeviceLimits
+from edge_agent.detection.device_limits import LEARN_MIN_S, OWN_MARGIN, DeviceLimits
 from edge_agent.detection.minutes import MAX_MINUTES, MINUTE
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
@@ -377,8 +377,8 @@ class Devices:
     def _new(self, t_ns: int) -> DeviceLimits:
         decision = self._decision
         sample = RowSample(self._rng) if self._most_bytes else None
-        rule = decision.vote_margin, decision.vote_k, decision.vote_w
-        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.warmup_score_factor)
+        rule = OWN_MARGIN, decision.vote_k, decision.vote_w
+        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.start_factor)
 
     def _pack(self, limits: DeviceLimits) -> bytes:
         """Return one device's record, compressed: the length of the JSON part, that part, the minutes."""

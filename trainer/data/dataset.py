@@ -49,7 +49,7 @@ META_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns that `trainer.data.extract` writes beside the 140; ``mac`` is the sender, the device a row belongs to."""
 
-OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part"}
+OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part", "run", "start"}
 """Columns of a Parquet file of rows that are not features, in an extract or in a run folder's rows."""
 
 
@@ -151,6 +151,8 @@ def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progre
     for capture in group:
         name = str(capture.file)
         builder.expect(name, capture.label)
+        if capture.kind is not None:
+            builder.kinds[capture.device] = capture.kind
         read = 0
         before: dict[tuple[str, str], Any] = {}
         with opened(root / capture.file) as source:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from edge_agent.contract import bundle
-from edge_agent.contract.bundle import Bundle, BundleError, BundleManifest, Decision, Tail, Threshold
+from edge_agent.contract.bundle import Bundle, BundleError, BundleManifest
 from edge_agent.contract.columns import CLEAN, DEVICE
+from edge_agent.contract.decision import Decision, Tail, Threshold
 
 COLUMNS = ("H_L1_weight", "H_L1_mean", "device_L1_new_peers")
 TAIL = Tail(level=0.2, scale=0.8, shape=0.1, peaks=400, days=2.5, limit=2.0, bound=2.9)
@@ -23,7 +24,7 @@ TAU = Threshold(
 
 def manifest(**changes: object) -> BundleManifest:
     plain: dict = {
-        "format": 1,
+        "format": 2,
         "version": "2026.11.23+1",
         "created": "2026-11-23T12:00:00+00:00",
         "generated": True,
@@ -141,7 +142,7 @@ def drop(path: str) -> Callable[[dict], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (put("format", 2), "format 2, this agent reads format 1"),
+        (put("format", 3), "format 3, this agent reads format 2"),
         (put("schemas", ["nbaiot115-clean-9"]), "unknown schema 'nbaiot115-clean-9'"),
         (put("schemas", [DEVICE]), "column 'H_L1_weight' is in none of the schemas device-1"),
         (put("columns", ["H_L1_weight"] * 3), "columns must be named, each once"),
