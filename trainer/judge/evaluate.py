@@ -331,6 +331,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         findings += [rows.report(bundle, table, command) for table in tables]
         if args.run is not None:
             findings.append(agreement.report(bundle, runs.load(args.run), command))
+            failed |= bool(findings[-1].warnings)
         for item in findings:
             print("", *item.text(), sep="\n")
             if args.out is not None:
