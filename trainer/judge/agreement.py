@@ -25,8 +25,10 @@ ERROR_QUANTILE = 0.99
 """The quantile of the shift of benign optimise rows' root scores within which a root score is borderline."""
 
 MOST_ERROR = 0.02
-"""The largest such shift, as a share of the root of the limit, that counts as rounding: 4 % of the limit. A variant that
-shifts scores by more fails by that alone, and does not excuse its decisions by its own error."""
+"""The largest such shift, as a share of the root of the limit, that counts as rounding: 4 % of the limit.
+
+A variant that shifts scores by more fails by that alone, and does not excuse its decisions by its own error.
+"""
 
 GOAL = 0.9999
 """The share of windows that are not borderline which both sides must decide alike."""
@@ -93,8 +95,8 @@ def report(bundle: Bundle, run: RunFolder, command: str) -> Findings:
             kinds.append(_line(kind, windows, rows))
             if windows.clear_share is not None and windows.clear_share < GOAL:
                 warnings.append(
-                    f"int8 and float decide {windows.total - windows.near - windows.clear:,} {kind} windows differently "
-                    f"that are not borderline: alike in {windows.clear_share:.4%}, goal {GOAL:.2%}."
+                    f"int8 and float decide {windows.total - windows.near - windows.clear:,} {kind} windows "
+                    f"differently that are not borderline: alike in {windows.clear_share:.4%}, goal {GOAL:.2%}."
                 )
             lead.append(
                 f"int8 and float decide alike in {windows.share:.4%} of {windows.total:,} {kind} windows after the "
