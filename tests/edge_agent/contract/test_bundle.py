@@ -186,6 +186,25 @@ def test_manifest_that_cannot_be_used_says_why(made: Bundle, change: Callable[[d
     assert "\n" not in str(refused.value)
 
 
+def test_a_bundle_of_format_1_is_read_with_the_limits_that_it_has(made: Bundle) -> None:
+    """Its budget was one device's and week's, and it had a margin that no rule uses any more."""
+    path = made.path / "manifest.json"
+    data = json.loads(path.read_text())
+    data["format"] = 1
+    data["decision"] |= {"vote_margin": 2.0, "budget": 1.0, "warmup_score_factor": 4.0}
+    for key in ("home_devices", "start_factor", "basis"):
+        del data["decision"][key]
+    path.write_text(json.dumps(data))
+    decision = bundle.load(made.path).manifest.decision
+    assert decision.full == TAU
+    assert decision.budget == pytest.approx(3000 / 7)
+    assert (decision.start_factor, decision.basis) == (4.0, None)
+    data["decision"] = None
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"manifest\.json \[decision\]: expected"):
+        bundle.load(made.path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"{", b"[]", b"null", b"7", b"[" * 100_000, b'{"format": 1e999}', b"1" * 5000]
 )

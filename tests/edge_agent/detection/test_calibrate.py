@@ -274,7 +274,7 @@ def test_enough_wild_starts_make_a_devices_first_seconds_more_tolerant():
         t_ns=np.tile(np.arange(n) * 30_000_000_000, starts),
     )
     made = decide(benign, 0.0, {}, **RULES)
-    assert made.start_factor * made.full.limit > highest_vote(scores, benign.runs, 3, 4)
+    assert made.start_factor * made.full.limit > 0.9 * highest_vote(scores, benign.runs, 3, 4)  # one alert in 100
     assert made.start_factor > 5.0
 
 
