@@ -67,8 +67,8 @@ def _budget(decision: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator
     if basis and basis["home_month"] is not None:
         yield (
             f"Budget: {number(decision['budget'])} false alerts per month of a home of {decision['home_devices']} "
-            f"devices. The {number(basis['device_days'])} benign device-days of the fit, in which the score exceeded its "
-            f"limit {basis['above']} times, prove at most {number(basis['home_month'])} by the score (95 %)."
+            f"devices. The {number(basis['device_days'])} benign device-days of the fit, in which the score exceeded "
+            f"its limit {basis['above']} times, prove at most {number(basis['home_month'])} by the score (95 %)."
         )
     if loudest:
         yield (
