@@ -75,8 +75,8 @@ class EvasionTrial(AttackTrial):
 class Evasions:
     """All that was tried with one bundle.
 
-    ``skipped`` says why captures were left out, ``left_out`` what there was no time for. ``not_learnt`` are devices that
-    had no limits of their own when the attacks on a learnt device began.
+    ``skipped`` says why captures were left out, ``left_out`` what there was no time for. ``not_learnt`` are devices
+    that had no limits of their own when the attacks on a learnt device began.
     """
 
     bundle: str

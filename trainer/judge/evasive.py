@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
+from trainer.data.frames import S
 from trainer.judge import evasive_frames as frames
 from trainer.judge.evasive_frames import ACK, ICMP, ICMP6, RST, SYN, TCP, UDP, Neighbourhood
-from trainer.judge.inject import S
 
 Packet = tuple[int, int, bytes, bool]
 """Time in ns, length on the wire, captured bytes, and whether the attacker sent it (else it is an answer)."""
@@ -137,9 +137,7 @@ class Flood:
                 group.append((t_ns + wait, *answer, False))
             elif self.answers == "unreachable" and t_ns >= unreachable_ns:
                 unreachable_ns = t_ns + S
-                icmp = (back[0], back[1], ICMP if self.version == 4 else ICMP6)
-                answer = frames.ip_frame(*icmp, size=28, message=frames.UNREACHABLE)
-                group.append((t_ns + wait, *answer, False))
+                group.append((t_ns + wait, *frames.unreachable(back[0], back[1], frame[1]), False))
             yield group
 
 
@@ -215,12 +213,12 @@ class PortScan:
         out = ((_mac(self.macs, host.mac, host.router, rng), to_mac), ends, proto, (sport, port))
         back = ((to_mac, host.mac), ends[::-1], proto, (port, sport))
         size = 56 if proto in (ICMP, ICMP6) else 0 if proto == TCP else 20
-        group: list[Packet] = [(t_ns, *frames.ip_frame(*out, size=size), True)]
+        probe = frames.ip_frame(*out, size=size)
+        group: list[Packet] = [(t_ns, *probe, True)]
         if opened is None:
             return group
         if proto == UDP and not opened:
-            icmp = frames.ip_frame(back[0], back[1], ICMP, size=28, message=frames.UNREACHABLE)
-            return [*group, (t_ns + wait, *icmp, False)]
+            return [*group, (t_ns + wait, *frames.unreachable(back[0], back[1], probe[1]), False)]
         if proto != TCP:
             return [*group, (t_ns + wait, *frames.ip_frame(*back, size=56, reply=True), False)]
         answer = frames.ip_frame(*back, flags=SYN | ACK if opened else RST | ACK)

@@ -7,13 +7,10 @@ there is no payload. What an attack consists of is the knowledge of `trainer.jud
 import struct
 from dataclasses import dataclass
 
-from trainer.judge.inject import Frame, InsideHost
+from trainer.judge.inject import InsideHost
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
-
-ECHO, UNREACHABLE = "echo", "unreachable"
-"""Messages of ICMP: an echo request or its reply, and `destination unreachable, port`."""
 
 MINIMUM = 60
 """Bytes of the shortest Ethernet frame without its check sequence."""
@@ -46,20 +43,32 @@ def ip_frame(
     *,
     flags: int = SYN,
     size: int = 0,
-    message: str = ECHO,
     reply: bool = False,
 ) -> tuple[int, bytes]:
     """Return length on the wire and captured bytes of a packet from the first to the second of each pair.
 
     ``macs`` are source and destination MACs, ``ends`` addresses of 4 or 16 bytes, ``size`` bytes of payload; ``flags``
-    are TCP's, ``message`` and ``reply`` ICMP's.
+    are TCP's. ICMP is an echo request, or its ``reply``.
     """
     if proto == TCP:
         inner = struct.pack(">HHIIBBHHH", *ports, 1, 1, 5 << 4, flags, 8192, 0, 0)
     elif proto == UDP:
         inner = struct.pack(">HHHH", *ports, 8 + size, 0)
     else:
-        inner = bytes([_icmp_type(proto, message, reply), 3 if message == UNREACHABLE else 0]) + bytes(6)
+        request, answer = (8, 0) if proto == ICMP else (128, 129)
+        inner = bytes([answer if reply else request]) + bytes(7)
+    return _ip(macs, ends, proto, inner, size)
+
+
+def unreachable(macs: tuple[bytes, bytes], ends: tuple[bytes, bytes], quoted: bytes) -> tuple[int, bytes]:
+    """Return length and bytes of ICMP's `port unreachable`, which quotes the head of the frame that it answers."""
+    inner = (b"\3" if len(ends[0]) == 4 else b"\1") + (b"\3" if len(ends[0]) == 4 else b"\4") + bytes(6)
+    head = 14 + (20 if len(ends[0]) == 4 else 40) + 8
+    return _ip(macs, ends, ICMP if len(ends[0]) == 4 else ICMP6, inner + quoted[14:head], 0)
+
+
+def _ip(macs: tuple[bytes, bytes], ends: tuple[bytes, bytes], proto: int, inner: bytes, size: int) -> tuple[int, bytes]:
+    """Return length and bytes of a packet of ``inner`` and ``size`` bytes that are not captured."""
     total = len(inner) + size
     if len(ends[0]) == 4:
         kind = b"\x08\x00" + struct.pack(">BBHHHBBH", 0x45, 0, 20 + total, 0, 0, 64, proto, 0)
@@ -91,14 +100,3 @@ def ipv4_ends(data: bytes) -> tuple[bytes, bytes, int, int, int] | None:
         return None
     source, target = struct.unpack_from(">HH", data, at)
     return data[26:30], data[30:34], data[23], source, target
-
-
-def at(t_ns: int, frame: tuple[int, bytes]) -> Frame:
-    """Return a frame at a time."""
-    return (t_ns, *frame)
-
-
-def _icmp_type(proto: int, message: str, reply: bool) -> int:
-    if message == UNREACHABLE:
-        return 3 if proto == ICMP else 1
-    return (0 if reply else 8) if proto == ICMP else (129 if reply else 128)

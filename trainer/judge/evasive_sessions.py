@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.data.frames import S
 from trainer.judge import evasive_frames as frames
 from trainer.judge.evasive import FAR_NS, NEAR_NS, Pace, Packet, in_order, rng_of, target_of
 from trainer.judge.evasive_frames import ACK, FIN, PSH, RST, SYN, TCP, Neighbourhood
-from trainer.judge.inject import S
 
 Step = tuple[int, int, int, bool]
 """Nanoseconds after the connection's first packet, TCP flags, bytes of payload, and whether the attacker sends it."""

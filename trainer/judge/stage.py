@@ -23,10 +23,11 @@ from edge_agent.contract import addresses
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import BENIGN, Bundle
 from edge_agent.contract.captures import CaptureManifest, mac_text, parse_mac
+from trainer.data.frames import Frame, S
 from trainer.judge import inject
 from trainer.judge.evasive import Attack
 from trainer.judge.evasive_frames import Neighbourhood, ipv4_ends
-from trainer.judge.inject import Frame, InjectError, S
+from trainer.judge.inject import InjectError
 from trainer.judge.replay import SEED
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ def device_days(manifests: Sequence[tuple[CaptureManifest, Path]]) -> tuple[list
             if capture.label != BENIGN or capture.mac is None:
                 continue
             try:
-                frames = sorted(inject.read(root / capture.file), key=lambda frame: frame[0])
+                frames = sorted(inject.read(root / capture.file, capture.span), key=lambda frame: frame[0])
                 inject.host(frames, capture.mac, capture.file)
             except InjectError as error:
                 skipped.append(str(error))
