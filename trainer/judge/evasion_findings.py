@@ -153,7 +153,8 @@ def unseen_table(unseen: Sequence[Unseen]) -> Table:
     note = (
         "Highest rate that was not reported within a day, or within "
         f"{search.TRIED:,} packets ({search.CONFIRMED:,} in the column `highest`), on a device that has learnt; 0: "
-        "every rate was reported. ≥: the highest rate that was tried. In bursts and ramps it is their highest rate."
+        "every rate was reported. ≥: the highest rate that was tried. Of a ramp it is the rate that it came up to, of "
+        "bursts their mean."
     )
     return Table("Highest unseen rates by kind of device", columns, tuple(rows), note)
 

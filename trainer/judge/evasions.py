@@ -20,7 +20,7 @@ from edge_agent.contract import bundle as bundles
 from edge_agent.contract.captures import CaptureManifest
 from edge_agent.progress import Progress
 from trainer.judge.evaluation import AttackTrial
-from trainer.judge.evasive import Attack, Flood, Pace, PortScan
+from trainer.judge.evasive import Attacker, Flood, Pace, PortScan
 from trainer.judge.evasive_sessions import Contacts, Login
 from trainer.judge.stage import DAY_S, Attempt, DeviceDays, Stage, State, device_days
 from trainer.judge.unseen import Unseen, search
@@ -40,7 +40,7 @@ SETTLE_S = 10.0
 class Evasion:
     """An attack of the list, and the seconds for which it goes on if it is not reported."""
 
-    attack: Attack
+    attack: Attacker
     label: Literal["flood", "scan", "login", "contacts"]
     seconds: float
 

@@ -36,15 +36,15 @@ OPEN_PORTS = frozenset({22, 53, 80})
 PORTS = 65_535
 
 
-class Attack(Protocol):
-    """Anything that an attacker does; ``name`` is how tables call it."""
+class Attacker(Protocol):
+    """An attacker with one attack in mind; ``name`` is how tables call that."""
 
     @property
     def name(self) -> str:
         """The attack in a few words, different for different attacks."""
 
     def packets(self, around: Neighbourhood, start_ns: int) -> Iterator[Packet]:
-        """Yield its packets and their answers in the order of time from ``start_ns`` on, without an end of its own."""
+        """Yield its packets and their answers in the order of time from ``start_ns`` on, mostly without an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,18 @@ class Pace:
                 yield burst * self.period_s + place / self.rate
             else:
                 yield i / self.rate
+
+    def sustained(self, sent: int) -> float:
+        """Return the rate of the attack once ``sent`` packets were sent.
+
+        Of a ramp it is the rate that it has come up to, of bursts their mean over a period.
+
+        >>> Pace(rate=100, shape="ramp", period_s=60).sustained(750), Pace(rate=120, shape="bursts").sustained(9)
+        (50.0, 2.0)
+        """
+        if self.shape == "ramp":
+            return self.rate * min(1.0, (sent / (self.rate * self.period_s / 2)) ** 0.5)
+        return max(1, int(self.rate)) / self.period_s if self.shape == "bursts" else self.rate
 
     def __str__(self) -> str:
         if self.shape == "ramp":

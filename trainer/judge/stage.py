@@ -25,7 +25,7 @@ from edge_agent.contract.bundle import BENIGN, Bundle
 from edge_agent.contract.captures import CaptureManifest, mac_text, parse_mac
 from trainer.data.frames import Frame, S
 from trainer.judge import inject
-from trainer.judge.evasive import Attack
+from trainer.judge.evasive import Attacker
 from trainer.judge.evasive_frames import Neighbourhood, ipv4_ends
 from trainer.judge.inject import InjectError
 from trainer.judge.replay import SEED
@@ -185,7 +185,7 @@ class Stage:
         limits = self._agent.detector.limits_of(self.days.mac)
         return bool(limits and limits.learnt)
 
-    def attempt(self, attack: Attack, *, seconds: float, packets: int, settle_s: float = 0.0) -> Attempt:
+    def attempt(self, attack: Attacker, *, seconds: float, packets: int, settle_s: float = 0.0) -> Attempt:
         """Try an attack for ``seconds`` or for ``packets`` of its own, on a copy of the agent.
 
         It ends ``settle_s`` after its first alert: an episode has its class only after some packets.
@@ -215,7 +215,7 @@ class Stage:
             alerts += self._judge(batch)
         return frozenset((_subject(alert), alert.t_ns) for alert in alerts if alert.state == "new")
 
-    def _attempt(self, attack: Attack, seconds: float, packets: int, settle_s: float) -> Attempt:
+    def _attempt(self, attack: Attacker, seconds: float, packets: int, settle_s: float) -> Attempt:
         """Carry out an attack; changes the agent, so only for a copy."""
         sent: list[int] = []
         used: set[bytes] = {self.days.around.host.mac}

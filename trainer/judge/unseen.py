@@ -1,16 +1,16 @@
 """What an attacker on a device would have to keep to so that nothing is reported within a day: a search.
 
 For floods, scans and contacts alike: a plain attack is tried at each of a few rates from the highest down, and the
-first that is not reported is its highest unseen rate. Then one thing after another is changed (gaps, sizes, ports,
-targets, answers), each at all rates, and at last everything together that raised the rate. What has the highest rate is
-tried once more for a whole day, or for `CONFIRMED` packets. Rates between those tried, and other combinations, are not
-known.
+first that is not reported is its highest unseen rate (of a ramp what it came up to, of bursts their mean). Then one
+thing after another is changed (gaps, sizes, ports, targets, answers), each at all rates, and at last everything
+together that raised the rate. What has the highest rate is tried once more for a whole day, or for `CONFIRMED` packets.
+Rates between those tried, and other combinations, are not known.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from trainer.judge.evasive import Flood, Pace, PortScan
 from trainer.judge.evasive_sessions import Contacts
@@ -49,7 +49,7 @@ FAMILIES: tuple[Family, ...] = (
         rates=(10_000, 5000, 2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2, 1),
         changes=(
             {"shape": "random"},
-            {"shape": "ramp", "period_s": 3600.0},
+            {"shape": "ramp", "period_s": 1200.0},
             {"shape": "bursts", "period_s": 60.0},
             {"protocol": "ack"},
             {"protocol": "syn"},
@@ -132,6 +132,13 @@ class Unseen:
     tried: tuple[Tried, ...]
 
 
+class _Rate(NamedTuple):
+    """An unseen rate: what it is in effect, which tables state, and by which the attack was asked for."""
+
+    sustained: float
+    nominal: float
+
+
 def search(stage: Stage, deadline: float) -> tuple[list[Unseen], list[str]]:
     """Return what stays unseen on a device, and what there was no time for before ``deadline`` (Unix time)."""
     found, left_out = [], []
@@ -144,38 +151,40 @@ def search(stage: Stage, deadline: float) -> tuple[list[Unseen], list[str]]:
 
 
 def _search(stage: Stage, family: Family, deadline: float, left_out: list[str]) -> Unseen:
-    changes: list[Change] = [{}, *family.changes]
-    rates: list[tuple[Change, float | None]] = []
-    for change in changes:
+    rates: list[tuple[Change, _Rate | None]] = []
+    for change in ({}, *family.changes):
         if time.time() > deadline:
             left_out.append(f"{stage.days.device}: {family.what} with {words(change)}")
         else:
             rates.append((change, _highest(stage, family, change)))
-    plain = rates[0][1]
-    if combined := _combined(rates):
+    if rates and (combined := _combined([(change, rate and rate.sustained) for change, rate in rates])):
         rates.append((combined, _highest(stage, family, combined)))
     forged = [(change, _highest(stage, family, change)) for change in family.forged]
     best, best_name, watched_s = _confirmed(stage, family, rates)
+    plain = rates[0][1] if rates else None
     return Unseen(
         device=stage.days.device,
         kind=stage.days.kind,
         what=family.what,
-        plain=plain,
+        plain=plain and plain.sustained,
         best=best,
         best_name=best_name,
         watched_s=watched_s,
-        forged=max((rate for _, rate in forged if rate is not None), default=None),
+        forged=max((rate.sustained for _, rate in forged if rate is not None), default=None),
         most=family.rates[0],
-        tried=tuple(Tried(changed=words(change), rate=rate) for change, rate in (*rates, *forged)),
+        tried=tuple(Tried(changed=words(change), rate=rate and rate.sustained) for change, rate in (*rates, *forged)),
     )
 
 
-def _highest(stage: Stage, family: Family, change: Change) -> float | None:
+def _highest(stage: Stage, family: Family, change: Change) -> _Rate | None:
     """Return the highest rate at which an attack is not reported; None if it is at each."""
     packets = FALSE_MACS if change.get("macs") == "random" else TRIED
     for rate in family.rates:
-        if stage.attempt(_attack(family.plain, change, rate), seconds=DAY_S, packets=packets).packets is None:
-            return rate
+        attack = _attack(family.plain, change, rate)
+        most = min(max(packets, int(rate * attack.pace.period_s)), CONFIRMED) if "ramp" in change.values() else packets
+        attempt = stage.attempt(attack, seconds=DAY_S, packets=most)
+        if attempt.packets is None:
+            return _Rate(attack.pace.sustained(attempt.sent), rate)
     return None
 
 
@@ -197,18 +206,20 @@ def _combined(rates: Sequence[tuple[Change, float | None]]) -> Change:
 
 
 def _confirmed(
-    stage: Stage, family: Family, rates: Sequence[tuple[Change, float | None]]
+    stage: Stage, family: Family, rates: Sequence[tuple[Change, _Rate | None]]
 ) -> tuple[float | None, str, float]:
     """Return the highest rate that is not reported in a whole day either, its attack, and the seconds it was sent."""
-    left = [(rate, -number) for number, (_, rate) in enumerate(rates) if rate is not None]
+    left = [(*rate, -number) for number, (_, rate) in enumerate(rates) if rate is not None]
     while left:
-        rate, number = max(left)
-        left.remove((rate, number))
-        attack = _attack(family.plain, rates[-number][0], rate)
+        sustained, nominal, number = max(left)
+        left.remove((sustained, nominal, number))
+        attack = _attack(family.plain, rates[-number][0], nominal)
         attempt = stage.attempt(attack, seconds=DAY_S, packets=CONFIRMED)
         if attempt.packets is None:
-            return rate, attack.name, attempt.watched_s
-        left += [(lower, number) for lower in family.rates if lower < rate][:1]
+            return attack.pace.sustained(attempt.sent), attack.name, attempt.watched_s
+        lower = next((rate for rate in family.rates if rate < nominal), None)
+        if lower is not None:
+            left.append((sustained * lower / nominal, lower, number))
     return None, "", 0.0
 
 
