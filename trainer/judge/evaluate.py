@@ -18,7 +18,7 @@ from edge_agent.contract import captures, cli, settings
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.progress import Progress
-from trainer.judge import agreement, evaluation_findings, record, rows, runs
+from trainer.judge import agreement, evaluation_findings, evasion_findings, evasions, record, rows, runs
 from trainer.judge.evaluation import BASE_RATE, AttackTrial, Day, Evaluation
 from trainer.judge.material import LoadedAttack, Manifests, Material
 from trainer.judge.material import read as material_of
@@ -143,6 +143,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything into this file, for programs")
     parser.add_argument("--floor", action="store_true", help="find the lowest rate at which each attack is alerted")
     parser.add_argument(
+        "--evasions",
+        action="store_true",
+        help="also generate attacks that try not to be noticed into each device's days, and search what stays unseen",
+    )
+    parser.add_argument(
         "--base-rate", type=float, default=BASE_RATE, metavar="R", help="attacks per device-day (%(default)s)"
     )
 
@@ -182,8 +187,11 @@ def run(args: argparse.Namespace, command: str) -> int:
             result = evaluate(bundle, manifests, config, learn=args.learn, floor=args.floor, earlier=earlier)
             findings += evaluation_findings.report(result, command, args.base_rate)
             failed = bool(result.false_alerts or result.missed)
+            evaded = evasions.evade(bundle.path, manifests, config) if args.evasions else None
+            if evaded is not None:
+                findings += evasion_findings.report(evaded, command)
             if args.json is not None:
-                record.write(args.json, record.evaluated(result, bundle.manifest.version, command))
+                record.write(args.json, record.evaluated(result, bundle.manifest.version, command, evaded))
         findings += [rows.report(bundle, table, command) for table in tables]
         if args.run is not None:
             findings.append(agreement.report(bundle, runs.load(args.run), command))

@@ -14,12 +14,13 @@ from typing import Any
 from edge_agent.contract.bundle import replace_file
 from trainer.judge.evaluation import HOME_DEVICES, MONTH_DAYS, AttackTrial, Day, Evaluation, bound, on_site
 from trainer.judge.evaluation_findings import spread
+from trainer.judge.evasions import Evasions
 
 FORMAT = 1
 
 
-def evaluated(evaluation: Evaluation, version: str, command: str) -> dict[str, Any]:
-    """Return the document of an evaluation; ``version`` is the bundle's."""
+def evaluated(evaluation: Evaluation, version: str, command: str, evaded: Evasions | None = None) -> dict[str, Any]:
+    """Return the document of an evaluation, and of the evasions that were tried; ``version`` is the bundle's."""
     days = evaluation.days
     return {
         "format": FORMAT,
@@ -42,6 +43,8 @@ def evaluated(evaluation: Evaluation, version: str, command: str) -> dict[str, A
         "floor": {
             name: {f"{rate:g}": seen for rate, seen in rates.items()} for name, rates in evaluation.floor.items()
         },
+        "evasions": [] if evaded is None else [attack(trial) for trial in evaded.trials],
+        "unseen": [] if evaded is None else [dataclasses.asdict(one) for one in evaded.unseen],
         "unlearnt": list(evaluation.unlearnt),
         "skipped": list(evaluation.skipped),
     }

@@ -110,7 +110,7 @@ class Trials:
         source = attack.source
         return trial(attack, None, source.host, source.frames, replayed, "learning" if learn else "cold")
 
-    def stage(self, place: Place, *, learn: bool = False) -> "Stage":
+    def stage(self, place: Place, *, learn: bool = False) -> "Midday":
         """Return an agent at the moment of a device's day at which attacks begin.
 
         With ``learn`` it has learnt from all days before, without it has judged the hours before with the bundle's
@@ -122,10 +122,10 @@ class Trials:
             for frames in place.earlier:
                 judged(agent, frames)
         judged(agent, head if learn else head[-HEAD_FRAMES:])
-        return Stage(agent, place, "learnt" if learn else "known", self._step)
+        return Midday(agent, place, "learnt" if learn else "known", self._step)
 
 
-class Stage:
+class Midday:
     """An agent in a device's day, at the moment at which attacks begin; each attack meets a copy of it."""
 
     def __init__(self, agent: Agent, place: Place, state: str, step: Callable[[str], None]) -> None:
