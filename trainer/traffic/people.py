@@ -1,4 +1,4 @@
-"""The use of phones and computers by people: pages, videos, calls, downloads, tunnels, swarms, and apps for the home."""
+"""The use of phones and computers by people: pages, videos, calls, downloads, tunnels, swarms, apps for the home."""
 
 from trainer.traffic import sessions
 from trainer.traffic.client import Client

@@ -66,7 +66,7 @@ def test_things_never_do_what_only_an_infected_device_does(day):
 
 
 def test_habits_differ_from_home_to_home():
-    homes = [HomeHabits.of(seed) for seed in range(40)]
+    homes = [HomeHabits.of(seed) for seed in range(80)]
     assert {home.ipv6 for home in homes} == {True, False}
     assert len({home.loss for home in homes}) > 3
     assert {home.merged for home in homes} == {1, 4, 12}
