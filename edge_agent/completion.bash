@@ -29,7 +29,7 @@ _botwatch_node() {
         ' trainer audit') words='--help' ;;
         ' trainer report') words='--help --no-compute --out' ;;
         ' trainer evaluate') words='--base-rate --config --earlier --evasions --floor --help --json --learn --out --root --run' ;;
-        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes' ;;
+        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --home --homes --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes --varied' ;;
         ' trainer study') words='--data --float --help --out --partial --top-n' ;;
         ' trainer sweep') words='--activations --data --help --optimisers --out --over --steps' ;;
         ' converter') words='--bundle-version --help --out --variant --version' ;;
@@ -143,6 +143,8 @@ _botwatch_option() {
         ' trainer evaluate --base-rate') kind='' ;;
         ' trainer generate --out') kind='dir' ;;
         ' trainer generate --seed') kind='' ;;
+        ' trainer generate --homes') kind='' ;;
+        ' trainer generate --home') kind='' ;;
         ' trainer generate --start') kind='' ;;
         ' trainer generate --days') kind='' ;;
         ' trainer generate --hours') kind='' ;;
