@@ -27,6 +27,9 @@ from edge_agent.contract.scaling import Scaler, ScalingError
 
 FORMAT = 1
 MANIFEST, AUTOENCODER, CLASSIFIER, SELFTEST = "manifest.json", "autoencoder.tflite", "classifier.tflite", "selftest.npz"
+BUILTIN = Path(__file__).parents[1] / "builtin"
+"""The bundle that comes with botwatch; `botwatch trainer base` makes it. Its version begins with `builtin`."""
+
 MAX_FILE_BYTES = 4 << 20
 """Bound of every file of a bundle; int8 models are 50 KB, float32 ones 140 KB."""
 

@@ -29,6 +29,7 @@ from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
 from edge_agent.detection.scorer import Scorer
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.protocol import TRAIN
@@ -445,7 +446,7 @@ def load(config: Config) -> RowTable:
     """Return the rows that the config asks for; print their number, and the warnings."""
     limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN
-    table = dataset.load(config.data, config.model_columns(), jitter, limits)
+    table = dataset.load(base_rows.sources(config), config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))
