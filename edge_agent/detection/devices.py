@@ -25,7 +25,8 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
 from edge_agent.contract.messages import MAX_PAYLOAD, clean, encode, format_time
-from edge_agent.detection.device_limits import LEARN_MIN_S, MAX_MINUTES, MINUTE, DeviceLimits
+from edge_agent.detection.device_limits import LEARN_MIN_S, DeviceLimits
+from edge_agent.detection.minutes import MAX_MINUTES, MINUTE
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture.features import Rows
-from edge_agent.detection.device_limits import MINUTE_NS, DeviceLimits
+from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 
 

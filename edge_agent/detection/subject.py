@@ -27,8 +27,8 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.detection.activity import recognise, targets
-from edge_agent.detection.device_limits import MINUTE_NS
 from edge_agent.detection.learning import DeviceLearning
+from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
 from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edge_agent.capture import features
 from edge_agent.contract.columns import COUNT_COLUMNS, parts
 from edge_agent.detection.activity import SAMPLE, Sample, targets
-from edge_agent.detection.device_limits import MINUTE_NS
+from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows
 from edge_agent.detection.vote import COUNT_DECAYS, NEAR
 

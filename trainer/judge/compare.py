@@ -29,8 +29,9 @@ from edge_agent.detection.classify import family
 from trainer import config as configs
 from trainer.config import Config, DatasetEntry
 from trainer.judge import evaluate
-from trainer.judge.evaluation import AttackTrial, Evaluation, bound, generator_sha256
+from trainer.judge.evaluation import AttackTrial, Evaluation, bound
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
+from trainer.traffic.provenance import generator_sha256
 
 PROG = "botwatch trainer compare"
 

@@ -3,7 +3,6 @@
 `evaluate` makes an `Evaluation` and `compare` lays several side by side; `report` turns one into findings.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
+from trainer.traffic.provenance import GENERATOR, generator_sha256
 
 BASE_RATE = 1e-4
 """Attacks per device-day at which precision is stated: one infected device in ten thousand, attacking daily."""
@@ -120,11 +120,6 @@ def bound(count: int, exposure: float, confidence: float = 0.95) -> float:
     from scipy.stats import chi2
 
     return float(chi2.ppf(confidence, 2 * (count + 1)) / 2 / exposure) if exposure > 0 else float("inf")
-
-
-def generator_sha256() -> str:
-    """Return the SHA-256 of the traffic generator: figures on generated traffic hold for one version of it."""
-    return hashlib.sha256((Path(__file__).parents[1] / "generate.py").read_bytes()).hexdigest()
 
 
 # -- findings --
@@ -241,7 +236,7 @@ def _limits(evaluation: Evaluation) -> tuple[str, ...]:
         *(f"Skipped: {reason}" for reason in evaluation.skipped),
     ]
     if any(trial.generated for trial in (*evaluation.alone, *evaluation.injected)):
-        limits.append(f"Generated attacks come from trainer/generate.py, SHA-256 {generator_sha256()[:16]}….")
+        limits.append(f"Generated attacks come from {GENERATOR}, SHA-256 {generator_sha256()[:16]}….")
     return tuple(limits)
 
 

@@ -13,11 +13,12 @@ from edge_agent.contract import captures
 from edge_agent.detection.scorer import Scorer
 from tests.conftest import Home
 from trainer.__main__ import main
-from trainer.generate import Plan, generate
 from trainer.judge import agreement, evaluate, runs
 from trainer.judge import evaluation as evaluations
 from trainer.judge.evaluation import AttackTrial, Day, Evaluation, bound
 from trainer.report import findings
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import Plan
 
 
 @pytest.fixture(scope="module")
