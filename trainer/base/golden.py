@@ -73,7 +73,9 @@ def choose(bundle: Bundle, run: Path) -> Golden:
         rows = frame.filter(pl.col("label") == label).select(bundle.manifest.columns).to_numpy().astype(np.float32)
         scores, _, _ = decide(bundle, rows)
         clear = np.flatnonzero((scores > APART) | (scores < 1 / APART))
-        parts.append(rows[clear[np.unique(np.linspace(0, len(clear) - 1, share).astype(int))]] if len(clear) else rows[:0])
+        parts.append(
+            rows[clear[np.unique(np.linspace(0, len(clear) - 1, share).astype(int))]] if len(clear) else rows[:0]
+        )
     rows = np.ascontiguousarray(np.concatenate(parts))
     scores, classes, sure = decide(bundle, rows)
     return Golden(rows=rows, flagged=scores > 1, classes=np.where(sure >= SURE, classes, ""))

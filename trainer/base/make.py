@@ -36,9 +36,9 @@ PRESET = Path("base")
 MODULES = ("trainer.base.make", "trainer.fit.fit", "converter.__main__")
 """What the bundle is made by; all that these import counts as its source."""
 
-THREADS = {
-    name: "1" for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-}
+THREADS = dict.fromkeys(
+    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)
 
 MOST_BYTES = 400_000
 """Bound of all files together, since they are in the repository and in every installation."""
@@ -51,12 +51,16 @@ class BaseError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer base`."""
     parser.description = (
-        "Fit on generated homes alone, convert to int8, and write the bundle that comes with botwatch, with golden rows "
-        "and the SHA-256 of all that it was made of. Equal sources give equal bytes on the same kind of processor."
+        "Fit on generated homes alone, convert to int8, and write the bundle that comes with botwatch, with golden "
+        "rows and the SHA-256 of all that it was made of. Equal sources give equal bytes on the same kind of processor."
     )
     parser.epilog = f"example:\n  {PROG} --out base"
     parser.add_argument(
-        "--out", type=Path, default=BUILTIN, metavar="DIR", help="folder to write (default: where botwatch looks for it)"
+        "--out",
+        type=Path,
+        default=BUILTIN,
+        metavar="DIR",
+        help="folder to write (default: where botwatch looks for it)",
     )
     parser.add_argument(
         "--config", type=Path, default=PRESET, metavar="CONFIG", help="configuration of the fit (default: preset base)"

@@ -34,7 +34,7 @@ def sources(*modules: str) -> dict[str, str]:
 
     Paths are relative to `ROOT`, in alphabetical order.
     """
-    files = [_path(name) for name in _closure(modules) if name not in UNRELATED]
+    files = [path for name, path in _closure(modules).items() if name not in UNRELATED]
     files += (ROOT / KERNEL).glob("*.[ch]")
     return {path.relative_to(ROOT).as_posix(): _sha256(path) for path in sorted(files)}
 
@@ -58,18 +58,18 @@ def changed(recorded: Mapping[str, str], today: Mapping[str, str]) -> list[str]:
     return sorted(name for name in {*recorded, *today} if recorded.get(name) != today.get(name))
 
 
-def _closure(modules: Iterable[str]) -> list[str]:
-    """Return these modules and every module of botwatch that they import, directly or through others."""
-    seen: set[str] = set()
+def _closure(modules: Iterable[str]) -> dict[str, Path]:
+    """Return name -> file of these modules and of all of botwatch that they import, directly or through others."""
+    seen: dict[str, Path] = {}
     ahead = list(modules)
     while ahead:
         name = ahead.pop()
         if name in seen or (path := _path(name)) is None:
             continue
-        seen.add(name)
+        seen[name] = path
         if name not in UNRELATED:
             ahead += _imports(ast.parse(path.read_bytes()))
-    return sorted(seen)
+    return seen
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

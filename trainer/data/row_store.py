@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import PROFILE_FIELDS, replace_file
 from edge_agent.contract.scaling import Array
-from trainer.config import Config, plain
 from trainer.base import rows as base_rows
+from trainer.config import Config, plain
 from trainer.data import dataset
 from trainer.data.dataset import PROFILES
 from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable

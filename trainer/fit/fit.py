@@ -170,8 +170,9 @@ def _train(
     inputs = scaler.network_input(scaler.z(train_rows))
     del train_rows
     validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
+    weights = parts.weights(parts.train)
     network, history = autoencoder.train(
-        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
+        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers, weights
     )
     return TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=parts)
 

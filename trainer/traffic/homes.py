@@ -16,7 +16,7 @@ def draw(seed: int, count: int) -> tuple[Plan, ...]:
     """Return the plans of ``count`` homes, all drawn from ``seed``, a day each."""
     plans = []
     for number in range(count):
-        rng = random.Random(f"{seed} home {number}")  # noqa: S311 - not for secrets
+        rng = random.Random(f"{seed} home {number}")
         devices = tuple(rng.choices(DEVICES, k=rng.randint(SMALLEST, LARGEST)))
         plan = Plan(seed=rng.getrandbits(32), days=1, hours=24.0, devices=devices, attacks=())
         infected = number % INFECTED_EVERY == 0
