@@ -164,6 +164,8 @@ def _demo(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[Ve
         _run("trainer", "generate", "--out", out / "replay", *(text.format(attacks=attacks) for text in REPLAY))
         fit_path, replay_path, root = out / "fit" / captures.MANIFEST, out / "replay" / captures.MANIFEST, None
     manifest, _, replay_root = captures.load(replay_path, root)
+    if parts := [capture for capture in manifest.captures if capture.span]:
+        raise DemoError(f"{replay_path}: {parts[0].name}: an agent replays whole files, not spans of them")
 
     say("fitting autoencoder and classifier")
     entry = {"kind": "captures", "path": str(fit_path.resolve()), "root": str(root.resolve()) if root else None}

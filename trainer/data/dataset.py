@@ -8,8 +8,10 @@ known here.
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
 from trainer.config import DatasetEntry
 from trainer.data import published
+from trainer.data.frames import FramesError, cut
 from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable
 
 BATCH = 4096
@@ -114,7 +117,7 @@ def _load_captures(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, s
     builder.generated |= manifest.generated
     groups: dict[tuple[str, ...], list[Capture]] = {}
     for capture in chosen:  # a device's benign days share an extractor, an attack has one of its own
-        key = (capture.device,) if capture.label == BENIGN else (capture.device, str(capture.file), capture.label)
+        key = (capture.device,) if capture.label == BENIGN else (capture.device, capture.name, capture.label)
         groups.setdefault(key, []).append(capture)
     with Progress("captures", len(chosen)) as progress:
         for group in groups.values():
@@ -127,21 +130,31 @@ def _wanted(entry: DatasetEntry, device: str, label: str) -> bool:
 
 
 def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progress: Progress) -> None:
-    """Push files of one device through one extractor, in the order of their first packets."""
+    """Push files (or their spans) of one device through one extractor, in the order of their first packets."""
     from edge_agent.capture import features, sources
     from edge_agent.detection import classify
 
     jitter: Literal["clean", "compat"] = "compat" if builder.jitter_schema == cols.COMPAT else "clean"
     index = cols.indices(builder.columns)
 
-    def opened(path: Path) -> Any:
-        try:
-            return sources.open_file(builder.read(path))
-        except sources.CaptureError as error:
-            raise DatasetError(str(error)) from error
+    @contextmanager
+    def opened(capture: Capture) -> Iterator[Any]:
+        path = builder.read(root / capture.file)
+        with TemporaryDirectory() as folder:
+            try:
+                if capture.span:  # the agent's reader reads whole files
+                    whole, path = path, Path(folder) / capture.file.name
+                    cut(whole, capture.span, path)
+                source = sources.open_file(path)
+            except (sources.CaptureError, FramesError) as error:
+                raise DatasetError(str(error)) from error
+            with source:
+                yield source
 
-    def first_ns(path: Path) -> int:
-        with opened(path) as source:
+    def first_ns(capture: Capture) -> int:
+        if capture.span:
+            return capture.span.start_ns
+        with opened(capture) as source:
             try:
                 rows = features.Extractor(max_streams=64).push(source, 1)
             except sources.CaptureError as error:
@@ -149,14 +162,14 @@ def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progre
         return int(rows.meta["t_ns"][0]) if len(rows) else 0
 
     if len(group) > 1:
-        group = sorted(group, key=lambda c: first_ns(root / c.file))
+        group = sorted(group, key=first_ns)
     extractor = features.Extractor(builder.limits.max_streams, jitter=jitter, seed=0)  # seeded: same rows every time
     for capture in group:
-        name = str(capture.file)
+        name = capture.name
         builder.expect(name, capture.label)
         read = 0
         before: dict[tuple[str, str], Any] = {}
-        with opened(root / capture.file) as source:
+        with opened(capture) as source:
             try:
                 while len(rows := extractor.push(source, BATCH)):
                     read += len(rows)

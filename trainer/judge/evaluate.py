@@ -22,10 +22,11 @@ from edge_agent.contract.bundle import BENIGN, Bundle, BundleError
 from edge_agent.contract.captures import Capture
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.progress import Progress
+from trainer.data.frames import Frame, S
 from trainer.judge import agreement, evaluation, inject, rows, runs
 from trainer.judge.blame import blames, detections, expected_subject
 from trainer.judge.evaluation import BASE_RATE, FLOOR_FRAMES, FLOOR_S, AttackTrial, Day, Evaluation
-from trainer.judge.inject import AttackCapture, Frame, InjectError, InsideHost, S
+from trainer.judge.inject import AttackCapture, InjectError, InsideHost
 from trainer.judge.replay import Replayed, replay
 
 if TYPE_CHECKING:
@@ -331,6 +332,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         findings += [rows.report(bundle, table, command) for table in tables]
         if args.run is not None:
             findings.append(agreement.report(bundle, runs.load(args.run), command))
+            failed |= bool(findings[-1].warnings)
         for item in findings:
             print("", *item.text(), sep="\n")
             if args.out is not None:

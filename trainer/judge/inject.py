@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from heapq import merge
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 from edge_agent.contract import addresses
-from edge_agent.contract.captures import Capture, mac_text, parse_mac
-
-S = 1_000_000_000
-
-Frame = tuple[int, int, bytes]
-"""Time in ns, length on the wire, captured bytes from the Ethernet header on."""
+from edge_agent.contract.captures import Capture, Span, mac_text, parse_mac
+from trainer.data import frames as files
+from trainer.data.frames import Frame, FramesError, S
 
 ETHERNET = 1
 """libpcap's number of the only link layer whose frames can be changed here."""
@@ -56,30 +52,20 @@ class AttackCapture:
         return [i for i, (_, _, data) in enumerate(self.frames) if data[end] == self.host.mac]
 
 
-def read(path: Path) -> list[Frame]:
-    """Read every frame of a pcap or pcapng file; InjectError when it is neither, or not of Ethernet."""
-    from scapy.error import Scapy_Exception
-    from scapy.utils import RawPcapNgReader, RawPcapReader
-
-    frames: list[Frame] = []
+def read(path: Path, span: Span | None = None) -> list[Frame]:
+    """Read every frame (of the span) of a pcap or pcapng file; InjectError when it is neither, or not of Ethernet."""
+    frames, link = [], ETHERNET
     try:
-        with RawPcapReader(str(path)) as reader:
-            if isinstance(reader, RawPcapNgReader):
-                for data, block in reader:
-                    meta: Any = block
-                    link = meta.linktype
-                    t_ns = ((meta.tshigh << 32) + meta.tslow) * S // int(meta.tsresol)
-                    frames.append((t_ns, meta.wirelen, bytes(data)))
-            else:
-                link, unit = reader.linktype, 1 if reader.nano else 1000
-                for data, meta in reader:
-                    frames.append((meta.sec * S + meta.usec * unit, meta.wirelen, bytes(data)))
-    except (Scapy_Exception, OSError, EOFError) as error:
-        raise InjectError(f"{path}: not a capture: {error}") from error
-    if not frames:
-        raise InjectError(f"{path}: contains no frames")
+        for frame, link in files.read(path, span):
+            if link != ETHERNET:
+                break
+            frames.append(frame)
+    except FramesError as error:
+        raise InjectError(str(error)) from error
     if link != ETHERNET:
         raise InjectError(f"{path}: has link layer {link}, only Ethernet ({ETHERNET}) can be put into a device's day")
+    if not frames:
+        raise InjectError(f"{path}: contains no frames" + (f" in the time {span.start} to {span.end}" if span else ""))
     return frames
 
 

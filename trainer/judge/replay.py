@@ -12,7 +12,7 @@ from edge_agent.agent import BATCH, Agent
 from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle
-from trainer.judge.inject import Frame
+from trainer.data.frames import Frame
 
 SEED = 1
 

@@ -1,5 +1,7 @@
 """A bundle judged on captures and on rows: the figures, and the rows and times they count."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,7 +205,9 @@ def test_the_quantised_model_is_held_against_its_own_network(home, tmp_path, cap
             assert round((windows - borderline) * (1 - alike)) <= round(windows * (1 - share))
     assert sum(row[1] for row in labels.rows if row[0] != "benign") == kinds.rows[1][1]
     assert [row[2] for row in labels.rows] == sorted(row[2] for row in labels.rows)
-    assert "after the vote (goal 99.99 %)" in capsys.readouterr().out
+    assert "after the vote; in 1" in capsys.readouterr().out
+    assert found["parity"].warnings == ()
+    assert kinds.rows[0][3] < kinds.rows[0][1] / 10, "most benign windows are no borderline ones"
 
 
 def test_a_run_of_other_columns_is_no_run_of_the_bundle(home, tmp_path, capsys):
@@ -240,3 +244,34 @@ def test_windows_at_the_limit_are_told_apart_from_those_that_quantisation_should
     assert alike < 0.9
     assert near < n
     assert clear < 1.0
+
+
+@pytest.mark.parametrize("broken", ["scores", "limit"])
+def test_a_broken_variant_fails_instead_of_making_its_own_errors_borderline(home, broken):
+    """Networks that rebuild rows 0.3 σ off, and a limit that is not the float side's, are both no rounding."""
+    of_bundle, of_run = bundles.load(home.bundle), runs.load(home.run)
+    if broken == "scores":
+        scaler = of_bundle.scaler
+        bundle = replace(of_bundle, scaler=replace(scaler, mean=scaler.mean + 0.3 * scaler.scale))
+        words = "Quantisation shifts the root score of 1 % of benign optimise rows by"
+    else:
+        network = Scorer(of_run.autoencoder(), of_run.scaler, of_run.columns)
+        rows = np.flatnonzero(of_run.label == "mirai.udpplain")
+        far = replace(of_bundle.manifest.decision.full, limit=float(network.full(of_run.values[rows]).max() * 2))
+        decision = replace(of_bundle.manifest.decision, full=far)
+        bundle = replace(of_bundle, manifest=replace(of_bundle.manifest, decision=decision))
+        words = "attack windows differently that are not borderline"
+    assert agreement.report(of_bundle, of_run, "command").warnings == ()
+    assert words in " ".join(agreement.report(bundle, of_run, "command").warnings)
+
+
+def test_a_bundle_that_decides_otherwise_than_its_network_fails_the_command(home, tmp_path, capsys):
+    """Here the run is of another bundle, whose limit is far off."""
+    run = tmp_path / "run"
+    shutil.copytree(home.run, run)
+    model = json.loads((run / "model.json").read_text())
+    model["decision"]["full"]["limit"] *= 1e6
+    (run / "model.json").write_text(json.dumps(model))
+    words = ["evaluate", str(home.bundle), str(home.run / "rows.parquet"), "--run", str(run)]
+    assert main(words) == 1
+    assert "! int8 and float decide" in capsys.readouterr().out
