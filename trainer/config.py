@@ -201,6 +201,10 @@ class Config:
     top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # use the n best by Fisher score
     rank_by: Literal["label", "family", "attack"] = "label"  # groups of rows that the score compares
     max_rows: int = within(200_000, 1, 10**9)  # of each file, device and label
+    total_rows: int = within(
+        2_000_000, 1000, 10**9
+    )  # in memory; where there are more, max_rows is halved until it fits
+    train_rows: int = within(10**9, 1000, 10**9)  # that the autoencoder trains on, at most
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)

@@ -66,8 +66,9 @@ def folder() -> Path:
 
 def key(base: BaseRows) -> str:
     """Return the name of a set of homes, which changes with the settings and with the code that makes rows."""
-    made_by = provenance.sources(__name__) | {name: str(value) for name, value in plain(base).items()}
-    return provenance.digest(made_by)[:16]
+    files = provenance.sources(__name__)
+    del files["trainer/config.py"]  # of which the settings of ``base`` are all that matters here
+    return provenance.digest(files | {name: str(value) for name, value in plain(base).items()})[:16]
 
 
 def kept(base: BaseRows, cache: Path) -> list[Path]:

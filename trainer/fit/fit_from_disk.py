@@ -24,7 +24,7 @@ from trainer.data import protocol, row_store
 from trainer.data.row_store import RowStore
 from trainer.data.row_table import RowTable
 from trainer.fit import autoencoder, fit
-from trainer.fit.row_parts import Index, Parts, split
+from trainer.fit.row_parts import Index, Parts, shared, split
 from trainer.fit.running_scaler import RunningScaler
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def train(
         **{name: len(getattr(parts, name)) for name in ("train", "optimise", "test", "attack")},
     }
     train_rows = np.sort(parts.train)
+    train_rows = train_rows[shared(parts.base[train_rows], config.train_rows)]
     weights = parts.weights(train_rows)
     scaler = _scaler(config, rows, columns, train_rows if config.scaling.fit_on == "train" else benign)
     validation = np.empty((len(sample_parts.optimise), len(columns)), np.float32)
