@@ -169,8 +169,8 @@ class RowBuilder:
         n = sum(rows.taken for rows in self._rows.values())
         if self._max_rows < self.limits.max_rows:
             self.warnings.append(
-                f"{self.seen:,} rows are more than total_rows, {self.limits.total_rows:,}: at most {self._max_rows:,} of "
-                "each file, device and label are used"
+                f"{self.seen:,} rows are more than total_rows, {self.limits.total_rows:,}: at most {self._max_rows:,} "
+                "of each file, device and label are used"
             )
         devices = {device: None for _, device, _ in self._rows}
         codes = [{name: i for i, name in enumerate(names)} for names in (self._captures, devices, self._labels)]
