@@ -101,7 +101,9 @@ def _make(base: BaseRows, wanted: list[tuple[int, Plan, Path]]) -> None:
     # not forked: TensorFlow may run in this process, with threads of its own
     context = multiprocessing.get_context("spawn")
     with Progress("generated homes", len(wanted)) as progress, ProcessPoolExecutor(processes, context) as pool:
-        waiting = {pool.submit(make_home, base, *one): one[0] for one in wanted}
+        # the largest first, so that no processor waits for one that began late
+        order = sorted(wanted, key=lambda one: -len(one[1].devices))
+        waiting = {pool.submit(make_home, base, *one): one[0] for one in order}
         for done in as_completed(waiting):
             progress.step(note=f"homes, home {waiting[done]}: {done.result():,} rows")
 
