@@ -92,7 +92,7 @@ def test_a_fit_on_benign_rows_of_ones_own_gets_the_names_of_the_bases_attacks(ti
     assert weights.mean() == pytest.approx(1, rel=1e-3)
     ratio = weights[~theirs][0] / weights[theirs][0]
     assert ratio == pytest.approx(min(MOST_WEIGHT, theirs.sum() / (~theirs).sum()), rel=1e-3)
-    sample = parts.sample(600)["train"]
+    sample = parts.sample(1000)["train"]
     assert (~base[sample]).sum() == (~theirs).sum()  # none of them is thinned away
     run = fit.fit(config, mixed, say=lambda text: None)
     assert {"benign", "mirai", "gafgyt"} <= set(run.classes)
