@@ -17,7 +17,7 @@ Nothing here depends on how rows were cut into batches. The rule itself is `edge
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from edge_agent.contract.addresses import address_text
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.detection.activity import recognise, targets
+from edge_agent.detection.activity import PORT_BITS, recognise, targets
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -390,15 +390,21 @@ class Subject:
             )
             self._last_flagged = meta[-1:].copy()
         packets, sizes = rows.packets[at:end], rows.bytes[at:end]
+        counted, above = ruled.counted[low:high], ruled.traffic_above_limit(low, high, self._rules)
+        if self.learning and hits.any():
+            hosts = above["targets"][hits] >> PORT_BITS
+            self.learning.limits.bursts.trace.see_rows(
+                np.unique(hosts[hosts != 0]).tolist(), counted=bool(counted.any())
+            )
         self._window.add(
             full=rows.full[at:end],
             hits=hits,
-            counted=ruled.counted[low:high],
+            counted=counted,
             ratio=np.maximum(ruled.score_ratio[low:high], ruled.count_ratio[low:high]).astype(np.float32),
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
-            **ruled.traffic_above_limit(low, high, self._rules),
+            **above,
             classes=probabilities,
             profiles=profiles,
         )
@@ -417,6 +423,9 @@ class Subject:
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
+        activities = _activities(self._window, self._openings, ruled, i, victim=self._victim)
+        if self.learning:
+            self.learning.limits.bursts.trace.see_vote(activities, alarm.class_sum, alarm.profile_sum)
         return Vote(
             t_ns=self._last_vote_ns,
             first_ns=alarm.first_ns,
@@ -430,7 +439,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
-            activities=_activities(self._window, self._openings, ruled, i, victim=self._victim),
+            activities=activities,
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
@@ -454,7 +463,8 @@ class Subject:
         for minute, piece in learning.by_minute(t_ns, index):
             if minute > learning.minute:
                 voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
-                learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
+                during: Literal["", "alarm", "aftermath"] = "alarm" if voted else "aftermath" if self.aftermath else ""
+                learning.next_minute(minute, during, self._openings)
             yield piece
 
 
