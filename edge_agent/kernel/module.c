@@ -458,9 +458,10 @@ static PyMethodDef module_methods[] = {
 static PyObject *layout(void)
 {
 #define FIELD(name) #name, (int)offsetof(struct row_meta, name)
-    return Py_BuildValue("{sisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
+    return Py_BuildValue("{sisisisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
                          FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype), FIELD(flags),
-                         FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers));
+                         FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers),
+                         FIELD(unanswered), FIELD(opened));
 #undef FIELD
 }
 

@@ -58,14 +58,14 @@ static void senders_py_dealloc(PyObject *object)
 
 static PyObject *senders_py_route(PyObject *object, PyObject *args)
 {
-    enum { META, T_NS, ORDER, STARTS, INCOMING, CARRIES, CHOSEN, ADDRESSES, VERSIONS, KEYS, SLOT, GROUP, ARRAYS };
-    static const char *const names[ARRAYS] = {"meta",   "t_ns",      "order",    "starts", "incoming", "carries",
-                                              "chosen", "addresses", "versions", "keys",   "slot",     "group"};
-    static const size_t width[ARRAYS] = {sizeof(struct row_meta), 8, 8, 8, 1, 1, 1, 16, 1, 24, 4, 4};
+    enum { META, T_NS, ORDER, STARTS, INCOMING, CARRIES, CHOSEN, ADDRESSES, VERSIONS, HOST, KEYS, SLOT, GROUP, ARRAYS };
+    static const char *const names[ARRAYS] = {"meta",      "t_ns",     "order",       "starts", "incoming", "carries", "chosen",
+                                              "addresses", "versions", "host_counts", "keys",   "slot",     "group"};
+    static const size_t width[ARRAYS] = {sizeof(struct row_meta), 8, 8, 8, 1, 1, 1, 16, 1, HOST_COUNTS * 4, 24, 4, 4};
     PyObject *arrays[ARRAYS];
     Py_buffer views[ARRAYS];
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3], &arrays[4], &arrays[5],
-                          &arrays[6], &arrays[7], &arrays[8], &arrays[9], &arrays[10], &arrays[11]))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3], &arrays[4], &arrays[5],
+                          &arrays[6], &arrays[7], &arrays[8], &arrays[9], &arrays[10], &arrays[11], &arrays[12]))
         return NULL;
     Py_ssize_t n = PyObject_Size(arrays[META]);
     size_t slots = 4, groups = 0;
@@ -82,8 +82,9 @@ static PyObject *senders_py_route(PyObject *object, PyObject *args)
     if (got == ARRAYS) {
         struct routes out = {
             .order = views[ORDER].buf, .starts = views[STARTS].buf, .incoming = views[INCOMING].buf, .carries = views[CARRIES].buf,
-            .chosen = views[CHOSEN].buf, .addresses = views[ADDRESSES].buf, .versions = views[VERSIONS].buf, .keys = views[KEYS].buf,
-            .slot = views[SLOT].buf, .group = views[GROUP].buf, .slots = (uint32_t)slots,
+            .chosen = views[CHOSEN].buf, .addresses = views[ADDRESSES].buf, .versions = views[VERSIONS].buf,
+            .host_counts = views[HOST].buf, .keys = views[KEYS].buf, .slot = views[SLOT].buf, .group = views[GROUP].buf,
+            .slots = (uint32_t)slots,
         };
         groups = senders_route(((SendersObject *)object)->senders, views[META].buf, views[T_NS].buf, (size_t)n, &out);
     }

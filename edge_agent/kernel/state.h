@@ -30,15 +30,18 @@ struct channel {
     uint64_t key[5]; /* two addresses, kind (sockets: | class << 8 | port << 16 | port << 32) */
     int64_t t, c;
     int64_t last[2];
-    uint64_t unused;
+    uint16_t port[2]; /* of a pair: the last one that each direction opened */
+    uint32_t tried;   /* of a pair: 1 once a direction opened one */
     double cf3[LANES];
     struct way way[2];
 };
 
+enum { SLOW = 2 }; /* the decays λ = 0.1 and 0.01 */
+
 struct pair {
     struct channel channel;
     struct moments jitter[2];
-    uint64_t unused[4];
+    float opened[SLOW][4]; /* cell 2 way + logins */
 };
 
 struct device {
@@ -47,12 +50,14 @@ struct device {
     struct moments m;
     double peers[LANES], sockets[LANES];
     uint64_t number; /* of this record, hence of its seen sets */
-    uint64_t unused[5];
+    float pinged[SLOW];
+    uint32_t heard, pings; /* 1 once a packet of it was answered, once it pinged a new host */
+    uint64_t unused[3];
 };
 
 _Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
                sizeof(struct device) == 320, "the records as kernel.h draws them");
-_Static_assert(sizeof(struct row_meta) == 72, "features.ROW_META");
+_Static_assert(sizeof(struct row_meta) == 88, "features.ROW_META");
 
 /* ---- one packet ---- */
 
@@ -74,6 +79,12 @@ struct step {
     struct duo pair, socket;
     struct moments *jitter;
     struct device *device;
+    struct row_meta *row;
+    float (*opened)[4], *pinged; /* the pair's and the device's; NULL while all are 0 */
+    double answers;     /* packets that one packet back accounts for; INFINITY where none is expected */
+    float opens, pings; /* 1 or 0: what this packet adds to its cell and to the hosts pinged */
+    uint8_t cell;
+    bool ping, tries; /* the row's `opened` is of hosts pinged, of its cell; else 0 */
 };
 
 /* Writes the row of a packet, COLUMNS of float or double, and moves its streams on. */

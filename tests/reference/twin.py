@@ -17,6 +17,8 @@ Number = Any  # float or Decimal
 Frame = tuple[int, int, bytes]
 
 DECAYS = ("5", "3", "1", "0.1", "0.01")
+SLOW = 3, 4  # positions in DECAYS
+LOGINS = {21, 22, 23, 2222, 2323, 3389, 5900}
 EXACT = Context(prec=45, Emax=999_999_999, Emin=-999_999_999)
 
 
@@ -39,6 +41,8 @@ class Packet:
     proto: int = 0
     tcp_flags: int = 0
     flags: int = 0
+    unanswered: tuple[Number, ...] = ()  # beside the columns, at each of SLOW
+    opened: tuple[Number, ...] = ()
 
 
 class Unreadable(Exception):
@@ -266,6 +270,7 @@ class Device:
     sockets: list[Number]
     t: Number
     seen: dict[Any, tuple[int, bool]] = field(default_factory=dict)
+    heard: bool = False  # some packet of it was answered
 
     def visit(self, key: Any, t_ns: int) -> bool:
         """Return True if the key is new. Time is in 10 minutes modulo 14 days, of which one is for steps back."""
@@ -293,6 +298,8 @@ class Twin:
         self.joints: dict[Any, list[Joint]] = defaultdict(lambda: [Joint(self.zero) for _ in DECAYS])
         self.used: set[Any] = set()  # directions of pairs and sockets that had a packet
         self.devices: dict[int, Device] = {}
+        self.tried: dict[Any, list[tuple[Number, int]]] = defaultdict(list)  # when what was opened, and its port
+        self.newest: dict[Any, Number] = {}  # the latest time of a pair, and of a device
         self.factors: dict[tuple[Number, Number], Number] = {}
 
     def rows(
@@ -347,6 +354,7 @@ class Twin:
         row += self.jitter(("jit", there), t)
         row += self.two("HpHp", socket, socket_back, t, v, trusted)
         row += self.device(p, t, v)
+        self.tell(p, t, there, back)
         return row, trusted
 
     def one(self, key: Any, t: Number, v: Number) -> list[Number]:
@@ -418,6 +426,7 @@ class Twin:
             damped = [Damped(self.zero) for _ in DECAYS]
             self.devices[p.src_mac] = Device(damped, list(zeros), list(zeros), self.zero)
         device = self.devices[p.src_mac]
+        device.heard |= pair_back in self.used
         if device.visit(pair, p.t_ns) and pair_back not in self.used:
             p.flags |= NEW_PEER
         if (
@@ -444,3 +453,38 @@ class Twin:
             device.sockets[i] += bool(p.flags & NEW_SOCKET)
             out += [s.w, s.mean(), s.var(), device.peers[i], device.sockets[i]]
         return out
+
+    # ---- beside the columns ----
+
+    def tell(self, p: Packet, t: Number, there: Any, back: Any) -> None:
+        """Set what the packet's sender sent in vain and newly tried; must be called after its streams have changed."""
+        pair, pinging = frozenset((there, back)), ("ping", p.src_mac)
+        for clock in (pair, pinging):
+            self.newest[clock] = max(self.newest.get(clock, t), t)
+        p.unanswered, p.opened = (self.zero,) * 2, (self.zero,) * 2
+        arp = p.flags & ARP
+        heard = self.devices[p.src_mac].heard
+        if heard and p.version and not arp and not p.dst_mac >> 40 & 1 and p.dst[0] < (224 if p.version == 4 else 255):
+            p.unanswered = tuple(self.missing(i, t, there, back, 20 if p.proto == 6 else 10) for i in SLOW)
+        if p.proto == 6 and p.flags & PORTS:
+            cell = (there, "login" if p.dport in LOGINS else "other")
+            if p.flags & NEW_SOCKET and p.tcp_flags & 0x12 == 2:
+                last = self.tried[cell][-1][1] if self.tried[cell] else 0  # nobody tries port 0 first
+                if cell[1] == "login" or last != p.dport:
+                    self.tried[cell].append((self.newest[pair], p.dport))
+            p.opened = self.damped(cell, self.newest[pair])
+        elif p.version == 4 and p.proto == 1 and not arp and not p.flags & ICMP_QUOTED:
+            if p.flags & NEW_PEER:
+                self.tried[pinging].append((self.newest[pinging], 0))
+            p.opened = self.damped(pinging, self.newest[pinging])
+
+    def missing(self, i: int, t: Number, there: Any, back: Any, answers: int) -> Number:
+        reverse = self.streams["HH", back][i]
+        answered = reverse.w if there == back or self.present(reverse, self.decays[i], t) else self.zero
+        return max(self.zero, self.streams["HH", there][i].w - answers * answered)
+
+    def damped(self, cell: Any, now: Number) -> tuple[Number, ...]:
+        return tuple(
+            sum((self.factor(self.decays[i], self.gap(now, then)) for then, _ in self.tried[cell]), self.zero)
+            for i in SLOW
+        )
