@@ -326,7 +326,7 @@ class Control:
         if "alert" in arguments:
             return self._reported.of(arguments["alert"])
         try:
-            return Reported(self._device_or_all(arguments["device"]))
+            return Reported(ALL_DEVICES if arguments["device"] == ALL_DEVICES else self.device(arguments["device"]))
         except CommandRefused as refusal:
             try:
                 ending = alertid.read(arguments["device"])
@@ -337,12 +337,9 @@ class Control:
             except MessageError as error:
                 raise CommandRefused(f"{refusal}; {error}") from error
 
-    def _device_or_all(self, text: str) -> str:
-        return ALL_DEVICES if text == ALL_DEVICES else self.device(text)
-
     def _add(self, command: Command, origin: Origin, device: str, for_s: float, **about: Any) -> Mapping[str, Any]:
         if origin == "broker":
-            self._check_bounds(device, for_s)
+            _check_bounds(device, for_s, self._config.control.remote_hours * 3600)
         now = time.time()
         entry = Suppression(
             device=device,
@@ -386,23 +383,6 @@ class Control:
             **({"learnt": True} if entry.learn else {}),
             **note,
         }
-
-    def _check_bounds(self, device: str, for_s: float) -> None:
-        """Refuse what would let whoever controls the broker silence the gateway."""
-        most_s = self._config.control.remote_hours * 3600
-        if device == ALL_DEVICES:
-            raise CommandRefused("through the broker a command must name one device")
-        if for_s > most_s:
-            raise CommandRefused(
-                f"made through the broker it lasts at most {most_s / 3600:g} h (control.remote_hours), "
-                f"not {for_s / 3600:g}"
-            )
-        if device in own_addresses():
-            raise CommandRefused(
-                f"{device} is the gateway itself, whose alerts only a command on the gateway can suppress"
-            )
-        if ":" in device and len(device) == 17 and int(device[:2], 16) & 1:
-            raise CommandRefused(f"{device} is a group address, not a device")
 
     def _unallow(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         return self._drop("allow", [command.arguments["entry"]])
@@ -462,6 +442,20 @@ def _traffic(arguments: Mapping[str, Any], reported: Reported) -> tuple[tuple[Ac
         ports = {kind: [a for a in reported.activities if a.kind == kind] for kind in {a.kind for a in activities}}
         activities = tuple(of_kind for activity in activities for of_kind in ports[activity.kind] or [activity])
     return tuple(dict.fromkeys(activities)), names
+
+
+def _check_bounds(device: str, for_s: float, most_s: float) -> None:
+    """Refuse what would let whoever controls the broker silence the gateway; ``most_s`` is the longest time."""
+    if device == ALL_DEVICES:
+        raise CommandRefused("through the broker a command must name one device")
+    if for_s > most_s:
+        raise CommandRefused(
+            f"made through the broker it lasts at most {most_s / 3600:g} h (control.remote_hours), not {for_s / 3600:g}"
+        )
+    if device in own_addresses():
+        raise CommandRefused(f"{device} is the gateway itself, whose alerts only a command on the gateway can suppress")
+    if ":" in device and len(device) == 17 and int(device[:2], 16) & 1:
+        raise CommandRefused(f"{device} is a group address, not a device")
 
 
 def commands_filter(config: AgentConfig) -> str:

@@ -2,9 +2,9 @@
 
 A video call, a download or a firmware update can be far above all that a device did while it was learnt. Nothing that a
 single alarm shows tells it from a weak flood. What tells them apart is what an attack cannot do without for long: it
-scans, or opens hosts and sockets, or it resembles an attack that is known, or it goes to a host that the device had
-never used. Traffic with one of these *marks* is never learnt, and neither is what later goes to the same hosts (for a
-day where the host was only new). What recurs on `DAYS` different days without a mark is the device's own.
+scans, or opens hosts and sockets, or resembles an attack that is known, or goes to a host that does not answer, or that
+the device had never used. Traffic with one of these *marks* is never learnt, and neither is what later goes to the same
+hosts (for a day where the host was only new). What recurs on `DAYS` different days without a mark is the device's own.
 
 This is a bet, so it is bounded: a limit rises only to what was reported on each of these days, at most to the cap of
 all limits learnt on site, and what was learnt lapses when it has not recurred for `KEEP_DAYS`. Whoever floods a host
@@ -51,6 +51,9 @@ MAX_HOSTS = 4
 NEW_HOST_S = 3600.0
 """Seconds for which a host is new to the device after its first contact; in its own first seconds none is."""
 
+UNANSWERED_SHARE = 0.5
+"""Share of the packets to a host (λ = 0.01) above which, without an answer to account for them, they are in vain."""
+
 MAX_VOUCHED = 8
 """Sorts of bursts that people have vouched for; a further one takes the place of the first."""
 
@@ -67,6 +70,7 @@ class Mark(enum.IntFlag):
     ATTACK = 4
     NEW_HOST = 8
     SAME_HOST = 16
+    UNANSWERED = 32
 
 
 MARK_WORDS = {
@@ -74,6 +78,7 @@ MARK_WORDS = {
     Mark.SCAN: "spread like a scan",
     Mark.ATTACK: "classified as a known attack",
     Mark.NEW_HOST: "sent to a host that was new to the device",
+    Mark.UNANSWERED: "not answered by their hosts",
     Mark.SAME_HOST: "sent to a host of a burst that looked like an attack",
 }
 """The words for each mark of a burst."""
@@ -106,7 +111,7 @@ class Burst:
         One that was only new when it was first sent a burst is so for a day.
         """
         new = bool(self.marks & Mark.NEW_HOST) and minute - self.last < _DAY
-        return new or bool(self.marks & (Mark.COUNTS | Mark.SCAN | Mark.ATTACK))
+        return new or bool(self.marks & (Mark.COUNTS | Mark.SCAN | Mark.ATTACK | Mark.UNANSWERED))
 
     def join(self, other: "Burst") -> None:
         """Let this stand for ``other``, too."""
@@ -138,12 +143,20 @@ class Trace:
         self.hosts: frozenset[int] = frozenset()
         self.class_sum = self.profile_sum = np.zeros(0)
         """Sums over the flagged rows of the alarm as of its last vote, as `Vote` has them; empty without one."""
+        self._rows = self._in_vain = 0
 
-    def see_rows(self, hosts: Iterable[int], *, counted: bool) -> None:
-        """Take in flagged rows that went to ``hosts`` (hashes); ``counted`` says if the counts rule flagged one."""
+    def see_rows(self, hosts: Iterable[int], *, counted: bool, rows: int, in_vain: int) -> None:
+        """Take in ``rows`` flagged rows that went to ``hosts`` (hashes).
+
+        ``counted`` says if the counts rule flagged one. Of ``in_vain`` of them the host answers hardly anything.
+        """
         self.hosts = _few(self.hosts.union(hosts))
+        self._rows, self._in_vain = self._rows + rows, self._in_vain + in_vain
         if counted:
             self.marks |= Mark.COUNTS
+        self.marks &= ~Mark.UNANSWERED
+        if 2 * self._in_vain > self._rows:
+            self.marks |= Mark.UNANSWERED
 
     def see_vote(
         self, activities: tuple[Activity, ...], class_sum: NDArray[np.float64], profile_sum: NDArray[np.float64]

@@ -24,6 +24,7 @@ from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.contract.messages import MAX_PAYLOAD, encode, format_time
 from edge_agent.detection.device_document import entry
 from edge_agent.detection.device_limits import LEARN_MIN_S, DeviceLimits
+from edge_agent.detection.device_log import DeviceLog, limits_in_words
 from edge_agent.detection.device_records import UNREADABLE, pack, parts, unpack
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
@@ -83,11 +84,11 @@ class Devices:
         self._names, self._min_s, self._state = dict(names or {}), min_s, state
         self._present: OrderedDict[int, DeviceLimits] = OrderedDict()  # seen since the start, the latest last
         self._absent: dict[int, DeviceLimits] = {}  # known from before, not seen since the start
-        self._logged: dict[int, tuple[str, str]] = {}  # state and reason, as in the log
+        self._log = DeviceLog()
         self._saved: dict[int, tuple[float, str]] = {}  # when, and in which state
         self._bursts_saved_s: dict[int, float] = {}
         self._anew: set[int] = set()  # they learn anew, which is not stored yet
-        self._raised: dict[int, bool] = {}  # of devices seen since the start: if bursts that recur raise the limits
+        self._vouched: set[int] = set()  # somebody vouched for bursts of theirs, or no more, which is not stored yet
         self.counts = dict.fromkeys(
             ("devices_forgotten", "devices_unreadable", "runs_unreadable", "runs_dropped", "bursts_forgotten"), 0
         )
@@ -107,8 +108,6 @@ class Devices:
             limits.resume(t_ns)
         if mac not in self._present and len(self._present) >= MAX_DEVICES:
             self._drop_one()
-        if mac not in self._present:
-            self._raised[mac] = limits.bursts.recurring > 0.0
         self._present[mac] = limits
         self._present.move_to_end(mac)
         return limits
@@ -135,12 +134,8 @@ class Devices:
         if not limits.vouch(activities):
             return False
         self._saved.pop(mac, None)
-        score, counts = limits.factors()
-        logger.info(
-            "bursts of device %s are learnt, as requested: its limits are %.3g (score) and %.3g (counts) times the "
-            "model's",
-            *(self._who(mac), score, counts),
-        )
+        self._vouched.add(mac)
+        logger.info("bursts of device %s are learnt, as requested; %s", self._who(mac), limits_in_words(limits))
         return True
 
     def unvouch(self, mac: int, activities: Collection[Activity]) -> bool:
@@ -149,6 +144,7 @@ class Devices:
         if limits is None or not limits.unvouch(activities):
             return False
         self._saved.pop(mac, None)
+        self._vouched.add(mac)
         logger.info("bursts of device %s that were learnt as requested are forgotten, as requested", self._who(mac))
         return True
 
@@ -161,52 +157,10 @@ class Devices:
         changed = False
         self._bound_rows()
         for mac, limits in self._present.items():
-            changed |= self._look_at_bursts(mac, limits)
-            now, before = (limits.state, limits.refused), self._logged.get(mac, ("learning", ""))
-            if now == before:
-                continue
-            changed, self._logged[mac] = True, now
-            who = self._who(mac)
-            if limits.refused:
-                logger.warning(
-                    "device %s has not learnt limits of its own and keeps the model's: %s", who, limits.refused
-                )
-            elif limits.state == "stale":
-                logger.warning(
-                    "device %s is stale: for some minutes its traffic has exceeded what it had learnt. If it recurs on "
-                    "several days without looking like an attack, it is learnt; if you know why (a firmware update, a "
-                    "new use), let it learn anew (`botwatch agent learn`); if not, look at its alerts",
-                    who,
-                )
-            elif limits.state == "active":
-                score, counts = limits.factors()
-                capped = "; that is the highest allowed, so the device is hardly protected" if limits.capped else ""
-                logger.info(
-                    "device %s is active: its limits are %.3g (score) and %.3g (counts) times the model's%s",
-                    *(who, score, counts, capped),
-                )
-            else:
-                logger.info("device %s is learning", who)
+            self.counts["bursts_forgotten"] += limits.bursts.forgotten
+            limits.bursts.forgotten = 0
+            changed |= self._log.look(mac, limits, self._who(mac))
         return changed
-
-    def _look_at_bursts(self, mac: int, limits: DeviceLimits) -> bool:
-        """Count bursts that were forgotten, and log if what recurs raises the limits; return True if that changed."""
-        bursts = limits.bursts
-        self.counts["bursts_forgotten"] += bursts.forgotten
-        bursts.forgotten = 0
-        now, before = bursts.recurring > 0.0, self._raised.get(mac, False)
-        if now == before:
-            return False
-        self._raised[mac] = now
-        if now:
-            logger.info(
-                "device %s: its bursts have recurred on several days without looking like an attack and are learnt: "
-                "its limit is %.3g times the model's",
-                *(self._who(mac), limits.factors()[0]),
-            )
-        else:
-            logger.info("device %s: its bursts do not recur any more and are forgotten", self._who(mac))
-        return True
 
     def document(self, t_ns: int, *, alarmed: Collection[int] = (), most_bytes: int = MAX_PAYLOAD) -> dict[str, Any]:
         """Return the devices as published on MQTT and shown by `agent status`: what fits into ``most_bytes`` as JSON.
@@ -241,7 +195,9 @@ class Devices:
     def records(self, now_s: float, *, everything: bool = False) -> Records:
         """Return what is to be stored of each device that has changed: for `keep`, which another thread may call."""
         records = Records(anew=frozenset(self._anew))
-        for mac, limits in [*((m, self._absent[m]) for m in records.anew if m in self._absent), *self._present.items()]:
+        ordered = {*records.anew, *self._vouched} & set(self._absent)
+        self._vouched.clear()
+        for mac, limits in [*((m, self._absent[m]) for m in sorted(ordered)), *self._present.items()]:
             saved_s, state = self._saved.get(mac, (0.0, ""))
             if everything or limits.state != "active" or state != "active" or now_s - saved_s >= ACTIVE_SAVE_S:
                 records.learnt.append((mac, pack(*self._record(limits))))
@@ -346,10 +302,11 @@ class Devices:
             if not limits.learnt and (limits.vouched or limits.refused):
                 self._absent[mac] = self._new(limits.latest_ns)
                 self._absent[mac].judge_as(limits)
-                self._logged[mac] = limits.state, limits.refused
+                self._log.knows(mac, limits)
             return
         self._take_over_bursts(limits, bursts, stored)
-        self._absent[mac], self._logged[mac] = limits, (limits.state, limits.refused)
+        self._absent[mac] = limits
+        self._log.knows(mac, limits)
         logger.info(
             "device %s: its limits under model %s, %.3g times the model's, are calibrated from %d stored rows of "
             "model %s…",
@@ -378,7 +335,7 @@ class Devices:
                 self._cannot_read(mac, error)
                 continue
             self._absent[mac] = limits
-            self._logged[mac] = limits.state, limits.refused
+            self._log.knows(mac, limits)
         if self._absent:
             logger.info(
                 "the learnt limits of %d devices under model %s were read from the state file",
@@ -440,8 +397,9 @@ class Devices:
         """Forget the least recently seen device that is still learning; if none is, the least recently seen."""
         mac = next((mac for mac, limits in self._present.items() if not limits.learnt), next(iter(self._present)))
         del self._present[mac]
-        for known in (self._logged, self._saved, self._bursts_saved_s, self._raised):
+        for known in (self._saved, self._bursts_saved_s):
             known.pop(mac, None)
+        self._log.forget(mac)
         self.counts["devices_forgotten"] += 1
 
     def _who(self, mac: int) -> str:

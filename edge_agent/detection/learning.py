@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture.features import Rows
-from edge_agent.detection.bursts import NEW_HOST_S, Mark
+from edge_agent.detection.activity import PORT_BITS
+from edge_agent.detection.bursts import NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -76,6 +77,22 @@ class DeviceLearning:
             limits.sample.see(scored.rows.values, scored.t_ns, index[quiet], in_units[quiet], peak)
         self._classify_suspects(scored.rows, index[chosen & (in_units > 1.0) & ~full])
         limits.note_judged(len(full), int(full.sum()))
+
+    def see_flagged(self, rows: Rows, index: NDArray[np.intp], targets: NDArray[np.int64], *, counted: bool) -> None:
+        """Take in flagged rows ``index`` (n,) for the burst that they may be part of.
+
+        ``targets`` (n,) are those of rows whose score is above its limit, 0 for others; ``counted`` says if the counts
+        rule flagged a row.
+        """
+        hosts = targets >> PORT_BITS
+        sent = rows.values[index, self._rules.between_hosts_at[1]]
+        in_vain = (rows.meta["unanswered"][index, 1] > UNANSWERED_SHARE * sent) & (hosts != 0)
+        self.limits.bursts.trace.see_rows(
+            np.unique(hosts[hosts != 0]).tolist(),
+            counted=counted,
+            rows=int((hosts != 0).sum()),
+            in_vain=int(in_vain.sum()),
+        )
 
     def _classify_suspects(self, rows: Rows, above: NDArray[np.intp]) -> None:
         """Classify the first few rows of each minute above the shared limit, not flagged while the device learns."""

@@ -26,7 +26,7 @@ from edge_agent.contract.addresses import address_text
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.detection.activity import PORT_BITS, recognise, targets
+from edge_agent.detection.activity import recognise, targets
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -379,23 +379,13 @@ class Subject:
         if self.aftermath:
             self.aftermath.newest = int(rows.t_ns[end - 1]), rows.counts[end - 1].copy()
         self._openings.note(rows.scored, rows.index[at:end])
-        probabilities = np.zeros((end - at, self._rules.class_count))
-        profiles = np.zeros((end - at, len(PROFILE_FIELDS)))
         classified = hits & rows.chosen[at:end]
-        if self._rules.classifier is not None and classified.any():
-            numbers = rows.numbers(at, classified)
-            values, meta = rows.scored.rows.values[numbers][:, self._rules.columns_at], rows.scored.rows.meta[numbers]
-            probabilities[classified], profiles[classified] = self._rules.classifier.of_rows(
-                values, meta, self._last_flagged
-            )
-            self._last_flagged = meta[-1:].copy()
+        probabilities, profiles, self._last_flagged = _classify(rows, at, classified, self._rules, self._last_flagged)
         packets, sizes = rows.packets[at:end], rows.bytes[at:end]
         counted, above = ruled.counted[low:high], ruled.traffic_above_limit(low, high, self._rules)
         if self.learning and hits.any():
-            hosts = above["targets"][hits] >> PORT_BITS
-            self.learning.limits.bursts.trace.see_rows(
-                np.unique(hosts[hosts != 0]).tolist(), counted=bool(counted.any())
-            )
+            at_hits = rows.numbers(at, hits)
+            self.learning.see_flagged(rows.scored.rows, at_hits, above["targets"][hits], counted=bool(counted.any()))
         self._window.add(
             full=rows.full[at:end],
             hits=hits,
@@ -466,6 +456,23 @@ class Subject:
                 during: Literal["", "alarm", "aftermath"] = "alarm" if voted else "aftermath" if self.aftermath else ""
                 learning.next_minute(minute, during, self._openings)
             yield piece
+
+
+def _classify(
+    rows: JudgedRows, at: int, which: NDArray[np.bool_], rules: SubjectRules, last: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any] | None]:
+    """Return class probabilities (n, classes) and packet profiles (n, figures) of the rows from ``at`` on.
+
+    They are 0 where ``which`` (n,) is not set, and without a classifier. ``last`` is the packet (1,) classified before
+    them; the last return value is that for the next ones.
+    """
+    probabilities, profiles = np.zeros((len(which), rules.class_count)), np.zeros((len(which), len(PROFILE_FIELDS)))
+    if rules.classifier is None or not which.any():
+        return probabilities, profiles, last
+    numbers = rows.numbers(at, which)
+    values, meta = rows.scored.rows.values[numbers][:, rules.columns_at], rows.scored.rows.meta[numbers]
+    probabilities[which], profiles[which] = rules.classifier.of_rows(values, meta, last)
+    return probabilities, profiles, meta[-1:].copy()
 
 
 def _activities(

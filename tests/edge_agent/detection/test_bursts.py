@@ -54,7 +54,7 @@ class Life:
             above = score > self.own.factors()[0] or counts > self.own.factors()[1]
             if above:
                 trace = self.own.bursts.trace
-                trace.see_rows(hosts, counted=bool(marks & Mark.COUNTS))
+                trace.see_rows(hosts, counted=bool(marks & Mark.COUNTS), rows=9, in_vain=9 * (Mark.UNANSWERED in marks))
                 trace.see_vote((activity,), np.zeros(0), np.zeros(0))
                 trace.marks |= marks
             alarmed |= above
@@ -122,7 +122,7 @@ def test_what_does_not_recur_for_a_month_lapses():
     assert life.until(40).burst(2.5)
 
 
-@pytest.mark.parametrize("mark", [Mark.COUNTS, Mark.SCAN, Mark.ATTACK, Mark.NEW_HOST])
+@pytest.mark.parametrize("mark", [Mark.COUNTS, Mark.SCAN, Mark.ATTACK, Mark.NEW_HOST, Mark.UNANSWERED])
 def test_a_burst_with_a_mark_is_never_learnt_by_itself(mark):
     life = learnt()
     for day in range(1, 40):
@@ -132,7 +132,8 @@ def test_a_burst_with_a_mark_is_never_learnt_by_itself(mark):
 
 
 @pytest.mark.parametrize(
-    ("mark", "learns"), [(Mark.COUNTS, False), (Mark.SCAN, False), (Mark.ATTACK, False), (Mark.NEW_HOST, True)]
+    ("mark", "learns"),
+    [(Mark.COUNTS, False), (Mark.SCAN, False), (Mark.ATTACK, False), (Mark.UNANSWERED, False), (Mark.NEW_HOST, True)],
 )
 def test_later_bursts_to_the_host_of_an_attack_are_not_learnt_either(mark, learns):
     """A host that is only new is used again by whoever calls it; what was attacked once is not the device's own."""
@@ -314,7 +315,7 @@ def test_bursts_have_bounds_and_what_is_beyond_them_is_counted():
     bursts, base = Bursts(), Levels(1.0, 1.0)
     for day in range(200):
         for i in range(20):
-            bursts.trace.see_rows(range(100 * i, 100 * i + 50), counted=False)
+            bursts.trace.see_rows(range(100 * i, 100 * i + 50), counted=False, rows=9, in_vain=4)
             bursts.trace.see_vote((Activity("flood", i + 1),), np.zeros(0), np.zeros(0))
             minute = day * DAY + i * 70
             bursts.end_minute(minute, Levels(2.0 + i, 0.0), "alarm", base=base, stale=False, refused=False)

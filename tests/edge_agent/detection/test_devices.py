@@ -25,6 +25,7 @@ from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_PAYLOAD, MAX_STORED, encode
 from edge_agent.control import CommandRefused
 from edge_agent.delivery.suppressions import Suppressions
+from edge_agent.detection.bursts import Mark
 from edge_agent.detection.detector import Detector
 from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.handlers import teach
@@ -506,6 +507,15 @@ def test_a_daily_flood_that_resembles_a_known_attack_is_told_each_day(bundle):
     assert told[-1][-1].class_name == "mirai.udpplain"
     assert entry(devices)["score_times"] == 1.0
     assert entry(devices)["bursts"]["marked"] >= 6
+
+
+def test_a_daily_call_that_is_not_answered_is_told_each_day(bundle):
+    """A flood that resembles no attack in the bundle, at a host that the device uses anyway."""
+    devices = Devices(bundle)
+    told = days(devices, bundle, [call(day, answered=False) for day in range(1, 7)])
+    assert all(told)
+    assert entry(devices)["score_times"] == 1.0
+    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED
 
 
 def test_a_daily_burst_to_another_new_host_each_day_is_told_each_day(bundle):
