@@ -28,7 +28,7 @@ _botwatch_node() {
         ' trainer baselines') words='--bundle --help' ;;
         ' trainer audit') words='--help' ;;
         ' trainer report') words='--help --no-compute --out' ;;
-        ' trainer evaluate') words='--base-rate --config --floor --help --learn --out --root --run' ;;
+        ' trainer evaluate') words='--base-rate --config --evasions --floor --help --learn --out --root --run' ;;
         ' trainer generate') words='--attack-seconds --attacks --days --devices --help --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes' ;;
         ' trainer study') words='--data --float --help --out --partial --top-n' ;;
         ' trainer sweep') words='--activations --data --help --optimisers --out --over --steps' ;;

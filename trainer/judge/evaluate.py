@@ -23,7 +23,7 @@ from edge_agent.contract.captures import Capture
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.progress import Progress
 from trainer.data.frames import Frame, S
-from trainer.judge import agreement, evaluation, inject, rows, runs
+from trainer.judge import agreement, evaluation, evasion_findings, evasions, inject, rows, runs
 from trainer.judge.blame import blames, detections, expected_subject
 from trainer.judge.evaluation import BASE_RATE, FLOOR_FRAMES, FLOOR_S, AttackTrial, Day, Evaluation
 from trainer.judge.inject import AttackCapture, InjectError, InsideHost
@@ -293,6 +293,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learn", action="store_true", help="also judge by an agent that learns limits on site")
     parser.add_argument("--floor", action="store_true", help="find the lowest rate at which each attack is alerted")
     parser.add_argument(
+        "--evasions",
+        action="store_true",
+        help="also generate attacks that try not to be noticed into each device's days, and search what stays unseen",
+    )
+    parser.add_argument(
         "--base-rate", type=float, default=BASE_RATE, metavar="R", help="attacks per device-day (%(default)s)"
     )
 
@@ -329,6 +334,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             result = evaluate(bundle, manifests, config, learn=args.learn, floor=args.floor)
             findings += evaluation.report(result, command, args.base_rate)
             failed = bool(result.false_alerts or result.missed)
+            if args.evasions:
+                findings += evasion_findings.report(evasions.evade(bundle.path, manifests, config), command)
         findings += [rows.report(bundle, table, command) for table in tables]
         if args.run is not None:
             findings.append(agreement.report(bundle, runs.load(args.run), command))
