@@ -212,15 +212,17 @@ class Bursts:
 
     def _add(self, new: Burst) -> None:
         """Remember a minute, as part of the burst at hand or as a new one."""
-        if any(burst.hosts & new.hosts and burst.taints(new.first) for burst in self.kept):
-            new.marks |= Mark.SAME_HOST
         now = max(self.kept, key=lambda burst: burst.last, default=None)
-        if now and new.last - now.last <= _GAP:
-            if new.last - now.last <= _GOES_ON:
-                new.marks |= now.marks  # a host that was new when an alarm began stays suspicious while it lasts
-            if now.day == new.day and new.last - now.first < _LONGEST:
-                now.join(new)
-                return
+        within = now if now and new.last - now.last <= _GAP else None
+        joins = within is not None and within.day == new.day and new.last - within.first < _LONGEST
+        others = (burst for burst in self.kept if not joins or burst is not within)
+        if any(burst.hosts & new.hosts and burst.taints(new.first) for burst in others):
+            new.marks |= Mark.SAME_HOST
+        if within and new.last - within.last <= _GOES_ON:
+            new.marks |= within.marks  # a host that was new when an alarm began stays suspicious while it lasts
+        if within and joins:
+            within.join(new)
+            return
         of_day = [burst for burst in self.kept if burst.day == new.day]
         if len(of_day) >= A_DAY:  # a burst with marks must not make one without them look like an attack
             alike = [burst for burst in of_day if bool(burst.marks) == bool(new.marks)] or of_day
