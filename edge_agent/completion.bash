@@ -28,8 +28,8 @@ _botwatch_node() {
         ' trainer baselines') words='--bundle --help' ;;
         ' trainer audit') words='--help' ;;
         ' trainer report') words='--help --no-compute --out' ;;
-        ' trainer evaluate') words='--base-rate --config --evasions --floor --help --learn --out --root --run' ;;
-        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes' ;;
+        ' trainer evaluate') words='--base-rate --config --earlier --evasions --floor --help --json --learn --out --root --run' ;;
+        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --home --homes --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes --varied' ;;
         ' trainer study') words='--data --float --help --out --partial --top-n' ;;
         ' trainer sweep') words='--activations --data --help --optimisers --out --over --steps' ;;
         ' converter') words='--bundle-version --help --out --variant --version' ;;
@@ -125,7 +125,7 @@ _botwatch_option() {
         ' trainer fetch --out') kind='dir' ;;
         ' trainer fetch --config') kind='file' ;;
         ' trainer fetch --from') kind='' ;;
-        ' trainer compare --by') kind='chrono lodo lofo cross columns models' ;;
+        ' trainer compare --by') kind='chrono rotate lodo lofo cross columns models' ;;
         ' trainer compare --captures') kind='file' ;;
         ' trainer compare --root') kind='dir' ;;
         ' trainer compare --out') kind='dir' ;;
@@ -138,9 +138,13 @@ _botwatch_option() {
         ' trainer evaluate --out') kind='dir' ;;
         ' trainer evaluate --run') kind='dir' ;;
         ' trainer evaluate --config') kind='file' ;;
+        ' trainer evaluate --earlier') kind='file' ;;
+        ' trainer evaluate --json') kind='file' ;;
         ' trainer evaluate --base-rate') kind='' ;;
         ' trainer generate --out') kind='dir' ;;
         ' trainer generate --seed') kind='' ;;
+        ' trainer generate --homes') kind='' ;;
+        ' trainer generate --home') kind='' ;;
         ' trainer generate --start') kind='' ;;
         ' trainer generate --days') kind='' ;;
         ' trainer generate --hours') kind='' ;;

@@ -9,6 +9,7 @@ can send one. Attacks by whole connections are in `trainer.judge.evasive_session
 
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -85,7 +86,7 @@ class Pace:
         (50.0, 2.0)
         """
         if self.shape == "ramp":
-            return self.rate * min(1.0, (sent / (self.rate * self.period_s / 2)) ** 0.5)
+            return self.rate * min(1.0, math.sqrt(sent / (self.rate * self.period_s / 2)))
         return max(1, int(self.rate)) / self.period_s if self.shape == "bursts" else self.rate
 
     def __str__(self) -> str:

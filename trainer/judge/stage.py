@@ -7,15 +7,12 @@ with their times moved. Which attacks are tried is the knowledge of `trainer.jud
 
 import heapq
 import itertools
-import os
-import pickle
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from edge_agent.agent import BATCH, Agent
 from edge_agent.config import AgentConfig
@@ -25,12 +22,11 @@ from edge_agent.contract.bundle import BENIGN, Bundle
 from edge_agent.contract.captures import CaptureManifest, mac_text, parse_mac
 from trainer.data.frames import Frame, S
 from trainer.judge import inject
+from trainer.judge.copies import in_copy
 from trainer.judge.evasive import Attacker
 from trainer.judge.evasive_frames import Neighbourhood, ipv4_ends
 from trainer.judge.inject import InjectError
 from trainer.judge.replay import SEED
-
-T = TypeVar("T")
 
 State = Literal["cold", "learning", "learnt"]
 """What an agent knows of the device when an attack begins: nothing, not even usual traffic beside the attack; five
@@ -53,10 +49,6 @@ FIRST_BATCH = 256
 
 NOT_CLOUD = frozenset({53, 67, 123, 1900, 5353})
 """Ports of services that every device uses, which are not a cloud's."""
-
-
-class StageError(Exception):
-    """An attempt that broke; the message has the traceback of the copied process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +134,9 @@ class Attempt:
     """What came of one attack.
 
     ``sent`` are the attacker's packets up to the end of the attempt: its first alert about the attacker and a while
-    after it, or ``watched_s`` seconds. ``packets``, ``seconds``, ``named`` and ``explanation`` are of that first alert,
-    ``class_name`` is that of the episode's last message; None and "" where there was none. ``others`` are subjects that
-    were blamed beside it, and would not have been without the attack.
+    after it, or ``watched_s`` seconds. ``packets``, ``seconds``, ``mac``, ``named`` and ``explanation`` are of that
+    first alert, ``class_name`` is that of the episode's last message; None and "" where there was none. ``others`` are
+    subjects that were blamed beside it, and would not have been without the attack.
     """
 
     sent: int
@@ -153,6 +145,7 @@ class Attempt:
     packets: int | None = None
     seconds: float | None = None
     class_name: str = ""
+    mac: str = ""
     named: str = ""
     explanation: str = ""
     others: tuple[str, ...] = ()
@@ -259,6 +252,7 @@ class Stage:
             packets=max(sum(t_ns <= hit.t_ns for t_ns in sent), 1),
             seconds=(hit.t_ns - sent[0]) / S,
             class_name=last[hit.id].class_name,
+            mac=hit.device.mac,
             named=self._who(hit),
             explanation=hit.explanation,
         )
@@ -285,30 +279,3 @@ class Stage:
 
 def _subject(alert: Alert) -> str:
     return f"{alert.role} {alert.device.mac or alert.device.ip}"
-
-
-def in_copy(work: Callable[[], T]) -> T:
-    """Return what ``work`` returns in a copy of this process, whose changes are lost; StageError when it fails."""
-    reader, writer = os.pipe()
-    if not (child := os.fork()):
-        status, result = 1, b""
-        try:
-            result = pickle.dumps((True, work()))
-            status = 0
-        except BaseException:  # noqa: BLE001 - the copy must end here, whatever happens in it
-            result = pickle.dumps((False, traceback.format_exc()))
-        finally:
-            with os.fdopen(writer, "wb") as pipe:
-                pipe.write(result)
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        content = pipe.read()
-    os.waitpid(child, 0)
-    if not content:
-        raise StageError("the copied process was ended from outside")
-    right, value = pickle.loads(content)  # from a copy of this very process
-    if not right:
-        raise StageError(str(value))
-    result_of: T = value
-    return result_of

@@ -70,13 +70,13 @@ def _instant(t: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _entry(capture: CapturePlan, span: tuple[int, int] | None, server: str) -> str:
+def _entry(home: str, capture: CapturePlan, span: tuple[int, int] | None, server: str) -> str:
     """Return one capture's lines in the manifest."""
     device = capture.device
     label = "benign" if capture.attack is None else capture.attack.label
     lines = [
         f"  - file: {capture.file}",
-        f"    device: {device.name}",
+        f"    device: {f'{home}.' if home else ''}{device.name}",
         f'    mac: "{mac_text(device.mac)}"',
         f"    kind: {device.kind}",
         f"    label: {label}",
@@ -106,7 +106,7 @@ def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | 
     entries = []
     for done, capture in enumerate(captures, 1):
         packets, span, server = _make(plan, capture, out)
-        entries.append(_entry(capture, span, server))
+        entries.append(_entry(plan.home, capture, span, server))
         if progress is not None:
             progress(done, len(captures), f"generated {capture.file}: {packets:,} packets")
     part = manifest.with_name(f"{MANIFEST}.part")

@@ -1,7 +1,6 @@
 """Attacks generated into devices' days: the stage they are tried on, the list, the search, and how it reads."""
 
 import itertools
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from trainer.judge import evasion_findings, evasions, stage, unseen
 from trainer.judge.evasions import Evasion, Evasions, EvasionTrial
 from trainer.judge.evasive import Flood, Pace, PortScan
 from trainer.judge.evasive_sessions import Contacts
-from trainer.judge.stage import Attempt, DeviceDays, Stage, StageError
+from trainer.judge.stage import Attempt, DeviceDays, Stage
 from trainer.judge.unseen import Family, Tried, Unseen
 
 FAST, SLOW = PortScan(pace=Pace(rate=50)), PortScan(pace=Pace(rate=0.002))
@@ -105,19 +104,6 @@ def test_a_device_has_limits_of_its_own_after_more_than_a_day(home, days):
     known = Stage(bundles.load(home.bundle), AgentConfig(), days, "learnt")
     assert known.learnt
     assert known.at_ns - days.frames[0][0] >= stage.LEARNT_S * S - 3600 * S
-
-
-def test_a_copy_gives_its_result_and_loses_its_changes():
-    numbers: list[int] = []
-    assert stage.in_copy(lambda: (numbers.append(1), len(numbers))) == (None, 1)
-    assert numbers == []
-
-
-def test_a_copy_that_fails_says_where():
-    with pytest.raises(StageError, match="ZeroDivisionError"):
-        stage.in_copy(lambda: 1 // 0)
-    with pytest.raises(StageError, match="from outside"):
-        stage.in_copy(lambda: os._exit(3))
 
 
 # -- the search --
