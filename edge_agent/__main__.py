@@ -383,14 +383,14 @@ def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> int:
     from edge_agent import identity
     from edge_agent.contract.bundle import replace_file
-    from edge_agent.detection import devices
+    from edge_agent.detection import device_records
     from edge_agent.state import State
 
     config = identity.resolve(_located(args))
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
     with closing(State(config.outbox.path, guest=True)) as state:
-        content, rows, of = devices.export(state, config.names, config.gateway)
+        content, rows, of = device_records.export(state, config.names, config.gateway)
     if not rows:
         return refuse(PROG, "no rows are stored yet: the first are stored once a device has been learnt", FAILED)
     try:

@@ -13,7 +13,7 @@ _botwatch_node() {
         ' agent test-alert') words='--broker --bundle --config --gateway --help --json --outbox --wait' ;;
         ' agent support') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent status') words='--config --help --json --outbox --utc' ;;
-        ' agent allow') words='--class --config --device --for --help --host --json --kind --outbox --port --reason --replace --utc' ;;
+        ' agent allow') words='--class --config --device --for --help --host --json --kind --learn --outbox --port --reason --replace --utc' ;;
         ' agent unallow') words='--config --help --json --outbox --utc' ;;
         ' agent mute') words='--config --for --help --json --outbox --reason --replace --utc' ;;
         ' agent unmute') words='--config --help --json --outbox --utc' ;;
@@ -240,7 +240,7 @@ _botwatch_place() {
 _botwatch_keys() {
     case $1${2+ $2} in
         'status') kind='' ;;
-        'allow') kind='alert= device= kind= classes= host= port= reason= for= replace=' ;;
+        'allow') kind='alert= device= kind= classes= host= port= reason= for= learn= replace=' ;;
         'unallow') kind='entry=' ;;
         'mute') kind='alert= device= for= reason= replace=' ;;
         'unmute') kind='entry= device=' ;;
