@@ -70,6 +70,8 @@ class Limits:
     max_rows: int = 200_000
     max_streams: int = 16_384
     use_attack_lead: bool = False
+    total_rows: int = 10**9
+    """Rows of all files together; where there are more, ``max_rows`` is halved until they fit."""
 
 
 _Chunk = tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64], Array]
@@ -84,10 +86,23 @@ class _ThinnedRows:
         self._stride, self.seen, self.taken = 1, 0, 0
         self._chunks: list[_Chunk] = []
 
-    def add(self, values: Array, t_ns: NDArray[np.int64], mac: NDArray[np.uint64], profiles: Array) -> None:
-        number = np.arange(self.seen, self.seen + len(values))
+    def add(
+        self,
+        values: Array,
+        t_ns: NDArray[np.int64],
+        mac: NDArray[np.uint64],
+        profiles: Array,
+        number: NDArray[np.int64] | None,
+    ) -> None:
+        if number is None:
+            number = np.arange(self.seen, self.seen + len(values))
         self.seen += len(values)
         self._take((number, values, t_ns, mac, profiles))
+        self.hold(self._limit)
+
+    def hold(self, limit: int) -> None:
+        """Thin the rows to at most ``limit``, now and from now on."""
+        self._limit = limit
         while self.taken > self._limit:
             self._stride *= 2
             chunks, self._chunks, self.taken = self._chunks, [], 0
@@ -118,6 +133,7 @@ class RowBuilder:
         self.warnings: list[str] = []
         self.kinds: dict[str, str] = {}
         self._rows: dict[tuple[str, str, str], _ThinnedRows] = {}
+        self._taken, self._max_rows = 0, limits.max_rows
         self._labels: dict[str, None] = {}
         self._captures: dict[str, None] = {}
 
@@ -134,15 +150,26 @@ class RowBuilder:
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
         profiles: Array | None = None,
+        number: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add rows of one capture, device and label, in order; all arrays have the same length."""
+        """Add rows of one capture, device and label, in order; all arrays have the same length.
+
+        ``number`` are the positions of rows that have been thinned before.
+        """
         if len(values):
             self.expect(capture, label)
             if profiles is None:
                 profiles = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
-            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self.limits.max_rows))
-            thinned.add(values, t_ns, mac, profiles)
+            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self._max_rows))
+            before = thinned.taken
+            thinned.add(values, t_ns, mac, profiles, number)
+            self._taken += thinned.taken - before
             self.seen += len(values)
+            while self._taken > self.limits.total_rows and self._max_rows > BLOCK:
+                self._max_rows //= 2
+                for rows in self._rows.values():
+                    rows.hold(self._max_rows)
+                self._taken = sum(rows.taken for rows in self._rows.values())
 
     def read(self, path: Path) -> Path:
         """Note that ``path`` is an input, with its SHA-256, and return it."""
@@ -157,6 +184,11 @@ class RowBuilder:
     def table(self) -> RowTable:
         """Return the table of all rows that were added; may be called once."""
         n = sum(rows.taken for rows in self._rows.values())
+        if self._max_rows < self.limits.max_rows:
+            self.warnings.append(
+                f"{self.seen:,} rows are more than total_rows, {self.limits.total_rows:,}: at most {self._max_rows:,} "
+                "of each file, device and label are used"
+            )
         devices = {device: None for _, device, _ in self._rows}
         codes = [{name: i for i, name in enumerate(names)} for names in (self._captures, devices, self._labels)]
         values = np.empty((n, len(self.columns)), dtype=np.float32)

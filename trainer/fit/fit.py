@@ -31,13 +31,14 @@ from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
 from edge_agent.detection.calibrate import Loudest
 from edge_agent.detection.scorer import Scorer
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.protocol import TRAIN
 from trainer.data.row_table import Limits, RowTable
 from trainer.fit import attack_classes, autoencoder, calibration_rows
 from trainer.fit.calibration_rows import CalibrationRows, highest_counts, senders
-from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, split
+from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, shared, split
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
@@ -168,7 +169,8 @@ def _train(
     workers: "Workers | None",
 ) -> TrainedAutoencoder:
     """Fit scaler and autoencoder on the benign train rows, columns ``at``."""
-    train_rows = table.values[np.ix_(parts.train, at)]
+    train = parts.train[shared(parts.base[parts.train], config.train_rows)]
+    train_rows = table.values[np.ix_(train, at)]
     if config.scaling.fit_on == "train":
         scaler = fit_scaler(train_rows, config)
     else:
@@ -176,8 +178,9 @@ def _train(
     inputs = scaler.network_input(scaler.z(train_rows))
     del train_rows
     validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
+    weights = parts.weights(train)
     network, history = autoencoder.train(
-        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
+        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers, weights
     )
     return TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=parts)
 
@@ -358,13 +361,16 @@ def _say_detection(
     metrics: dict[str, Any], decision: Decision, loudest: Loudest | None, say: Callable[[str], None]
 ) -> None:
     def line(name: str, t: Threshold) -> str:
+        seen = f"{t.tail.peaks:,} peaks in {t.tail.days:.3g} device-days"
+        if t.tail.level:
+            bound = f"the tail of {seen} gives {t.tail.limit:.6g} once in {t.tail.every:.3g} days"
+        else:
+            bound = f"{seen} are too few for a tail; the highest is {t.tail.limit:.6g}"
+        without = f", without the loudest device {t.others:.6g}" if t.others else ""
         return (
             f"{name:<5} mean {t.mean:.6g}, min {t.min:.6g}, max {t.max:.6g}, std {t.std:.6g}, "
-            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); "
-            f"{t.quantile:.6g} by quantile; limit of a vote {t.limit:.6g}: "
-            f"the tail of {t.tail.peaks:,} peaks in {t.tail.days:.3g} device-days gives {t.tail.limit:.6g} once in "
-            f"{t.tail.every:.3g} days, its upper bound is {t.tail.bound:.6g}, without the loudest device "
-            f"{t.others:.6g}; the highest vote is {t.highest:.6g}"
+            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); {t.quantile:.6g} by quantile; limit of a vote "
+            f"{t.limit:.6g}: {bound}, the upper bound {t.tail.bound:.6g}{without}; the highest vote is {t.highest:.6g}"
         )
 
     say(
@@ -476,9 +482,9 @@ def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
 
 def load(config: Config) -> RowTable:
     """Return the rows that the config asks for; print their number, and the warnings."""
-    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
+    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead, config.total_rows)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN
-    table = dataset.load(config.data, config.model_columns(), jitter, limits)
+    table = dataset.load(base_rows.sources(config), config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))
