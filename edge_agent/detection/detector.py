@@ -41,7 +41,7 @@ from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.scorer import AT_ONCE, RowClassifier, Scorer
 from edge_agent.detection.subject import Subject
-from edge_agent.detection.vote import NEAR, Vote, vote_statistic
+from edge_agent.detection.vote import Vote, vote_statistic
 
 MAX_SUBJECTS = 4096
 """Subjects, and senders, that are remembered; beyond it the least recently seen one is forgotten."""
@@ -119,7 +119,7 @@ class Detector:
             elif routers[group] or isinstance(key, bytes):
                 quiet = subject.quiet_via_router(scored, mine, high)
             else:
-                quiet = highest[group] <= NEAR
+                quiet = highest[group] <= subject.near(scored.t_ns[mine])
             if quiet:
                 subject.absorb_quiet_rows(scored, mine)
                 continue

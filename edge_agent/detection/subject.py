@@ -27,6 +27,7 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.detection.activity import recognise, targets
+from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -158,6 +159,14 @@ class Subject:
 
     # -- quiet rows --
 
+    def near(self, t_ns: NDArray[np.int64]) -> float:
+        """Return the share of the shared limits up to which rows at these times (n,) are far from the subject's own."""
+        if self.learning is None:
+            return NEAR
+        if int(t_ns.max()) // MINUTE_NS > self.learning.minute:  # its own may change on the way
+            return NEAR * min(SCORE_FLOOR, PEERS_FLOOR)
+        return NEAR * self.learning.limits.lowest
+
     def quiet_via_router(self, scored: ScoredRows, index: NDArray[np.intp], high: NDArray[np.float64]) -> bool:
         """Return True if rows ``index`` of a router or a victim are all far from a limit.
 
@@ -166,12 +175,13 @@ class Subject:
         """
         carried = scored.carried(index, victim=self._victim)
         own_counts = high[index[~carried]]
-        if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own_counts.max(initial=0.0) > NEAR:
+        near = self.near(scored.t_ns[index])
+        if scored.scores[index].max() > self._rules.decision.full.limit * near or own_counts.max(initial=0.0) > near:
             return False
         at = index[carried]
         if len(at):
             every = not scored.all_chosen
-            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.bounds, every)
+            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.bounds, every, near)
             if counts is None:
                 return False
             scored.highest[at] = counts
@@ -215,8 +225,9 @@ class Subject:
             counts[carried] = self._tally.counts(times[carried], flags[carried])
         if not carried.all():
             counts[~carried] = values[index[~carried, None], rules.counts_at]
-        own_factors = self.learning.limits.factors() if self.learning else (1.0, 1.0)
-        strict, bounds = rules.limits_at(times - self._first_ns, own_factors)
+        limits = self.learning.limits if self.learning else None
+        own_factors, peers_factor = (limits.factors(), limits.peers_factor) if limits else ((1.0, 1.0), 1.0)
+        strict, bounds = rules.limits_at(times - self._first_ns, own_factors, peers_factor)
         score_ratio = scored.scores[index] / (rules.decision.full.limit * strict)
         count_ratio = counts / bounds
         may_hit = scored.opens[index] if self._victim else np.ones(len(index), dtype=bool)
@@ -313,7 +324,7 @@ class Subject:
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]
-            limits = self._rules.decision.fast.limit * rows.strict[at:end][chosen]
+            limits = self._rules.decision.fast.limit * np.maximum(rows.strict[at:end][chosen], 1.0)
             score_ratio[chosen] = self._rules.scorer.fast(values) / limits
         as_loud = aftermath.as_loud(rows.loudness[at:end])
         score_ratio = np.maximum(score_ratio, np.where(as_loud, rows.score_ratio[at:end], 0.0))
@@ -409,7 +420,8 @@ class Subject:
         self._last_vote_ns = int(rows.t_ns[row])
         column, statistic, share = self._rules.vote.decide(self._window, ruled.score_ratio[i], ratios)
         if column is None:
-            limit, count_at = ruled.limit * float(rows.strict[row]), None
+            strict = float(rows.strict[row])
+            limit, count_at = ruled.limit * (max(strict, 1.0) if ruled.fast else strict), None
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
