@@ -30,7 +30,7 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import DEVICE_LEARN_S
 from edge_agent.contract.decision import Decision
 from edge_agent.detection.bursts import Bursts
-from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR, Habits
+from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR, STARTS_S, Habits
 from edge_agent.detection.minutes import MINUTE_NS, Levels, MinuteMemory, MinutePeaks, whole
 from edge_agent.detection.reservoir import RowSample
 from edge_agent.detection.staleness import STALE_OVER, Staleness
@@ -81,8 +81,8 @@ class DeviceLimits:
         self._begin(first_ns)
 
     def _begin(self, first_ns: int) -> None:
-        self.first_ns = self.latest_ns = first_ns
-        """Begin of the learning, and end of the last minute that was taken in."""
+        self.first_ns = self.latest_ns = self._started_ns = first_ns
+        """Begin of the learning, and end of the last minute that was taken in; ``_started_ns`` is the agent's start."""
         self._peaks = MinutePeaks(self._k, self._w)
         self._minutes = MinuteMemory()
         self._trust, self._staleness = Trust(), Staleness()
@@ -207,7 +207,8 @@ class DeviceLimits:
         self.latest_ns = t_ns
         trust, staleness, alarm = self._trust, self._staleness, during == "alarm"
         trust.note_minute(alarm)
-        self.habits.end_minute(t_ns - self.first_ns, self._peaks.quiet.vote, teaches=not during)
+        settled = t_ns - self._started_ns > STARTS_S * 1e9
+        self.habits.end_minute(t_ns - self.first_ns, self._peaks.quiet.vote, teaches=settled and not during)
         if during:
             self.left_out += 1
         else:
@@ -264,7 +265,7 @@ class DeviceLimits:
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""
         self.first_ns += max(t_ns - self.latest_ns, 0)
-        self.latest_ns = max(t_ns, self.latest_ns)
+        self.latest_ns = self._started_ns = max(t_ns, self.latest_ns)
 
     def carry_over(self, votes: Mapping[int, float], count_factor: float, rows: int) -> bool:
         """Go on under another model, whose highest votes in some minutes are ``votes``, from a number ``rows`` of
@@ -357,6 +358,7 @@ class DeviceLimits:
     def restore(self, record: Mapping[str, Any], minutes: NDArray[Any]) -> None:
         """Continue from a `record`. ValueError, KeyError or TypeError for anything else: discard this object then."""
         self.first_ns, self.latest_ns = whole(record, "first_ns"), whole(record, "latest_ns")
+        self._started_ns = self.latest_ns
         self.rows, self.left_out = whole(record, "rows"), whole(record, "left_out")
         self.judged, self.flagged = whole(record, "judged"), whole(record, "flagged")
         score, counts = (float(factor) for factor in record["factors"])

@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 PERIOD_NS = 6 * 3_600_000_000_000
 """Steady time whose minutes are taken in together."""
 
+STARTS_S = 660.0
+"""Seconds after a start that are left out: of a device that connects to everything at once, or of an agent whose
+statistics begin anew. No limit is below the shared one in the first ten minutes (`Rules.warmup_s`)."""
+
 KEEP = 28
 """Periods that are remembered: a week."""
 
@@ -56,7 +60,7 @@ class Habits:
     def end_minute(self, passed_ns: int, vote: float, *, teaches: bool) -> None:
         """End a minute ``passed_ns`` after the learning began, whose highest vote of rows not flagged was ``vote``.
 
-        A minute in an alarm or its aftermath does not teach.
+        A minute in an alarm or its aftermath does not teach, nor one within `STARTS_S`.
         """
         if teaches:
             period = max(passed_ns - 1, 0) // PERIOD_NS

@@ -124,6 +124,18 @@ def test_a_stored_limit_below_the_shared_one_goes_on_after_a_restart():
     assert (own.lowest, own.peers_factor) == (1.0, 1.0)
 
 
+def test_a_start_is_no_habit():
+    own = DeviceLimits(0, 2.0, 2, 3)
+    for number in range(3 * 144):
+        end, starts = (number + 1) * 600 * S, number == 0
+        scores = np.where(starts & (np.arange(30) < 20), 0.4, 0.05)
+        own.see(scores, np.full(30, 0.05), np.zeros(30, dtype=bool))
+        own.habits.see_peers(0.9 if starts else 0.05)
+        own.end_minute(end)
+    assert own.factors()[0] < 0.4
+    assert own.peers_factor == h.PEERS_FLOOR
+
+
 def test_a_loud_device_lowers_nothing():
     own = plug(2, scores=2.0, counts=2.0)
     assert own.factors()[0] > 1.0
