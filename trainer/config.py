@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import Rules
+from edge_agent.contract.decision import Rules
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
 from trainer.data.protocol import Split

@@ -151,6 +151,8 @@ def _frame(table: RowTable, prefix: str) -> pl.DataFrame:
             "label": np.array(table.labels)[table.label],
             "mac": table.mac,
             "t_ns": table.t_ns,
+            "number": table.number,
+            "kind": np.array([table.kinds.get(name, "") for name in table.devices])[table.device],
         }
     )
 
