@@ -55,20 +55,12 @@ class EvasionTrial(AttackTrial):
     """An evasion tried on a device; ``capture`` is its name, ``device`` is "" where it was tried alone.
 
     ``sent`` packets were sent until it was alerted, or in all. ``named`` is whom the alert names: the device, its
-    router, or a false MAC that the attack used. ``others`` are subjects that were blamed beside, or instead.
+    router, or a false MAC that the attack used.
     """
 
-    kind: str
-    state: State
     sent: int
     named: str = ""
-    others: tuple[str, ...] = ()
     explanation: str = ""
-
-    @property
-    def named_wrongly(self) -> bool:
-        """True if an alert blamed another than the sender of the attack."""
-        return bool(self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +117,7 @@ EVASIONS: tuple[Evasion, ...] = (
     *_steady((20, 100), 600, version=6),
     *_floods(Pace(rate=100, shape="ramp", period_s=600), seconds=720),
     *_floods(Pace(rate=100, shape="ramp", period_s=7200), seconds=7320),
+    *_floods(Pace(rate=1000, shape="ramp", period_s=600), seconds=720),
     *_floods(Pace(rate=100, shape="random"), seconds=600),
     *_floods(Pace(rate=500, shape="bursts"), Pace(rate=50, shape="bursts", period_s=10), seconds=1800),
     *_scans((10, 2, 0.5, 0.2, 0.1)),
@@ -259,6 +252,8 @@ def _trial(evasion: Evasion, task: _Task, attempt: Attempt) -> EvasionTrial:
         kind="alone" if alone else task.days.kind,
         state=task.state,
         sent=attempt.sent,
+        role="source" if attempt.mac else "",
+        mac=attempt.mac,
         named=attempt.named,
         others=attempt.others,
         explanation=attempt.explanation,

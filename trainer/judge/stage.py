@@ -134,9 +134,9 @@ class Attempt:
     """What came of one attack.
 
     ``sent`` are the attacker's packets up to the end of the attempt: its first alert about the attacker and a while
-    after it, or ``watched_s`` seconds. ``packets``, ``seconds``, ``named`` and ``explanation`` are of that first alert,
-    ``class_name`` is that of the episode's last message; None and "" where there was none. ``others`` are subjects that
-    were blamed beside it, and would not have been without the attack.
+    after it, or ``watched_s`` seconds. ``packets``, ``seconds``, ``mac``, ``named`` and ``explanation`` are of that
+    first alert, ``class_name`` is that of the episode's last message; None and "" where there was none. ``others`` are
+    subjects that were blamed beside it, and would not have been without the attack.
     """
 
     sent: int
@@ -145,6 +145,7 @@ class Attempt:
     packets: int | None = None
     seconds: float | None = None
     class_name: str = ""
+    mac: str = ""
     named: str = ""
     explanation: str = ""
     others: tuple[str, ...] = ()
@@ -251,6 +252,7 @@ class Stage:
             packets=max(sum(t_ns <= hit.t_ns for t_ns in sent), 1),
             seconds=(hit.t_ns - sent[0]) / S,
             class_name=last[hit.id].class_name,
+            mac=hit.device.mac,
             named=self._who(hit),
             explanation=hit.explanation,
         )
