@@ -29,6 +29,7 @@ _botwatch_node() {
         ' trainer audit') words='--help' ;;
         ' trainer report') words='--help --no-compute --out' ;;
         ' trainer evaluate') words='--base-rate --config --earlier --evasions --floor --help --json --learn --out --root --run' ;;
+        ' trainer base') words='--config --help --out --run' ;;
         ' trainer generate') words='--attack-seconds --attacks --days --devices --help --home --homes --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes --varied' ;;
         ' trainer study') words='--data --float --help --out --partial --top-n' ;;
         ' trainer sweep') words='--activations --data --help --optimisers --out --over --steps' ;;
@@ -141,6 +142,9 @@ _botwatch_option() {
         ' trainer evaluate --earlier') kind='file' ;;
         ' trainer evaluate --json') kind='file' ;;
         ' trainer evaluate --base-rate') kind='' ;;
+        ' trainer base --out') kind='dir' ;;
+        ' trainer base --config') kind='file' ;;
+        ' trainer base --run') kind='dir' ;;
         ' trainer generate --out') kind='dir' ;;
         ' trainer generate --seed') kind='' ;;
         ' trainer generate --homes') kind='' ;;
@@ -208,7 +212,7 @@ _botwatch_place() {
         ' agent mute 0') kind='' ;;
         ' agent unmute 0') kind='' ;;
         ' agent learn 0') kind='' ;;
-        ' trainer 0') kind='extract fit stream fetch compare explain baselines audit report evaluate generate study sweep' ;;
+        ' trainer 0') kind='extract fit stream fetch compare explain baselines audit report evaluate base generate study sweep' ;;
         ' trainer extract '*) kind='file' ;;
         ' trainer fit 0') kind='file' ;;
         ' trainer stream '*) kind='file' ;;

@@ -78,7 +78,7 @@ def battery_camera(life: Client, begin: int, end: int) -> None:
     """Sleep for hours, also with the Wi-Fi off; wake for a clip, and send it within seconds."""
     rng, traits = life.rng, life.device.traits
     t = begin
-    hours = rng.choice((0.5, 1, 3, 6, 12))
+    hours = rng.choice((1, 2, 6, 12, 24))
     while t < end:
         at = life.dhcp(t, boot=True)
         at = life.resolve_router(at) + rng.randrange(10_000, 90_000)

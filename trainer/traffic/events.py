@@ -11,7 +11,7 @@ from trainer.traffic.plan import DAY, HOUR, MINUTE, SECOND
 from trainer.traffic.strike import SYN_AGAIN
 
 
-def interruptions(life: Client) -> tuple[list[int], list[int]]:
+def interruptions(life: Client, *, first: bool) -> tuple[list[int], list[int]]:
     """Add the events of a capture; return the times when the device boots, and when it only connects anew."""
     rng, traits = life.rng, life.device.traits
     boots: list[int] = []
@@ -28,7 +28,7 @@ def interruptions(life: Client) -> tuple[list[int], list[int]]:
     for t in _times(rng, life, traits["updates"]):
         life.request(t, "ota", rng.randint(250, 700), int(traits["update_bytes"]))
         boots.append(t + rng.randrange(60, 240) * SECOND)
-    if traits["new"]:
+    if first and traits["new"]:
         set_up(life, life.begin + 2 * SECOND)
     return [t for t in boots if t < life.end - MINUTE], others
 

@@ -99,7 +99,7 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "update_bytes": rng.choice((3e5, 1e6, 3e6, 6e6)) * rng.uniform(0.7, 1.3),
         "moves": 0.3,
         "new": float(rng.random() < 0.3),
-        "lan_view_kbps": rng.choice((300, 800, 1500, 2500)) * rng.uniform(0.8, 1.2),
+        "lan_view_kbps": rng.choice((300, 800, 1200, 1800)) * rng.uniform(0.8, 1.2),
         "swarms": float(kind == "pc" and rng.random() < 0.25),
         "vpn": float(people and rng.random() < 0.25),
     }

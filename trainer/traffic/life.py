@@ -6,8 +6,11 @@ from trainer.traffic.messages import arp_frame
 from trainer.traffic.plan import HOUR, MINUTE, SECOND
 
 
-def live(life: Client) -> None:
-    """Generate the whole capture: each time between two connections, and what a varied home adds to that."""
+def live(life: Client, *, first: bool = False) -> None:
+    """Generate the whole capture: each time between two connections, and what a varied home adds to that.
+
+    The ``first`` capture of a new device begins with its set-up.
+    """
     habits = life.home.habits
     cuts = [life.begin + life.rng.randrange(50_000, 1_500_000)]
     boots = {cuts[0]}
@@ -16,7 +19,7 @@ def live(life: Client) -> None:
     else:
         cuts += _glitches(life, cuts[0])
         if habits is not None:
-            powered, others = events.interruptions(life)
+            powered, others = events.interruptions(life, first=first)
             boots |= set(powered)
             cuts = sorted({*cuts, *powered, *others})
         for cut, until in zip(cuts, [*cuts[1:], life.end], strict=True):

@@ -13,7 +13,7 @@ def phone(life: Client, begin: int, end: int) -> None:
     """Look at apps and pages, watch, call, and ask the home's devices."""
     rng = life.rng
     sessions.announce(life, begin, end, "_companion._tcp")
-    for at in life.happenings(begin, end, 120):
+    for at in life.happenings(begin, end, 90):
         page(life, at, rng.randint(1, 8))
     for at in life.happenings(begin, end, 20):
         page(life, at, rng.randint(5, 20))

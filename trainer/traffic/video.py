@@ -150,7 +150,7 @@ def punch(life: Client, t: int) -> None:
         for step in range(rng.randint(1, 5)):
             life.udp(t + n * 260_000 + step * 900, address, sport, port + step, size, up=True)
     if rng.random() < 0.5:
-        for step in range(rng.randint(3, 40)):
+        for step in range(rng.choice((5, 20, 40, 280))):
             life.udp(t + 2 * SECOND + step * 30_000, address, sport, port, size, up=True)
             if step % 8 == 0:
                 life.udp(t + 2 * SECOND + step * 30_000 + life.rtt(host), address, port, sport, size, up=False)

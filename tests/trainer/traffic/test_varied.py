@@ -131,7 +131,7 @@ def test_outages_are_the_homes():
         plug, bulb = life(seed, "plug"), life(seed, "bulb")
         if found := [t for t, router in outages(plug) if not router]:
             assert outages(bulb) == outages(plug)
-            boots = [min(abs(boot - found[0]) for boot in interruptions(one)[0]) for one in (plug, bulb)]
+            boots = [min(abs(boot - found[0]) for boot in interruptions(one, first=False)[0]) for one in (plug, bulb)]
             assert max(boots) < 5_000_000
             return
     pytest.fail("no power cut in thirty days")
@@ -140,7 +140,7 @@ def test_outages_are_the_homes():
 def test_a_router_that_is_gone_leaves_calls_unanswered(tmp_path):
     client = next(one for one in (life(seed, "camera", moves=0.0, updates=0.0, new=0.0) for seed in range(60))
                   if any(router for _, router in outages(one)))  # fmt: skip
-    _, anew = interruptions(client)
+    _, anew = interruptions(client, first=False)
     begin = next(t for t, router in outages(client) if router)
     sent = [p for p in packets(client, tmp_path) if begin <= p.t < anew[0]]
     calls = Counter((p.sport, p.dst) for p in sent if p.flags == SYN)
@@ -151,15 +151,26 @@ def test_a_router_that_is_gone_leaves_calls_unanswered(tmp_path):
 
 def test_an_update_loads_megabytes_and_is_followed_by_a_boot():
     client = life(2, "speaker", updates=50.0, update_bytes=3e6, new=0.0)
-    boots, _ = interruptions(client)
+    boots, _ = interruptions(client, first=False)
     sizes = sum(row[8] for row in client.tape._rows)
     assert sizes > 3_000_000
     assert any(client.begin < boot < client.end for boot in boots)
 
 
+def test_a_new_device_is_set_up_on_its_first_day_only():
+    """It then calls hosts that it never calls again, some of which do not answer."""
+    hosts = []
+    for first in (True, False):
+        client = life(2, "plug", new=1.0, moves=0.0, updates=0.0)
+        interruptions(client, first=first)
+        hosts.append({row[5] for row in client.tape._rows if is_public(row[5])})
+    assert len(hosts[0]) >= 4
+    assert len(hosts[1]) <= 3  # of a router's reboot
+
+
 def test_a_service_that_moves_is_called_at_its_new_address():
     client = life(2, "speaker", moves=50.0, new=0.0, updates=0.0)
-    interruptions(client)
+    interruptions(client, first=False)
     ((role, (since, host)),) = client.moved.items()
     assert client.host(role, since - 1) == client.device.hosts[role]
     assert client.host(role, since) == host
