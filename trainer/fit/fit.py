@@ -43,8 +43,8 @@ from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, sha
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
 
-PART_ROWS, ATTACK_ROWS = 200_000, 5_000
-"""Bounds of rows.parquet: rows of each benign part, and rows of each attack."""
+ATTACK_ROWS = 5_000
+"""Bound of rows.parquet: rows of each attack."""
 
 Scores = dict[str, tuple[Array, Array]]
 """Part ("train", "optimise", "test", "attack") -> full and fast scores of its sampled rows."""
@@ -91,18 +91,16 @@ def fit(
     watch: autoencoder.Watch | None = None,
     trained: TrainedAutoencoder | None = None,
     workers: "Workers | None" = None,
-    part_rows: int = PART_ROWS,
 ) -> FittedModel:
     """Train and measure; FitError or TrainingError says why it failed. ``say`` gets one line per fact worth reading.
 
-    ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample. ``part_rows``
-    bounds the rows of each benign part that scores, decision and rows.parquet are made of.
+    ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample.
     """
     parts = split(config, table) if trained is None else trained.parts
     if parts.short:
         more = f" and {len(parts.short) - 5} more" if len(parts.short) > 5 else ""
         say(f"too few rows for three parts, all of them train: {', '.join(parts.short[:5])}{more}")
-    ranked = rank(config, table, parts, part_rows)
+    ranked = rank(config, table, parts)
     columns = choose_columns(config, table, ranked, say)
     at = table.positions(columns)
     train_rows = table.values[np.ix_(parts.train, at)]
@@ -121,7 +119,7 @@ def fit(
     network, scaler, history = trained.network, trained.scaler, trained.history
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {autoencoder.best_epoch(history)}")
 
-    sample = parts.sample(part_rows)
+    sample = parts.sample(config.part_rows)
     scorer = Scorer(autoencoder.predictor(network), scaler, columns)
     scores = {
         part: (scored(scorer.full, table, rows, at), scored(scorer.fast, table, rows, at))
@@ -185,10 +183,10 @@ def _train(
     return TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=parts)
 
 
-def rank(config: Config, table: RowTable, parts: Parts, part_rows: int = PART_ROWS) -> dict[str, float] | None:
+def rank(config: Config, table: RowTable, parts: Parts) -> dict[str, float] | None:
     """Return the Fisher score of every column over train rows of all labels, squashed as the model sees them.
 
-    At most ``part_rows`` rows are used. None if the train rows have only one label.
+    At most ``part_rows`` of the config are used. None if the train rows have only one label.
     """
     rows = np.flatnonzero(parts.part == TRAIN)
     names = {
@@ -199,7 +197,7 @@ def rank(config: Config, table: RowTable, parts: Parts, part_rows: int = PART_RO
     classes = np.array([names.index(name) for name in names])[table.label]
     if len(np.unique(classes[rows])) < 2:
         return None
-    rows = rows[protocol.spread(len(rows), part_rows)]
+    rows = rows[protocol.spread(len(rows), config.part_rows)]
     scores = []
     for i in range(0, len(table.columns), 16):  # a few columns at a time: float64 copies of all would be large
         values = table.values[rows, i : i + 16].astype(np.float64)

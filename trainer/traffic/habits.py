@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from trainer.traffic.plan import PEOPLES
 
 PLAIN: dict[str, float] = {
-    **dict.fromkeys(("loss", "resolver", "dns_tcp", "fresh", "ipv6", "eapol_s", "lan_polls_s", "pings_s"), 0.0),
+    **dict.fromkeys(
+        ("loss", "resolver", "dns_tcp", "fresh", "keeps", "names", "ipv6", "eapol_s", "lan_polls_s", "pings_s"), 0.0
+    ),
     **dict.fromkeys(("notify_s", "notify_frames", "group_s", "odd_s", "polled_s", "upnp", "punches"), 0.0),
     **dict.fromkeys(("updates", "update_bytes", "moves", "new", "lan_view_kbps", "swarms", "vpn"), 0.0),
     "merged": 1.0,
@@ -68,6 +70,8 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "resolver": float(resolver),
         "dns_tcp": rng.choice((0.0, 0.0, 0.0, 0.01)),
         "fresh": rng.choice((0.0, 0.1, 0.3)) if not people else 0.5,
+        "keeps": rng.choice((0.0, 0.5, 0.95)),
+        "names": rng.choice((0.0, 0.0, 4.0, 12.0)),
         "lease_s": home.lease_s,
         "keepalive_s": rng.choice((30, 60, 60, 120, 240, 300)) * rng.uniform(0.97, 1.0),
         "report_s": rng.choice((15, 60, 60, 300, 900)) * rng.uniform(0.8, 1.2),
@@ -80,7 +84,7 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "mdns_s": rng.choice((60, 120, 600, 1800)) * rng.uniform(0.8, 1.2),
         "glitch_h": rng.choice((3, 12, 48)) * rng.uniform(0.7, 1.3),
         "active": rng.choice((0.08, 0.2, 0.35)) * rng.uniform(0.7, 1.4) * (0.5 if kind == "camera" else 1.0),
-        "kbps": usual["kbps"] * rng.choice((0.7, 1, 1, 2)),
+        "kbps": usual["kbps"] * rng.choice((0.5, 0.7, 1, 1.3)),
         "fps": usual["fps"] * rng.choice((1, 1, 1.5, 2)),
         "stun_s": usual["stun_s"] * rng.choice((1, 3, 10)),
         # what follows has no counterpart in a plain home; 0 is never
@@ -99,7 +103,7 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "update_bytes": rng.choice((3e5, 1e6, 3e6, 6e6)) * rng.uniform(0.7, 1.3),
         "moves": 0.3,
         "new": float(rng.random() < 0.3),
-        "lan_view_kbps": rng.choice((300, 800, 1200, 1800)) * rng.uniform(0.8, 1.2),
+        "lan_view_kbps": rng.choice((300, 600, 900, 1200)) * rng.uniform(0.8, 1.2),
         "swarms": float(kind == "pc" and rng.random() < 0.25),
         "vpn": float(people and rng.random() < 0.25),
     }

@@ -224,7 +224,7 @@ def test_rows_in_the_folder_are_named_and_in_time_order_per_device(saved):
 def test_the_rows_in_the_folder_are_bounded(make_table):
     table = make_table(benign=20_000, attacks={"mirai.scan": 6_000})
     once = Training(epochs=1, batch=4096, patience=1)
-    run = fit.fit(config(table, autoencoder=once, classifier=OFF), table, silent, part_rows=12_288)
+    run = fit.fit(config(table, autoencoder=once, classifier=OFF, part_rows=12_288), table, silent)
     sizes = dict(run.rows.group_by("part").len().iter_rows())
     assert sizes == {"train": 12_224, "optimise": 7_960, "test": 7_960, "attack": 4_720}  # whole blocks of 256
     assert run.decision.full.rows == 7_960
