@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import Decision, Tail, Threshold
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, HOST_COUNTS
 from edge_agent.detection.vote import vote_statistic
 
 PEAK_S = 600.0
@@ -158,9 +158,11 @@ def count_bounds(counts: NDArray[Any], margin: float, floors: dict[str, float]) 
     """Return bounds of the counts rule from benign ``counts`` (m, `COUNT_COLUMNS`).
 
     A bound is ``margin`` times the highest count, and at least the column's floor; a column without a floor has none.
+    Rows do not hold `HOST_COUNTS`: their floors are their bounds.
     """
     highest = np.asarray(counts, dtype=np.float64).max(axis=0, initial=0.0)
-    return {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, highest, strict=True) if c in floors}
+    own = {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, highest, strict=True) if c in floors}
+    return own | {c: float(floors[c]) for c in HOST_COUNTS if c in floors}
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class DeviceLearning:
         full: NDArray[np.bool_],
         carried: NDArray[np.bool_],
     ) -> None:
-        """Take in rows of this minute with their ``counts`` (n, `COUNT_COLUMNS`), flagged where ``full`` (n,) is set.
+        """Take in rows of this minute with their ``counts`` (n, `COUNTS`), flagged where ``full`` (n,) is set.
 
         ``carried`` (n,) are rows of a router, whose device columns count all that it carries.
         """
