@@ -12,7 +12,7 @@ from typing import Any, Literal
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.bundle import Rules
-from edge_agent.contract.host_bounds import HOST_BOUNDS, HOST_WARMUP_BOUNDS
+from edge_agent.contract.host_bounds import HOST_BOUNDS
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
 from trainer.data.protocol import Split
@@ -134,7 +134,7 @@ class DecisionSettings(Rules):
     margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
     floors: dict[str, float] = within(_floors(1.0, 1.5) | HOST_BOUNDS, 0, len(cols.COUNTS))
-    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25) | HOST_WARMUP_BOUNDS, 0, len(cols.COUNTS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNTS))
 
     def __post_init__(self) -> None:
         super().__post_init__()

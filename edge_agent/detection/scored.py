@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from edge_agent.capture.features import Routes, Rows
 from edge_agent.contract import columns as cols
 from edge_agent.contract.bundle import Bundle, Decision
-from edge_agent.contract.columns import COUNT_COLUMNS
-from edge_agent.contract.host_bounds import HOST_BOUNDS, HOST_WARMUP_BOUNDS, host_bounds
+from edge_agent.contract.columns import COUNT_COLUMNS, HOST_COUNTS
+from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.scorer import RowClassifier, Scorer
@@ -58,8 +58,8 @@ class SubjectRules:
         manifest, decision = bundle.manifest, bundle.manifest.decision
         bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
         warmup = np.maximum(bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
-        of_hosts = host_bounds(decision.counts, HOST_BOUNDS)
-        warmup_of_hosts = np.maximum(of_hosts, host_bounds(decision.warmup_counts, HOST_WARMUP_BOUNDS))
+        of_hosts = host_bounds(decision.counts)
+        warmup_of_hosts = np.maximum(of_hosts, [decision.warmup_counts.get(c, 0.0) for c in HOST_COUNTS])
         every = manifest.columns == cols.ALL_COLUMNS  # then no copy is needed to take them
         return cls(
             decision=decision,

@@ -117,8 +117,8 @@ class Openings:
         """Return the time since when a count grows towards its ``bound``, which takes a slow scan a minute to reach.
 
         ``column`` is its number in `COUNTS`, of what is opened; what was opened until ``after_ns`` does not count. None
-        if nothing was opened. This is the change time of Page's CUSUM (1954): the moment at which the number opened, less the
-        number that a rate just sustaining the bound would have opened, was lowest.
+        if nothing was opened. This is the change time of Page's CUSUM (1954): the moment at which the number opened,
+        less the number that a rate just sustaining the bound would have opened, was lowest.
         """
         t_ns, flags = self._opened.T
         kind = features.NEW_PEER if COUNTS_PEERS[column] else features.NEW_SOCKET

@@ -458,10 +458,10 @@ static PyMethodDef module_methods[] = {
 static PyObject *layout(void)
 {
 #define FIELD(name) #name, (int)offsetof(struct row_meta, name)
-    return Py_BuildValue("{sisisisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
+    return Py_BuildValue("{sisisisisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
                          FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype), FIELD(flags),
                          FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers),
-                         FIELD(unanswered), FIELD(opened));
+                         FIELD(unanswered), FIELD(answers), FIELD(opened));
 #undef FIELD
 }
 
