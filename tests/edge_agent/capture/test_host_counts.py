@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-
 from edge_agent.capture.features import Extractor, SenderTable
 from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.columns import HOST_COUNTS
