@@ -292,9 +292,9 @@ class RowScaling:
 def highest_ratios(
     values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the highest of the columns ``at`` of each row in units of their bounds, (n,)."""
+    """Return the highest of the columns ``at`` of each row of ``values`` (n, k) in units of their bounds, (n,)."""
     out = np.empty(len(values))
-    _highest_ratios(values, at, bounds, out)
+    _highest_ratios(values, values.shape[1], at, bounds, out)
     return out
 
 

@@ -448,7 +448,7 @@ static PyObject *py_give_back_memory(PyObject *module, PyObject *args)
 
 static PyMethodDef module_methods[] = {
     {"give_back_memory", py_give_back_memory, METH_NOARGS, "Give back what starting took and running does not need."},
-    {"highest_ratios", py_highest_ratios, METH_VARARGS, "highest_ratios(values, at, bounds, out)"},
+    {"highest_ratios", py_highest_ratios, METH_VARARGS, "highest_ratios(values, width, at, bounds, out)"},
     {NULL, NULL, 0, NULL},
 };
 
