@@ -376,7 +376,7 @@ def _grown(
     """Return counts (n, columns) less the decayed rest of the earlier ``reference``; fast columns are left whole."""
     then, old = reference
     new = counts.copy()
-    new[:, _SLOW:] -= old[_SLOW:] * np.exp2(-COUNT_DECAYS[_SLOW:] * (np.maximum(t_ns - then, 0)[:, None] / _S))
+    new[:, _SLOW] -= old[_SLOW] * np.exp2(-COUNT_DECAYS[_SLOW] * (np.maximum(t_ns - then, 0)[:, None] / _S))
     return new
 
 
