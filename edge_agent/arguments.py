@@ -22,7 +22,7 @@ def parser() -> Parser:
     top = Parser(
         PROG,
         description="The gateway's part of botwatch: it judges packets and publishes alerts.",
-        epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
+        epilog=f"example:\n  {PROG} replay capture.pcap",
     )
     top.add_version()
     commands = top.add_commands()
@@ -31,7 +31,7 @@ def parser() -> Parser:
         """Return a parent parser with these of the options that several commands have."""
         parent = Parser(add_help=False)
         texts = {
-            "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
+            "--bundle": ("DIR", Path, "use this model bundle instead of the configured or the built-in one"),
             "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
             "--gateway": ("ID", str, "use this id instead of the configured one"),
             "--outbox": ("FILE", Path, "use this state file (SQLite) instead of the configured one"),

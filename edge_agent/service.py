@@ -15,7 +15,7 @@ from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.messages import MAX_STORED
 from edge_agent.control import Control
-from edge_agent.handlers import relearn, send_evidence, send_test_alert
+from edge_agent.handlers import relearn, send_evidence, send_test_alert, teach
 from edge_agent.health import HealthMonitor
 from edge_agent.learning_store import LearningStore
 from edge_agent.publisher import Publisher
@@ -122,6 +122,7 @@ def _take_commands(
     control.describe("broker", publisher.line)
     control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
     control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
+    control.teach_with(lambda device, activities, raised: teach(agent.devices, device, activities, raised))
     control.register("learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"])))
 
 

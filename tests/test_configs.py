@@ -237,10 +237,18 @@ def test_no_configuration_is_untested():
 
 @pytest.mark.parametrize("name", ["log2021", "nbaiot-live", "paper", "seed"])
 def test_a_preset_loads_by_its_name(name, tmp_path):
-    assert set(presets()) == {"log2021", "nbaiot-live", "paper", "seed"}
+    assert set(presets()) == {"base", "log2021", "nbaiot-live", "paper", "seed"}
     loaded = load(Path(name), data=tmp_path)
     assert loaded.data[0].path == tmp_path
     assert loaded == dataclasses.replace(load(presets()[name]), data=loaded.data)
+
+
+def test_the_preset_of_the_built_in_bundle_fits_on_generated_homes_alone():
+    """The terms of published captures do not clearly allow a model of them to be shipped."""
+    base = load(Path("base"))
+    assert base == load(presets()["base"])
+    assert base.data == ()
+    assert base.base.homes == 40
 
 
 def test_the_preset_for_live_traffic_has_no_column_that_a_gateway_cannot_compute_or_that_repeats_another():

@@ -36,6 +36,22 @@ class DatasetEntry:
 
 
 @dataclass(frozen=True)
+class BaseRows:
+    """Generated homes whose rows are fitted on beside ``data``; `trainer.base.rows` makes them, and keeps them.
+
+    The built-in bundle is fitted on 40 homes of seed 7 alone.
+    """
+
+    homes: int = within(0, 0, 400)  # 0: none
+    seed: int = within(7, 0, 2**32 - 1)
+    hours: float = within(24.0, 0.05, 24.0)  # of each benign capture, at most
+    max_rows: int = within(4000, 256, 10**7)  # of each device in a capture
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class Scaling:
     """Settings of the scaler, see `edge_agent.contract.scaling`."""
 
@@ -177,7 +193,8 @@ class StudySettings:
 class Config:
     """Everything that a fit depends on, apart from the data itself."""
 
-    data: tuple[DatasetEntry, ...] = within(MISSING, 1, 100_000)
+    data: tuple[DatasetEntry, ...] = within((), 0, 100_000)
+    base: BaseRows = BaseRows()
     seed: int = within(1, 0, 2**32 - 1)
     schemas: tuple[str, ...] = within((cols.CLEAN, cols.DEVICE), 1, len(cols.SCHEMAS))
     columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # empty: all of the schemas
@@ -185,6 +202,10 @@ class Config:
     top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # use the n best by Fisher score
     rank_by: Literal["label", "family", "attack"] = "label"  # groups of rows that the score compares
     max_rows: int = within(200_000, 1, 10**9)  # of each file, device and label
+    total_rows: int = within(
+        2_000_000, 1000, 10**9
+    )  # in memory; where there are more, max_rows is halved until it fits
+    train_rows: int = within(10**9, 1000, 10**9)  # that the autoencoder trains on, at most
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)
@@ -198,6 +219,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.data and not self.base.homes:
+            raise ValueError("data: names no source of rows, and base no homes")
+        if self.base.homes and cols.COMPAT in self.schemas:
+            raise ValueError(f"base: generated homes give rows of {cols.CLEAN}, not of {cols.COMPAT}")
         for schema in self.schemas:
             if schema not in cols.SCHEMAS:
                 raise ValueError(f"schemas: unknown schema {schema!r}; known: {', '.join(cols.SCHEMAS)}")
@@ -243,6 +268,8 @@ def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Conf
     entries = [
         dataclasses.replace(e, path=base / e.path, root=None if e.root is None else base / e.root) for e in config.data
     ]
+    if data is not None and not entries:
+        raise settings.SettingsError(f"{path.name}: --data replaces the path of the first source, and data names none")
     if data is not None:
         first, data = entries[0], data.resolve()
         if first.kind == "nbaiot" and data.suffix == ".parquet":

@@ -27,6 +27,9 @@ from edge_agent.contract.scaling import Scaler, ScalingError
 
 FORMAT = 1
 MANIFEST, AUTOENCODER, CLASSIFIER, SELFTEST = "manifest.json", "autoencoder.tflite", "classifier.tflite", "selftest.npz"
+BUILTIN = Path(__file__).parents[1] / "builtin"
+"""The bundle that comes with botwatch; `botwatch trainer base` makes it. Its version begins with `builtin`, too."""
+
 MAX_FILE_BYTES = 4 << 20
 """Bound of every file of a bundle; int8 models are 50 KB, float32 ones 140 KB."""
 
@@ -274,8 +277,13 @@ def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bund
 
 
 def load(path: str | Path) -> Bundle:
-    """Read and verify a bundle. BundleError if a file is missing, changed, too large or not readable by this agent."""
+    """Read and verify a bundle; ``path`` may be the word `builtin`, where no folder has that name.
+
+    BundleError if a file is missing, changed, too large or not readable by this agent.
+    """
     path = Path(path)
+    if str(path) == BUILTIN.name and not path.exists():
+        path = BUILTIN
     raw = _read(path, MANIFEST)
     try:
         data = json.loads(raw, parse_float=_finite, parse_constant=_finite)

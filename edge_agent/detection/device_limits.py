@@ -13,19 +13,23 @@ The rules, in the order in which the end of a minute applies them (`DeviceLimits
   infected device; the device then has the shared limits.
 * What was seen by then is the highest that the limits can ever rest on: later minutes make the limits surer or bring
   them down. Otherwise a device could be taught any limit by a slow ramp.
-* A device that goes on beyond what it was known for becomes stale (`Staleness`). Only a person can let it learn anew,
-  since nothing here can tell a firmware update from an infection.
+* A device that goes on beyond what it was known for becomes stale (`Staleness`).
+* What goes beyond the limits and recurs on several days without looking like an attack raises them, within bounds, and
+  so does what a person vouched for (`edge_agent.detection.bursts`). Then the device is no longer stale, nor in alarms
+  too often to learn. Anything else ends only with the traffic, or when a person lets the device learn anew.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import DEVICE_LEARN_S
 from edge_agent.contract.bundle import Decision
+from edge_agent.detection.bursts import Bursts
 from edge_agent.detection.minutes import MINUTE_NS, Levels, MinuteMemory, MinutePeaks, whole
 from edge_agent.detection.reservoir import RowSample
 from edge_agent.detection.staleness import STALE_OVER, Staleness
@@ -78,8 +82,8 @@ class DeviceLimits:
         self._peaks = MinutePeaks(self._k, self._w)
         self._minutes = MinuteMemory()
         self._trust, self._staleness = Trust(), Staleness()
-        self._factors = Levels(self._start, 1.0)
-        self.suspects = Suspects()
+        self._base = self._factors = Levels(self._start, 1.0)  # without and with what bursts add
+        self.suspects, self.bursts = Suspects(), Bursts()
         self.rows = self.left_out = 0
         """Rows that were seen, and minutes that taught nothing."""
         self.judged = self.flagged = 0
@@ -105,7 +109,7 @@ class DeviceLimits:
     def factors(self) -> tuple[float, float]:
         """Return the factors of the shared limit of the score and of the bounds of the counts, both at least 1.
 
-        They change at the end of a minute only.
+        They change at the end of a minute, and when a person vouches for bursts.
         """
         return self._factors
 
@@ -138,6 +142,11 @@ class DeviceLimits:
     def refused(self) -> str:
         """The reason for not believing a time of learning that is long enough; "" if there is no such reason."""
         return self._trust.refused
+
+    @property
+    def in_alarms_too_often(self) -> bool:
+        """True if that is the reason for not believing the time of learning."""
+        return self._trust.alarms_refuse
 
     @property
     def state(self) -> Literal["learning", "active", "stale"]:
@@ -191,7 +200,16 @@ class DeviceLimits:
             trust.judge(t_ns, self._minutes, self._margin)
         if trust.known is not None and during != "aftermath":
             staleness.note_minute(t_ns, alarm or self._is_beyond(trust.known))
-        self._factors = self._fit()
+        self._base = self._fit()
+        self.bursts.end_minute(
+            t_ns // MINUTE_NS - 1,
+            self._peaks.every,
+            during,
+            base=self._base,
+            stale=self.stale_ns is not None and staleness.now,
+            refused=trust.alarms_refuse,
+        )
+        self._raise()
         if self.sample and trust.refused:
             self.sample.clear()
         elif self.sample:
@@ -199,6 +217,18 @@ class DeviceLimits:
             self.sample.end_minute(t_ns // MINUTE_NS, self._peaks.quiet.vote, teaches, self._minutes.oldest)
         self._peaks.begin(forget_rows=bool(during))
         self.suspects.above_shared_limit = 0
+
+    def vouch(self, activities: Collection[Activity]) -> bool:
+        """Learn the bursts of these sorts at once, since a person vouches for them; False if none is remembered."""
+        done = self.bursts.vouch(activities, self._peaks.every)
+        self._raise()
+        return done
+
+    def unvouch(self, activities: Collection[Activity]) -> bool:
+        """Forget what was learnt by `vouch`; False if that was nothing."""
+        done = self.bursts.unvouch(activities)
+        self._raise()
+        return done
 
     def relearn(self) -> None:
         """Forget everything and begin again with the next rows: a person vouches for the device."""
@@ -212,7 +242,8 @@ class DeviceLimits:
         """
         trust, known = self._trust, before._trust
         trust.vouched, trust.refused, trust.alarms = known.vouched, known.refused, list(known.alarms)
-        self._factors = self._fit()
+        self._base = self._fit()
+        self._raise()
 
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""
@@ -232,17 +263,24 @@ class DeviceLimits:
         self._minutes, factors = other
         known = self._trust.known.vote * factors.vote, self._trust.known.counts * factors.counts
         self._trust.known = Levels(*map(min, known, self._minutes.usual(self._margin)))
-        self._factors = self._fit()
+        self.bursts.under_other_model(factors)
+        self._base = self._fit()
+        self._raise()
         self._staleness.clear()
         self.judged, self.flagged, self.carried = 0, 0, rows
         return True
 
     def _is_beyond(self, known: Levels) -> bool:
         """Return True if this minute's rows, flagged or not, exceed what was ``known`` as well as the limits."""
+        bursts = self.bursts.learnt()
         return any(
-            self._margin * now > max(STALE_OVER * before, factor)
-            for now, before, factor in zip(self._peaks.every, known, self._factors, strict=True)
+            self._margin * now > max(STALE_OVER * max(before, self._margin * burst), factor)
+            for now, before, burst, factor in zip(self._peaks.every, known, bursts, self._factors, strict=True)
         )
+
+    def _raise(self) -> None:
+        """Set the factors: what the minutes give, raised by what bursts give."""
+        self._factors = self.bursts.raised(self._base, Levels(SCORE_CAP, COUNTS_CAP))
 
     def _fit(self) -> Levels:
         """Return the factors that the minutes so far give."""
@@ -250,7 +288,7 @@ class DeviceLimits:
         if trust.refused:
             return Levels(1.0, 1.0)
         if not len(self._minutes):
-            return self._factors
+            return self._base
         usual = self._minutes.usual(self._margin)
         if trust.known is None:
             # a quiet device's few rows say little, however many minutes they are spread over
@@ -284,9 +322,10 @@ class DeviceLimits:
             "left_out": self.left_out,
             "judged": self.judged,
             "flagged": self.flagged,
-            "factors": list(self._factors),
+            "factors": list(self._base),
             **self._trust.record(),
             **self._staleness.record(),
+            **self.bursts.record(),
             "carried": self.carried,
             "sampled": self.sample.minutes if self.sample else 0,
         }, self._minutes.stored()
@@ -297,8 +336,10 @@ class DeviceLimits:
         self.rows, self.left_out = whole(record, "rows"), whole(record, "left_out")
         self.judged, self.flagged = whole(record, "judged"), whole(record, "flagged")
         score, counts = (float(factor) for factor in record["factors"])
-        self._factors = Levels(min(max(score, 1.0), SCORE_CAP), min(max(counts, 1.0), COUNTS_CAP))
+        self._base = Levels(min(max(score, 1.0), SCORE_CAP), min(max(counts, 1.0), COUNTS_CAP))
         self._trust.restore(record)
         self._staleness.restore(record)
+        self.bursts.restore(record)
+        self._raise()
         self._minutes = MinuteMemory(minutes)
         self.carried = int(record.get("carried", 0))  # not in records of earlier versions

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture.features import Rows
+from edge_agent.detection.activity import PORT_BITS
+from edge_agent.detection.bursts import NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
+from edge_agent.detection.tally import Openings
 
 
 class DeviceLearning:
@@ -32,10 +35,14 @@ class DeviceLearning:
         cuts = np.flatnonzero(np.diff(minutes)) + 1
         return list(zip(minutes[[0, *cuts]].tolist(), np.split(index, cuts), strict=True))
 
-    def next_minute(self, minute: int, during: Literal["", "alarm", "aftermath"]) -> None:
-        """Move on to ``minute``; the one before, if there is one, passed ``during`` an alarm or its aftermath."""
+    def next_minute(self, minute: int, during: Literal["", "alarm", "aftermath"], openings: Openings) -> None:
+        """Move on to ``minute``; the one before, if there is one, passed ``during`` an alarm or its aftermath.
+
+        ``openings`` are those of the device.
+        """
         if self.minute:
             self._name_suspects()
+            self._mark_burst(openings)
             self.limits.end_minute((self.minute + 1) * MINUTE_NS, during)
         self.minute = minute
 
@@ -71,6 +78,22 @@ class DeviceLearning:
         self._classify_suspects(scored.rows, index[chosen & (in_units > 1.0) & ~full])
         limits.note_judged(len(full), int(full.sum()))
 
+    def see_flagged(self, rows: Rows, index: NDArray[np.intp], targets: NDArray[np.int64], *, counted: bool) -> None:
+        """Take in flagged rows ``index`` (n,) for the burst that they may be part of.
+
+        ``targets`` (n,) are those of rows whose score is above its limit, 0 for others; ``counted`` says if the counts
+        rule flagged a row.
+        """
+        hosts = targets >> PORT_BITS
+        sent = rows.values[index, self._rules.between_hosts_at[1]]
+        in_vain = (rows.meta["unanswered"][index, 1] > UNANSWERED_SHARE * sent) & (hosts != 0)
+        self.limits.bursts.trace.see_rows(
+            np.unique(hosts[hosts != 0]).tolist(),
+            counted=counted,
+            rows=int((hosts != 0).sum()),
+            in_vain=int(in_vain.sum()),
+        )
+
     def _classify_suspects(self, rows: Rows, above: NDArray[np.intp]) -> None:
         """Classify the first few rows of each minute above the shared limit, not flagged while the device learns."""
         suspects, classifier = self.limits.suspects, self._rules.classifier
@@ -87,3 +110,15 @@ class DeviceLearning:
             return
         name, probability = rules.classifier.name(suspects.class_sum, suspects.profile_sum)
         self.limits.suspect("" if probability is None else name)
+
+    def _mark_burst(self, openings: Openings) -> None:
+        """Note in the trace of the minute what only all of its flagged rows together show."""
+        trace, classifier = self.limits.bursts.trace, self._rules.classifier
+        hour_ns = int(NEW_HOST_S * 1e9)
+        since_ns = max(self.minute * MINUTE_NS - hour_ns, self.limits.first_ns + hour_ns)
+        if trace.hosts and not trace.hosts.isdisjoint(openings.new_hosts(since_ns)):
+            trace.marks |= Mark.NEW_HOST
+        if classifier is not None and len(trace.class_sum) and float(trace.class_sum.sum()) > 0.0:
+            _, probability = classifier.name(trace.class_sum, trace.profile_sum)
+            if probability is not None:
+                trace.marks |= Mark.ATTACK

@@ -1,4 +1,4 @@
-"""Whether a device that has learnt goes on beyond what it was known for."""
+"""The judgement if a device that has learnt goes on beyond what it was known for."""
 
 from collections.abc import Mapping
 from typing import Any

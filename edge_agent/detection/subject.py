@@ -17,7 +17,7 @@ Nothing here depends on how rows were cut into batches. The rule itself is `edge
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -384,26 +384,22 @@ class Subject:
         if self.aftermath:
             self.aftermath.newest = int(rows.t_ns[end - 1]), rows.counts[end - 1].copy()
         self._openings.note(rows.scored, rows.index[at:end])
-        probabilities = np.zeros((end - at, self._rules.class_count))
-        profiles = np.zeros((end - at, len(PROFILE_FIELDS)))
         classified = hits & rows.chosen[at:end]
-        if self._rules.classifier is not None and classified.any():
-            numbers = rows.numbers(at, classified)
-            values, meta = rows.scored.rows.values[numbers][:, self._rules.columns_at], rows.scored.rows.meta[numbers]
-            probabilities[classified], profiles[classified] = self._rules.classifier.of_rows(
-                values, meta, self._last_flagged
-            )
-            self._last_flagged = meta[-1:].copy()
+        probabilities, profiles, self._last_flagged = _classify(rows, at, classified, self._rules, self._last_flagged)
         packets, sizes = rows.packets[at:end], rows.bytes[at:end]
+        counted, above = ruled.counted[low:high], ruled.traffic_above_limit(low, high, self._rules)
+        if self.learning and hits.any():
+            at_hits = rows.numbers(at, hits)
+            self.learning.see_flagged(rows.scored.rows, at_hits, above["targets"][hits], counted=bool(counted.any()))
         self._window.add(
             full=rows.full[at:end],
             hits=hits,
-            counted=ruled.counted[low:high],
+            counted=counted,
             ratio=np.maximum(ruled.score_ratio[low:high], ruled.count_ratio[low:high]).astype(np.float32),
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
-            **ruled.traffic_above_limit(low, high, self._rules),
+            **above,
             classes=probabilities,
             profiles=profiles,
         )
@@ -422,6 +418,9 @@ class Subject:
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
+        activities = _activities(self._window, self._openings, ruled, i, victim=self._victim)
+        if self.learning:
+            self.learning.limits.bursts.trace.see_vote(activities, alarm.class_sum, alarm.profile_sum)
         return Vote(
             t_ns=self._last_vote_ns,
             first_ns=alarm.first_ns,
@@ -435,7 +434,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
-            activities=_activities(self._window, self._openings, ruled, i, victim=self._victim),
+            activities=activities,
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,
@@ -459,8 +458,26 @@ class Subject:
         for minute, piece in learning.by_minute(t_ns, index):
             if minute > learning.minute:
                 voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
-                learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
+                during: Literal["", "alarm", "aftermath"] = "alarm" if voted else "aftermath" if self.aftermath else ""
+                learning.next_minute(minute, during, self._openings)
             yield piece
+
+
+def _classify(
+    rows: JudgedRows, at: int, which: NDArray[np.bool_], rules: SubjectRules, last: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any] | None]:
+    """Return class probabilities (n, classes) and packet profiles (n, figures) of the rows from ``at`` on.
+
+    They are 0 where ``which`` (n,) is not set, and without a classifier. ``last`` is the packet (1,) classified before
+    them; the last return value is that for the next ones.
+    """
+    probabilities, profiles = np.zeros((len(which), rules.class_count)), np.zeros((len(which), len(PROFILE_FIELDS)))
+    if rules.classifier is None or not which.any():
+        return probabilities, profiles, last
+    numbers = rows.numbers(at, which)
+    values, meta = rows.scored.rows.values[numbers][:, rules.columns_at], rows.scored.rows.meta[numbers]
+    probabilities[which], profiles[which] = rules.classifier.of_rows(values, meta, last)
+    return probabilities, profiles, meta[-1:].copy()
 
 
 def _activities(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edge_agent.capture import features
 from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, parts
-from edge_agent.detection.activity import SAMPLE, Sample, targets
+from edge_agent.detection.activity import PORT_BITS, SAMPLE, Sample, targets
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows
 from edge_agent.detection.vote import COUNT_DECAYS, NEAR
@@ -128,6 +128,12 @@ class Openings:
         rate = bound * COUNT_DECAYS[column] * np.log(2.0)  # a second
         before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
         return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
+
+    def new_hosts(self, since_ns: int) -> set[int]:
+        """Return the hosts, as hashes of `Sample.hosts`, of the new peers among the openings since ``since_ns``."""
+        t_ns, marks = self._opened.T
+        at = (t_ns >= since_ns) & (marks & features.NEW_PEER != 0)
+        return set((marks[at] >> (_FLAG_BITS + PORT_BITS)).tolist())
 
     def latest(self, since_ns: int, *, peers: bool) -> Sample:
         """Return the last `SAMPLE` openings since ``since_ns``.

@@ -1,4 +1,4 @@
-"""Whether a device's time of learning is believed: the judgement, and the evidence that an infected one leaves.
+"""The judgement if a device's time of learning is believed, and the evidence that an infected one leaves.
 
 A device that was infected before the agent started would otherwise teach that its attack is normal.
 """
@@ -16,6 +16,9 @@ RECENT_MINUTES, ALARM_SHARE = 30, 0.1
 
 MAX_SUSPECTS = 32
 """Rows of a minute above the shared limit that are classified while a device still learns."""
+
+
+_LOOKS = "its ordinary traffic is above the model's limit and looks like "
 
 
 class Trust:
@@ -37,6 +40,11 @@ class Trust:
         self.alarms: list[bool] = []
         """For each of the last `RECENT_MINUTES` minutes with traffic: True if there was an alarm in it."""
 
+    @property
+    def alarms_refuse(self) -> bool:
+        """True if there is a refusal because of alarms, not of what the device's ordinary traffic looks like."""
+        return bool(self.refused) and not self.refused.startswith(_LOOKS)
+
     def note_minute(self, alarm: bool) -> None:
         """Note whether there was an ``alarm`` in the minute that is over."""
         self.alarms = [*self.alarms, alarm][-RECENT_MINUTES:]
@@ -48,7 +56,7 @@ class Trust:
         """
         self.refused, alarms = "", sum(self.alarms)
         if self.suspicion and len(minutes) and minutes.usual(margin).vote > margin and not self.vouched:
-            self.refused = f"its ordinary traffic is above the model's limit and looks like {self.suspicion}"
+            self.refused = _LOOKS + self.suspicion
         elif alarms > ALARM_SHARE * len(self.alarms):
             self.refused = f"in an alarm in {alarms} of its last {len(self.alarms)} minutes: looks infected"
         elif not len(minutes):

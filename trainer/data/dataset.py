@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import BENIGN
+from edge_agent.contract.bundle import BENIGN, PROFILE_FIELDS
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
@@ -52,8 +52,11 @@ META_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns that `trainer.data.extract` writes beside the 140; ``mac`` is the sender, the device a row belongs to."""
 
-OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part"}
-"""Columns of a Parquet file of rows that are not features, in an extract or in a run folder's rows."""
+PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
+"""Columns of the packet profile of each row, where a file or a store has them."""
+
+OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part", "capture", *PROFILES}
+"""Columns of a Parquet file of rows that are not features, in an extract, a run folder's rows or a generated home's."""
 
 
 def load(entries: Sequence[DatasetEntry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> RowTable:
@@ -260,14 +263,23 @@ def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]
         for frame in frames:
             values = _values(frame, builder.columns, path, row)
             t_ns, mac = _times(frame), _macs(frame, path)
-            names = pl.DataFrame({"device": _device_names(frame, mac, entry), "label": _label_names(frame, entry)})
-            if names.null_count().row(0) != (0, 0):
-                raise DatasetError(f"{path}: a device or label is missing after row {row + 1}")
-            for device, label in names.unique(maintain_order=True).iter_rows():
+            names = pl.DataFrame(
+                {
+                    "capture": frame["capture"] if "capture" in frame else pl.Series([path.name] * len(frame)),
+                    "device": _device_names(frame, mac, entry),
+                    "label": _label_names(frame, entry),
+                }
+            )
+            if sum(names.null_count().row(0)):
+                raise DatasetError(f"{path}: a capture, device or label is missing after row {row + 1}")
+            profiles = _values(frame, PROFILES, path, row) if set(PROFILES) <= set(frame.columns) else None
+            for capture, device, label in names.unique(maintain_order=True).iter_rows():
                 held.add((device, label))
                 if _wanted(entry, device, label):
-                    mask = ((names["device"] == device) & (names["label"] == label)).to_numpy()
-                    builder.add(path.name, device, label, values[mask], t_ns[mask], mac[mask])
+                    same = (names["capture"] == capture) & (names["device"] == device) & (names["label"] == label)
+                    mask = same.to_numpy()
+                    packets = None if profiles is None else profiles[mask]
+                    builder.add(capture, device, label, values[mask], t_ns[mask], mac[mask], packets)
             row += len(frame)
             progress.step(len(frame), "rows")
     return held

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import PROFILE_FIELDS, replace_file
 from edge_agent.contract.scaling import Array
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset
+from trainer.data.dataset import PROFILES
 from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable
 
 BLOCK = 1 << 14
@@ -30,7 +32,6 @@ FORMAT = 2
 """Format of a store. 1 did not name its block size."""
 
 CODES = ("device", "label", "capture")
-PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
 
 
 class _StoreWriter(RowBuilder):
@@ -231,8 +232,9 @@ def prepare(config: Config, jitter_schema: str, folder: Path, block_rows: int = 
     A store that exists keeps its own block size. DatasetError for sources that cannot be read, and for a store made
     with other settings or of files that have changed.
     """
+    sources = base_rows.sources(config)
     settings = {
-        "data": plain(config.data),
+        "data": plain(sources),
         "columns": list(config.model_columns()),
         "jitter": jitter_schema,
         "max_streams": config.max_streams,
@@ -245,9 +247,9 @@ def prepare(config: Config, jitter_schema: str, folder: Path, block_rows: int = 
             for path in folder.glob("block-*.parquet"):  # left by a reading that was interrupted
                 path.unlink()
             limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
-            columns = dataset.with_counts(config.data, config.model_columns())
+            columns = dataset.with_counts(sources, config.model_columns())
             writer = _StoreWriter(folder, columns, jitter_schema, limits, block_rows)
-            dataset.fill(writer, config.data)
+            dataset.fill(writer, sources)
             writer.close(settings)
     return _open(folder, settings)
 

@@ -66,6 +66,8 @@ class Limits:
     max_rows: int = 200_000
     max_streams: int = 16_384
     use_attack_lead: bool = False
+    total_rows: int = 10**9
+    """Rows of all files together; where there are more, ``max_rows`` is halved until they fit."""
 
 
 _Chunk = tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64], Array]
@@ -84,6 +86,11 @@ class _ThinnedRows:
         block = np.arange(self.seen, self.seen + len(values)) // self._block
         self.seen += len(values)
         self._take((block, values, t_ns, mac, profiles))
+        self.hold(self._limit)
+
+    def hold(self, limit: int) -> None:
+        """Thin the rows to at most ``limit``, now and from now on."""
+        self._limit = limit
         while self.taken > self._limit:
             self._stride *= 2
             chunks, self._chunks, self.taken = self._chunks, [], 0
@@ -113,6 +120,7 @@ class RowBuilder:
         self.inputs: dict[str, str] = {}
         self.warnings: list[str] = []
         self._rows: dict[tuple[str, str, str], _ThinnedRows] = {}
+        self._taken, self._max_rows = 0, limits.max_rows
         self._labels: dict[str, None] = {}
         self._captures: dict[str, None] = {}
 
@@ -135,9 +143,16 @@ class RowBuilder:
             self.expect(capture, label)
             if profiles is None:
                 profiles = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
-            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self.limits.max_rows))
+            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self._max_rows))
+            before = thinned.taken
             thinned.add(values, t_ns, mac, profiles)
+            self._taken += thinned.taken - before
             self.seen += len(values)
+            while self._taken > self.limits.total_rows and self._max_rows > BLOCK:
+                self._max_rows //= 2
+                for rows in self._rows.values():
+                    rows.hold(self._max_rows)
+                self._taken = sum(rows.taken for rows in self._rows.values())
 
     def read(self, path: Path) -> Path:
         """Note that ``path`` is an input, with its SHA-256, and return it."""
@@ -152,6 +167,11 @@ class RowBuilder:
     def table(self) -> RowTable:
         """Return the table of all rows that were added; may be called once."""
         n = sum(rows.taken for rows in self._rows.values())
+        if self._max_rows < self.limits.max_rows:
+            self.warnings.append(
+                f"{self.seen:,} rows are more than total_rows, {self.limits.total_rows:,}: at most {self._max_rows:,} "
+                "of each file, device and label are used"
+            )
         devices = {device: None for _, device, _ in self._rows}
         codes = [{name: i for i, name in enumerate(names)} for names in (self._captures, devices, self._labels)]
         values = np.empty((n, len(self.columns)), dtype=np.float32)

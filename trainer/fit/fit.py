@@ -29,12 +29,13 @@ from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
 from edge_agent.detection.scorer import Scorer
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.protocol import TRAIN
 from trainer.data.row_table import Limits, RowTable
 from trainer.fit import attack_classes, autoencoder
-from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, split
+from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, shared, split
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
@@ -161,7 +162,8 @@ def _train(
     workers: "Workers | None",
 ) -> TrainedAutoencoder:
     """Fit scaler and autoencoder on the benign train rows, columns ``at``."""
-    train_rows = table.values[np.ix_(parts.train, at)]
+    train = parts.train[shared(parts.base[parts.train], config.train_rows)]
+    train_rows = table.values[np.ix_(train, at)]
     if config.scaling.fit_on == "train":
         scaler = fit_scaler(train_rows, config)
     else:
@@ -169,8 +171,9 @@ def _train(
     inputs = scaler.network_input(scaler.z(train_rows))
     del train_rows
     validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
+    weights = parts.weights(train)
     network, history = autoencoder.train(
-        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
+        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers, weights
     )
     return TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=parts)
 
@@ -443,9 +446,9 @@ def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
 
 def load(config: Config) -> RowTable:
     """Return the rows that the config asks for; print their number, and the warnings."""
-    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
+    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead, config.total_rows)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN
-    table = dataset.load(config.data, config.model_columns(), jitter, limits)
+    table = dataset.load(base_rows.sources(config), config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))

@@ -24,7 +24,7 @@ from trainer.data import protocol, row_store
 from trainer.data.row_store import RowStore
 from trainer.data.row_table import RowTable
 from trainer.fit import autoencoder, fit
-from trainer.fit.row_parts import Index, Parts, split
+from trainer.fit.row_parts import Index, Parts, shared, split
 from trainer.fit.running_scaler import RunningScaler
 
 if TYPE_CHECKING:
@@ -87,13 +87,15 @@ def train(
         **{name: len(getattr(parts, name)) for name in ("train", "optimise", "test", "attack")},
     }
     train_rows = np.sort(parts.train)
+    train_rows = train_rows[shared(parts.base[train_rows], config.train_rows)]
+    weights = parts.weights(train_rows)
     scaler = _scaler(config, rows, columns, train_rows if config.scaling.fit_on == "train" else benign)
     validation = np.empty((len(sample_parts.optimise), len(columns)), np.float32)
     at, step = sample.positions(columns), rows.block_rows
     for i in range(0, len(validation), step):
         values = sample.values[np.ix_(sample_parts.optimise[i : i + step], at)]
         validation[i : i + step] = scaler.network_input(scaler.z(values))
-    batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch)
+    batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch, weights)
     del parts, benign
     print(f"training on {counts['train']:,} rows; at most {part_rows:,} of each part are used to measure")
     network, history = autoencoder.train(
@@ -121,6 +123,7 @@ def _sample(
         **{name: np.searchsorted(numbers, chosen) for name, chosen in benign.items()},
         attack=np.searchsorted(numbers, attack),
         part=parts.part[numbers],
+        base=parts.base[numbers],
         short=parts.short,
     )
     return rows.take(numbers), sample_parts
@@ -141,6 +144,7 @@ def epochs(
     numbers: Index,
     scaler: Scaler,
     size: int,
+    weights: Array,
 ) -> autoencoder.Batches:
     """Return a function: random generator -> the batches of an epoch over the rows of these numbers (n,), ascending.
 
@@ -158,15 +162,16 @@ def epochs(
 
     def epoch(shuffle: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
         order = shuffle.permutation(len(blocks))
-        left = np.empty((0, len(columns)), np.float32)
-        ones = np.ones(size, np.float32)
+        left, left_weights = np.empty((0, len(columns)), np.float32), np.empty(0, np.float32)
         for i in range(0, len(order), MIX):
             mixed = np.concatenate([left, *(scaled(j) for j in order[i : i + MIX])])
+            weighed = np.concatenate([left_weights, *(weights[starts[j] : ends[j]] for j in order[i : i + MIX])])
             shuffled = shuffle.permutation(len(mixed))
             whole = len(mixed) if i + MIX >= len(order) else len(mixed) // size * size
             for j in range(0, whole, size):
-                batch = mixed[shuffled[j : min(j + size, whole)]]
-                yield batch, batch, ones[: len(batch)]
-            left = mixed[shuffled[whole:]]
+                chosen = shuffled[j : min(j + size, whole)]
+                batch = mixed[chosen]
+                yield batch, batch, weighed[chosen]
+            left, left_weights = mixed[shuffled[whole:]], weighed[shuffled[whole:]]
 
     return epoch

@@ -219,7 +219,8 @@ class Learner:
         order = np.lexsort((t_ns, device))
         train, optimise, test = (order[part[order] == code] for code in (TRAIN, OPTIMISE, TEST))
         none = np.zeros(0, np.intp)
-        parts = Parts(train=train, optimise=optimise, test=test, attack=none, part=part, short=())
+        base = np.zeros(n, dtype=np.bool_)
+        parts = Parts(train=train, optimise=optimise, test=test, attack=none, part=part, base=base, short=())
         history = {"epochs": 1, "best_epoch": 1, "loss": [self.loss], "validation_loss": [self.loss]}
         config = replace(self.config, classifier=replace(self.config.classifier, enabled=False), top_n=None)
         trained = fit.TrainedAutoencoder(

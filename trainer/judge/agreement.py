@@ -4,9 +4,9 @@
 hand. Here a finished bundle is judged as a gateway decides: by windows of rows after the vote, apart from those so
 close to the limit that any rounding may tip them.
 
-How close that is, is an absolute error. A score is the mean squared error over the columns, so its root is a distance:
-two reconstructions of a row that lie d apart (root mean square, in z) have roots that differ by d at most, however high
-the score is. A relative error has no such bound: where the score itself is next to nothing, rounding doubles it.
+How close that is, is an absolute error, a share of the limit. An error relative to the score would call every window
+borderline, since rounding doubles a score that is next to nothing; one measured on the variant at hand would excuse a
+broken variant by its own error.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from trainer.judge.runs import RunFolder
 from trainer.report.findings import Findings, Table
 
 ERROR_QUANTILE = 0.99
-"""The quantile of the shift of benign optimise rows' root scores within which a root score is borderline."""
+"""The quantile of the shift of benign optimise rows' scores that is held against `MOST_SHIFT`."""
 
-MOST_ERROR = 0.02
-"""The largest such shift, as a share of the root of the limit, that counts as rounding: 4 % of the limit.
+MOST_SHIFT = 0.02
+"""The largest such shift, as a share of the limit, that counts as rounding; int8 usually shifts by under 0.005."""
 
-A variant that shifts scores by more fails by that alone, and does not excuse its decisions by its own error.
-"""
+NEAR = 0.04
+"""A score within this share of the limit is borderline: rounding shifts a high score by more than a usual one."""
 
 GOAL = 0.9999
 """The share of windows that are not borderline which both sides must decide alike."""
@@ -74,17 +74,16 @@ def report(bundle: Bundle, run: RunFolder, command: str) -> Findings:
     """Return how often the bundle and the run's Keras network decide alike; a warning says what they do not.
 
     Each side scores the run's benign test rows and attack rows with its own limit; a window is a row with the rows
-    before it, and its decision is whether k of the last w are above. A row or window is borderline when the root of
-    either side's score, or k-th largest score, is no further from that of the limit than quantisation shifts roots of
-    scores, or than `MOST_ERROR`. That shift is measured on benign optimise rows, which are not judged here. ValueError
-    when run and bundle have other columns.
+    before it, and its decision is whether k of the last w are above. A row or window is borderline when either side's
+    score, or k-th largest score, is within `NEAR` of the limit. How far quantisation shifts scores is measured on
+    benign optimise rows, which are not judged here. ValueError when run and bundle have other columns.
     """
     shift, by_label = _compare(bundle, run)
     lead, kinds, warnings = [], [], []
-    if shift > MOST_ERROR:
+    if shift > MOST_SHIFT:
         warnings.append(
-            f"Quantisation shifts the root score of 1 % of benign optimise rows by {shift:.2%} of that of the limit or "
-            f"more; at most {MOST_ERROR:.0%} is rounding."
+            f"Quantisation shifts the scores of 1 % of benign optimise rows by {shift:.2%} of the limit or more; at "
+            f"most {MOST_SHIFT:.0%} is rounding."
         )
     for kind, of_kind in (
         ("benign test", [pair for label, pair in by_label.items() if label == BENIGN]),
@@ -122,9 +121,9 @@ def report(bundle: Bundle, run: RunFolder, command: str) -> Findings:
                 "Decisions of the bundle and of its Keras network that agree",
                 ("rows", *columns),
                 tuple(kinds),
-                f"Each with its own limit. Borderline: the root of the score is within {min(shift, MOST_ERROR):.2%} of "
-                f"that of the limit on either side. Quantisation shifts roots of benign optimise rows by {shift:.2%} "
-                f"(the {ERROR_QUANTILE:.0%} quantile); more than {MOST_ERROR:.0%} is not rounding.",
+                f"Each with its own limit. Borderline: within {NEAR:.0%} of the limit on either side. Quantisation "
+                f"shifts scores of benign optimise rows by {shift:.2%} of the limit (the {ERROR_QUANTILE:.0%} "
+                f"quantile); more than {MOST_SHIFT:.0%} is not rounding.",
             ),
             Table("The same by label, worst first", ("label", *columns), tuple(lines)),
         ),
@@ -133,7 +132,7 @@ def report(bundle: Bundle, run: RunFolder, command: str) -> Findings:
 
 
 def _compare(bundle: Bundle, run: RunFolder) -> tuple[float, dict[str, tuple[Agreement, Agreement]]]:
-    """Return the shift of root scores as a share of the limit's root, and by label the agreement of windows and rows.
+    """Return the shift of scores as a share of the limit, and by label the agreement of windows and of rows.
 
     The shift is in units of one limit for both sides, the float side's: a wrong limit of the bundle is no rounding.
     """
@@ -149,9 +148,8 @@ def _compare(bundle: Bundle, run: RunFolder) -> tuple[float, dict[str, tuple[Agr
         return np.stack([scorer.full(run.values[index]).astype(np.float64) for scorer, _ in sides])
 
     limits = np.array([[rule.full.limit] for _, rule in sides])
-    quantised, exact = np.sqrt(scores(run.rows("optimise")) / run.decision.full.limit)
+    quantised, exact = scores(run.rows("optimise")) / run.decision.full.limit
     shift = float(np.quantile(np.abs(quantised - exact), ERROR_QUANTILE)) if len(exact) else 0.0
-    error = min(shift, MOST_ERROR)
     tests = run.rows("test")
     groups = {(BENIGN, str(device)): tests[run.device[tests] == device] for device in np.unique(run.device[tests])}
     by_label: dict[str, tuple[Agreement, Agreement]] = {}
@@ -160,16 +158,16 @@ def _compare(bundle: Bundle, run: RunFolder) -> tuple[float, dict[str, tuple[Agr
         votes = np.stack(
             [vote_statistic(of, rule.vote_k, rule.vote_w) for of, (_, rule) in zip(rows, sides, strict=True)]
         )
-        pair = _counted(votes, error), _counted(rows, error)
+        pair = _counted(votes), _counted(rows)
         earlier = by_label.get(label)
         by_label[label] = pair if earlier is None else (earlier[0] + pair[0], earlier[1] + pair[1])
     return shift, by_label
 
 
-def _counted(values: NDArray[np.float64], error: float) -> Agreement:
+def _counted(values: NDArray[np.float64]) -> Agreement:
     """Count decisions from both sides' scores or votes in units of their limits, shape (2, n)."""
     alike = (values[0] > 1.0) == (values[1] > 1.0)
-    near = (np.abs(np.sqrt(values) - 1.0) <= error).any(axis=0)
+    near = (np.abs(values - 1.0) <= NEAR).any(axis=0)
     return Agreement(
         total=values.shape[1], alike=int(alike.sum()), near=int(near.sum()), clear=int((alike & ~near).sum())
     )

@@ -24,6 +24,8 @@ class CapturePlan:
     begin: int
     end: int
     attack: AttackPlan | None = None
+    first: bool = False
+    """True for the device's first day."""
 
 
 def captures_of(plan: Plan) -> list[CapturePlan]:
@@ -37,7 +39,8 @@ def captures_of(plan: Plan) -> list[CapturePlan]:
             chance = random.Random(f"{plan.seed}/{device.name}/{day}/hour")
             hour = chance.uniform(7, 22 - plan.hours) if plan.hours < 15 else 0.0
             begin = midnight + day * DAY + int(hour * HOUR)
-            made.append(CapturePlan(f"{device.name}/day{day + 1}.pcap", device, begin, begin + int(plan.hours * HOUR)))
+            end = begin + int(plan.hours * HOUR)
+            made.append(CapturePlan(f"{device.name}/day{day + 1}.pcap", device, begin, end, first=day == 0))
     infected = plan.infected or (devices[0].name,)
     for device in devices:
         if device.name not in infected:
@@ -56,7 +59,7 @@ def _make(plan: Plan, capture: CapturePlan, out: Path) -> tuple[int, tuple[int, 
     """Write one capture; return its packets, the times of the attack's first and last packet (µs), and the server of
     check-ins."""
     life = Client(capture.device, capture.begin, capture.end, f"{plan.seed}/{capture.file}")
-    live(life)
+    live(life, first=capture.first)
     span, server = None, ""
     if capture.attack is not None:
         begin = capture.begin + int(plan.lead_minutes * MINUTE)
@@ -70,13 +73,13 @@ def _instant(t: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _entry(capture: CapturePlan, span: tuple[int, int] | None, server: str) -> str:
+def _entry(home: str, capture: CapturePlan, span: tuple[int, int] | None, server: str) -> str:
     """Return one capture's lines in the manifest."""
     device = capture.device
     label = "benign" if capture.attack is None else capture.attack.label
     lines = [
         f"  - file: {capture.file}",
-        f"    device: {device.name}",
+        f"    device: {f'{home}.' if home else ''}{device.name}",
         f'    mac: "{mac_text(device.mac)}"',
         f"    kind: {device.kind}",
         f"    label: {label}",
@@ -106,7 +109,7 @@ def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | 
     entries = []
     for done, capture in enumerate(captures, 1):
         packets, span, server = _make(plan, capture, out)
-        entries.append(_entry(capture, span, server))
+        entries.append(_entry(plan.home, capture, span, server))
         if progress is not None:
             progress(done, len(captures), f"generated {capture.file}: {packets:,} packets")
     part = manifest.with_name(f"{MANIFEST}.part")

@@ -1,9 +1,9 @@
-"""What every device does as a client: names, leases, time, and connections to its servers."""
+"""The client that every device is: names, leases, time, and connections to its servers."""
 
 import struct
 
 from trainer.traffic.flow import Flow
-from trainer.traffic.home import BROADCAST, BROADCAST_MAC
+from trainer.traffic.home import BROADCAST, BROADCAST_MAC, CloudHost, public_address
 from trainer.traffic.messages import client_hello, dhcp_message, dns_answer, dns_query, tls_record
 from trainer.traffic.plan import SECOND
 from trainer.traffic.station import Station
@@ -17,25 +17,68 @@ class Client(Station):
 
         Each question has a new source port; now and then one is lost and repeated.
         """
-        rng, host, home = self.rng, self.device.hosts[role], self.home
-        kinds = (1, 28) if self.device.traits["aaaa"] else (1,)
+        return self.look_up(t, self.host(role, t))
+
+    def host(self, role: str, t: int) -> CloudHost:
+        """Return the host that has a role at a time."""
+        since, moved = self.moved.get(role, (0, None))
+        return moved if moved is not None and t >= since else self.device.hosts[role]
+
+    def look_up(self, t: int, host: CloudHost) -> tuple[int, int]:
+        """Ask for the address of any host, see `resolve`."""
+        rng, traits = self.rng, self.device.traits
+        resolver = int(traits["resolver"]) or self.home.router
+        kinds = (1, 28) if traits["aaaa"] else (1,)
         chosen = rng.sample(host.pool, min(host.answers, len(host.pool)))
+        if traits["fresh"] and rng.random() < traits["fresh"]:  # a content network has another one each time
+            chosen[0] = chosen[0] & 0xFFFF0000 | rng.getrandbits(16)
+        if traits["dns_tcp"] and rng.random() < traits["dns_tcp"]:
+            return self._look_up_by_tcp(t, host, resolver), chosen[0]
         done = t
         for kind in kinds:
             tries = 0
             while True:
                 sport, ident = rng.randrange(1024, 65536), rng.getrandbits(16)
                 query = dns_query(ident, host.name, kind)
-                self.udp(t, home.router, sport, 53, len(query), query, up=True)
+                self.udp(t, resolver, sport, 53, len(query), query, up=True)
                 tries += 1
                 if tries > 2 or rng.random() > 0.02:
                     break
                 t += self.period(rng.choice((1, 2, 5)))
             answer = dns_answer(ident, host.name, kind, host.cname, chosen if kind == 1 else ())
             done = t + (self.rtt(host) // 2 if rng.random() < 0.6 else rng.randrange(200, 1500))
-            self.udp(done, home.router, 53, sport, len(answer), answer, up=False)
+            self.udp(done, resolver, 53, sport, len(answer), answer, up=False)
             t += rng.randrange(100, 900)
         return done + self.wifi(), chosen[0]
+
+    def site(self) -> CloudHost:
+        """Return a host of the web that is not the vendor's: another one each time."""
+        rng = self.rng
+        name = f"{rng.getrandbits(24):06x}.{rng.choice(('web', 'cdn', 'img'))}.example"
+        return CloudHost(
+            name=name,
+            pool=(public_address(rng),),
+            answers=1,
+            rtt_ms=self.home.isp_ms + rng.choice((3, 12, 25, 90)) * rng.uniform(0.7, 1.3),
+            ttl=rng.randint(45, 57),
+            certificate=rng.randint(2400, 5200),
+            cname="",
+        )
+
+    def to_lan(self, address: int, mac: int, port: int, *, local: int = 0, served: bool = False) -> Flow:
+        """Return a connection with a neighbour that is not open yet; it comes from the neighbour if `served`."""
+        ms = self.device.traits["wifi_ms"]
+        near = CloudHost(name="", pool=(address,), answers=1, rtt_ms=ms, ttl=64, certificate=0, cname="")
+        return Flow(self, near, address, local or self.next_port(), port, mac=mac, served=served)
+
+    def _look_up_by_tcp(self, t: int, host: CloudHost, resolver: int) -> int:
+        """Ask for an address over TCP, as after a truncated answer; return the time after it."""
+        flow = Flow(self, host, resolver, self.next_port(), 53)
+        flow.open(t)
+        flow.send(2 + 18 + len(host.name), ack=False)
+        flow.receive(self.rng.randint(120, 1800))
+        flow.close()
+        return flow.t
 
     # -- conversations
 
@@ -56,7 +99,7 @@ class Client(Station):
     def ntp(self, t: int) -> None:
         """Ask for the time once; sometimes there is no answer."""
         t, address = self.resolve(t, "ntp")
-        host, sport = self.device.hosts["ntp"], 123 if self.device.linux else self.next_port()
+        host, sport = self.host("ntp", t), 123 if self.device.linux else self.next_port()
         stamp = struct.pack(">II", t // SECOND + 2_208_988_800 & 0xFFFFFFFF, 0)
         self.udp(t, address, sport, 123, 48, b"\x23\x00\x06\xec" + bytes(36) + stamp, up=True)
         if self.rng.random() < 0.97:
@@ -67,13 +110,24 @@ class Client(Station):
         """Resolve one of the device's hosts and open a TCP connection to it."""
         if address is None:
             t, address = self.resolve(t, role)
-        flow = Flow(self, self.device.hosts[role], address, self.next_port(), port)
+        return self.call(t, self.host(role, t), address, port)
+
+    def call(self, t: int, host: CloudHost, address: int, port: int = 443) -> Flow:
+        """Open a TCP connection to any host outside, over IPv6 where both sides have it and the device prefers it."""
+        dual = bool(self.device.traits["ipv6"]) and self.rng.random() < 0.5
+        flow = Flow(self, host, address, self.next_port(), port, ipv6=dual)
         flow.open(t)
         return flow
 
     def tls(self, t: int, role: str, port: int = 443, *, resumed: bool = False) -> Flow:
         """Open a connection with its TLS handshake."""
-        flow, rng = self.connect(t, role, port), self.rng
+        flow = self.connect(t, role, port)
+        self.secure(flow, resumed=resumed)
+        return flow
+
+    def secure(self, flow: Flow, *, resumed: bool = False) -> None:
+        """Make the TLS handshake of an open connection."""
+        rng = self.rng
         hello = int(self.device.traits["hello_bytes"])
         flow.send(hello + (180 if resumed else 0), client_hello(hello + (180 if resumed else 0)), ack=False)
         if resumed:
@@ -84,7 +138,6 @@ class Client(Station):
             flow.t += rng.randrange(8_000, 220_000)  # a small CPU at its key exchange
             flow.send(rng.choice((126, 144, 190)), tls_record(75, 22), ack=False)
             flow.receive(rng.choice((51, 107, 258)), tls_record(51, 20))
-        return flow
 
     def request(self, t: int, role: str, up: int, down: int, *, resumed: bool = False) -> int:
         """Make one HTTPS request on a connection of its own; return the time of its end."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from edge_agent.contract.cli import OK, refuse
 from edge_agent.progress import Progress
 from trainer.traffic.captures import captures_of, generate
+from trainer.traffic.homes import draw, generate_homes
 from trainer.traffic.plan import ATTACKS, CHECKINS, DEVICES, PROG, Plan, PlanError
 
 
@@ -35,6 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=plan.seed,
         help="seed of all random numbers; another seed gives another home (%(default)s)",
     )
+    parser.add_argument(
+        "--homes",
+        type=int,
+        metavar="N",
+        help="generate N homes instead, whose devices, habits and infections are drawn from the seed: a folder each in "
+        "DIR, a day long; of the other options only --seed counts",
+    )
+    parser.add_argument("--varied", action="store_true", help="devices with habits of their own, and events")
+    parser.add_argument("--home", default=plan.home, metavar="NAME", help="name before those of its devices")
     parser.add_argument("--start", type=day, default=plan.start, metavar="DAY", help="first day, UTC (2026-01-05)")
     parser.add_argument(
         "--days", type=int, default=plan.days, help="number of benign captures per device (%(default)s)"
@@ -80,9 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Run `botwatch trainer generate`; return the exit status."""
-    plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
     began = time.monotonic()
     try:
+        if args.homes is not None:
+            plans = draw(args.seed, args.homes)
+            with Progress("generating homes", len(plans)) as bar:
+                generate_homes(plans, args.out, lambda line: bar.step(note=line))
+            print(f"generated {args.out}: seed {args.seed}, {len(plans)} homes, {_told(args.out, began)}")
+            return OK
+        plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
         plan.check()
         with Progress("generating captures", len(captures_of(plan))) as bar:
             manifest = generate(plan, args.out, lambda done, total, line: bar.step(note=line))
@@ -90,6 +106,10 @@ def run(args: argparse.Namespace, command: str) -> int:
         return refuse(PROG, error)
     except OSError as error:
         return refuse(PROG, error, file=args.out)
-    size = sum(path.stat().st_size for path in args.out.rglob("*.pcap"))
-    print(f"generated {manifest}: seed {plan.seed}, {size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
+    print(f"generated {manifest}: seed {plan.seed}, {_told(args.out, began)}")
     return OK
+
+
+def _told(out: Path, began: float) -> str:
+    size = sum(path.stat().st_size for path in out.rglob("*.pcap"))
+    return f"{size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s"

@@ -10,7 +10,16 @@ class Flow:
     """One TCP connection as the router sees it; `t` is the earliest time of its next packet."""
 
     def __init__(
-        self, life: Station, host: CloudHost, peer: int, local: int, remote: int, *, mac: int = 0, served: bool = False
+        self,
+        life: Station,
+        host: CloudHost,
+        peer: int,
+        local: int,
+        remote: int,
+        *,
+        mac: int = 0,
+        served: bool = False,
+        ipv6: bool = False,
     ) -> None:
         self.life, self.host, self.peer, self.local, self.remote, self.served = life, host, peer, local, remote, served
         self.mac = mac or life.home.router_mac
@@ -24,6 +33,8 @@ class Flow:
         self.peer_window = rng.randrange(200, 1200) if linux else rng.randrange(14600, 65000)
         self.ident = rng.getrandbits(16)
         self.theirs = rng.getrandbits(31)
+        self.ipv6 = ipv6
+        self.segment = self.mss - 20 if ipv6 else self.mss  # bytes at most
 
     def _packet(
         self, t: int, up: bool, flags: int, size: int = 0, head: bytes = b"", window: int | None = None
@@ -38,6 +49,7 @@ class Flow:
         window = (self.window if up else self.peer_window) if window is None else window
         if up:
             mss = 1460 if self.mss == MTU_PAYLOAD else self.mss
+            mss -= 20 if self.ipv6 else 0
             ends = (device.ip, self.peer, self.local, self.remote)
             wire = (self.mac, device.mac, TCP, *ends, size, 64, life.next_ident())
             numbers = (int(device.linux), self.up, self.down if acked else 0, flags, window, options, mss)
@@ -50,7 +62,7 @@ class Flow:
             numbers = (1, self.down, self.up if acked else 0, flags, window, options, 1460)
             clocks = (theirs, ours - 5 & 0xFFFFFFFF if acked else 0)
             self.down = self.down + size + bool(flags & (SYN | FIN)) & 0xFFFFFFFF
-        life.tape.row((t, *wire, *numbers, *clocks), head)
+        life.tape.row((t, *wire, *numbers, *clocks, int(self.ipv6)), head)
 
     def call(self, t: int) -> None:
         """Send a SYN of the device that nobody answers; the next one has the same number."""
@@ -100,12 +112,16 @@ class Flow:
 
         With `quick` the sender continues without waiting for the last acknowledgement.
         """
-        rng, t, n = self.life.rng, self.t, 0
+        rng, traits, t, n = self.life.rng, self.life.device.traits, self.t, 0
+        merged, loss = int(traits["merged"]), traits["loss"]
         answers = []
         while size > 0:
-            part = min(size, self.mss)
+            part = min(size, self.segment if up or merged < 2 else self.segment * rng.randint(1, merged))
             size -= part
-            self._packet(t, up, ACK | (PSH if size <= 0 else 0), part, head)
+            flags = ACK | (PSH if size <= 0 else 0)
+            self._packet(t, up, flags, part, head)
+            if loss and rng.random() < loss:
+                t = self._again(t, up, flags, part, head)
             head, n = b"", n + 1
             if n % 2 == 0 or (size <= 0 and ack):
                 answers.append((t + self._turn(up), self.up if up else self.down))
@@ -117,6 +133,24 @@ class Flow:
         self.t = max(t, answers[-1][0] + rng.randrange(100, 2000)) if answers and ack and not quick else t
         if not ack:
             self.t += self._turn(up)
+
+    def _again(self, t: int, up: bool, flags: int, size: int, head: bytes) -> int:
+        """Send the last segment again, by its timer or after three acknowledgements of what came before it; return
+        when."""
+        rng, wait = self.life.rng, self._turn(up)
+        if rng.random() < 0.5:
+            wait += rng.randrange(200_000, 400_000)
+        else:
+            number = ((self.up if up else self.down) - size) & 0xFFFFFFFF
+            for n in range(3):
+                self._acknowledge(t + wait + n * rng.randrange(200, 900), not up, number)
+            wait += 3000
+        if up:
+            self.up = self.up - size & 0xFFFFFFFF
+        else:
+            self.down = self.down - size & 0xFFFFFFFF
+        self._packet(t + wait, up, flags, size, head)
+        return t + wait
 
     def _acknowledge(self, t: int, up: bool, number: int) -> None:
         """Send an acknowledgement of a part of the data sent so far."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trainer.traffic.habits import PLAIN, HomeHabits, device_habits
 from trainer.traffic.plan import DEVICES, Plan
 
 BROADCAST_MAC = 0xFFFFFFFFFFFF
@@ -60,9 +61,12 @@ class Home:
     phone_mac: int
     phone: int
     isp_ms: float
+    seed: int
+    habits: HomeHabits | None = None
+    """None: a home whose devices do what their kinds do, and no more."""
 
     @classmethod
-    def of(cls, seed: int) -> "Home":
+    def of(cls, seed: int, *, varied: bool) -> "Home":
         """Return the home of a seed."""
         rng = random.Random(f"{seed}/home")
         lan = 0xC0A80000 | rng.randrange(256) << 8
@@ -73,6 +77,8 @@ class Home:
             phone_mac=0x02_00_5F_00_00_00 | rng.getrandbits(16),
             phone=lan | 200 + rng.randrange(50),
             isp_ms=isp_ms,
+            seed=seed,
+            habits=HomeHabits.of(seed) if varied else None,
         )
 
     @property
@@ -119,12 +125,18 @@ ROLES = {
     "gateway": ("mqtt", "udp", "api", "log", "ota", "ntp"),
     "speaker": ("mqtt", "api", "music", "voice", "log", "ota", "ntp"),
     "bulb": ("udp", "api", "ota", "ntp"),
+    "battery_camera": ("api", "video", "ota", "ntp"),
+    "hub": ("mqtt", "api", "poll", "log", "ota", "ntp"),
+    "tv": ("mqtt", "api", "video", "log", "ads", "ota", "ntp"),
+    "printer": ("api", "log", "ota", "ntp"),
+    "phone": ("mqtt", "api", "log", "video", "ota", "ntp"),
+    "pc": ("api", "log", "ota", "ntp"),
 }
 
 
 def devices_of(plan: Plan) -> list[DeviceProfile]:
     """Return the devices of a plan, in its order."""
-    home = Home.of(plan.seed)
+    home = Home.of(plan.seed, varied=plan.varied)
     return [
         _device(plan.seed, home, kind, name, place)
         for place, (kind, name) in enumerate(zip(plan.devices, plan.names, strict=True))
@@ -185,6 +197,7 @@ def _device(seed: int, home: Home, kind: str, name: str, place: int) -> DevicePr
         "flood_pps": rng.uniform(350, 900),
         "burst_us": rng.uniform(60, 260),
     }
+    traits |= device_habits(seed, name, kind, traits) if home.habits else PLAIN
     mac = 0x02 << 40 | random.Random(f"{seed}/mac").getrandbits(24) << 16 | (DEVICES.index(kind) + 1) << 8 | number
     ip = home.lan | 20 + place
     return DeviceProfile(kind=kind, name=name, mac=mac, ip=ip, home=home, hosts=hosts, traits=traits, linux=linux)

@@ -1,8 +1,8 @@
-"""What each kind of device does beyond what all do."""
+"""The behaviour of each kind of device, beyond what all do."""
 
 from collections.abc import Callable
 
-from trainer.traffic import sessions, video
+from trainer.traffic import appliances, people, sessions, video
 from trainer.traffic.client import Client
 from trainer.traffic.home import BROADCAST, BROADCAST_MAC
 from trainer.traffic.messages import tls_record
@@ -23,6 +23,8 @@ def camera(life: Client, begin: int, end: int) -> None:
         video.upload(life, at + rng.randrange(100_000, SECOND), "video", rng.uniform(8, 25))
     for at in life.happenings(begin, end, 18):
         video.live_view(life, at, rng.uniform(15, 70))
+    if life.home.habits is not None:
+        video.watched(life, begin, end)
 
 
 def doorbell(life: Client, begin: int, end: int) -> None:
@@ -116,5 +118,13 @@ BEHAVIOURS: dict[str, Callable[[Client, int, int], None]] = {
     "gateway": gateway,
     "speaker": speaker,
     "bulb": bulb,
+    "hub": appliances.hub,
+    "tv": appliances.tv,
+    "printer": appliances.printer,
+    "phone": people.phone,
+    "pc": people.pc,
 }
-"""Kind of device -> what it does between two times, µs."""
+"""Kind of device -> what it does between two times, µs, while it is connected."""
+
+ASLEEP: dict[str, Callable[[Client, int, int], None]] = {"battery_camera": appliances.battery_camera}
+"""Kind of device that is rarely connected -> its whole life."""

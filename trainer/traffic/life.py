@@ -1,23 +1,42 @@
-"""A device's whole life in a capture: a boot, then its day, with the Wi-Fi lost now and then."""
+"""A device's whole life in a capture: a boot, then its day, with connections lost and events now and then."""
 
-from trainer.traffic import kinds, sessions
+from trainer.traffic import chatter, events, kinds, sessions
 from trainer.traffic.client import Client
 from trainer.traffic.messages import arp_frame
 from trainer.traffic.plan import HOUR, MINUTE, SECOND
 
 
-def live(life: Client) -> None:
-    """Generate the whole capture: a boot, then a day's traffic, with the Wi-Fi lost now and then."""
-    traits = life.device.traits
+def live(life: Client, *, first: bool = False) -> None:
+    """Generate the whole capture: each time between two connections, and what a varied home adds to that.
+
+    The ``first`` capture of a new device begins with its set-up.
+    """
+    habits = life.home.habits
     cuts = [life.begin + life.rng.randrange(50_000, 1_500_000)]
+    boots = {cuts[0]}
+    if life.device.kind in kinds.ASLEEP:
+        kinds.ASLEEP[life.device.kind](life, cuts[0], life.end)
+    else:
+        cuts += _glitches(life, cuts[0])
+        if habits is not None:
+            powered, others = events.interruptions(life, first=first)
+            boots |= set(powered)
+            cuts = sorted({*cuts, *powered, *others})
+        for cut, until in zip(cuts, [*cuts[1:], life.end], strict=True):
+            silence = life.rng.randrange(2 * SECOND, 20 * SECOND) if until < life.end else 0
+            stretch(life, cut, until - silence, cold=cut in boots)
+    if habits is not None:
+        chatter.add(life)
+
+
+def _glitches(life: Client, t: int) -> list[int]:
+    """Return the times when the device connects again after it lost the Wi-Fi."""
+    cuts: list[int] = []
     while True:
-        cut = cuts[-1] + int(life.rng.expovariate(1) * traits["glitch_h"] * HOUR) + 4 * MINUTE
-        if cut >= life.end:
-            break
-        cuts.append(cut)
-    for cut, until in zip(cuts, [*cuts[1:], life.end], strict=True):
-        silence = life.rng.randrange(2 * SECOND, 20 * SECOND) if until < life.end else 0
-        stretch(life, cut, until - silence, cold=cut == cuts[0])
+        t += int(life.rng.expovariate(1) * life.device.traits["glitch_h"] * HOUR) + 4 * MINUTE
+        if t >= life.end:
+            return cuts
+        cuts.append(t)
 
 
 def stretch(life: Client, t: int, end: int, *, cold: bool) -> None:
@@ -54,6 +73,7 @@ def stretch(life: Client, t: int, end: int, *, cold: bool) -> None:
     for at in [t + rng.randrange(100_000, 2 * SECOND), *life.every(t, end, traits["checkin_s"], 0.03)]:
         life.checkin(at)
     if "log" in device.hosts or "video" in device.hosts or "weather" in device.hosts:
-        for at in life.every(t, end, traits["fetch_s"], 0.2, first=0.3):  # settings, models, pictures, announcements
+        # settings, models, pictures, announcements
+        for at in life.every(t, end, traits["fetch_s"], 0.2, first=0.3):
             life.request(at, "api", int(traits["request_bytes"]), int(traits["fetch_bytes"] * rng.uniform(0.9, 1.1)))
     kinds.BEHAVIOURS[device.kind](life, t, end)

@@ -95,3 +95,27 @@ def icmp_message(kind: int, code: int, rest: bytes) -> bytes:
     """Return an ICMP message; `rest` follows the checksum."""
     check = internet_checksum(struct.pack(">BBH", kind, code, 0) + rest)
     return struct.pack(">BBH", kind, code, check) + rest
+
+
+def icmp6_frame(smac: int, src: int, dst: int, kind: int, rest: bytes, *, to: int = 0) -> bytes:
+    """Return an ICMPv6 frame; `rest` follows the checksum, `to` is the MAC unless `dst` is a group."""
+    body = struct.pack(">BBH", kind, 0, 0) + rest
+    check = internet_checksum(_pseudo6(src, dst, len(body), 58) + body)
+    return _ip6_frame(smac, to, src, dst, 58, 255, body[:2] + struct.pack(">H", check) + body[4:])
+
+
+def udp6_frame(smac: int, src: int, dst: int, port: int, payload: bytes) -> bytes:
+    """Return a UDP datagram over IPv6 from and to one port, as mDNS sends it."""
+    head = struct.pack(">HHHH", port, port, 8 + len(payload), 0)
+    check = internet_checksum(_pseudo6(src, dst, 8 + len(payload), 17) + head + payload) or 0xFFFF
+    return _ip6_frame(smac, 0, src, dst, 17, 255, head[:6] + struct.pack(">H", check) + payload)
+
+
+def _pseudo6(src: int, dst: int, size: int, proto: int) -> bytes:
+    return src.to_bytes(16, "big") + dst.to_bytes(16, "big") + struct.pack(">II", size, proto)
+
+
+def _ip6_frame(smac: int, to: int, src: int, dst: int, proto: int, hops: int, body: bytes) -> bytes:
+    mac = to or 0x333300000000 | dst & 0xFFFFFFFF
+    head = struct.pack(">IHBB", 6 << 28, len(body), proto, hops) + src.to_bytes(16, "big") + dst.to_bytes(16, "big")
+    return mac.to_bytes(6, "big") + smac.to_bytes(6, "big") + b"\x86\xdd" + head + body

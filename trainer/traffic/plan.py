@@ -1,4 +1,4 @@
-"""What to generate: kinds of device, attacks, and the plan of one home. Equal plans give equal bytes."""
+"""Everything that can be ordered: kinds of device, attacks, and the plan of one home. Equal plans give equal bytes."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -6,9 +6,14 @@ from typing import Any
 
 PROG = "botwatch trainer generate"
 
-DEVICES: tuple[str, ...] = ("camera", "plug", "thermostat", "doorbell", "gateway", "speaker", "bulb")
-"""Kinds of device. The first five are the default; the last two are for tests with devices that a fit has not seen: a
-bulb behaves like others, a speaker also streams music, which none of the five does."""
+PEOPLES: tuple[str, ...] = ("phone", "pc")
+"""Kinds of device that people use: whatever they do, a limit that is shared with things must not rise to it."""
+
+DEVICES: tuple[str, ...] = (
+    *("camera", "plug", "thermostat", "doorbell", "gateway", "speaker", "bulb"),
+    *("battery_camera", "hub", "tv", "printer", *PEOPLES),
+)
+"""Kinds of device; new ones come last, because a device's MAC holds its kind's place."""
 
 ATTACKS: tuple[str, ...] = (
     "mirai.scan",
@@ -147,6 +152,10 @@ class Plan:
     """Bound of the packets of one attack; the rate stays as planned, the attack ends earlier."""
     snaplen: int = 128
     """Captured bytes of a frame; its length on the wire is recorded in full."""
+    home: str = ""
+    """The home's name, before the names of its devices in the manifest: a fit on many homes keeps them apart."""
+    varied: bool = False
+    """True: devices and home have habits of their own, and there are events (`habits`, `chatter`, `events`)."""
 
     def check(self) -> None:
         """Raise PlanError for a plan that cannot be generated; the message names the value."""
@@ -182,8 +191,3 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """The names of the devices: kind and number."""
         return tuple(f"{kind}-{self.devices[: place + 1].count(kind)}" for place, kind in enumerate(self.devices))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From numbers to pcap
-# ---------------------------------------------------------------------------------------------------------------------

@@ -87,15 +87,19 @@ def announce(life: Client, begin: int, end: int, service: str) -> None:
 
 def ssdp(life: Client, begin: int, end: int) -> None:
     """Use SSDP: look for the router's services, with three requests each time."""
-    rng = life.rng
     life.igmp(begin, SSDP)
     for at in life.every(begin, end, life.device.traits["ssdp_s"], 0.1, first=0.2):
-        sport = life.next_port()
-        for step in range(3):
-            sent = at + step * rng.randrange(80_000, 240_000)
-            life.udp(sent, SSDP, sport, 1900, len(SEARCH), SEARCH, up=True)
-        answer = at + rng.randrange(20_000, 900_000)
-        life.udp(answer, life.home.router, 1900, sport, len(FOUND), FOUND, up=False)
+        search(life, at)
+
+
+def search(life: Client, t: int) -> None:
+    """Look for services by SSDP, with three requests."""
+    rng, sport = life.rng, life.next_port()
+    for step in range(3):
+        sent = t + step * rng.randrange(80_000, 240_000)
+        life.udp(sent, SSDP, sport, 1900, len(SEARCH), SEARCH, up=True)
+    answer = t + rng.randrange(20_000, 900_000)
+    life.udp(answer, life.home.router, 1900, sport, len(FOUND), FOUND, up=False)
 
 
 def phone_udp(life: Client, t: int, seconds: float, size: int) -> None:

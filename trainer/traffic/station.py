@@ -29,6 +29,8 @@ class Station:
         self.ident = self.rng.getrandbits(16)
         self.port = self.rng.randrange(32768, 60000) if device.linux else self.rng.randrange(49152, 60000)
         self.clock_base = self.rng.getrandbits(31)
+        self.moved: dict[str, tuple[int, CloudHost]] = {}
+        """Role -> the host that has taken it over, and since when (µs): vendors move."""
 
     # -- single packets
 
@@ -69,6 +71,7 @@ class Station:
         up: bool,
         ttl: int = 64,
         mac: int = 0,
+        ipv6: bool = False,
     ) -> None:
         """Add one datagram, from the device if `up`. `mac` is the peer's if the peer is not behind the router."""
         device = self.device
@@ -80,7 +83,7 @@ class Station:
             addresses = (other, device.mac, UDP, source, peer, sport, dport, size, hops, self.next_ident())
         else:
             addresses = (device.mac, other, UDP, peer, device.ip, sport, dport, size, ttl, self.rng.getrandbits(16))
-        self.tape.row((t, *addresses, int(device.linux), 0, 0, 0, 0, 0, 0, 0, 0), head)
+        self.tape.row((t, *addresses, int(device.linux), 0, 0, 0, 0, 0, 0, 0, 0, int(ipv6)), head)
 
     def resolve_router(self, t: int) -> int:
         """Let the device resolve the router's address; return the time after the answer."""

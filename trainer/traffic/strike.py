@@ -1,4 +1,4 @@
-"""What attacks have in common: their target, pace, sources and answers."""
+"""The parts that attacks have in common: their target, pace, sources and answers."""
 
 import heapq
 import struct

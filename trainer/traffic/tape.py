@@ -76,7 +76,7 @@ class Tape:
         wires: list[Ints] = []
         parts: list[Bytes] = []
         for rows, heads in groups:
-            kinds = rows["proto"].astype(np.int64) * 8 + rows["options"]
+            kinds = rows["proto"].astype(np.int64) * 16 + rows["options"] * 2 + rows["ipv6"]
             for kind in np.unique(kinds):
                 mine = np.flatnonzero(kinds == kind)
                 frames, wire = frames_of(rows[mine], heads[mine])

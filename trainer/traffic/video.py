@@ -11,13 +11,13 @@ from trainer.traffic.messages import tls_record
 from trainer.traffic.plan import SECOND
 
 
-def stream(life: Client, t: int, seconds: float, send: Callable[[int, int], None]) -> int:
+def stream(life: Client, t: int, seconds: float, send: Callable[[int, int], None], trait: str = "kbps") -> int:
     """Record video: frames at a steady rate, a key frame every two seconds; return the time of its end.
 
-    `send(t, bytes)` is called once a frame.
+    `send(t, bytes)` is called once a frame. `trait` holds the bits a second, in thousands.
     """
     traits, rng = life.device.traits, life.rng
-    gap, frame = SECOND / traits["fps"], traits["kbps"] * 125 / traits["fps"]
+    gap, frame = SECOND / traits["fps"], traits[trait] * 125 / traits["fps"]
     group = int(2 * traits["fps"])
     for n in range(int(seconds * traits["fps"])):
         scale = 4.0 if n % group == 0 else 1 - 3 / group
@@ -99,3 +99,58 @@ def stun(life: Client, t: int, address: int, sport: int, port: int, host: CloudH
     if answered:
         reply = b"\x01\x01\x00\x0c\x21\x12\xa4\x42" + ident + b"\x00\x20\x00\x08\x00\x01"
         life.udp(t + life.rtt(host), address, port, sport, 32, reply, up=False, ttl=host.ttl)
+
+
+def watched(life: Client, begin: int, end: int) -> None:
+    """Show what a camera sees to a phone in the LAN or behind another router, by the vendor's own datagrams."""
+    rng = life.rng
+    for at in life.happenings(begin, end, 16):
+        lan_view(life, at, rng.uniform(5, 30))
+    for at in life.happenings(begin, end, 6):
+        chat(life, at, rng.uniform(30, 400))
+    if life.device.traits["punches"]:
+        for at in life.happenings(begin, end, 16):
+            punch(life, at)
+
+
+def lan_view(life: Client, t: int, seconds: float) -> None:
+    """Stream to a phone in the LAN: some hundreds of datagrams a second one way, a report now and then back."""
+    rng, home = life.rng, life.home
+    sport, port = rng.randrange(10_000, 60_000), rng.randrange(32_768, 61_000)
+    for n in range(rng.randint(1, 5)):
+        life.udp(t + n * 40_000, home.phone, port, sport, rng.randint(20, 120), up=False, mac=home.phone_mac)
+        life.udp(
+            t + n * 40_000 + life.wifi(), home.phone, sport, port, rng.randint(20, 300), up=True, mac=home.phone_mac
+        )
+    over = stream(life, t + 400_000, seconds, rtp(life, home.phone, home.phone_mac, sport, port), "lan_view_kbps")
+    at = t + SECOND
+    while at < over:
+        life.udp(at, home.phone, port, sport, rng.randint(48, 100), up=False, mac=home.phone_mac)
+        at += life.period(rng.choice((0.3, 1.5, 5.0)), 0.3)
+
+
+def chat(life: Client, t: int, seconds: float) -> None:
+    """Keep a session with an app: small datagrams both ways, some a second, for minutes."""
+    rng, home = life.rng, life.home
+    sport, port, over = rng.randrange(10_000, 60_000), rng.randrange(32_768, 61_000), t + int(seconds * SECOND)
+    gap = rng.choice((0.15, 0.3, 1.0))
+    while t < over:
+        for _ in range(rng.randint(1, 2)):
+            life.udp(t, home.phone, port, sport, 20, up=False, mac=home.phone_mac)
+        life.udp(t + life.wifi(), home.phone, sport, port, 20, up=True, mac=home.phone_mac)
+        t += life.period(gap, 0.3)
+
+
+def punch(life: Client, t: int) -> None:
+    """Look for a way to a viewer behind another router: the same datagram to several of its ports, mostly in vain."""
+    rng, sport = life.rng, life.next_port()
+    host = life.site()
+    address, port, size = host.pool[0], rng.randrange(20_000, 60_000), rng.randint(20, 70)
+    for n in range(rng.randint(4, 16)):
+        for step in range(rng.randint(1, 5)):
+            life.udp(t + n * 260_000 + step * 900, address, sport, port + step, size, up=True)
+    if rng.random() < 0.5:
+        for step in range(rng.choice((5, 20, 40, 280))):
+            life.udp(t + 2 * SECOND + step * 30_000, address, sport, port, size, up=True)
+            if step % 8 == 0:
+                life.udp(t + 2 * SECOND + step * 30_000 + life.rtt(host), address, port, sport, size, up=False)

@@ -41,9 +41,13 @@ RECORD = np.dtype(
         ("mss", "<u2"),
         ("tsval", "<u4"),
         ("tsecr", "<u4"),
+        ("ipv6", "u1"),  # 1: over IPv6, with addresses that hold the IPv4 ones
     ]
 )
-"""One IPv4 packet over TCP or UDP. All others (ARP, ICMP, IGMP) are rare and made frame by frame."""
+"""One packet over TCP or UDP. All others (ARP, ICMP, IGMP) are rare and made frame by frame."""
+
+PREFIX6 = bytes.fromhex("20010db80000000000000000")
+"""The first 96 bits of every global IPv6 address: the documentation prefix (RFC 3849)."""
 
 
 def _put(matrix: Bytes, offset: int, values: npt.NDArray[Any], width: int) -> None:
@@ -103,11 +107,29 @@ def frames_of(rows: Records, heads: Bytes) -> tuple[Bytes, npt.NDArray[np.int64]
     else:
         _put(m, 38, 8 + size, 2)
     pseudo = _sum16(m[:, 26:34]) + rows["proto"].astype(np.uint64) + (header + size).astype(np.uint64)
+    ipv6 = bool(rows["ipv6"][0])
+    if ipv6:
+        pseudo += np.uint64(2 * int(np.frombuffer(PREFIX6, ">u2").sum()))
     check = _fold(_sum16(m[:, 34:]) + pseudo)
     if not tcp:
         check[check == 0] = 0xFFFF  # RFC 768: zero means no checksum
     _put(m, 50 if tcp else 40, check, 2)
+    if ipv6:
+        return _over_ipv6(m, header + size), 54 + header + size
     return m, np.maximum(60, 34 + header + size)  # Ethernet pads to 60
+
+
+def _over_ipv6(m: Bytes, length: Ints) -> Bytes:
+    """Return IPv4 frames with an IPv6 header instead; `length` is what follows it."""
+    wide = np.zeros((len(m), m.shape[1] + 20), np.uint8)
+    wide[:, :12], wide[:, 12:14], wide[:, 14] = m[:, :12], (0x86, 0xDD), 0x60
+    _put(wide, 18, length, 2)
+    wide[:, 20], wide[:, 21] = m[:, 23], m[:, 22]
+    for at, old in ((22, 26), (38, 30)):
+        wide[:, at : at + 12] = np.frombuffer(PREFIX6, np.uint8)
+        wide[:, at + 12 : at + 16] = m[:, old : old + 4]
+    wide[:, 54:] = m[:, 34:]
+    return wide
 
 
 def _put_options(m: Bytes, options: int, rows: Records) -> None:

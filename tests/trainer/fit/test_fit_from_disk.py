@@ -179,7 +179,9 @@ def test_every_train_row_takes_part_in_every_epoch_and_no_other(made):
     scaler = scaling.fit(values)
     assert run.scaler.mean == pytest.approx(scaler.mean)
     expected = run.scaler.network_input(run.scaler.z(values))
-    batches = fit_from_disk.epochs(rows, run.columns, np.sort(parts.train), run.scaler, 128)
+    batches = fit_from_disk.epochs(
+        rows, run.columns, np.sort(parts.train), run.scaler, 128, np.ones(len(parts.train), np.float32)
+    )
     both = [[x.copy() for x, _, _ in batches(np.random.default_rng(seed))] for seed in range(2)]
     for epoch in both:
         assert {len(x) for x in epoch[:-1]} == {128}

@@ -16,8 +16,8 @@ from edge_agent.detection.scorer import Scorer
 from tests.conftest import Home
 from trainer.__main__ import main
 from trainer.judge import agreement, evaluate, runs
-from trainer.judge import evaluation as evaluations
-from trainer.judge.evaluation import AttackTrial, Day, Evaluation, bound
+from trainer.judge import evaluation_findings as evaluations
+from trainer.judge.evaluation import AttackTrial, Day, Evaluation, FalseAlert, bound
 from trainer.report import findings
 from trainer.traffic.captures import generate
 from trainer.traffic.plan import Plan
@@ -60,6 +60,44 @@ def test_attacks_are_detected_soon_and_the_reported_times_are_theirs(evaluation)
         assert abs(trial.start_s) < 5
         assert trial.end_s is not None
         assert abs(trial.end_s) < 30
+
+
+def test_an_attack_is_also_tried_on_a_device_that_has_learnt(home):
+    """The device's earlier days come first, to an agent that learns; a day of its own has nothing before it."""
+    (later, _, root), (earlier, _, before) = captures.load(home.later), captures.load(home.captures)
+    scan = next(c for c in earlier.captures if c.label == "mirai.scan")
+    plug = tuple(c for c in later.captures if c.device == "plug-1")
+    sources = [(replace(later, captures=plug), root), (replace(earlier, captures=(scan,)), before)]
+    benign = replace(earlier, captures=tuple(c for c in earlier.captures if c.label == "benign"))
+    bundle = bundles.load(home.bundle)
+    found = evaluate.evaluate(bundle, sources, AgentConfig(), learn=True, earlier=[(benign, before)])
+    (cold,), (learning,), (known,), (learnt,) = found.alone, found.learning, found.injected, found.learnt
+    assert [t.state for t in (cold, learning, known, learnt)] == ["cold", "learning", "known", "learnt"]
+    assert (
+        (known.device, known.kind, known.role)
+        == (learnt.device, learnt.kind, learnt.role)
+        == ("plug-1", "plug", "source")
+    )
+    assert known.mac == learnt.mac == plug[0].mac
+    assert learnt.packets is not None
+    assert learnt.packets < 100
+    assert found.unlearnt == ()
+    (day,) = found.days
+    assert day.alerts_site == 0
+    assert day.flagged_site is not None
+    again = evaluate.evaluate(bundle, sources[:1], AgentConfig(), learn=True)
+    assert (again.days[0].alerts_learning, again.days[0].alerts_site) == (day.alerts_learning, None)
+
+
+def test_what_is_known_of_a_day_does_not_depend_on_the_attacks_before(home):
+    """Each attack meets a copy of the agent: tried twice, it gives the same."""
+    manifest, _, root = captures.load(home.captures)
+    scan = next(c for c in manifest.captures if c.label == "mirai.scan")
+    plug = next(c for c in manifest.captures if c.device == "plug-1" and c.label == "benign")
+    sources = [(replace(manifest, captures=(plug, scan, scan)), root)]
+    one, other = evaluate.evaluate(bundles.load(home.bundle), sources, AgentConfig()).injected
+    assert one.alerted
+    assert one == other
 
 
 def test_benign_days_are_counted_in_device_days(evaluation):
@@ -119,8 +157,34 @@ def test_the_report_says_what_was_missed_and_by_whom():
     text = "\n".join(found.text())
     assert "1 of 2 alerted" in text
     assert "Worst device: plug, 0% of the attacks put into its day are alerted; missed: a." in text
-    assert "0 false device alerts in 2.00 device-days" in text
-    assert "at most 1.50 a device-day" in text
+    assert "False device alerts on 1 benign captures: 0 in 2.00 device-days (0.3 device-weeks)" in text
+    assert "at most 1.50 a device-day, 10.5 a device-week, 898.7 a home-month (95 %)" in text
+
+
+def test_blaming_another_than_the_attacker_is_named_wrongly():
+    right, wrong = trial("camera", 20), replace(trial("plug", None, ""), others=("02:00:00:00:00:fe",))
+    text = "\n".join(evaluations.report(made(right, wrong), "command")[0].text())
+    assert "Named wrongly: in 1 of 2 trials an alert blames another" in text
+    assert "in 1 of them no alert blames the right one" in text
+    assert "Named wrongly" not in "\n".join(evaluations.report(made(right), "command")[0].text())
+
+
+def test_the_spread_over_devices_is_of_shared_and_of_own_limits():
+    base = made().days[0]
+    days = [base, replace(base, device="plug", flagged=30, flagged_site=0.02), replace(base, flagged_site=0.0)]
+    assert evaluations.spread(days, "flagged") == pytest.approx((2, "plug", 0.03, 0.02, 0.5, 0.02))
+    assert evaluations.spread(days, "flagged_site") == pytest.approx((2, "plug", 0.02, 0.01, 1.0, 0.02))
+    assert evaluations.spread(days, "flagged_learnt") is None
+
+
+def test_each_false_alert_is_listed_with_its_reason():
+    alert = FalseAlert(
+        agent="cold", time="2026-01-05T00:00:00+00:00", mac="02:00:00:00:00:01", role="source", class_name="unknown",
+        explanation="reaches 9 new addresses",
+    )  # fmt: skip
+    one = made(alerts=1)
+    found = evaluations.report(replace(one, days=(replace(one.days[0], found=(alert,)),)), "command")[0]
+    assert any("reaches 9 new addresses" in line for line in found.text())
 
 
 def test_precision_is_that_of_bayes_at_the_base_rate():
@@ -144,7 +208,7 @@ def test_the_command_writes_findings_and_fails_when_something_was_missed(home, c
     said = capsys.readouterr().out
     names = [item.name for item in findings.load(tmp_path)]
     assert names == ["evaluation"]
-    assert status == int("0 false device alerts" not in said or "2 of 2 alerted" not in said)
+    assert status == int("benign captures: 0 in" not in said or "2 of 2 alerted" not in said)
     assert "SHA-256" in said
 
 
@@ -181,6 +245,7 @@ def test_an_agents_configuration_that_cannot_be_used_is_refused(home, captured, 
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["{captured}", "--base-rate", "0"], "--base-rate must be above 0"),
+        (["{captured}", "--earlier", "{captured}"], "--earlier is for agents that learn"),
         (["{broken}"], "broken.parquet: not a Parquet file"),
     ],
 )
@@ -253,7 +318,7 @@ def test_a_broken_variant_fails_instead_of_making_its_own_errors_borderline(home
     if broken == "scores":
         scaler = of_bundle.scaler
         bundle = replace(of_bundle, scaler=replace(scaler, mean=scaler.mean + 0.3 * scaler.scale))
-        words = "Quantisation shifts the root score of 1 % of benign optimise rows by"
+        words = "Quantisation shifts the scores of 1 % of benign optimise rows by"
     else:
         network = Scorer(of_run.autoencoder(), of_run.scaler, of_run.columns)
         rows = np.flatnonzero(of_run.label == "mirai.udpplain")

@@ -1,5 +1,6 @@
 """Packets of generated captures, read back for the tests by a reader of their own."""
 
+import hashlib
 import struct
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,14 @@ def read(path: Path) -> list[Packet]:
                 fields["payload"] = length - 20 - (offset >> 4) * 4
         packets.append(Packet(seconds * 1_000_000 + micros, mac, wire, kind, **fields))
     return packets
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def is_public(address: int) -> bool:

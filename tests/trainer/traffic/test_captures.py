@@ -1,7 +1,6 @@
 """Captures and their manifest: equal plans give equal bytes, packets are valid, times are exact."""
 
 import ast
-import hashlib
 import shutil
 import subprocess
 from collections import Counter
@@ -14,18 +13,10 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapReader
 
-from tests.trainer.traffic.packets import SMALL, is_public, micros, rate, read
+from tests.trainer.traffic.packets import SMALL, digests, is_public, micros, rate, read
 from trainer.traffic import captures as module
 from trainer.traffic.captures import generate
 from trainer.traffic.plan import ATTACKS, DEVICES, Plan
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,65 @@
+"""The captures that a bundle is tried on: their days, one after the other, and what is left out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_agent.contract import captures
+from edge_agent.contract.captures import Capture, CaptureManifest
+from tests.conftest import Home
+from trainer.data.frames import Frame, S
+from trainer.judge.material import DAY_NS, Loaded, Material, consecutive, read
+
+
+def at(*seconds: float) -> list[Frame]:
+    return [(int(second * S), 60, b"") for second in seconds]
+
+
+def test_a_silence_of_hours_counts_as_a_days_length_and_a_splice_does_not():
+    capture = Capture(Path("a.pcap"), "camera", "benign")
+    day, year = 86_400.0, 366 * 86_400.0
+    battery = Loaded(capture=capture, generated=False, frames=at(0, 1.8 * day, 1.5 * day))
+    spliced = Loaded(capture=capture, generated=False, frames=at(0, 60, year, year + 60))
+    assert battery.days == pytest.approx(1.8)
+    assert spliced.days == pytest.approx(120 / 86_400)
+
+
+@pytest.mark.parametrize("begins", [(0, 0, 0), (0, 400, 90), (5, 2, 9)])
+def test_days_follow_one_another_whenever_they_were_captured(begins):
+    """Captures of one hour at once, years apart, or in another order; hours of the day are kept."""
+    days = [at(*(begin * 86_400 + hour for hour in (36_000, 37_000, 39_600))) for begin in begins]
+    moved = consecutive(days)
+    assert moved[-1] == days[-1]
+    for before, after, given in zip(moved, moved[1:], days, strict=False):
+        assert before[-1][0] < after[0][0] <= before[-1][0] + DAY_NS
+        assert (before[0][0] - given[0][0]) % DAY_NS == 0
+        assert [t - before[0][0] for t, _, _ in before] == [t - given[0][0] for t, _, _ in given]
+
+
+@pytest.fixture(scope="module")
+def material(home: Home) -> Material:
+    manifest, _, root = captures.load(home.captures)
+    later, _, later_root = captures.load(home.later)
+    return read([(later, later_root)], [(manifest, root)])
+
+
+def test_an_attack_is_put_into_a_devices_last_day_and_the_earlier_ones_lie_before_it(material, home):
+    earlier, _, _ = captures.load(home.captures)
+    days = sum(c.device == "plug-1" and c.label == "benign" for c in earlier.captures)
+    place = next(place for place in material.places if place.day.capture.device == "plug-1")
+    assert len(place.earlier) == days == len(material.earlier["plug-1"])
+    assert place.earlier[-1][-1][0] < place.day.start_ns < place.at_ns
+    assert [loaded.capture.device for loaded in material.benign] == ["plug-1", "thermostat-1"]
+
+
+def test_a_day_without_a_packet_of_the_device_is_judged_and_not_called_skipped(home):
+    """A battery camera may sleep for a day; without any day in which it sends, attacks cannot be put into one."""
+    manifest, _, root = captures.load(home.later)
+    plug = next(c for c in manifest.captures if c.device == "plug-1")
+    silent = replace(plug, mac="02:00:00:00:00:99")
+    both = read([(CaptureManifest((plug, silent)), root)])
+    assert (len(both.benign), len(both.places), both.skipped) == (2, 1, [])
+    alone = read([(CaptureManifest((silent,)), root)])
+    assert (len(alone.benign), len(alone.places)) == (1, 0)
+    assert "02:00:00:00:00:99 sends no IPv4 packet" in alone.skipped[0]
