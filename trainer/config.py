@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import Rules
+from edge_agent.contract.decision import Rules
 from edge_agent.contract.host_bounds import HOST_BOUNDS
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
@@ -205,6 +205,7 @@ class Config:
     total_rows: int = within(
         2_000_000, 1000, 10**9
     )  # in memory; where there are more, max_rows is halved until it fits
+    part_rows: int = within(200_000, 256, 10**9)  # of each benign part, for the limits and rows.parquet
     train_rows: int = within(10**9, 1000, 10**9)  # that the autoencoder trains on, at most
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False

@@ -35,7 +35,7 @@ from edge_agent.contract.clock import SteadyClock
 from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, HOST_COUNTS
 from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
-from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.device_limits import OWN_MARGIN, DeviceLimits
 from edge_agent.detection.report import Reporter
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -221,7 +221,7 @@ class Detector:
 
     def _new_limits(self, _mac: int, t_ns: int) -> DeviceLimits:
         rule = self._decision
-        return DeviceLimits(t_ns, rule.vote_margin, rule.vote_k, rule.vote_w, start=rule.warmup_score_factor)
+        return DeviceLimits(t_ns, OWN_MARGIN, rule.vote_k, rule.vote_w, start=rule.start_factor)
 
 
 def _check_usable(bundle: Bundle) -> None:

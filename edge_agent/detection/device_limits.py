@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import DEVICE_LEARN_S
-from edge_agent.contract.bundle import Decision
+from edge_agent.contract.decision import Decision
 from edge_agent.detection.bursts import Bursts
 from edge_agent.detection.minutes import MINUTE_NS, Levels, MinuteMemory, MinutePeaks, whole
 from edge_agent.detection.reservoir import RowSample
@@ -37,6 +37,9 @@ from edge_agent.detection.trust import Suspects, Trust
 
 LEARN_ROWS, LEARN_MIN_S, LEARN_MAX_S = 2000, DEVICE_LEARN_S, 86_400.0
 """A device has learnt after this many packets and this many seconds, or after a day at the latest."""
+
+OWN_MARGIN = 2.0
+"""How far a device's own limit is kept from its own minutes."""
 
 PRIOR_MINUTES = 3.0
 """Independent minutes that the shared limit weighs as much as."""

@@ -23,7 +23,7 @@ from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS
 from edge_agent.contract.messages import MAX_PAYLOAD, encode, format_time
 from edge_agent.detection.device_document import entry
-from edge_agent.detection.device_limits import LEARN_MIN_S, DeviceLimits
+from edge_agent.detection.device_limits import LEARN_MIN_S, OWN_MARGIN, DeviceLimits
 from edge_agent.detection.device_log import DeviceLog, limits_in_words
 from edge_agent.detection.device_records import UNREADABLE, pack, parts, unpack
 from edge_agent.detection.reservoir import RowBurst, RowSample
@@ -384,8 +384,8 @@ class Devices:
     def _new(self, t_ns: int) -> DeviceLimits:
         decision = self._decision
         sample = RowSample(self._rng) if self._most_bytes else None
-        rule = decision.vote_margin, decision.vote_k, decision.vote_w
-        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.warmup_score_factor)
+        rule = OWN_MARGIN, decision.vote_k, decision.vote_w
+        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.start_factor)
 
     def _record(self, limits: DeviceLimits) -> tuple[dict[str, Any], NDArray[Any]]:
         """Return what must be stored of a device: plain values, with the bounds its counts are in units of; minutes."""

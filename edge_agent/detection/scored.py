@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from edge_agent.capture.features import Routes, Rows
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import Bundle, Decision
+from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.columns import COUNT_COLUMNS, HOST_COUNTS
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.device_limits import DeviceLimits
@@ -88,7 +89,7 @@ class SubjectRules:
         """
         own_score, own_counts = own_factors
         warm = age_ns < self.decision.warmup_s * _S
-        strict = np.where(warm, max(self.decision.warmup_score_factor, own_score), own_score)
+        strict = np.where(warm, max(self.decision.start_factor, own_score), own_score)
         return strict, own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
 
 

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import VOTE_LATE_S
-from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
+from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNTS, parts
+from edge_agent.contract.decision import Decision
 from edge_agent.detection.activity import Sample
 
 SILENCE_S = 60.0

@@ -85,7 +85,7 @@ def test_the_config_shipped_is_complete_and_has_the_defaults():
             "data: [{kind: rows, path: x}]\ndecision: {vote_k: 30}",
             "x.yaml [decision]: vote_k: 30 is more than vote_w, 20",
         ),
-        ("data: [{kind: rows, path: x}]\ndecision: {vote_margin: 0}", "vote_margin: 0, must be 1 to"),
+        ("data: [{kind: rows, path: x}]\ndecision: {home_devices: 0}", "home_devices: 0, must be 1 to"),
         ("data: [{kind: rows, path: x}", "x.yaml line 1: not YAML"),
     ],
 )

@@ -21,10 +21,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
+from edge_agent.contract.bundle import BENIGN
 from edge_agent.progress import Progress
 from trainer.base import provenance
 from trainer.config import BaseRows, Config, DatasetEntry, plain
-from trainer.data import dataset
+from trainer.data import dataset, protocol
 from trainer.data.row_table import DatasetError, Limits, RowTable
 from trainer.traffic import homes
 from trainer.traffic.captures import generate
@@ -32,6 +33,10 @@ from trainer.traffic.plan import Plan
 
 PREFIX = "base "
 """How the names of devices of generated homes begin: `base 07 camera-1`, after the number of the home."""
+
+OTHERS, ATTACKS = 4, 2
+"""Divisors of ``max_rows``: of another sender in a device's capture, mostly the router, which every capture shows; and
+of an attack, of which each infected device has ten."""
 
 KEPT = 2
 """Sets of homes that are kept; those used longest ago are deleted first."""
@@ -115,11 +120,23 @@ def make_home(base: BaseRows, number: int, plan: Plan, out: Path) -> int:
         generate(plan, Path(work))
         limits = Limits(max_rows=base.max_rows)
         table = dataset.load((DatasetEntry("captures", Path(work)),), cols.ALL_COLUMNS, cols.CLEAN, limits)
-        frame = _frame(table, f"{PREFIX}{number:02} ")
+        frame = _frame(table, f"{PREFIX}{number:02} ")[_thinned(table, base.max_rows)]
         temporary = Path(work, out.name)
         frame.write_parquet(temporary, compression="zstd", metadata={dataset.SCHEMA_KEY: cols.CLEAN})
         os.replace(temporary, out)
-    return len(table)
+    return len(frame)
+
+
+def _thinned(table: RowTable, most: int) -> NDArray[np.intp]:
+    """Return the row numbers of a home, ascending, at most ``most`` of a device in a capture, and fewer of others."""
+    chosen = []
+    group = (table.capture * len(table.devices) + table.device) * len(table.labels) + table.label
+    for code in np.unique(group):
+        rows = np.flatnonzero(group == code)
+        other, attack = "/" in table.devices[table.device[rows[0]]], table.labels[table.label[rows[0]]] != BENIGN
+        limit = most // OTHERS if other else most // ATTACKS if attack else most
+        chosen.append(rows[protocol.spread(len(rows), limit)])
+    return np.sort(np.concatenate(chosen))
 
 
 def _frame(table: RowTable, prefix: str) -> pl.DataFrame:
@@ -134,6 +151,8 @@ def _frame(table: RowTable, prefix: str) -> pl.DataFrame:
             "label": np.array(table.labels)[table.label],
             "mac": table.mac,
             "t_ns": table.t_ns,
+            "number": table.number,
+            "kind": np.array([table.kinds.get(name, "") for name in table.devices])[table.device],
         }
     )
 

@@ -55,7 +55,7 @@ META_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
 """Columns of the packet profile of each row, where a file or a store has them."""
 
-OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part", "capture", *PROFILES}
+OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part", "capture", "number", "kind", "run", "start", *PROFILES}
 """Columns of a Parquet file of rows that are not features, in an extract, a run folder's rows or a generated home's."""
 
 
@@ -167,6 +167,8 @@ def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progre
     for capture in group:
         name = capture.name
         builder.expect(name, capture.label)
+        if capture.kind is not None:
+            builder.kinds[capture.device] = capture.kind
         read = 0
         before: dict[tuple[str, str], Any] = {}
         with opened(capture) as source:
@@ -279,7 +281,10 @@ def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]
                     same = (names["capture"] == capture) & (names["device"] == device) & (names["label"] == label)
                     mask = same.to_numpy()
                     packets = None if profiles is None else profiles[mask]
-                    builder.add(capture, device, label, values[mask], t_ns[mask], mac[mask], packets)
+                    number = frame["number"].to_numpy()[mask] if "number" in frame.columns else None
+                    builder.add(capture, device, label, values[mask], t_ns[mask], mac[mask], packets, number)
+                    if "kind" in frame.columns and (kind := frame["kind"].to_numpy()[mask][0]):
+                        builder.kinds[device] = str(kind)
             row += len(frame)
             progress.step(len(frame), "rows")
     return held

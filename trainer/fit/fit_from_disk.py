@@ -66,19 +66,15 @@ def train(
     rows: RowStore,
     watch: autoencoder.Watch | None = None,
     workers: "Workers | None" = None,
-    part_rows: int = fit.PART_ROWS,
 ) -> fit.FittedModel:
-    """Fit on all train rows and measure on a sample; FitError or TrainingError says why it failed.
-
-    ``part_rows`` bounds the sample of each benign part.
-    """
+    """Fit on all train rows and measure on a sample; FitError or TrainingError says why it failed."""
     index = rows.index()
     parts = split(config, index)
-    sample, sample_parts = _sample(config, rows, parts, index.label, part_rows)
+    sample, sample_parts = _sample(config, rows, parts, index.label)
     del index
     columns = config.model_columns()
     if config.top_n is not None:
-        columns = fit.choose_columns(config, sample, fit.rank(config, sample, sample_parts, part_rows), print)
+        columns = fit.choose_columns(config, sample, fit.rank(config, sample, sample_parts), print)
         config = dataclasses.replace(config, columns=columns, drop_columns=(), top_n=None)
 
     benign = np.sort(np.concatenate([parts.train, parts.optimise]))
@@ -97,21 +93,19 @@ def train(
         validation[i : i + step] = scaler.network_input(scaler.z(values))
     batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch, weights)
     del parts, benign
-    print(f"training on {counts['train']:,} rows; at most {part_rows:,} of each part are used to measure")
+    print(f"training on {counts['train']:,} rows; at most {config.part_rows:,} of each part are used to measure")
     network, history = autoencoder.train(
         batches, validation, config.autoencoder, config.seed, config.network, watch, workers
     )
     del validation, batches
     trained = fit.TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=sample_parts)
-    fitted = fit.fit(config, sample, watch=watch, trained=trained, workers=workers, part_rows=part_rows)
+    fitted = fit.fit(config, sample, watch=watch, trained=trained, workers=workers)
     return dataclasses.replace(fitted, metrics={**fitted.metrics, "whole": counts})
 
 
-def _sample(
-    config: Config, rows: RowStore, parts: Parts, label: NDArray[np.int32], part_rows: int
-) -> tuple[RowTable, Parts]:
+def _sample(config: Config, rows: RowStore, parts: Parts, label: NDArray[np.int32]) -> tuple[RowTable, Parts]:
     """Return the rows to measure on, a bounded number of every benign part and every attack, and their parts."""
-    benign = parts.sample(part_rows)
+    benign = parts.sample(config.part_rows)
     limit = round(config.classifier.rows_per_class / config.attack_split.train)  # so that enough of them train
     attacks = []
     for code in np.unique(label[parts.attack]):

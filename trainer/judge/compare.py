@@ -170,7 +170,7 @@ def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     published = tuple(cols.SCHEMAS[cols.CLEAN])
     both = (cols.CLEAN, cols.DEVICE)
     quiet = replace(config.decision, floors={}, warmup_floors={})
-    alone = replace(config.decision, vote_margin=1e6)  # no vote of the score reaches its limit
+    alone = replace(config.decision, n=1e6)  # no vote of the score reaches its limit
     yield "115, no counts rule", replace(config, schemas=(cols.CLEAN,), columns=(), decision=quiet)
     yield "115 + counts rule", replace(config, schemas=(cols.CLEAN,), columns=())
     yield (

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edge_agent.contract.budget import at_most, per_home_month
+from edge_agent.contract.decision import Rules
+
 BASE_RATE = 1e-4
 """Attacks per device-day at which precision is stated: one infected device in ten thousand, attacking daily."""
 
@@ -17,8 +20,8 @@ FLOOR_S = 60.0
 FLOOR_FRAMES = 3000
 """Packets of an attack at a given rate, at most."""
 
-HOME_DEVICES, MONTH_DAYS = 20, 30.0
-"""The home and the month in which a person counts false alerts."""
+HOME_DEVICES = Rules.home_devices
+"""Devices of the home in which a person counts false alerts."""
 
 Agents = Literal["cold", "learning", "site"]
 """The agent that alerted: one that starts cold and has the bundle's limits; one that starts cold and learns limits on
@@ -161,9 +164,7 @@ def bound(count: int, exposure: float, confidence: float = 0.95) -> float:
     >>> round(bound(0, 1.0), 2)  # the rule of three
     3.0
     """
-    from scipy.stats import chi2
-
-    return float(chi2.ppf(confidence, 2 * (count + 1)) / 2 / exposure) if exposure > 0 else float("inf")
+    return at_most(count, confidence) / exposure if exposure > 0 else float("inf")
 
 
 def stated(count: int, device_days: float) -> str:
@@ -175,7 +176,7 @@ def stated(count: int, device_days: float) -> str:
     rate = bound(count, device_days)
     return (
         f"{count} in {device_days:.2f} device-days ({device_days / 7:.1f} device-weeks): at most {rate:.2f} a "
-        f"device-day, {7 * rate:.1f} a device-week, {HOME_DEVICES * MONTH_DAYS * rate:.1f} a home-month (95 %)"
+        f"device-day, {7 * rate:.1f} a device-week, {per_home_month(rate, 1.0, HOME_DEVICES):.1f} a home-month (95 %)"
     )
 
 

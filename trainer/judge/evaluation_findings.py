@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.contract.budget import MONTH_DAYS, per_home_month
 from trainer.judge.evaluation import (
     BASE_RATE,
     FLOOR_FRAMES,
     HOME_DEVICES,
-    MONTH_DAYS,
     AttackTrial,
     Day,
     Evaluation,
@@ -254,7 +254,7 @@ def _false_alerts_table(days: Sequence[Day]) -> Table:
                 sum(day.early for day in of_device),
                 7 * count / exposure if exposure else None,
                 7 * bound(count, exposure),
-                HOME_DEVICES * MONTH_DAYS * bound(count, exposure),
+                per_home_month(bound(count, exposure), 1.0, HOME_DEVICES),
                 sum(day.flagged for day in of_device) / packets if packets else None,
             )
         )

@@ -6,7 +6,7 @@ Checksums are left as they are, since no feature depends on them.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -26,7 +26,10 @@ class InjectError(Exception):
 
 @dataclass(frozen=True)
 class InsideHost:
-    """A device in its own network: MAC, IPv4 address (4 bytes) and the MAC of its router."""
+    """A device in its own network: MAC, IPv4 address (4 bytes) and the MAC of its router.
+
+    Of an attacker whose only target is in its own network the router is not known: b"".
+    """
 
     mac: bytes
     ip: bytes
@@ -111,7 +114,16 @@ def attack(frames: Sequence[Frame], capture: Capture) -> AttackCapture:
     remote = sum(not _local(a) for a in sources)
     if not server and count > len(sent) / 2 and _local(target) and remote > len(sources) / 2:
         return AttackCapture(tuple(inside), InsideHost(target_mac, target, attacker), victim=True)
-    return AttackCapture(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), False, server)
+    attacking = host(sent, mac_text(parse_mac(capture.mac)), capture.file)
+    if not _routes(inside, attacking.router):
+        attacking = replace(attacking, router=b"")
+    return AttackCapture(tuple(inside), attacking, False, server)
+
+
+def _routes(frames: Sequence[Frame], mac: bytes) -> bool:
+    """Return whether a MAC is that of a router: it stands for a remote address, or for several."""
+    ends = {data[at + 16 : at + 20] for _, _, data in frames if data[:6] == mac and (at := _ipv4(data)) is not None}
+    return len(ends) > 1 or not all(map(_local, ends))
 
 
 def carried(
@@ -120,21 +132,22 @@ def carried(
     """Return the frames of an attack as if ``to`` carried it out (or suffered it) from ``start_ns`` on.
 
     They keep their own pace, or come evenly at ``rate`` frames/s; with a rate only the frames that attack are sent.
-    ``most`` bounds their number. A host other than the two keeps its address, so that false sources stay false.
+    ``most`` bounds their number. A host other than the two keeps its address, so that false sources stay false; one in
+    the attacker's own network keeps its MAC, too, and a remote one is behind the router of ``to``.
     """
     frames = list(source.frames)
     if rate is not None:
         frames = [frames[i] for i in source.sent()]
     frames = frames[:most]
     first = frames[0][0]
-    pairs = ((source.host.mac, to.mac), (source.host.router, to.router))
-    macs = dict(pairs)
+    macs = {source.host.mac: to.mac, source.host.router: to.router}
     moved = []
     for i, (t_ns, length, data) in enumerate(frames):
         at, changed = _ipv4(data), bytearray(data)
         changed[:6], changed[6:12] = macs.get(data[:6], data[:6]), macs.get(data[6:12], data[6:12])
-        if not data[0] & 1 and data[:6] not in macs:  # another local host, now behind the router
-            changed[:6] = to.router if data[6:12] == source.host.mac else changed[:6]
+        own = at is not None and _local(data[at + 16 : at + 20])
+        if not own and not data[0] & 1 and data[:6] not in macs and data[6:12] == source.host.mac:
+            changed[:6] = to.router
         if at is not None:
             for end in (at + 12, at + 16):
                 if data[end : end + 4] == source.host.ip:

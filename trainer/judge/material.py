@@ -22,19 +22,20 @@ Manifests = Sequence[tuple[captures.CaptureManifest, Path]]
 AT = 0.4
 """The place in a device's day where an attack is put: the share of the day that has passed."""
 
-SPLICE_S = 2 * 86_400.0
-"""A longer gap in a benign capture is no silence, but where two recordings were put together."""
-
 DAY_NS = 86_400 * S
+
+SPLICE_NS = 2 * DAY_NS
+"""A longer gap in a benign capture is no silence, but where two recordings were put together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A capture read into memory."""
+    """A capture read into memory. Of a span, ``watched_ns`` is its begin and end as far as the file goes."""
 
     capture: Capture
     generated: bool
     frames: list[Frame]
+    watched_ns: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -48,10 +49,12 @@ class Loaded:
 
     @property
     def days(self) -> float:
-        """Its length in days; the gaps of a spliced file do not count."""
+        """Its length in days: of a span, silence at its ends included; of a file, without the gaps of a splice."""
+        if self.watched_ns is not None:
+            return (self.watched_ns[1] - self.watched_ns[0]) / DAY_NS
         times = sorted(frame[0] for frame in self.frames)
-        gaps = ((later - earlier) / S for earlier, later in pairwise(times))
-        return sum(gap for gap in gaps if gap <= SPLICE_S) / 86_400
+        gaps = (later - earlier for earlier, later in pairwise(times))
+        return sum(gap for gap in gaps if gap <= SPLICE_NS) / DAY_NS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +140,18 @@ def read(manifests: Manifests, earlier: Manifests = ()) -> Material:
 
 def _loaded(capture: Capture, manifest: captures.CaptureManifest, root: Path, skipped: list[str]) -> Loaded | None:
     try:
-        frames = inject.read(root / capture.file, capture.span)
+        whole = inject.read(root / capture.file)
+        if (span := capture.span) is None:
+            return Loaded(capture=capture, generated=manifest.generated, frames=whole)
+        times = [frame[0] for frame in whole]
+        first, last = max(span.start_ns, min(times)), min(span.end_ns, max(times))
+        frames = [frame for frame in whole if first <= frame[0] <= last]
+        if not frames:
+            raise InjectError(f"{capture.name}: the file has no frames in that time")
     except InjectError as error:
         skipped.append(str(error))
         return None
-    return Loaded(capture=capture, generated=manifest.generated, frames=frames)
+    return Loaded(capture=capture, generated=manifest.generated, frames=frames, watched_ns=(first, last))
 
 
 def consecutive(days: Sequence[list[Frame]]) -> list[list[Frame]]:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_agent.contract.budget import MONTH_DAYS, per_home_month
 from edge_agent.contract.bundle import replace_file
-from trainer.judge.evaluation import HOME_DEVICES, MONTH_DAYS, AttackTrial, Day, Evaluation, bound, on_site
+from trainer.judge.evaluation import HOME_DEVICES, AttackTrial, Day, Evaluation, bound, on_site
 from trainer.judge.evaluation_findings import spread
 from trainer.judge.evasions import Evasions
 
@@ -68,7 +69,7 @@ def proven(alerts: int, device_days: float) -> dict[str, Any]:
         "device_days": device_days,
         "device_weeks": device_days / 7,
         "bound_device_week": None if rate is None else 7 * rate,
-        "bound_home_month": None if rate is None else HOME_DEVICES * MONTH_DAYS * rate,
+        "bound_home_month": None if rate is None else per_home_month(rate, 1.0, HOME_DEVICES),
     }
 
 

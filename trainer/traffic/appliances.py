@@ -40,7 +40,7 @@ def tv(life: Client, begin: int, end: int) -> None:
     rng = life.rng
     sessions.announce(life, begin, end, "_cast._tcp")
     sessions.ssdp(life, begin, end)
-    for at in life.happenings(begin, end, 24):
+    for at in life.happenings(begin, end, 20):
         people.page(life, at, rng.randint(3, 20))
         if rng.random() < 0.5:
             people.watch(life, at + 4 * SECOND, rng.uniform(30, 150), end)
@@ -99,5 +99,5 @@ def battery_camera(life: Client, begin: int, end: int) -> None:
         else:
             life.request(at, "api", int(traits["request_bytes"]), int(traits["response_bytes"]))
         t = at + 60 * SECOND + int(rng.expovariate(1) * hours * HOUR)
-        if rng.random() < 0.3:  # the same visitor again
-            t = at + rng.randrange(60, 200) * SECOND
+        if rng.random() < 0.5:  # the same visitor again
+            t = at + rng.randrange(30, 200) * SECOND

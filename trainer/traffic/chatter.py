@@ -5,7 +5,7 @@ import struct
 from trainer.traffic import sessions
 from trainer.traffic.client import Client
 from trainer.traffic.home import BROADCAST_MAC, MDNS, SSDP
-from trainer.traffic.messages import arp_frame, icmp6_frame, icmp_message, ip_frame, mdns_message, udp6_frame
+from trainer.traffic.messages import arp_frame, dns_query, icmp6_frame, icmp_message, ip_frame, mdns_message, udp6_frame
 from trainer.traffic.plan import SECOND
 from trainer.traffic.wire import ICMP
 
@@ -43,6 +43,9 @@ def add(life: Client) -> None:
         frame = _ethernet(BROADCAST_MAC, life.device.mac, 0x8110, bytes(rng.randint(46, 250)))
         for at in life.every(begin, end, traits["odd_s"], 0.01):
             life.tape.raw(at, frame)
+    if traits["names"]:
+        for at in [begin, *life.happenings(begin, end, 3)]:
+            names(life, at)
     if traits["polled_s"]:
         polls(life, begin, end)
     if traits["upnp"]:
@@ -143,4 +146,17 @@ def describe(life: Client, t: int) -> None:
         flow.send(rng.randint(110, 900), ack=False)
         flow.receive(rng.randint(200, 3500))
         flow.close()
-        t = flow.t + rng.randrange(2_000, 200_000)
+        t = flow.t + rng.choice((1_000, 60_000, 200_000))
+
+
+def names(life: Client, t: int) -> None:
+    """Ask for many names at once, as after a boot: each question has a port of its own, and some are repeated."""
+    rng, home = life.rng, life.home
+    for _ in range(int(life.device.traits["names"])):
+        host, sport = life.site(), rng.randrange(1024, 65536)
+        for _ in range(rng.choice((1, 1, 2))):
+            query = dns_query(rng.getrandbits(16), host.name, rng.choice((1, 28)))
+            life.udp(t, home.router, sport, 53, len(query), query, up=True)
+            back = t + life.rtt(host)
+            life.udp(back, home.router, 53, sport, len(query) + rng.randint(16, 120), query, up=False)
+            t += rng.randrange(100, 60_000)

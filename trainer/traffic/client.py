@@ -8,6 +8,9 @@ from trainer.traffic.messages import client_hello, dhcp_message, dns_answer, dns
 from trainer.traffic.plan import SECOND
 from trainer.traffic.station import Station
 
+KEPT = 600 * SECOND
+"""Age up to which an address is used again without a question."""
+
 
 class Client(Station):
     """A device that resolves names, gets a lease and the time, and makes requests."""
@@ -25,7 +28,18 @@ class Client(Station):
         return moved if moved is not None and t >= since else self.device.hosts[role]
 
     def look_up(self, t: int, host: CloudHost) -> tuple[int, int]:
-        """Ask for the address of any host, see `resolve`."""
+        """Ask for the address of any host, see `resolve`, or use the last one again."""
+        rng, traits = self.rng, self.device.traits
+        if traits["keeps"] and rng.random() < traits["keeps"]:
+            when, address = self.known.get(host.name, (t - KEPT - 1, 0))
+            if 0 <= t - when <= KEPT and address in host.pool:
+                return t + rng.randrange(50, 900), address
+        t, address = self._ask(t, host)
+        self.known[host.name] = (t, address)
+        return t, address
+
+    def _ask(self, t: int, host: CloudHost) -> tuple[int, int]:
+        """Ask a resolver for a host's address; return the time of the answer and an address."""
         rng, traits = self.rng, self.device.traits
         resolver = int(traits["resolver"]) or self.home.router
         kinds = (1, 28) if traits["aaaa"] else (1,)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from trainer.traffic.plan import PEOPLES
 
 PLAIN: dict[str, float] = {
-    **dict.fromkeys(("loss", "resolver", "dns_tcp", "fresh", "ipv6", "eapol_s", "lan_polls_s", "pings_s"), 0.0),
+    **dict.fromkeys(
+        ("loss", "resolver", "dns_tcp", "fresh", "keeps", "names", "ipv6", "eapol_s", "lan_polls_s", "pings_s"), 0.0
+    ),
     **dict.fromkeys(("notify_s", "notify_frames", "group_s", "odd_s", "polled_s", "upnp", "punches"), 0.0),
     **dict.fromkeys(("updates", "update_bytes", "moves", "new", "lan_view_kbps", "swarms", "vpn"), 0.0),
     "merged": 1.0,
@@ -68,6 +70,8 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "resolver": float(resolver),
         "dns_tcp": rng.choice((0.0, 0.0, 0.0, 0.01)),
         "fresh": rng.choice((0.0, 0.1, 0.3)) if not people else 0.5,
+        "keeps": rng.choice((0.0, 0.5, 0.95)),
+        "names": rng.choice((0.0, 0.0, 4.0, 12.0)),
         "lease_s": home.lease_s,
         "keepalive_s": rng.choice((30, 60, 60, 120, 240, 300)) * rng.uniform(0.97, 1.0),
         "report_s": rng.choice((15, 60, 60, 300, 900)) * rng.uniform(0.8, 1.2),

@@ -6,14 +6,14 @@ from trainer.traffic.events import unanswered
 from trainer.traffic.flow import Flow
 from trainer.traffic.home import BROADCAST, BROADCAST_MAC, CloudHost
 from trainer.traffic.messages import tls_record
-from trainer.traffic.plan import SECOND
+from trainer.traffic.plan import PEOPLES, SECOND
 
 
 def phone(life: Client, begin: int, end: int) -> None:
     """Look at apps and pages, watch, call, and ask the home's devices."""
     rng = life.rng
     sessions.announce(life, begin, end, "_companion._tcp")
-    for at in life.happenings(begin, end, 90):
+    for at in life.happenings(begin, end, 75):
         page(life, at, rng.randint(1, 8))
     for at in life.happenings(begin, end, 20):
         page(life, at, rng.randint(5, 20))
@@ -33,7 +33,7 @@ def phone(life: Client, begin: int, end: int) -> None:
 def pc(life: Client, begin: int, end: int) -> None:
     """Look at pages, call, watch, load large files, work through a tunnel, take part in a swarm."""
     rng, traits = life.rng, life.device.traits
-    for at in life.happenings(begin, end, 90):
+    for at in life.happenings(begin, end, 70):
         page(life, at, rng.randint(2, 30))
     for at in life.happenings(begin, end, 6):
         call(life, at, rng.uniform(20, 90))
@@ -224,7 +224,12 @@ def control(life: Client, t: int, seconds: float) -> None:
     mac = 0x02 << 40 | home.lan << 8 & 0xFFFFFF0000 | other & 0xFF
     port, over = rng.choice((9999, 6668, 7000, 54321, 5683)), t + int(seconds * SECOND)
     while t < over:
-        if rng.random() < 0.4:
+        dice = rng.random()
+        if dice < 0.15 and life.device.kind in PEOPLES:  # the vendor's cloud beside it
+            for _ in range(rng.randint(1, 4)):
+                life.request(t, "api", rng.randint(450, 1200), rng.randint(300, 1500), resumed=rng.random() < 0.6)
+                t += rng.randrange(1_000, 300_000)
+        elif dice < 0.5:
             sport = life.next_port()
             for _ in range(2):
                 life.udp(t, BROADCAST, sport, port, rng.randint(29, 120), up=True, mac=BROADCAST_MAC)

@@ -29,6 +29,8 @@ class Station:
         self.ident = self.rng.getrandbits(16)
         self.port = self.rng.randrange(32768, 60000) if device.linux else self.rng.randrange(49152, 60000)
         self.clock_base = self.rng.getrandbits(31)
+        self.known: dict[str, tuple[int, int]] = {}
+        """Name of a host -> when it was last asked for (µs), and its address then."""
         self.moved: dict[str, tuple[int, CloudHost]] = {}
         """Role -> the host that has taken it over, and since when (µs): vendors move."""
 

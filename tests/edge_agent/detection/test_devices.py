@@ -202,7 +202,7 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
 @pytest.mark.parametrize("minute", [0.5, 3, 8])
 def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
     """A flood that only the score sees, above the model's own limit of that time and not far."""
-    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 2000)))
+    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 4000)))
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}

@@ -1,15 +1,20 @@
 """The captures that a bundle is tried on: their days, one after the other, and what is left out."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from edge_agent.contract import captures
-from edge_agent.contract.captures import Capture, CaptureManifest
+from edge_agent.contract.captures import Capture, CaptureManifest, Span
 from tests.conftest import Home
+from tests.reference.frames import pcap
+from tests.traffic import CLOUD, PLUG, packet
 from trainer.data.frames import Frame, S
 from trainer.judge.material import DAY_NS, Loaded, Material, consecutive, read
+
+PACKET = packet(PLUG, CLOUD)
 
 
 def at(*seconds: float) -> list[Frame]:
@@ -23,6 +28,19 @@ def test_a_silence_of_hours_counts_as_a_days_length_and_a_splice_does_not():
     spliced = Loaded(capture=capture, generated=False, frames=at(0, 60, year, year + 60))
     assert battery.days == pytest.approx(1.8)
     assert spliced.days == pytest.approx(120 / 86_400)
+
+
+def test_a_device_that_is_silent_at_the_ends_of_its_day_was_watched_all_day(tmp_path):
+    """A battery camera sends for seconds of it; the file begins after the first day does, and ends before the last."""
+    hour = 3600
+    frames = [(hour * S, 60, PACKET), (30 * hour * S, 60, PACKET), (30 * hour * S + 9 * S, 60, PACKET)]
+    (tmp_path / "week.pcap").write_bytes(pcap([*frames, (50 * hour * S, 60, PACKET)]))
+    first = datetime(1970, 1, 1, tzinfo=UTC)
+    spans = [Span(first + timedelta(days=i), first + timedelta(days=i + 1)) for i in range(4)]
+    days = tuple(Capture(Path("week.pcap"), "camera", "benign", span=span) for span in spans)
+    found = read([(CaptureManifest(days), tmp_path)])
+    assert [round(day.days * 24, 3) for day in found.benign] == [23, 24, 2]
+    assert found.skipped == ["week.pcap@1970-01-04T00:00Z: the file has no frames in that time"]
 
 
 @pytest.mark.parametrize("begins", [(0, 0, 0), (0, 400, 90), (5, 2, 9)])

@@ -239,3 +239,21 @@ def test_pcap_lengths_match_the_bytes(day):
             assert kept <= wire
             at += 16 + kept
         assert at == len(raw)
+
+
+def test_a_host_that_was_just_asked_for_keeps_its_address():
+    """So a second connection begins while the first, a large upload, is still remembered of the pair of hosts."""
+    for keeps, most in ((1.0, 1), (0.0, 8)):
+        client = life(9, "battery_camera", keeps=keeps, fresh=0.0)
+        addresses = {client.resolve(client.begin + n * 10_000_000, "video")[1] for n in range(8)}
+        assert len(addresses) <= most
+        assert keeps == 1.0 or len(addresses) > 1
+
+
+def test_many_names_are_asked_for_at_once_each_from_a_port_of_its_own(tmp_path):
+    client = life(9, "hub", names=12.0)
+    chatter.names(client, client.begin + 1000)
+    asked = [p for p in packets(client, tmp_path) if p.dport == 53]
+    assert 12 <= len(asked) <= 24
+    assert len({p.sport for p in asked}) >= 11
+    assert asked[-1].t - asked[0].t < 2_000_000
