@@ -32,7 +32,7 @@ from edge_agent.handlers import teach
 from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
-from tests.edge_agent.detection.test_detector import found
+from tests.edge_agent.detection.test_detector import by_score, found
 from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, Frame, S, merged, one_socket, packet, scan, steady
 
 MINUTE = 60 * S
@@ -203,6 +203,7 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
 def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
     """A flood that only the score sees, above the model's own limit of that time and not far."""
     rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 4000)))
+    bundle = by_score(bundle)
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
@@ -515,7 +516,7 @@ def test_a_daily_call_that_is_not_answered_is_told_each_day(bundle):
     told = days(devices, bundle, [call(day, answered=False) for day in range(1, 7)])
     assert all(told)
     assert entry(devices)["score_times"] == 1.0
-    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED
+    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED | Mark.COUNTS
 
 
 def test_a_daily_burst_to_another_new_host_each_day_is_told_each_day(bundle):
