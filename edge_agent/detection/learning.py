@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_agent.capture.features import Rows
 from edge_agent.detection.activity import PORT_BITS
-from edge_agent.detection.bursts import NEW_HOST_S, UNANSWERED_SHARE, Mark
+from edge_agent.detection.bursts import ANSWERED, NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -86,7 +86,8 @@ class DeviceLearning:
         """
         hosts = targets >> PORT_BITS
         sent = rows.values[index, self._rules.between_hosts_at[1]]
-        in_vain = (rows.meta["unanswered"][index, 1] > UNANSWERED_SHARE * sent) & (hosts != 0)
+        unanswered = sent - ANSWERED * rows.meta["answers"][index]
+        in_vain = (unanswered > UNANSWERED_SHARE * sent) & (hosts != 0)
         self.limits.bursts.trace.see_rows(
             np.unique(hosts[hosts != 0]).tolist(),
             counted=counted,

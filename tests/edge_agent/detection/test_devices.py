@@ -516,7 +516,7 @@ def test_a_daily_call_that_is_not_answered_is_told_each_day(bundle):
     told = days(devices, bundle, [call(day, answered=False) for day in range(1, 7)])
     assert all(told)
     assert entry(devices)["score_times"] == 1.0
-    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED | Mark.COUNTS
+    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED
 
 
 def test_a_daily_burst_to_another_new_host_each_day_is_told_each_day(bundle):
