@@ -146,7 +146,7 @@ class Trace:
         """The main activity of the last vote; None without one."""
         self.hosts: frozenset[int] = frozenset()
         self.class_sum = self.profile_sum = np.zeros(0)
-        """Sums over the flagged rows of the alarm as of its last vote, as `Vote` has them; empty without one."""
+        """Sums over the flagged rows of the alarm as of the last vote reported, as `Vote` has them; empty without."""
         self._rows = self._in_vain = 0
 
     def see_rows(self, hosts: Iterable[int], *, counted: bool, rows: int, in_vain: int) -> None:
@@ -165,7 +165,7 @@ class Trace:
     def see_vote(
         self, activities: tuple[Activity, ...], class_sum: NDArray[np.float64], profile_sum: NDArray[np.float64]
     ) -> None:
-        """Take in what a vote of the alarm reports."""
+        """Take in a vote of the alarm that is reported."""
         self.activity, self.class_sum, self.profile_sum = activities[0], class_sum, profile_sum
         if any(activity.kind == "scan" for activity in activities):
             self.marks |= Mark.SCAN

@@ -81,15 +81,15 @@ class DeviceLearning:
     def see_flagged(self, rows: Rows, index: NDArray[np.intp], targets: NDArray[np.int64], *, counted: bool) -> None:
         """Take in flagged rows ``index`` (n,) for the burst that they may be part of.
 
-        ``targets`` (n,) are those of rows whose score is above its limit, 0 for others; ``counted`` says if the counts
-        rule flagged a row.
+        There is at least one. ``targets`` (n,) are those of rows whose score is above its limit, 0 for others;
+        ``counted`` says if the counts rule flagged a row.
         """
         hosts = targets >> PORT_BITS
         sent = rows.values[index, self._rules.between_hosts_at[1]]
         unanswered = sent - ANSWERED * rows.meta["answers"][index]
         in_vain = (unanswered > UNANSWERED_SHARE * sent) & (hosts != 0)
         self.limits.bursts.trace.see_rows(
-            np.unique(hosts[hosts != 0]).tolist(),
+            hosts[:1].tolist() if hosts[0] and (hosts == hosts[0]).all() else np.unique(hosts[hosts != 0]).tolist(),
             counted=counted,
             rows=int((hosts != 0).sum()),
             in_vain=int(in_vain.sum()),

@@ -158,6 +158,8 @@ class Subject:
             return []
         if self._alarm:
             self._alarm.reported_ns = vote.t_ns
+        if self.learning:
+            self.learning.limits.bursts.trace.see_vote(vote.activities, vote.class_sum, vote.profile_sum)
         return [vote]
 
     # -- quiet rows --
@@ -418,9 +420,6 @@ class Subject:
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
-        activities = _activities(self._window, self._openings, ruled, i, victim=self._victim)
-        if self.learning:
-            self.learning.limits.bursts.trace.see_vote(activities, alarm.class_sum, alarm.profile_sum)
         return Vote(
             t_ns=self._last_vote_ns,
             first_ns=alarm.first_ns,
@@ -434,7 +433,7 @@ class Subject:
             count_at=count_at,
             statistic=statistic,
             share=share,
-            activities=activities,
+            activities=_activities(self._window, self._openings, ruled, i, victim=self._victim),
             window_s=self._window.span_s,
             rows=alarm.rows,
             packets=alarm.packets,

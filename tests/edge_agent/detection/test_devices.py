@@ -27,6 +27,7 @@ from edge_agent.control import CommandRefused
 from edge_agent.delivery.suppressions import Suppressions
 from edge_agent.detection.bursts import Mark
 from edge_agent.detection.detector import Detector
+from edge_agent.detection.device_document import budget
 from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.handlers import teach
 from edge_agent.learning_store import seen_path
@@ -457,6 +458,16 @@ def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle,
     assert Agent(AgentConfig(), other, state=state).extractor.counts()["devices"] == 2
     assert state.damaged == 1
     state.close()
+
+
+def test_the_budget_is_the_bundle_s_with_what_its_days_prove(bundle):
+    decision = Devices(bundle).decision
+    said = budget(decision)
+    assert (said["home_month"], said["home_devices"]) == (decision.budget, decision.home_devices) == (1.0, 20)
+    assert decision.basis is not None
+    assert said["device_days"] == round(decision.basis.device_days, 1) > 0
+    assert said["proven"] == round(decision.basis.home_month, 2) > decision.budget
+    assert budget(dataclasses.replace(decision, basis=None)) == {"home_month": 1.0, "home_devices": 20}
 
 
 # -- bursts that recur, of real packets over days --
