@@ -120,7 +120,7 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
             f"model {health.get('model', '?')}; {_SCORING.get(scoring, scoring)}",
             f"{health.get('cpu', '?')} processor cores and {_number(health.get('rss_mb', '?'))} MB of memory in use",
         ]
-        heads["alerts"] = [_several(health.get("episodes_open", 0), "episode") + " open"]
+        heads["alerts"] = [_several(health.get("episodes_open", 0), "episode") + " open", *_budget(result)]
         waiting = health.get("outbox_depth", 0)
         heads["delivery"] = [f"{_several(waiting, 'message')} in the outbox, waiting for the broker"]
     if line := _mapping(result.get("broker")):
@@ -136,6 +136,19 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
         entries = len(_rows(result["allowed"]))
         heads["suppressions"] = [f"{entries} in force" if entries else "none in force"]
     return heads
+
+
+def _budget(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the budget of false alerts, and what the days that the model's limits were made from prove of it."""
+    budget = _mapping(result.get("budget"))
+    if not budget:
+        return
+    allowed = f"{_several(budget.get('home_month', '?'), 'false alert')} a month in a home of "
+    text = f"the model's limits allow {allowed}{_several(budget.get('home_devices', '?'), 'device')}"
+    if "proven" in budget:
+        days = _number(budget.get("device_days", "?"))
+        text += f"; the {days} benign device-days that they rest on prove at most {_number(budget['proven'])} (95 %)"
+    yield text
 
 
 def _interface(one: Mapping[str, Any], utc: bool) -> str:

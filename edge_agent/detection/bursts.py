@@ -54,6 +54,10 @@ NEW_HOST_S = 3600.0
 UNANSWERED_SHARE = 0.5
 """Share of the packets to a host (λ = 0.01) above which, without an answer to account for them, they are in vain."""
 
+ANSWERED = 20.0
+"""Packets that one answer accounts for there. A burst that is learnt may not be as one-sided as what the counts rule
+passes over, for which an answer accounts for more (`kernel/kernel.h`)."""
+
 MAX_VOUCHED = 8
 """Sorts of bursts that people have vouched for; a further one takes the place of the first."""
 
@@ -142,7 +146,7 @@ class Trace:
         """The main activity of the last vote; None without one."""
         self.hosts: frozenset[int] = frozenset()
         self.class_sum = self.profile_sum = np.zeros(0)
-        """Sums over the flagged rows of the alarm as of its last vote, as `Vote` has them; empty without one."""
+        """Sums over the flagged rows of the alarm as of the last vote reported, as `Vote` has them; empty without."""
         self._rows = self._in_vain = 0
 
     def see_rows(self, hosts: Iterable[int], *, counted: bool, rows: int, in_vain: int) -> None:
@@ -161,7 +165,7 @@ class Trace:
     def see_vote(
         self, activities: tuple[Activity, ...], class_sum: NDArray[np.float64], profile_sum: NDArray[np.float64]
     ) -> None:
-        """Take in what a vote of the alarm reports."""
+        """Take in a vote of the alarm that is reported."""
         self.activity, self.class_sum, self.profile_sum = activities[0], class_sum, profile_sum
         if any(activity.kind == "scan" for activity in activities):
             self.marks |= Mark.SCAN

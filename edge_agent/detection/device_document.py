@@ -6,6 +6,7 @@ The rules themselves are the knowledge of `device_limits` beside this module, an
 from typing import Any
 
 from edge_agent.contract.captures import mac_text
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.messages import clean, format_time
 from edge_agent.detection.bursts import DAYS, MARK_WORDS, REFUSED_TIMES
 from edge_agent.detection.device_limits import SCORE_CAP, DeviceLimits
@@ -52,6 +53,18 @@ def entry(mac: int, limits: DeviceLimits, name: str | None, limit: float) -> dic
     if words := _ends(limits, mac_text(mac)):
         entry["ends"] = words
     return entry
+
+
+def budget(decision: Decision) -> dict[str, Any]:
+    """Return the false alerts that a model's limits allow in a month of a home, and what benign days prove of it.
+
+    ``proven`` is the upper 95 % bound of those by the score in the ``device_days`` that the limits were made from; both
+    are left out where they are not known.
+    """
+    basis, said = decision.basis, {"home_month": decision.budget, "home_devices": decision.home_devices}
+    if basis and basis.home_month is not None:
+        said |= {"device_days": round(basis.device_days, 1), "proven": round(basis.home_month, 2)}
+    return said
 
 
 def _marks(limits: DeviceLimits) -> str:

@@ -21,6 +21,7 @@ from edge_agent.contract.bounds import KEPT_ROWS_BYTES
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.messages import MAX_PAYLOAD, encode, format_time
 from edge_agent.detection.device_document import entry
 from edge_agent.detection.device_limits import LEARN_MIN_S, OWN_MARGIN, DeviceLimits
@@ -147,6 +148,11 @@ class Devices:
         self._vouched.add(mac)
         logger.info("bursts of device %s that were learnt as requested are forgotten, as requested", self._who(mac))
         return True
+
+    @property
+    def decision(self) -> Decision:
+        """The decision of the bundle that these limits belong to."""
+        return self._decision
 
     def known(self) -> dict[int, DeviceLimits]:
         """Return every device by its MAC, including those not seen since the start."""

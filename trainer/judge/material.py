@@ -129,7 +129,9 @@ def read(manifests: Manifests, earlier: Manifests = ()) -> Material:
                     material.skipped.append(str(error))
                 else:  # it is judged all the same; another day of the device may do for attacks
                     silent[capture.device] = error
-    material.skipped.extend(str(error) for device, error in silent.items() if device not in hosts)
+    if material.attacks:
+        unfit = (error for device, error in silent.items() if device not in hosts)
+        material.skipped.extend(f"{error}, so no attack is put into its days" for error in unfit)
     for device, (day, host) in hosts.items():
         days = [*material.earlier.get(device, ()), *material.days_of(device)]
         before = [loaded.frames for loaded in days[: next(i for i, loaded in enumerate(days) if loaded is day)]]

@@ -84,7 +84,7 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "mdns_s": rng.choice((60, 120, 600, 1800)) * rng.uniform(0.8, 1.2),
         "glitch_h": rng.choice((3, 12, 48)) * rng.uniform(0.7, 1.3),
         "active": rng.choice((0.08, 0.2, 0.35)) * rng.uniform(0.7, 1.4) * (0.5 if kind == "camera" else 1.0),
-        "kbps": usual["kbps"] * rng.choice((0.7, 1, 1, 2)),
+        "kbps": usual["kbps"] * rng.choice((0.5, 0.7, 1, 1.3)),
         "fps": usual["fps"] * rng.choice((1, 1, 1.5, 2)),
         "stun_s": usual["stun_s"] * rng.choice((1, 3, 10)),
         # what follows has no counterpart in a plain home; 0 is never
@@ -103,7 +103,7 @@ def device_habits(seed: int, name: str, kind: str, usual: dict[str, float]) -> d
         "update_bytes": rng.choice((3e5, 1e6, 3e6, 6e6)) * rng.uniform(0.7, 1.3),
         "moves": 0.3,
         "new": float(rng.random() < 0.3),
-        "lan_view_kbps": rng.choice((300, 800, 1200, 1800)) * rng.uniform(0.8, 1.2),
+        "lan_view_kbps": rng.choice((300, 600, 900, 1200)) * rng.uniform(0.8, 1.2),
         "swarms": float(kind == "pc" and rng.random() < 0.25),
         "vpn": float(people and rng.random() < 0.25),
     }

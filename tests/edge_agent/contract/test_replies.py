@@ -135,6 +135,28 @@ def test_what_is_to_be_known_of_a_device_stands_below_it():
     assert "devices       2 known: 1 stale, 1 learning; 1 under alarm" in text
 
 
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({}, "1 episode open"),
+        (
+            {"home_month": 1.0, "home_devices": 20},
+            "the model's limits allow 1 false alert a month in a home of 20 devices",
+        ),
+        (
+            {"home_month": 2.0, "home_devices": 20, "device_days": 85.5, "proven": 21.05},
+            "the model's limits allow 2 false alerts a month in a home of 20 devices; the 85.5 benign device-days that "
+            "they rest on prove at most 21.05 (95 %)",
+        ),
+    ],
+)
+def test_the_budget_of_false_alerts_stands_beside_the_alerts(budget, words):
+    text = status(RESULT | {"budget": budget})
+    (at,) = [i for i, line in enumerate(text) if line.startswith("alerts")]
+    shown = [line for line in text[at : at + 2] if line]
+    assert shown[-1].strip().removeprefix("alerts").strip() == words
+
+
 def test_times_are_local_with_the_zone_or_utc(monkeypatch):
     import time
 

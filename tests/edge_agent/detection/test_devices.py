@@ -27,12 +27,13 @@ from edge_agent.control import CommandRefused
 from edge_agent.delivery.suppressions import Suppressions
 from edge_agent.detection.bursts import Mark
 from edge_agent.detection.detector import Detector
+from edge_agent.detection.device_document import budget
 from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.handlers import teach
 from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
-from tests.edge_agent.detection.test_detector import found
+from tests.edge_agent.detection.test_detector import by_score, found
 from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, Frame, S, merged, one_socket, packet, scan, steady
 
 MINUTE = 60 * S
@@ -203,6 +204,7 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
 def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
     """A flood that only the score sees, above the model's own limit of that time and not far."""
     rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 4000)))
+    bundle = by_score(bundle)
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
@@ -456,6 +458,16 @@ def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle,
     assert Agent(AgentConfig(), other, state=state).extractor.counts()["devices"] == 2
     assert state.damaged == 1
     state.close()
+
+
+def test_the_budget_is_the_bundle_s_with_what_its_days_prove(bundle):
+    decision = Devices(bundle).decision
+    said = budget(decision)
+    assert (said["home_month"], said["home_devices"]) == (decision.budget, decision.home_devices) == (1.0, 20)
+    assert decision.basis is not None
+    assert said["device_days"] == round(decision.basis.device_days, 1) > 0
+    assert said["proven"] == round(decision.basis.home_month, 2) > decision.budget
+    assert budget(dataclasses.replace(decision, basis=None)) == {"home_month": 1.0, "home_devices": 20}
 
 
 # -- bursts that recur, of real packets over days --
