@@ -12,6 +12,7 @@ from typing import Any, Literal
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
 from edge_agent.contract.decision import Rules
+from edge_agent.contract.host_bounds import HOST_BOUNDS
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
 from trainer.data.protocol import Split
@@ -148,15 +149,15 @@ class DecisionSettings(Rules):
     vote: Literal["auto", "fixed"] = "auto"
     margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
-    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(cols.COUNT_COLUMNS))
-    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNT_COLUMNS))
+    floors: dict[str, float] = within(_floors(1.0, 1.5) | HOST_BOUNDS, 0, len(cols.COUNTS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNTS))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("floors", "warmup_floors"):
             for column, floor in getattr(self, key).items():
-                if column not in cols.COUNT_COLUMNS:
-                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNT_COLUMNS)}")
+                if column not in cols.COUNTS:
+                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNTS)}")
                 if not floor > 0:
                     raise ValueError(f"{key}: {column} must be above 0, is {floor:g}")
 

@@ -60,7 +60,7 @@ _FORMATS = {
     **{"t_ns": "i8", "src_mac": "u8", "dst_mac": "u8", "src": "(16,)u1", "dst": "(16,)u1"},
     **{"sport": "u2", "dport": "u2", "length": "u4", "ethertype": "u2", "flags": "u1", "interface": "u1"},
     **{"ip_version": "u1", "proto": "u1", "tcp_flags": "u1", "headers": "u1"},
-    **{"unanswered": "(2,)f4", "opened": "(2,)f4"},
+    **{"unanswered": "(2,)f4", "answers": "f4", "opened": "f4"},
 }
 
 ROW_META = np.dtype(
@@ -78,8 +78,9 @@ the first 6 where ``ip_version`` is 0; ``length`` is on the wire; ``flags`` are 
 TRUNCATED, ICMP_QUOTED, ARP and PORTS (``sport`` and ``dport`` were read); ``interface`` is an index into
 `Rows.interfaces`; ``headers`` are the captured bytes before the payload, 255 for that many and more.
 
-``unanswered`` and ``opened`` are damped at λ = 0.1 and 0.01: the packets to the target that nothing answered, and the
-ports of the target (its login ports, if this is one; for ICMP the hosts) that the sender newly tried.
+``unanswered`` are the packets to the target that nothing answered, damped at λ = 0.1 and 0.01; ``answers`` (λ = 0.01)
+those that came back. ``opened`` (λ = 0.01) are the ports of the target, or of its login ports the connections, or for
+ICMP the hosts, that the sender newly tried.
 
 The fields leave no byte out: NumPy packs fields when arrays are joined, and the kernel would refuse rows of another
 size.
@@ -291,9 +292,9 @@ class RowScaling:
 def highest_ratios(
     values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the highest of the columns ``at`` of each row in units of their bounds, (n,)."""
+    """Return the highest of the columns ``at`` of each row of ``values`` (n, k) in units of their bounds, (n,)."""
     out = np.empty(len(values))
-    _highest_ratios(values, at, bounds, out)
+    _highest_ratios(values, values.shape[1], at, bounds, out)
     return out
 
 

@@ -54,6 +54,10 @@ NEW_HOST_S = 3600.0
 UNANSWERED_SHARE = 0.5
 """Share of the packets to a host (λ = 0.01) above which, without an answer to account for them, they are in vain."""
 
+ANSWERED = 20.0
+"""Packets that one answer accounts for there. A burst that is learnt may not be as one-sided as what the counts rule
+passes over, for which an answer accounts for more (`kernel/kernel.h`)."""
+
 MAX_VOUCHED = 8
 """Sorts of bursts that people have vouched for; a further one takes the place of the first."""
 

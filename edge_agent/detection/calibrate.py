@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import budget
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, HOST_COUNTS
 from edge_agent.contract.decision import Basis, Decision, Tail, Threshold
 from edge_agent.detection import tails
 from edge_agent.detection.tails import Peaks
@@ -115,12 +115,14 @@ def count_bounds(highest: Mapping[str, NDArray[Any]], margin: float, floors: Map
     """Return bounds of the counts rule from the ``highest`` counts (`COUNT_COLUMNS`,) of each benign device.
 
     A bound is ``margin`` times the highest count of a column, that of the device which has it left out where there are
-    enough, and at least the column's floor; a column without a floor has none.
+    enough, and at least the column's floor; a column without a floor has none. Rows do not hold `HOST_COUNTS`: their
+    floors are their bounds.
     """
     counts = np.array([np.zeros(len(COUNT_COLUMNS)), *highest.values()], dtype=np.float64)
     ranked = np.sort(counts, axis=0)[::-1]
     chosen = ranked[1 if len(highest) >= tails.LEAST_DEVICES else 0]
-    return {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, chosen, strict=True) if c in floors}
+    own = {c: float(max(margin * h, floors[c])) for c, h in zip(COUNT_COLUMNS, chosen, strict=True) if c in floors}
+    return own | {c: float(floors[c]) for c in HOST_COUNTS if c in floors}
 
 
 def senders(devices: NDArray[np.str_]) -> NDArray[np.str_]:

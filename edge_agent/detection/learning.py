@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_agent.capture.features import Rows
 from edge_agent.detection.activity import PORT_BITS
-from edge_agent.detection.bursts import NEW_HOST_S, UNANSWERED_SHARE, Mark
+from edge_agent.detection.bursts import ANSWERED, NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import LOWERED_AT, ScoredRows, SubjectRules
@@ -71,7 +71,7 @@ class DeviceLearning:
         full: NDArray[np.bool_],
         carried: NDArray[np.bool_],
     ) -> None:
-        """Take in rows of this minute with their ``counts`` (n, `COUNT_COLUMNS`), flagged where ``full`` (n,) is set.
+        """Take in rows of this minute with their ``counts`` (n, `COUNTS`), flagged where ``full`` (n,) is set.
 
         ``carried`` (n,) are rows of a router, whose device columns count all that it carries.
         """
@@ -94,7 +94,8 @@ class DeviceLearning:
         """
         hosts = targets >> PORT_BITS
         sent = rows.values[index, self._rules.between_hosts_at[1]]
-        in_vain = (rows.meta["unanswered"][index, 1] > UNANSWERED_SHARE * sent) & (hosts != 0)
+        unanswered = sent - ANSWERED * rows.meta["answers"][index]
+        in_vain = (unanswered > UNANSWERED_SHARE * sent) & (hosts != 0)
         self.limits.bursts.trace.see_rows(
             hosts[:1].tolist() if hosts[0] and (hosts == hosts[0]).all() else np.unique(hosts[hosts != 0]).tolist(),
             counted=counted,

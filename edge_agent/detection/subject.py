@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from edge_agent.contract.addresses import address_text
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS
 from edge_agent.detection.activity import recognise, targets
 from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR
 from edge_agent.detection.learning import DeviceLearning
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
-from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
+from edge_agent.detection.tally import COUNTS_OPENED, COUNTS_PEERS, Openings, Shed, Tally
 from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
 
 GROWN = 2.0
@@ -51,7 +51,7 @@ class JudgedRows:
     t_ns: NDArray[np.int64]
     flags: NDArray[np.integer]
     counts: NDArray[np.float64]
-    """`COUNT_COLUMNS` of the subject (n, columns), their ``bounds``, and the counts in units of these."""
+    """`COUNTS` of the subject (n, counts), their ``bounds``, and the counts in units of these."""
     bounds: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
@@ -88,7 +88,7 @@ class _RuledRows:
     """The shared limit of the score; ``fast`` if it is that of an aftermath."""
     fast: bool
     score_ratio: NDArray[np.float64]
-    """Scores in units of the limit, and counts (n, `COUNT_COLUMNS`) and the highest of a row in units of the bounds."""
+    """Scores in units of the limit, and counts (n, `COUNTS`) and the highest of a row in units of the bounds."""
     count_ratios: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     hits: NDArray[np.bool_]
@@ -96,8 +96,12 @@ class _RuledRows:
     counted: NDArray[np.bool_]
 
     def traffic_above_limit(self, low: int, high: int, rules: SubjectRules) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit."""
-        above = self.hits[low:high] & (self.score_ratio[low:high] > 1.0)
+        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit.
+
+        So are those of which too much is unanswered: that, too, is a matter of the traffic itself.
+        """
+        in_vain = (self.count_ratios[low:high, ~COUNTS_OPENED] > 1.0).any(axis=1)
+        above = self.hits[low:high] & ((self.score_ratio[low:high] > 1.0) | in_vain)
         aims, grown = np.zeros(high - low, dtype=np.int64), np.zeros(high - low, dtype=bool)
         if above.any():
             numbers, rows = self.rows.numbers(self.at + low, above), self.rows.scored.rows
@@ -183,7 +187,7 @@ class Subject:
         at = index[carried]
         if len(at):
             every = not scored.all_chosen
-            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.bounds, every, near)
+            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.own_bounds, every, near)
             if counts is None:
                 return False
             scored.highest[at] = counts
@@ -222,11 +226,12 @@ class Subject:
         rules = self._rules
         values, flags, times = scored.rows.values, scored.flags[index], scored.t_ns[index]
         carried = scored.carried(index, victim=self._victim)
-        counts = np.empty((len(index), len(COUNT_COLUMNS)))
+        own, counts = len(COUNT_COLUMNS), np.empty((len(index), len(COUNTS)))
+        counts[:, own:] = scored.routes.host_counts[index]
         if carried.any():  # a router is not judged by what it carries
-            counts[carried] = self._tally.counts(times[carried], flags[carried])
+            counts[carried, :own] = self._tally.counts(times[carried], flags[carried])
         if not carried.all():
-            counts[~carried] = values[index[~carried, None], rules.counts_at]
+            counts[~carried, :own] = values[index[~carried, None], rules.counts_at]
         limits = self.learning.limits if self.learning else None
         own_factors, peers_factor = (limits.factors(), limits.peers_factor) if limits else ((1.0, 1.0), 1.0)
         strict, bounds = rules.limits_at(times - self._first_ns, own_factors, peers_factor)
@@ -322,7 +327,7 @@ class Subject:
     def _score_aftermath(
         self, aftermath: Aftermath, rows: JudgedRows, at: int, end: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of their limits in an aftermath."""
+        """Return scores (n,) and counts (n, `COUNTS`) in units of their limits in an aftermath."""
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]
@@ -342,7 +347,7 @@ class Subject:
         self._remember(ruled, 0, taken)
         last_vote_ns, alarm = self._last_vote_ns, self._begin_alarm(ruled.rows, ruled.at + taken - 1)
         vote = self._vote(alarm, ruled, taken - 1)
-        if vote.count_at is not None:
+        if vote.count_at is not None and COUNTS_OPENED[vote.count_at[0]]:
             onset = self._openings.onset(vote.count_at[0], vote.limit, last_vote_ns)
             if onset is not None:
                 alarm.first_ns = min(alarm.first_ns, onset)
@@ -492,6 +497,6 @@ def _activities(
     """Return the sorts of traffic at row ``i`` of ``ruled``, the newest one of ``window``."""
     flagged = ruled.count_ratios[i] > 1.0
     since_ns = int(ruled.rows.t_ns[ruled.at + i] - MEMORY_S * _S)
-    opened = openings.latest(since_ns, peers=False) if flagged.any() else None
+    opened = openings.latest(since_ns, peers=False) if flagged[COUNTS_OPENED].any() else None
     new_peers = openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None
     return recognise(opened, new_peers, window.above_limit(), victim=victim)

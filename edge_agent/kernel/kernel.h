@@ -50,9 +50,9 @@
  *
  *     host     0 key 24 | 24 mac 8 | 32 t 8 | 40 - 8 | 48 w 48 | 96 mean 48 | 144 var 48                           = 192
  *     socket   0 key 40 | 40 t 8 | 48 C 8 | 56 last[2] 16 | 72 - 8 | 80 CF3 48 | 128 way[0] 192 | 320 way[1] 192  = 512
- *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 opened[slow][way][logins] 32            = 832
- *              and 72 port[way] 4 | 76 tried 4
- *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 pinged[slow] 8 | 288 heard pings 8 | 296 - 24
+ *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 opened[way][login] 16 | 816 errors[slow][way] 16 = 832
+ *              and 72 port[way] 4 | 76 told 4
+ *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 pinged 4 | 284 heard 4 | 288 - 32
  *                                                                                                                = 320
  *
  * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
@@ -111,18 +111,20 @@
  *
  * MISSING AND OPENED
  *
- * Of each row's packet, for λ = 0.1 and 0.01 (`slow`), as floats:
+ * Of each row's packet, as floats:
  *
- *     unanswered   packets of HH that no answer accounts for: the weight of src -> dst less 20 (TCP) or 10 times that of
- *                  dst -> src, at least 0. A receiver of TCP acknowledges every second segment, or one of 20 that were merged
- *                  on the way. 0 for a group address, without IP, and for a device of which no answer was ever seen, as
- *                  where only one direction is captured.
- *     opened       of a row of TCP: how many ports of dst the sender newly tried. That are the sockets which it opened by a
- *                  SYN to another port than the one before; or, where dport is a login's, all those that it opened to
- *                  such ports. Of a row of ICMP for IPv4: how many hosts the device newly reached by ICMP. Of others 0.
+ *     answers      weight of dst -> src of HH, for λ = 0.1 and 0.01 (`slow`), less that of ICMP errors among it. A row has that
+ *                  for 0.01.
+ *     unanswered   for both: the weight of src -> dst less 200 `answers`, at least 0: packets that nothing answers. Even of
+ *                  live video by RTP one packet in 150 is answered. 0 for a group address, without IP, for an ICMP error, and
+ *                  for a device of which no answer was ever seen, as where only one direction is captured.
+ *     opened       for 0.01: of a row of TCP, how many ports of dst the sender newly tried. That are the sockets which it
+ *                  opened by a SYN to another port than the one before; or, where dport is a login's, all those that it
+ *                  opened to such ports. Of a row of ICMP for IPv4, how many hosts the device newly reached by ICMP. Of
+ *                  others 0.
  *
- * `opened` is kept with the pair, in a cell for each direction and for logins or not, and decays with its time t; `pinged`
- * is the device's. Evicted streams begin anew, which hides nothing that goes on.
+ * What is opened and the ICMP errors are kept with the pair, for each direction, and decay with its time t; `pinged` is the
+ * device's. Evicted streams begin anew, which hides nothing that goes on.
  *
  *
  * THE RING
@@ -178,8 +180,8 @@ struct row_meta {
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
     uint8_t headers;     /* captured bytes before the payload, link header included; 255 means 255 or more */
-    float unanswered[2]; /* at λ = 0.1 and 0.01: MISSING AND OPENED */
-    float opened[2];
+    float unanswered[2]; /* MISSING AND OPENED */
+    float answers, opened;
 };
 
 /* The ports where somebody who logs in is asked who he is: FTP, SSH, telnet, remote desktops. */
@@ -486,10 +488,10 @@ struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const
                             const struct network6 *v6, size_t v6_count);
 void senders_free(struct senders *s);
 
-/* What a row's `unanswered` and `opened` are counts of, each at λ = 0.1 and 0.01; contract/columns.py has the same order.
- * A row has those of its sender and its sort of packet; the others are 0, and all are for a row that is incoming or a
- * router's. As long as nothing came from outside, nothing there can have answered. */
-enum host_count { UNANSWERED = 0, UNANSWERED_INSIDE = 2, PORTS_TRIED = 4, LOGINS_TRIED = 6, PINGED = 8, HOST_COUNTS = 10 };
+/* What a row's `unanswered` (at λ = 0.1 and 0.01) and `opened` are counts of; contract/columns.py has the same order. A row
+ * has those of its sender and its sort of packet; the others are 0, and all are for a row that is incoming or a router's. As
+ * long as nothing came from outside, nothing there can have answered. */
+enum host_count { UNANSWERED = 0, UNANSWERED_INSIDE = 2, PORTS_TRIED = 4, LOGINS_TRIED, PINGED, HOST_COUNTS };
 
 /* The facts of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order; groups are
  * in the order of their first rows. */

@@ -223,28 +223,42 @@ INLINE struct FN(joint) FN(join)(const struct duo *d, int base, VEC f, VEC f_cf3
     return FN(correlate)(m, alive, r_w, r_mean, r_var, cf3);
 }
 
+/* What a float keeps; values so small that it would stay denormal are zero. */
+INLINE float FN(left)(float value, double f)
+{
+    float left = value * (float)f;
+    return left > 1e-30f ? left : 0;
+}
+
 /* Write what a row has beside its columns for one of the slow decays, and decay and add to what it is of (kernel.h, MISSING
- * AND OPENED). `weight` and `back` are the pair's, f and f_device what it and the device keep. Values so small that floats
- * would stay denormal are zero. */
+ * AND OPENED). `weight` and `back` are the pair's, f and f_device what it and the device keep. */
 INLINE void FN(tell)(const struct step *s, int slow, double weight, double back, double f, double f_device)
 {
+    struct pair *pair = s->numbers;
+    struct row_meta *row = s->row;
+    if (pair->channel.told & TOLD_ERROR) {
+        float *errors = pair->errors[slow];
+        errors[0] = FN(left)(errors[0], f);
+        errors[1] = FN(left)(errors[1], f);
+        errors[s->at] += s->fails;
+        back = back > errors[s->back] ? back - errors[s->back] : 0;
+    }
     double missing = weight - s->answers * back; /* with INFINITY that or not a number: neither is above 0 */
-    s->row->unanswered[slow] = missing > 0 ? (float)missing : 0;
-    if (s->opened != NULL) {
-        float *opened = s->opened[slow], kept = (float)f;
-        for (int i = 0; i < 4; i++) {
-            float left = opened[i] * kept;
-            opened[i] = left > 1e-30f ? left : 0;
-        }
-        opened[s->cell] += s->opens;
-        s->row->opened[slow] = s->tries ? opened[s->cell] : 0;
+    row->unanswered[slow] = missing > 0 ? (float)missing : 0;
+    if (slow == 0)
+        return;
+    row->answers = (float)back;
+    row->opened = 0;
+    if (pair->channel.told & TOLD_OPENED) {
+        float *opened = pair->opened[0];
+        for (int i = 0; i < 4; i++)
+            opened[i] = FN(left)(opened[i], f);
+        pair->opened[s->at][s->login] += s->opens;
+        row->opened = s->tries ? pair->opened[s->at][s->login] : 0;
     }
-    if (s->pinged != NULL) {
-        float left = s->pinged[slow] * (float)f_device;
-        s->pinged[slow] = (left > 1e-30f ? left : 0) + s->pings;
-        if (s->ping)
-            s->row->opened[slow] = s->pinged[slow];
-    }
+    s->device->pinged = FN(left)(s->device->pinged, f_device) + s->pings;
+    if (s->ping)
+        row->opened = s->device->pinged;
 }
 
 /* How much each stream keeps. */

@@ -265,24 +265,27 @@ PyObject *py_highest_ratios(PyObject *module, PyObject *args)
     (void)module;
     PyObject *arrays[4];
     Py_buffer views[4];
-    if (!PyArg_ParseTuple(args, "OOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3]))
+    unsigned int width;
+    if (!PyArg_ParseTuple(args, "OIOOO", &arrays[0], &width, &arrays[1], &arrays[2], &arrays[3]))
         return NULL;
     Py_ssize_t rows = PyObject_Size(arrays[0]), columns = PyObject_Size(arrays[1]);
     if (rows < 0 || columns < 0)
         return NULL;
-    size_t sizes[4] = {4 * COLUMNS * (size_t)rows, 4 * (size_t)columns, 8 * (size_t)columns, 8 * (size_t)rows};
+    if (width > COLUMNS)
+        return PyErr_Format(PyExc_ValueError, "values: too wide");
+    size_t sizes[4] = {4 * (size_t)width * (size_t)rows, 4 * (size_t)columns, 8 * (size_t)columns, 8 * (size_t)rows};
     static const char *const names[4] = {"values", "at", "bounds", "out"};
     int got = 0;
     while (got < 4 && get_sized(arrays[got], got == 3 ? PyBUF_WRITABLE : PyBUF_SIMPLE, sizes[got], names[got], &views[got]))
         got++;
     bool good = got == 4;
     for (Py_ssize_t j = 0; good && j < columns; j++)
-        if (((const uint32_t *)views[1].buf)[j] >= COLUMNS) {
+        if (((const uint32_t *)views[1].buf)[j] >= width) {
             PyErr_SetString(PyExc_ValueError, "at: no such column");
             good = false;
         }
     if (good)
-        highest_ratios(views[0].buf, COLUMNS, views[1].buf, views[2].buf, (size_t)columns, (size_t)rows, views[3].buf);
+        highest_ratios(views[0].buf, width, views[1].buf, views[2].buf, (size_t)columns, (size_t)rows, views[3].buf);
     for (int i = 0; i < got; i++)
         PyBuffer_Release(&views[i]);
     if (!good)

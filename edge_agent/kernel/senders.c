@@ -274,10 +274,9 @@ static void count_row(const struct senders *s, const struct row_meta *row, bool 
 {
     int missing = to_inside ? UNANSWERED_INSIDE : UNANSWERED;
     int opened = row->proto != IP_TCP ? PINGED : login_port(row->dport) ? LOGINS_TRIED : PORTS_TRIED;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         out[missing + i] = to_inside || s->from_outside >= OUTSIDE ? row->unanswered[i] : 0;
-        out[opened + i] = row->opened[i];
-    }
+    out[opened] = row->opened;
 }
 
 static void take_row(struct senders *s, const struct row_meta *row, int64_t t, uint64_t key[3], struct routes *out, size_t i)

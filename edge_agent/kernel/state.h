@@ -31,17 +31,18 @@ struct channel {
     int64_t t, c;
     int64_t last[2];
     uint16_t port[2]; /* of a pair: the last one that each direction opened */
-    uint32_t tried;   /* of a pair: 1 once a direction opened one */
+    uint32_t told;    /* of a pair: enum told */
     double cf3[LANES];
     struct way way[2];
 };
 
 enum { SLOW = 2 }; /* the decays λ = 0.1 and 0.01 */
+enum told { TOLD_OPENED = 1, TOLD_ERROR = 2 }; /* which of a pair's numbers may be other than 0 */
 
 struct pair {
     struct channel channel;
     struct moments jitter[2];
-    float opened[SLOW][4]; /* cell 2 way + logins */
+    float opened[2][2], errors[SLOW][2]; /* of each way: ports and logins; ICMP errors */
 };
 
 struct device {
@@ -50,9 +51,9 @@ struct device {
     struct moments m;
     double peers[LANES], sockets[LANES];
     uint64_t number; /* of this record, hence of its seen sets */
-    float pinged[SLOW];
-    uint32_t heard, pings; /* 1 once a packet of it was answered, once it pinged a new host */
-    uint64_t unused[3];
+    float pinged;
+    uint32_t heard; /* 1 once a packet of it was answered */
+    uint64_t unused[4];
 };
 
 _Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
@@ -80,11 +81,11 @@ struct step {
     struct moments *jitter;
     struct device *device;
     struct row_meta *row;
-    float (*opened)[4], *pinged; /* the pair's and the device's; NULL while all are 0 */
-    double answers;     /* packets that one packet back accounts for; INFINITY where none is expected */
-    float opens, pings; /* 1 or 0: what this packet adds to its cell and to the hosts pinged */
-    uint8_t cell;
-    bool ping, tries; /* the row's `opened` is of hosts pinged, of its cell; else 0 */
+    struct pair *numbers;   /* of its pair and device, beside the columns */
+    double answers;         /* packets that one answer accounts for; INFINITY where none is expected */
+    float opens, pings, fails; /* 1 or 0: what this packet adds to the ports or logins, the hosts pinged, the errors */
+    uint8_t at, back;       /* its way, and that of its answers */
+    bool login, tries, ping; /* the row's `opened` is of logins among what is tried; of hosts pinged; else 0 */
 };
 
 /* Writes the row of a packet, COLUMNS of float or double, and moves its streams on. */

@@ -179,10 +179,12 @@ static void check_counted(struct fuzz *f, const struct kernel *k, uint64_t hande
 
 static void check_rows(const double *values, const struct row_meta *meta, size_t rows)
 {
-    for (size_t i = 0; i < 2 * rows; i++) {
-        float missing = meta[i / 2].unanswered[i % 2], opened = meta[i / 2].opened[i % 2];
-        if (!(missing >= 0 && opened >= 0) || !isfinite(missing) || !isfinite(opened))
-            finding("a number beside the columns that cannot be");
+    for (size_t i = 0; i < rows; i++) {
+        const struct row_meta *m = &meta[i];
+        const float numbers[] = {m->unanswered[0], m->unanswered[1], m->answers, m->opened};
+        for (size_t j = 0; j < sizeof numbers / sizeof *numbers; j++)
+            if (!(numbers[j] >= 0) || !isfinite(numbers[j]))
+                finding("a number beside the columns that cannot be");
     }
     for (size_t i = 0; i < rows * COLUMNS; i++)
         if (!isfinite(values[i]) || (float)values[i] - (float)values[i] != 0)

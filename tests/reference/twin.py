@@ -42,7 +42,8 @@ class Packet:
     tcp_flags: int = 0
     flags: int = 0
     unanswered: tuple[Number, ...] = ()  # beside the columns, at each of SLOW
-    opened: tuple[Number, ...] = ()
+    answers: Number = 0
+    opened: Number = 0
 
 
 class Unreadable(Exception):
@@ -461,30 +462,32 @@ class Twin:
         pair, pinging = frozenset((there, back)), ("ping", p.src_mac)
         for clock in (pair, pinging):
             self.newest[clock] = max(self.newest.get(clock, t), t)
-        p.unanswered, p.opened = (self.zero,) * 2, (self.zero,) * 2
-        arp = p.flags & ARP
-        heard = self.devices[p.src_mac].heard
-        if heard and p.version and not arp and not p.dst_mac >> 40 & 1 and p.dst[0] < (224 if p.version == 4 else 255):
-            p.unanswered = tuple(self.missing(i, t, there, back, 20 if p.proto == 6 else 10) for i in SLOW)
+        arp, error = p.flags & ARP, p.flags & ICMP_QUOTED
+        if error:
+            self.tried["error", there].append((self.newest[pair], 0))
+        answers = [self.answered(i, t, there, back, self.newest[pair]) for i in SLOW]
+        p.unanswered, p.answers, p.opened = (self.zero, self.zero), answers[-1], self.zero
+        group = p.dst_mac >> 40 & 1 or (p.version and p.dst[0] >= (224 if p.version == 4 else 255))
+        if self.devices[p.src_mac].heard and p.version and not arp and not error and not group:
+            weights = [self.streams["HH", there][i].w for i in SLOW]
+            p.unanswered = tuple(max(self.zero, w - 200 * a) for w, a in zip(weights, answers, strict=True))
         if p.proto == 6 and p.flags & PORTS:
             cell = (there, "login" if p.dport in LOGINS else "other")
             if p.flags & NEW_SOCKET and p.tcp_flags & 0x12 == 2:
                 last = self.tried[cell][-1][1] if self.tried[cell] else 0  # nobody tries port 0 first
                 if cell[1] == "login" or last != p.dport:
                     self.tried[cell].append((self.newest[pair], p.dport))
-            p.opened = self.damped(cell, self.newest[pair])
-        elif p.version == 4 and p.proto == 1 and not arp and not p.flags & ICMP_QUOTED:
+            p.opened = self.damped(cell, 4, self.newest[pair])
+        elif p.version == 4 and p.proto == 1 and not arp and not error:
             if p.flags & NEW_PEER:
                 self.tried[pinging].append((self.newest[pinging], 0))
-            p.opened = self.damped(pinging, self.newest[pinging])
+            p.opened = self.damped(pinging, 4, self.newest[pinging])
 
-    def missing(self, i: int, t: Number, there: Any, back: Any, answers: int) -> Number:
+    def answered(self, i: int, t: Number, there: Any, back: Any, now: Number) -> Number:
         reverse = self.streams["HH", back][i]
-        answered = reverse.w if there == back or self.present(reverse, self.decays[i], t) else self.zero
-        return max(self.zero, self.streams["HH", there][i].w - answers * answered)
+        weight = reverse.w if there == back or self.present(reverse, self.decays[i], t) else self.zero
+        return max(self.zero, weight - self.damped(("error", back), i, now))
 
-    def damped(self, cell: Any, now: Number) -> tuple[Number, ...]:
-        return tuple(
-            sum((self.factor(self.decays[i], self.gap(now, then)) for then, _ in self.tried[cell]), self.zero)
-            for i in SLOW
-        )
+    def damped(self, cell: Any, i: int, now: Number) -> Number:
+        kept = (self.factor(self.decays[i], self.gap(now, then)) for then, _ in self.tried[cell])
+        return sum(kept, self.zero)

@@ -268,9 +268,10 @@ def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean"
         assert meta["ip_version"] == packet.version
         for name in ("src", "dst"):
             assert bytes(meta[name]) == getattr(packet, name).ljust(16, b"\0"), name
-        for name in ("unanswered", "opened"):
-            expected = [float(x) for x in getattr(packet, name)]
-            np.testing.assert_allclose(meta[name], expected, rtol=1e-6, atol=1e-6, err_msg=name)
+        # of floats, of which the first is a difference of numbers 200 times as high
+        np.testing.assert_allclose(meta["unanswered"], [float(x) for x in packet.unanswered], rtol=1e-5, atol=2e-3)
+        np.testing.assert_allclose(meta["answers"], float(packet.answers), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(meta["opened"], float(packet.opened), rtol=1e-6, atol=1e-6)
     expected = np.array([[float(x) for x in row] for row in rows])
     noise = ~np.array(trusted)
     expected[:, PCC] = np.where(noise, 0, expected[:, PCC])
@@ -287,7 +288,7 @@ def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean"
 @given(
     st.lists(
         st.tuples(craft.gaps(), st.booleans(), st.sampled_from((22, 23, 80, 443, 8080)), st.sampled_from((2, 16, 18)),
-                  st.sampled_from(("tcp", "tcp", "tcp", "udp", "echo")), st.integers(0, 3)),
+                  st.sampled_from(("tcp", "tcp", "tcp", "udp", "echo", "error udp")), st.integers(0, 3)),
         max_size=30,
     )
 )  # fmt: skip

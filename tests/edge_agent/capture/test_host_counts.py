@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from edge_agent.capture.features import Extractor, SenderTable
 from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.columns import HOST_COUNTS
@@ -41,32 +39,22 @@ def from_outside(**rest: int | str) -> Spec:
     return Spec(**{**ends, "transport": "udp", **rest})  # type: ignore[arg-type]
 
 
-TALK = [to_outside(), from_outside()] * 20
+TALK = [to_outside(network="ipv6"), from_outside(network="ipv6")] * 20  # with a host that the tests do not mean
 
 
 def test_packets_that_nothing_answers_count_for_the_side_their_target_is_on() -> None:
-    old = [to_outside(payload=18)] * 400
-    sent = counted([from_outside(), *old])
-    # 20 answers of 4 s ago account for ten packets each, as long as they are remembered
-    assert 400 * 0.8 - 21 * 10 < sent["host_L0.1_unanswered"] < 400
-    assert sent["host_L0.1_unanswered_inside"] == 0
+    sent = counted([to_outside()] * 100, gap_ms=1000)
+    assert 10 < sent["host_L0.1_unanswered"] < 15 < sent["host_L0.01_unanswered"] < 100
     inside = Spec(src_mac=DEVICE, dst_mac=NEIGHBOUR, src=0, dst=INSIDE, transport="udp")
     sent = counted([inside] * 100)
     assert sent["host_L0.1_unanswered"] == 0
-    assert 90 < sent["host_L0.1_unanswered_inside"] < 100
-    assert sent["host_L0.01_unanswered_inside"] > sent["host_L0.1_unanswered_inside"]
+    assert 90 < sent["host_L0.1_unanswered_inside"] < sent["host_L0.01_unanswered_inside"] < 100
 
 
-def test_one_answer_in_ten_of_udp_and_one_in_twenty_of_tcp_is_enough() -> None:
-    for transport, answers in (("udp", 10), ("tcp", 20)):
-        for every, some in ((answers - 2, False), (2 * answers, True)):
-            talk = [
-                *[to_outside(transport=transport, tcp_flags=16)] * every,
-                from_outside(transport=transport, tcp_flags=16),
-            ]
-            first = [to_outside(transport=transport, tcp_flags=16), *[from_outside(transport=transport)] * 16]
-            sent = counted(talk * 20 + talk[:-1], first=first)
-            assert (sent["host_L0.1_unanswered"] > 20) == some, (transport, every)
+def test_one_answer_in_two_hundred_is_enough_and_an_icmp_error_is_none() -> None:
+    for back, some in ((from_outside(), False), (from_outside(transport="error udp"), True)):
+        sent = counted([*([to_outside()] * 100), back] * 3 + [to_outside()] * 100)
+        assert (sent["host_L0.1_unanswered"] > 250) == some, back
 
 
 def test_nothing_is_unanswered_where_answers_are_not_captured() -> None:
@@ -93,10 +81,10 @@ def test_tried_ports_logins_and_pings_have_counts_of_their_own() -> None:
         return Spec(src_mac=DEVICE, dst_mac=NEIGHBOUR, src=0, dst=INSIDE, sport=50000 + number, dport=port)
 
     ports = counted(tcp(i, 1000 + i) for i in range(20))
-    assert 19 < ports["host_L0.1_ports"] < ports["host_L0.01_ports"] <= 20
-    assert counted(tcp(i, 80) for i in range(20))["host_L0.1_ports"] <= 1, "many connections to one port"
+    assert 19 < ports["host_L0.01_ports"] <= 20
+    assert counted(tcp(i, 80) for i in range(20))["host_L0.01_ports"] <= 1, "many connections to one port"
     logins = counted(tcp(i, 22) for i in range(20))
-    assert 19 < logins["host_L0.1_logins"] <= 20
-    assert logins["host_L0.1_ports"] == 0
+    assert 19 < logins["host_L0.01_logins"] <= 20
+    assert logins["host_L0.01_ports"] == 0
     echo = counted(to_outside(transport="echo", src=0, dst=n % 3 + 1) for n in range(3))
-    assert np.isclose(echo["host_L0.01_pinged"], 2, atol=0.1), "one of the three hosts was no new peer"
+    assert 2.9 < echo["host_L0.01_pinged"] <= 3

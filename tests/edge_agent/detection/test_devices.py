@@ -33,7 +33,7 @@ from edge_agent.handlers import teach
 from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
-from tests.edge_agent.detection.test_detector import found
+from tests.edge_agent.detection.test_detector import by_score, found
 from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, Frame, S, merged, one_socket, packet, scan, steady
 
 MINUTE = 60 * S
@@ -204,6 +204,7 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
 def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
     """A flood that only the score sees, above the model's own limit of that time and not far."""
     rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 4000)))
+    bundle = by_score(bundle)
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
