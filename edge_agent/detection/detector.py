@@ -36,6 +36,7 @@ from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, HOST_COUNTS
 from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.device_limits import OWN_MARGIN, DeviceLimits
+from edge_agent.detection.learning import near_limit
 from edge_agent.detection.report import Reporter
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
@@ -121,7 +122,7 @@ class Detector:
             elif routers[group] or isinstance(key, bytes):
                 quiet = subject.quiet_via_router(scored, mine, high)
             else:
-                quiet = highest[group] <= subject.near(scored.t_ns[mine])
+                quiet = highest[group] <= near_limit(subject.learning, scored.t_ns[mine])
             if quiet:
                 subject.absorb_quiet_rows(scored, mine)
                 continue

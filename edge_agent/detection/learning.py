@@ -12,9 +12,20 @@ from edge_agent.capture.features import Rows
 from edge_agent.detection.activity import PORT_BITS
 from edge_agent.detection.bursts import ANSWERED, NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import LOWERED_AT, ScoredRows, SubjectRules
 from edge_agent.detection.tally import Openings
+from edge_agent.detection.vote import NEAR
+
+
+def near_limit(learning: "DeviceLearning | None", t_ns: NDArray[np.int64]) -> float:
+    """Return the share of the shared limits up to which a subject's rows at times (n,) are far from its own limits."""
+    if learning is None:
+        return NEAR
+    if int(t_ns.max()) // MINUTE_NS > learning.minute:  # its own may change on the way
+        return NEAR * min(SCORE_FLOOR, PEERS_FLOOR)
+    return NEAR * learning.limits.lowest
 
 
 class DeviceLearning:

@@ -84,19 +84,19 @@ class SubjectRules:
         )
 
     def limits_at(
-        self, age_ns: NDArray[np.int64], own_factors: tuple[float, float], peers_factor: float = 1.0
+        self, age_ns: NDArray[np.int64], own: DeviceLimits | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the factors (n,) of the shared limit of the score, and the bounds (n, `COUNTS`) of the counts.
 
-        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own_factors`` are by what a
-        device's own limits multiply the limits of score and counts, ``peers_factor`` by what they do the bound of
-        `habits.LOWERED` beside that. In a device's first minutes no limit is lower than the shared one.
+        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own`` are the limits of a
+        device that learns. In its first minutes no limit is lower than the shared one.
         """
-        own_score, own_counts = own_factors
+        own_score, own_counts = own.factors() if own else (1.0, 1.0)
         warm = age_ns < self.decision.warmup_s * _S
         strict = np.where(warm, max(self.decision.start_factor, own_score), own_score)
         bounds = own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
-        bounds[~warm, LOWERED_AT] *= peers_factor
+        if own:
+            bounds[~warm, LOWERED_AT] *= own.peers_factor
         return strict, bounds
 
 

@@ -27,12 +27,11 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS
 from edge_agent.detection.activity import recognise, targets
-from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR
-from edge_agent.detection.learning import DeviceLearning
+from edge_agent.detection.learning import DeviceLearning, near_limit
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.tally import COUNTS_OPENED, COUNTS_PEERS, Openings, Shed, Tally
-from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
+from edge_agent.detection.vote import MEMORY_S, Aftermath, Alarm, Vote, VoteWindow, silent
 
 GROWN = 2.0
 """Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic has grown."""
@@ -165,23 +164,14 @@ class Subject:
 
     # -- quiet rows --
 
-    def near(self, t_ns: NDArray[np.int64]) -> float:
-        """Return the share of the shared limits up to which rows at these times (n,) are far from the subject's own."""
-        if self.learning is None:
-            return NEAR
-        if int(t_ns.max()) // MINUTE_NS > self.learning.minute:  # its own may change on the way
-            return NEAR * min(SCORE_FLOOR, PEERS_FLOOR)
-        return NEAR * self.learning.limits.lowest
-
     def quiet_via_router(self, scored: ScoredRows, index: NDArray[np.intp], high: NDArray[np.float64]) -> bool:
         """Return True if rows ``index`` of a router or a victim are all far from a limit.
 
         The sender's counts, which are in ``high`` (of all rows), include all that it carries. So the subject's own are
         counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
-        carried = scored.carried(index, victim=self._victim)
+        carried, near = scored.carried(index, victim=self._victim), near_limit(self.learning, scored.t_ns[index])
         own_counts = high[index[~carried]]
-        near = self.near(scored.t_ns[index])
         if scored.scores[index].max() > self._rules.decision.full.limit * near or own_counts.max(initial=0.0) > near:
             return False
         at = index[carried]
@@ -232,9 +222,7 @@ class Subject:
             counts[carried, :own] = self._tally.counts(times[carried], flags[carried])
         if not carried.all():
             counts[~carried, :own] = values[index[~carried, None], rules.counts_at]
-        limits = self.learning.limits if self.learning else None
-        own_factors, peers_factor = (limits.factors(), limits.peers_factor) if limits else ((1.0, 1.0), 1.0)
-        strict, bounds = rules.limits_at(times - self._first_ns, own_factors, peers_factor)
+        strict, bounds = rules.limits_at(times - self._first_ns, self.learning.limits if self.learning else None)
         score_ratio = scored.scores[index] / (rules.decision.full.limit * strict)
         count_ratio = counts / bounds
         may_hit = scored.opens[index] if self._victim else np.ones(len(index), dtype=bool)
