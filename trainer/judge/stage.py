@@ -29,8 +29,8 @@ from trainer.judge.inject import InjectError
 from trainer.judge.replay import SEED
 
 State = Literal["cold", "learning", "learnt"]
-"""The knowledge that an agent has of the device when an attack begins: nothing, not even usual traffic beside the attack;
-five minutes of its traffic; or more than a day of it, so that it has limits of its own."""
+"""The knowledge that an agent has of the device when an attack begins: nothing, not even usual traffic beside the
+attack; five minutes of its traffic; or more than a day of it, so that it has limits of its own."""
 
 DAY_S = 86_400.0
 
