@@ -94,6 +94,8 @@ def make(path: Path, config: Config, run: Path, draft: Path, out: Path) -> Bundl
     version = f"builtin-{provenance.digest(files | {'recipe': json.dumps(plain(config), sort_keys=True)})[:8]}"
     _botwatch("trainer", "fit", path, "--out", run)
     _botwatch("converter", run, "--out", draft, "--bundle-version", version)
+    if late := provenance.changed(files, provenance.sources(*MODULES)):
+        raise BaseError(f"{late[0]} changed while the bundle was being made: make it again")
     made = bundles.load(draft)
     manifest = dataclasses.replace(
         made.manifest, created=CREATED, provenance={"run": "botwatch trainer base", "sources": provenance.digest(files)}
