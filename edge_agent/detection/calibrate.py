@@ -29,8 +29,8 @@ MIN_WINDOW, MAX_WINDOW = 10, 20
 covered by the tail of its votes."""
 
 LOUDEST = 2.0
-"""How many times as high as without its loudest device the limit of a fit may be. By rotation over days and leaving out
-each of ten real devices, leaving out the loudest altogether gave 4 false alerts, this gave none."""
+"""The factor by which a fit's limit may exceed the one without its loudest device. By rotation over days and leaving
+out each of ten real devices, leaving out the loudest altogether gave 4 false alerts, this gave none."""
 
 
 def threshold(
@@ -164,7 +164,7 @@ class Loudest:
     bound_without: float
     """The bound of the tail of all other devices."""
     alerts_a_month: float
-    """How often this device exceeds the limit, as far as it was seen."""
+    """The rate at which this device exceeds the limit, as far as it was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ MIN_PEAKS = 15
 """Fewest exceedances that a tail can be fitted to."""
 
 FEW = 2.0
-"""How many times the highest of too few peaks the bound is."""
+"""The bound of too few peaks, as a multiple of the highest of them."""
 
 RESAMPLES = 400
 
