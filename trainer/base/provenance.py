@@ -1,4 +1,4 @@
-"""What a result was made of: the SHA-256 of every source file that it depends on.
+"""The provenance of a result: the SHA-256 of every source file that it depends on.
 
 The files are found by following the imports of a module, so that a new one cannot be forgotten. The sources of the
 native kernel count as well. What cannot change a figure is left out by name.
