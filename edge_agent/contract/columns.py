@@ -113,9 +113,10 @@ HOST_COUNTS = (
     *(f"host_L{decay}_{statistic}" for statistic in ("unanswered", "unanswered_inside") for decay in DECAYS[-2:]),
     *(f"host_L0.01_{statistic}" for statistic in ("ports", "logins", "pinged")),
 )
-"""What the counts rule bounds beside `COUNT_COLUMNS`, of a sender's packets to one host (``pinged``: to all); they are
-no columns of a row. Damped numbers of packets that nothing answered, from a host outside and inside the monitored
-networks; of its ports, and of sockets at its login ports, that were newly tried; of hosts newly reached by ICMP.
+"""The counts that the counts rule bounds beside `COUNT_COLUMNS`, of a sender's packets to one host (``pinged``: to
+all); they are no columns of a row. Damped numbers of packets that nothing answered, from a host outside and inside the
+monitored networks; of its ports, and of sockets at its login ports, that were newly tried; of hosts newly reached by
+ICMP.
 
 >>> HOST_COUNTS[0], HOST_COUNTS[-1], len(HOST_COUNTS)
 ('host_L0.1_unanswered', 'host_L0.01_pinged', 7)

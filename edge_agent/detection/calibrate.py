@@ -29,8 +29,8 @@ MIN_WINDOW, MAX_WINDOW = 10, 20
 covered by the tail of its votes."""
 
 LOUDEST = 2.0
-"""How many times as high as without its loudest device the limit of a fit may be. By rotation over days and leaving out
-each of ten real devices, leaving out the loudest altogether gave 4 false alerts, this gave none."""
+"""The factor by which a fit's limit may exceed the one without its loudest device. By rotation over days and leaving
+out each of ten real devices, leaving out the loudest altogether gave 4 false alerts, this gave none."""
 
 
 def threshold(
@@ -164,7 +164,7 @@ class Loudest:
     bound_without: float
     """The bound of the tail of all other devices."""
     alerts_a_month: float
-    """How often this device exceeds the limit, as far as it was seen."""
+    """The rate at which this device exceeds the limit, as far as it was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,11 +256,13 @@ def _limits(scores: NDArray[Any], votes: _Votes, benign: Benign, n: float, decis
 def _start_factor(votes: _Votes, full: Threshold, decision: Decision) -> float:
     """Return by how much the limit of the score is higher in a device's first seconds.
 
-    The starts of devices that were not fitted are wilder than of those that were, so that a tail of these may only add.
+    The starts of devices that were not fitted are wilder than of those that were, so that a tail of these may only add;
+    and no start may blind the first minutes of all, so that it adds at most what `LOUDEST` allows.
     """
     rate = budget.per_start(decision.budget, decision.home_devices)
     starts = tails.tail(votes.starts, len(votes.starts), rate=rate, confidence=decision.confidence)
-    return max(decision.warmup_score_factor, starts.bound / full.limit if starts.level and full.limit else 1.0)
+    wanted, usual = starts.bound / full.limit if full.limit else 1.0, decision.warmup_score_factor
+    return min(max(usual, wanted), LOUDEST * usual)
 
 
 def _basis(votes: _Votes, full: Threshold, decision: Decision) -> Basis:

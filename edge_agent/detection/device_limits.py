@@ -40,7 +40,7 @@ LEARN_ROWS, LEARN_MIN_S, LEARN_MAX_S = 2000, DEVICE_LEARN_S, 86_400.0
 """A device has learnt after this many packets and this many seconds, or after a day at the latest."""
 
 OWN_MARGIN = 2.0
-"""How far a device's own limit is kept from its own minutes."""
+"""The factor by which a device's own limit is kept from its own minutes."""
 
 PRIOR_MINUTES = 3.0
 """Independent minutes that the shared limit weighs as much as."""

@@ -28,13 +28,13 @@ PROG = "botwatch trainer base"
 PROVENANCE = "provenance.json"
 
 CREATED = "2026-11-28T00:00:00+00:00"
-"""What the manifest gives as its date: that of the recipe, because equal sources must give equal bytes."""
+"""The date in the manifest: that of the recipe, because equal sources must give equal bytes."""
 
 PRESET = Path("base")
 """The configuration of the fit."""
 
 MODULES = ("trainer.base.make", "trainer.fit.fit", "converter.__main__")
-"""What the bundle is made by; all that these import counts as its source."""
+"""The modules that make the bundle; all that these import counts as its source."""
 
 THREADS = dict.fromkeys(
     ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"

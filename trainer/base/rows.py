@@ -32,7 +32,7 @@ from trainer.traffic.captures import generate
 from trainer.traffic.plan import Plan
 
 PREFIX = "base "
-"""How the names of devices of generated homes begin: `base 07 camera-1`, after the number of the home."""
+"""The beginning of the names of devices of generated homes: `base 07 camera-1`, after the number of the home."""
 
 OTHERS, ATTACKS = 4, 2
 """Divisors of ``max_rows``: of another sender in a device's capture, mostly the router, which every capture shows; and

@@ -53,9 +53,13 @@ def senders(table: RowTable, rows: Index) -> NDArray[np.str_]:
 
 
 def highest_counts(table: RowTable, rows: Index) -> dict[str, Array]:
-    """Return the highest counts (`COUNT_COLUMNS`,) of each device in ``rows``, but those of the kinds `BUSY`."""
-    busy = np.array([table.kinds.get(name) in BUSY for name in table.devices])
-    rows = rows[~busy[table.device[rows]]]
+    """Return the highest counts (`COUNT_COLUMNS`,) of each device in ``rows``, but those of the kinds `BUSY`.
+
+    The other senders of a device's captures have none either: their kinds are not known, and a router's columns count
+    all that it carries.
+    """
+    left_out = np.array([table.kinds.get(name) in BUSY or "/" in name for name in table.devices])
+    rows = rows[~left_out[table.device[rows]]]
     at, names = table.positions(COUNT_COLUMNS), senders(table, rows)
     return {str(name): table.values[np.ix_(rows[names == name], at)].max(axis=0) for name in np.unique(names)}
 

@@ -32,7 +32,7 @@ from trainer.report.findings import Cell, Figure, Findings, Series, Table
 PROG = "botwatch trainer baselines"
 
 MARGIN = 2.0
-"""How many times the highest vote of train and optimise rows the limit of every method is."""
+"""The limit of every method, as a multiple of the highest vote of train and optimise rows."""
 
 FIT_ROWS, TEST_ROWS = 20_000, 20_000
 """Benign rows that the methods are fitted on, and rows of each part that they are tried on, at most."""

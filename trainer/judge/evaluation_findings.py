@@ -1,4 +1,4 @@
-"""How an evaluation reads: its findings, with tables of false alerts, of attacks and of the lowest rates."""
+"""The findings of an evaluation, with tables of false alerts, of attacks and of the lowest rates."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How evasions read: what was alerted how soon by kind of device, who was blamed wrongly, and what stays unseen.
+"""The findings of evasions: what was alerted how soon by kind of device, who was blamed wrongly, and what stays unseen.
 
 `trainer.judge.evasions` makes the results. Here they become findings, and the tables of docs/limits.md.
 """

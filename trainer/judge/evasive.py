@@ -50,7 +50,7 @@ class Attacker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How packets follow one another: ``rate`` a second, evenly unless a ``shape`` is given.
+    """The order in which packets follow one another: ``rate`` a second, evenly unless a ``shape`` is given.
 
     `random` has exponential gaps, `jittered` gaps of half to one and a half of the even one. `ramp` rises from nothing
     to ``rate`` within ``period_s`` and stays there. `bursts` send at ``rate`` for one second in each ``period_s``.

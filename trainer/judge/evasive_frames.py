@@ -18,7 +18,7 @@ MINIMUM = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhood:
-    """What an attacker finds around it: its own host, a host outside that it uses anyway, and hosts of its network.
+    """The surroundings of an attacker: its own host, a host outside that it uses anyway, and hosts of its network.
 
     ``cloud`` is the IPv4 address, protocol and port of the remote socket that the device uses most; None without one.
     ``local`` are MACs and IPv4 addresses (4 bytes) of hosts that were seen in its own network, the router first.

@@ -1,4 +1,4 @@
-"""What an evaluation found, as one JSON document for programs: `evaluate --json FILE`.
+"""The results of an evaluation as one JSON document for programs: `evaluate --json FILE`.
 
 The keys are documented in docs/models.md. Every figure is of the evaluation's own dataclasses; what is added here are
 sums over devices, what they prove, and the bundle and command that they belong to.

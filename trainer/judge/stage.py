@@ -29,8 +29,8 @@ from trainer.judge.inject import InjectError
 from trainer.judge.replay import SEED
 
 State = Literal["cold", "learning", "learnt"]
-"""What an agent knows of the device when an attack begins: nothing, not even usual traffic beside the attack; five
-minutes of its traffic; or more than a day of it, so that it has limits of its own."""
+"""The knowledge that an agent has of the device when an attack begins: nothing, not even usual traffic beside the
+attack; five minutes of its traffic; or more than a day of it, so that it has limits of its own."""
 
 DAY_S = 86_400.0
 
@@ -131,7 +131,7 @@ def neighbourhood(frames: Sequence[Frame], mac: str) -> Neighbourhood:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What came of one attack.
+    """The outcome of one attack.
 
     ``sent`` are the attacker's packets up to the end of the attempt: its first alert about the attacker and a while
     after it, or ``watched_s`` seconds. ``packets``, ``seconds``, ``mac``, ``named`` and ``explanation`` are of that

@@ -1,4 +1,4 @@
-"""What an attacker on a device would have to keep to so that nothing is reported within a day: a search.
+"""A search for the limits that an attacker on a device must keep to so that nothing is reported within a day.
 
 For floods, scans and contacts alike: a plain attack is tried at each of a few rates from the highest down, and the
 first that is not reported is its highest unseen rate (of a ramp what it came up to, of bursts their mean). Then one
@@ -113,7 +113,7 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """What stays unseen of one sort of attack on one device that has been learnt.
+    """The part that stays unseen of one sort of attack on one device that has been learnt.
 
     ``plain``, ``best`` and ``forged`` are the highest unseen rates a second of the plain attack, of any attack under
     the device's own MAC, and under others; None where every rate was reported. ``best_name`` says which attack that is,
