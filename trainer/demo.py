@@ -106,7 +106,8 @@ def parser() -> cli.Parser:
     top = cli.Parser(
         PROG,
         description="Run the whole chain on this machine: captures, fit, convert, broker, collector, agents, alerts.\n"
-        "Ends with status 1 when an attack was missed or a benign device alerted.",
+        "First it shows what the built-in bundle finds. Ends with status 1 when the fitted one missed an attack or a "
+        "benign device alerted.",
         epilog=f"example:\n  {PROG} --captures my-captures --out demo",
     )
     top.add_version()
@@ -127,7 +128,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
+    """Run the demo: 0 when the fitted bundle detected all and no benign device alerted, 1 otherwise, 2 for misuse."""
     cli.prepare_output()
     args = parser().parse_args(argv)
     began = time.monotonic()

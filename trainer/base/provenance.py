@@ -1,11 +1,14 @@
 """The provenance of a result: the SHA-256 of every source file that it depends on.
 
 The files are found by following the imports of a module, so that a new one cannot be forgotten. The sources of the
-native kernel count as well. What cannot change a figure is left out by name.
+native kernel count as well. What cannot change a figure is left out: some modules by name, and of every Python file
+comments, docstrings and blank lines.
 """
 
 import ast
 import hashlib
+import io
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -92,4 +95,23 @@ def _path(module: str) -> Path | None:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    return hashlib.sha256(code(content.decode()).encode() if path.suffix == ".py" else content).hexdigest()
+
+
+def code(text: str) -> str:
+    r"""Return the lines of a Python file without comments, docstrings and blank lines.
+
+    >>> code("#!python\nx = '#'  # why\n\ndef f():\n    'Says.'\n    return x\n")
+    "x = '#'\ndef f():\n    return x"
+    """
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            (row, column), _ = token.start, token.end
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for row in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())

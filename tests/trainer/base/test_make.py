@@ -64,3 +64,21 @@ def test_the_sources_are_what_the_modules_import_and_name_no_printing_module() -
     assert all((provenance.ROOT / name).is_file() for name in files)
     for name in provenance.UNRELATED:
         assert (provenance.ROOT / (name.replace(".", "/") + ".py")).is_file(), name
+
+
+def test_words_for_readers_are_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another comment or docstring in a file does not change what it computes; anything else may."""
+    text = 'MARGIN = 2.0\n\n\ndef limit(x):\n    """Return the limit."""\n    return MARGIN * x  # as measured\n'
+    (tmp_path / "trainer").mkdir()
+    file = tmp_path / "trainer" / "one.py"
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+
+    def of(content: str) -> dict[str, str]:
+        file.write_text(content)
+        return provenance.sources("trainer.one")
+
+    first = of(text)
+    assert list(first) == ["trainer/one.py"]
+    assert of(text.replace("Return the limit.", "Return\n    more.").replace("  # as measured", "")) == first
+    assert of(text.replace("2.0", "2.5")) != first
+    assert of(text.replace("MARGIN * x", "x * MARGIN")) != first
