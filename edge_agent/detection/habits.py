@@ -32,8 +32,11 @@ at 0.7 of the shared limit of a fit without its kind."""
 PRIOR_DAYS, PRIOR_MINUTES = 1 / 3, 30.0
 """Days, and minutes with traffic, that the shared limit weighs as much as."""
 
-SCORE_FLOOR, PEERS_FLOOR = 0.25, 0.5
+SCORE_FLOOR, PEERS_FLOOR = 0.25, 0.25
 """Lowest factors of the shared limit of the score and of the shared bound of new peers."""
+
+LEAST_PEERS = 10.0
+"""Lowest bound of new peers, whatever the factor: an update or a service that moved calls a few new hosts."""
 
 LOWERED = "device_L0.01_new_peers"
 """The count whose bound comes down."""

@@ -15,7 +15,7 @@ from edge_agent.contract.decision import Decision
 from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.device_limits import DeviceLimits
-from edge_agent.detection.habits import LOWERED
+from edge_agent.detection.habits import LEAST_PEERS, LOWERED
 from edge_agent.detection.scorer import RowClassifier, Scorer
 from edge_agent.detection.vote import VoteRule
 
@@ -96,7 +96,8 @@ class SubjectRules:
         strict = np.where(warm, max(self.decision.start_factor, own_score), own_score)
         bounds = own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
         if own:
-            bounds[~warm, LOWERED_AT] *= own.peers_factor
+            usual = bounds[~warm, LOWERED_AT]
+            bounds[~warm, LOWERED_AT] = np.maximum(usual * own.peers_factor, np.minimum(usual, LEAST_PEERS))
         return strict, bounds
 
 
