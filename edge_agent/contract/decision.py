@@ -17,7 +17,7 @@ class Tail:
 
     ``limit`` is the vote that a benign device exceeds once in ``every`` days, ``bound`` its upper confidence bound
     (both in units of the score). ``level`` is where the tail begins, ``scale`` and ``shape`` (ξ) are of the generalised
-    Pareto distribution of the exceedances; all three and ``every`` are 0 when there were too few ``peaks``.
+    Pareto distribution of the log exceedances; all three and ``every`` are 0 when there were too few ``peaks``.
     ``days`` are the device-days seen.
     """
 

@@ -256,13 +256,11 @@ def _limits(scores: NDArray[Any], votes: _Votes, benign: Benign, n: float, decis
 def _start_factor(votes: _Votes, full: Threshold, decision: Decision) -> float:
     """Return by how much the limit of the score is higher in a device's first seconds.
 
-    The starts of devices that were not fitted are wilder than of those that were, so that a tail of these may only add;
-    and no start may blind the first minutes of all, so that it adds at most what `LOUDEST` allows.
+    The starts of devices that were not fitted are wilder than of those that were, so that a tail of these may only add.
     """
     rate = budget.per_start(decision.budget, decision.home_devices)
     starts = tails.tail(votes.starts, len(votes.starts), rate=rate, confidence=decision.confidence)
-    wanted, usual = starts.bound / full.limit if full.limit else 1.0, decision.warmup_score_factor
-    return min(max(usual, wanted), LOUDEST * usual)
+    return max(decision.warmup_score_factor, starts.bound / full.limit if starts.level and full.limit else 1.0)
 
 
 def _basis(votes: _Votes, full: Threshold, decision: Decision) -> Basis:

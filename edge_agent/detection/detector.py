@@ -36,12 +36,13 @@ from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, HOST_COUNTS
 from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.device_limits import OWN_MARGIN, DeviceLimits
+from edge_agent.detection.learning import near_limit
 from edge_agent.detection.report import Reporter
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.scorer import AT_ONCE, RowClassifier, Scorer
 from edge_agent.detection.subject import Subject
-from edge_agent.detection.vote import NEAR, Vote, vote_statistic
+from edge_agent.detection.vote import Vote, vote_statistic
 
 _EVERY_HOST_COUNT = np.arange(len(HOST_COUNTS), dtype=np.uint32)
 
@@ -121,7 +122,7 @@ class Detector:
             elif routers[group] or isinstance(key, bytes):
                 quiet = subject.quiet_via_router(scored, mine, high)
             else:
-                quiet = highest[group] <= NEAR
+                quiet = highest[group] <= near_limit(subject.learning, scored.t_ns[mine])
             if quiet:
                 subject.absorb_quiet_rows(scored, mine)
                 continue

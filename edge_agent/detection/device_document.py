@@ -29,6 +29,7 @@ def entry(mac: int, limits: DeviceLimits, name: str | None, limit: float) -> dic
         "limit": float(f"{limit * score:.4g}"),  # of the score
         "score_times": round(score, 2),  # the model's own limit, and its bounds of the counts
         "counts_times": round(counts, 2),
+        "peers_times": round(limits.peers_factor, 2),  # of these the slowest of new peers, beside all of them
         "capped": limits.capped,
     }
     if limits.sample:

@@ -30,6 +30,7 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import DEVICE_LEARN_S
 from edge_agent.contract.decision import Decision
 from edge_agent.detection.bursts import Bursts
+from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR, STARTS_S, Habits
 from edge_agent.detection.minutes import MINUTE_NS, Levels, MinuteMemory, MinutePeaks, whole
 from edge_agent.detection.reservoir import RowSample
 from edge_agent.detection.staleness import STALE_OVER, Staleness
@@ -52,8 +53,8 @@ class DeviceLimits:
     """The limits of one device, learnt from its traffic on site, as `factors` of the shared limits.
 
     A device noisier than those the model was fitted on gets limits of its own: the shared limit, shrunk (in logarithms)
-    towards ``margin`` times the device's usual high minutes by its effective sample size. They are never below the
-    shared limits and never above a cap.
+    towards ``margin`` times the device's usual high minutes by its effective sample size, and never above a cap. Those
+    of a quieter one come down by its `Habits`, once it has learnt.
 
     Until it has `learnt`, a device's score is judged by a limit that comes down from ``start`` times the shared one to
     the device's own in the same way, as minutes come in; its counts are judged by the shared bounds. ``start`` is the
@@ -80,13 +81,14 @@ class DeviceLimits:
         self._begin(first_ns)
 
     def _begin(self, first_ns: int) -> None:
-        self.first_ns = self.latest_ns = first_ns
-        """Begin of the learning, and end of the last minute that was taken in."""
+        self.first_ns = self.latest_ns = self._started_ns = first_ns
+        """Begin of the learning, and end of the last minute that was taken in; ``_started_ns`` is the agent's start."""
         self._peaks = MinutePeaks(self._k, self._w)
         self._minutes = MinuteMemory()
         self._trust, self._staleness = Trust(), Staleness()
         self._base = self._factors = Levels(self._start, 1.0)  # without and with what bursts add
-        self.suspects, self.bursts = Suspects(), Bursts()
+        self._peers_factor = 1.0
+        self.suspects, self.bursts, self.habits = Suspects(), Bursts(), Habits()
         self.rows = self.left_out = 0
         """Rows that were seen, and minutes that taught nothing."""
         self.judged = self.flagged = 0
@@ -110,11 +112,21 @@ class DeviceLimits:
         return self._minutes.votes()
 
     def factors(self) -> tuple[float, float]:
-        """Return the factors of the shared limit of the score and of the bounds of the counts, both at least 1.
+        """Return the factors of the shared limit of the score and of the bounds of the counts, the latter at least 1.
 
         They change at the end of a minute, and when a person vouches for bursts.
         """
         return self._factors
+
+    @property
+    def peers_factor(self) -> float:
+        """The factor of the bound of `habits.LOWERED` beside that of all counts, at most 1; it changes with these."""
+        return self._peers_factor if self._factors.counts <= 1.0 else 1.0
+
+    @property
+    def lowest(self) -> float:
+        """The lowest of all factors, at most 1: rows below this share of every shared limit are far from a limit."""
+        return min(self._factors.vote, self.peers_factor, 1.0)
 
     @property
     def capped(self) -> bool:
@@ -195,6 +207,8 @@ class DeviceLimits:
         self.latest_ns = t_ns
         trust, staleness, alarm = self._trust, self._staleness, during == "alarm"
         trust.note_minute(alarm)
+        settled = t_ns - self._started_ns > STARTS_S * 1e9
+        self.habits.end_minute(t_ns - self.first_ns, self._peaks.quiet.vote, teaches=settled and not during)
         if during:
             self.left_out += 1
         else:
@@ -251,7 +265,7 @@ class DeviceLimits:
     def resume(self, t_ns: int) -> None:
         """Go on at ``t_ns`` after a restart; the time in between does not count as time of learning."""
         self.first_ns += max(t_ns - self.latest_ns, 0)
-        self.latest_ns = max(t_ns, self.latest_ns)
+        self.latest_ns = self._started_ns = max(t_ns, self.latest_ns)
 
     def carry_over(self, votes: Mapping[int, float], count_factor: float, rows: int) -> bool:
         """Go on under another model, whose highest votes in some minutes are ``votes``, from a number ``rows`` of
@@ -261,9 +275,13 @@ class DeviceLimits:
         had learnt changes by as much as its minutes do. Return False, and change nothing, if too few minutes are known
         or the device had not learnt.
         """
-        if self._trust.known is None or (other := self._minutes.under_other_model(votes, count_factor)) is None:
+        before = self._minutes
+        if self._trust.known is None or (other := before.under_other_model(votes, count_factor)) is None:
             return False
         self._minutes, factors = other
+        # the highest of a week must not come out too low, so it changes at least as much as the highest minute
+        highest = max(self._minutes.votes().values()) / max(*before.votes().values(), 1e-9)
+        self.habits.under_other_model(max(factors.vote, highest), count_factor)
         known = self._trust.known.vote * factors.vote, self._trust.known.counts * factors.counts
         self._trust.known = Levels(*map(min, known, self._minutes.usual(self._margin)))
         self.bursts.under_other_model(factors)
@@ -277,7 +295,7 @@ class DeviceLimits:
         """Return True if this minute's rows, flagged or not, exceed what was ``known`` as well as the limits."""
         bursts = self.bursts.learnt()
         return any(
-            self._margin * now > max(STALE_OVER * max(before, self._margin * burst), factor)
+            self._margin * now > max(STALE_OVER * max(before, self._margin * burst), factor, 1.0)
             for now, before, burst, factor in zip(self._peaks.every, known, bursts, self._factors, strict=True)
         )
 
@@ -287,7 +305,7 @@ class DeviceLimits:
 
     def _fit(self) -> Levels:
         """Return the factors that the minutes so far give."""
-        trust = self._trust
+        trust, self._peers_factor = self._trust, 1.0
         if trust.refused:
             return Levels(1.0, 1.0)
         if not len(self._minutes):
@@ -298,8 +316,10 @@ class DeviceLimits:
             most = self.rows * LEARN_MIN_S / (60.0 * LEARN_ROWS)
             return Levels(self._shrunk("vote", usual.vote, self._start, SCORE_CAP, most), 1.0)
         usual = Levels(*map(min, usual, trust.known))
+        low = self.habits.factors(self.latest_ns - self.first_ns, len(self._minutes))
+        self._peers_factor = low.peers
         return Levels(
-            1.0 if usual.vote <= 1.0 else self._shrunk("vote", usual.vote, 1.0, SCORE_CAP),
+            low.vote if usual.vote <= 1.0 else self._shrunk("vote", usual.vote, 1.0, SCORE_CAP),
             1.0 if usual.counts <= 1.0 else self._shrunk("count", usual.counts, 1.0, COUNTS_CAP),
         )
 
@@ -329,6 +349,8 @@ class DeviceLimits:
             **self._trust.record(),
             **self._staleness.record(),
             **self.bursts.record(),
+            **self.habits.record(),
+            "peers_factor": self._peers_factor,
             "carried": self.carried,
             "sampled": self.sample.minutes if self.sample else 0,
         }, self._minutes.stored()
@@ -336,10 +358,13 @@ class DeviceLimits:
     def restore(self, record: Mapping[str, Any], minutes: NDArray[Any]) -> None:
         """Continue from a `record`. ValueError, KeyError or TypeError for anything else: discard this object then."""
         self.first_ns, self.latest_ns = whole(record, "first_ns"), whole(record, "latest_ns")
+        self._started_ns = self.latest_ns
         self.rows, self.left_out = whole(record, "rows"), whole(record, "left_out")
         self.judged, self.flagged = whole(record, "judged"), whole(record, "flagged")
         score, counts = (float(factor) for factor in record["factors"])
-        self._base = Levels(min(max(score, 1.0), SCORE_CAP), min(max(counts, 1.0), COUNTS_CAP))
+        self._base = Levels(min(max(score, SCORE_FLOOR), SCORE_CAP), min(max(counts, 1.0), COUNTS_CAP))
+        self._peers_factor = min(max(float(record.get("peers_factor", 1.0)), PEERS_FLOOR), 1.0)
+        self.habits.restore(record)
         self._trust.restore(record)
         self._staleness.restore(record)
         self.bursts.restore(record)

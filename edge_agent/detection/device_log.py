@@ -43,7 +43,8 @@ def limits_in_words(limits: DeviceLimits) -> str:
     """Return the limits of a device as multiples of the model's."""
     score, counts = limits.factors()
     capped = "; that is the highest allowed, so the device is hardly protected" if limits.capped else ""
-    return f"its limits are {score:.3g} (score) and {counts:.3g} (counts) times the model's{capped}"
+    peers = f", {limits.peers_factor:.3g} for new peers over minutes" if limits.peers_factor < 1.0 else ""
+    return f"its limits are {score:.3g} (score) and {counts:.3g} (counts{peers}) times the model's{capped}"
 
 
 def _state(limits: DeviceLimits) -> tuple[str, str, bool]:

@@ -12,9 +12,20 @@ from edge_agent.capture.features import Rows
 from edge_agent.detection.activity import PORT_BITS
 from edge_agent.detection.bursts import ANSWERED, NEW_HOST_S, UNANSWERED_SHARE, Mark
 from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.habits import PEERS_FLOOR, SCORE_FLOOR
 from edge_agent.detection.minutes import MINUTE_NS
-from edge_agent.detection.scored import ScoredRows, SubjectRules
+from edge_agent.detection.scored import LOWERED_AT, ScoredRows, SubjectRules
 from edge_agent.detection.tally import Openings
+from edge_agent.detection.vote import NEAR
+
+
+def near_limit(learning: "DeviceLearning | None", t_ns: NDArray[np.int64]) -> float:
+    """Return the share of the shared limits up to which a subject's rows at times (n,) are far from its own limits."""
+    if learning is None:
+        return NEAR
+    if int(t_ns.max()) // MINUTE_NS > learning.minute:  # its own may change on the way
+        return NEAR * min(SCORE_FLOOR, PEERS_FLOOR)
+    return NEAR * learning.limits.lowest
 
 
 class DeviceLearning:
@@ -52,6 +63,12 @@ class DeviceLearning:
         judged = index if scored.all_chosen else index[scored.routes.chosen[index]]
         in_units = scored.scores[judged] / self._rules.decision.full.limit
         peak = limits.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
+        if scored.routes.carries[index].any():
+            peers = scored.highest[judged]
+        else:
+            at = int(self._rules.counts_at[LOWERED_AT])
+            peers = scored.rows.values[judged, at] / self._rules.bounds[LOWERED_AT]
+        limits.habits.see_peers(float(peers.max(initial=0.0)))
         if limits.sample and not scored.routes.carries[index].any():  # of a router's rows some columns are not its own
             limits.sample.see(scored.rows.values, scored.t_ns, judged, in_units, peak)
         limits.note_judged(len(index), 0)
@@ -72,6 +89,8 @@ class DeviceLearning:
         rules, limits, chosen = self._rules, self.limits, scored.routes.chosen[index]
         in_units = scored.scores[index] / rules.decision.full.limit
         peak = limits.see(in_units[chosen], (counts / rules.bounds).max(axis=1)[chosen], full[chosen])
+        peers = counts[chosen & ~full, LOWERED_AT] / rules.bounds[LOWERED_AT]
+        limits.habits.see_peers(float(peers.max(initial=0.0)))
         if limits.sample and not carried.any():
             quiet = chosen & ~full
             limits.sample.see(scored.rows.values, scored.t_ns, index[quiet], in_units[quiet], peak)

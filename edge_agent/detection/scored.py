@@ -15,10 +15,14 @@ from edge_agent.contract.decision import Decision
 from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.habits import LEAST_PEERS, LOWERED
 from edge_agent.detection.scorer import RowClassifier, Scorer
 from edge_agent.detection.vote import VoteRule
 
 _S = 1_000_000_000
+
+LOWERED_AT = COUNT_COLUMNS.index(LOWERED)
+"""The position in `COUNT_COLUMNS` of the count whose bound a quiet device lowers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +84,21 @@ class SubjectRules:
         )
 
     def limits_at(
-        self, age_ns: NDArray[np.int64], own_factors: tuple[float, float]
+        self, age_ns: NDArray[np.int64], own: DeviceLimits | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the factors (n,) of the shared limit of the score, and the bounds (n, `COUNTS`) of the counts.
 
-        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own_factors`` are by what a
-        device's own limits multiply the limits of score and counts.
+        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own`` are the limits of a
+        device that learns. In its first minutes no limit is lower than the shared one.
         """
-        own_score, own_counts = own_factors
+        own_score, own_counts = own.factors() if own else (1.0, 1.0)
         warm = age_ns < self.decision.warmup_s * _S
         strict = np.where(warm, max(self.decision.start_factor, own_score), own_score)
-        return strict, own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
+        bounds = own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
+        if own:
+            usual = bounds[~warm, LOWERED_AT]
+            bounds[~warm, LOWERED_AT] = np.maximum(usual * own.peers_factor, np.minimum(usual, LEAST_PEERS))
+        return strict, bounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,11 +27,11 @@ from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
 from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS
 from edge_agent.detection.activity import recognise, targets
-from edge_agent.detection.learning import DeviceLearning
+from edge_agent.detection.learning import DeviceLearning, near_limit
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.tally import COUNTS_OPENED, COUNTS_PEERS, Openings, Shed, Tally
-from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
+from edge_agent.detection.vote import MEMORY_S, Aftermath, Alarm, Vote, VoteWindow, silent
 
 GROWN = 2.0
 """Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic has grown."""
@@ -170,14 +170,14 @@ class Subject:
         The sender's counts, which are in ``high`` (of all rows), include all that it carries. So the subject's own are
         counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
-        carried = scored.carried(index, victim=self._victim)
+        carried, near = scored.carried(index, victim=self._victim), near_limit(self.learning, scored.t_ns[index])
         own_counts = high[index[~carried]]
-        if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own_counts.max(initial=0.0) > NEAR:
+        if scored.scores[index].max() > self._rules.decision.full.limit * near or own_counts.max(initial=0.0) > near:
             return False
         at = index[carried]
         if len(at):
             every = not scored.all_chosen
-            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.own_bounds, every)
+            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.own_bounds, every, near)
             if counts is None:
                 return False
             scored.highest[at] = counts
@@ -222,8 +222,7 @@ class Subject:
             counts[carried, :own] = self._tally.counts(times[carried], flags[carried])
         if not carried.all():
             counts[~carried, :own] = values[index[~carried, None], rules.counts_at]
-        own_factors = self.learning.limits.factors() if self.learning else (1.0, 1.0)
-        strict, bounds = rules.limits_at(times - self._first_ns, own_factors)
+        strict, bounds = rules.limits_at(times - self._first_ns, self.learning.limits if self.learning else None)
         score_ratio = scored.scores[index] / (rules.decision.full.limit * strict)
         count_ratio = counts / bounds
         may_hit = scored.opens[index] if self._victim else np.ones(len(index), dtype=bool)
@@ -320,7 +319,7 @@ class Subject:
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]
-            limits = self._rules.decision.fast.limit * rows.strict[at:end][chosen]
+            limits = self._rules.decision.fast.limit * np.maximum(rows.strict[at:end][chosen], 1.0)
             score_ratio[chosen] = self._rules.scorer.fast(values) / limits
         as_loud = aftermath.as_loud(rows.loudness[at:end])
         score_ratio = np.maximum(score_ratio, np.where(as_loud, rows.score_ratio[at:end], 0.0))
@@ -416,7 +415,8 @@ class Subject:
         self._last_vote_ns = int(rows.t_ns[row])
         column, statistic, share = self._rules.vote.decide(self._window, ruled.score_ratio[i], ratios)
         if column is None:
-            limit, count_at = ruled.limit * float(rows.strict[row]), None
+            strict = float(rows.strict[row])
+            limit, count_at = ruled.limit * (max(strict, 1.0) if ruled.fast else strict), None
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])

@@ -29,8 +29,9 @@ FEW = 2.0
 
 RESAMPLES = 400
 
-MOST_SHAPE = 0.5
-"""Highest shape of a tail: that of a distribution whose variance is not finite."""
+PROVABLE = 1.0
+"""Fewest exceedances, in all days seen, that a limit is made for. Beyond the days seen a tail is a guess: in rotation
+over days of ten real devices, one for the budget of a home-month came to a hundred times the highest vote."""
 
 LEAST_DEVICES = 5
 """Fewest devices of which one can be left out."""
@@ -97,42 +98,50 @@ def each(groups: NDArray[Any]) -> list[NDArray[np.intp]]:
 def tail(highs: NDArray[Any], exposure: float, *, rate: float, confidence: float) -> Tail:
     """Return the level that ``highs`` (n,), seen in an ``exposure`` (days or starts), exceed at this ``rate``.
 
-    The method is peaks over threshold (Pickands 1975): a generalised Pareto tail by probability-weighted moments
-    (Hosking and Wallis 1987), with a shape of at least 0 since no score is known to have an upper end. ``bound`` is the
-    upper ``confidence`` bound of the limit, by a seeded bootstrap of the peaks. Too few peaks have no tail: ``limit``
-    is then the highest of them, and ``bound`` `FEW` times that.
-
-    On the logarithms of the peaks the same method asks for ten times the highest vote of ten real devices in 25 days:
-    their logarithms have an upper end, which a shape of at least 0 denies.
+    Where the rate asks for fewer than `PROVABLE` exceedances in the whole exposure, the level is of that many.
+    The method is peaks over threshold (Pickands 1975) on the logarithms: a generalised Pareto tail by
+    probability-weighted moments (Hosking and Wallis 1987), with a shape of at least 0 since no score is known to have
+    an upper end. ``bound`` is the upper ``confidence`` bound of the limit, by a seeded bootstrap of the peaks. Too few
+    peaks have no tail: ``limit`` is then the highest of them, and ``bound`` `FEW` times that.
     """
-    highs = np.sort(np.asarray(highs, dtype=np.float64))
-    count = int(len(highs) * TAIL_SHARE)
+    logs = np.sort(np.log(np.maximum(np.asarray(highs, dtype=np.float64), 1e-12)))
+    count = int(len(logs) * TAIL_SHARE)
     if count < MIN_PEAKS or not exposure > 0:
-        high = float(highs[-1]) if len(highs) else 0.0
-        return Tail(0.0, 0.0, 0.0, len(highs), exposure, high, FEW * high)
-    ratio = max(count / (rate * exposure), 1.0)
+        high = float(np.exp(logs[-1])) if len(logs) else 0.0
+        return Tail(0.0, 0.0, 0.0, len(logs), exposure, high, FEW * high)
+    wanted = max(rate * exposure, PROVABLE)
+    ratio = max(count / wanted, 1.0)
 
     def fit(sample: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return level, scale, shape and limit of samples (m, n) of peaks, each (m,)."""
+        """Return level, scale, shape and limit of samples (m, n) of log peaks, each (m,)."""
         ranked = np.sort(np.partition(sample, -count - 1, axis=1)[:, -count - 1 :], axis=1)
         level = ranked[:, 0]
         over = ranked[:, 1:] - level[:, None]
         first = over.mean(axis=1)
         second = (over * ((count - 0.65 - np.arange(count)) / count)).mean(axis=1)
-        free = np.where(first > 2 * second, 2.0 - first / np.maximum(first - 2 * second, 1e-12), 0.0)
-        shape = np.clip(free, 0.0, MOST_SHAPE)
+        free = np.where(first > 2 * second, 2.0 - first / np.maximum(first - 2 * second, 1e-9), 0.0)
+        shape = np.clip(free, 0.0, 0.5)
         scale = first * (1.0 - shape)
         growth = np.where(shape > 1e-6, (ratio**shape - 1.0) / np.maximum(shape, 1e-6), math.log(ratio))
         return np.stack([level, scale, shape, level + scale * growth])
 
-    level, scale, shape, limit = fit(highs[None])[:, 0]
-    rng = np.random.default_rng(len(highs))
-    at_once = max(1, min(RESAMPLES, _CELLS // len(highs)))
+    level, scale, shape, limit = fit(logs[None])[:, 0]
+    rng = np.random.default_rng(len(logs))
+    at_once = max(1, min(RESAMPLES, _CELLS // len(logs)))
     resampled = [
-        fit(rng.choice(highs, size=(min(at_once, RESAMPLES - i), len(highs))))[3] for i in range(0, RESAMPLES, at_once)
+        fit(rng.choice(logs, size=(min(at_once, RESAMPLES - i), len(logs))))[3] for i in range(0, RESAMPLES, at_once)
     ]
     bound = max(float(np.quantile(np.concatenate(resampled), confidence)), float(limit))
-    return Tail(float(level), float(scale), float(shape), len(highs), exposure, float(limit), bound, 1.0 / rate)
+    return Tail(
+        math.exp(level),
+        float(scale),
+        float(shape),
+        len(logs),
+        exposure,
+        math.exp(limit),
+        math.exp(bound),
+        exposure / wanted,
+    )
 
 
 def loudest(seen: Peaks, whole: Tail, *, rate: float, confidence: float) -> tuple[int, Tail] | None:

@@ -11,7 +11,7 @@ from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, parts
 from edge_agent.detection.activity import PORT_BITS, SAMPLE, Sample, targets
 from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows
-from edge_agent.detection.vote import COUNT_DECAYS, NEAR
+from edge_agent.detection.vote import COUNT_DECAYS
 
 TALLY_S = 64
 """Seconds between the moments that a subject's own counts are referred to; 2^(5·64) is far within a float64."""
@@ -69,13 +69,13 @@ class Tally:
         return counts
 
     def quiet_counts(
-        self, t_ns: NDArray[np.int64], flags: NDArray[Any], bounds: NDArray[np.float64], every: bool
+        self, t_ns: NDArray[np.int64], flags: NDArray[Any], bounds: NDArray[np.float64], every: bool, near: float
     ) -> NDArray[np.float64] | None:
         """Take in rows as `counts` does and return the highest count of each in units of its bound, (n,).
 
-        If one comes near its bound, nothing is taken in, and None is returned. Unless ``every`` row is looked at, rows
-        whose counts cannot be the highest of a minute have 0: a count is highest where something is opened, or where
-        the minute begins.
+        If one exceeds the share ``near`` of its bound, nothing is taken in, and None is returned. Unless ``every`` row
+        is looked at, rows whose counts cannot be the highest of a minute have 0: a count is highest where something is
+        opened, or where the minute begins.
         """
         late = np.maximum.accumulate(np.maximum(t_ns, self._latest_ns))
         looked = flags & _OPENS != 0
@@ -87,7 +87,7 @@ class Tally:
         highest = np.zeros(len(t_ns))
         highest[looked] = (self.counts(late[looked], flags[looked]) / bounds).max(axis=1)
         self._latest_ns = int(late[-1])
-        if highest.max() <= NEAR:
+        if highest.max() <= near:
             return highest
         self._sums, self._reference_ns, self._latest_ns = before
         return None

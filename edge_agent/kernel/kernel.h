@@ -52,7 +52,7 @@
  *     socket   0 key 40 | 40 t 8 | 48 C 8 | 56 last[2] 16 | 72 - 8 | 80 CF3 48 | 128 way[0] 192 | 320 way[1] 192  = 512
  *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 opened[way][login] 16 | 816 errors[slow][way] 16 = 832
  *              and 72 port[way] 4 | 76 told 4
- *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 pinged 4 | 284 heard 4 | 288 - 32
+ *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 ping_t 8 | 288 pinged heard 8 | 296 - 24
  *                                                                                                                = 320
  *
  * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
@@ -124,7 +124,7 @@
  *                  others 0.
  *
  * What is opened and the ICMP errors are kept with the pair, for each direction, and decay with its time t; `pinged` is the
- * device's. Evicted streams begin anew, which hides nothing that goes on.
+ * device's, with a time of its own. Evicted streams begin anew, which hides nothing that goes on.
  *
  *
  * THE RING
@@ -467,7 +467,7 @@ struct scaling {
 void scale_rows(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs);
 void row_errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out);
 
-/* Write for each row the highest of the values `at` in units of their bounds, at least 0. */
+/* Write for each row the highest of the values `at`, at most COLUMNS of them, in units of their bounds, at least 0. */
 void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
                     double *out);
 

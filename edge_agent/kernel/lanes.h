@@ -231,8 +231,8 @@ INLINE float FN(left)(float value, double f)
 }
 
 /* Write what a row has beside its columns for one of the slow decays, and decay and add to what it is of (kernel.h, MISSING
- * AND OPENED). `weight` and `back` are the pair's, f and f_device what it and the device keep. */
-INLINE void FN(tell)(const struct step *s, int slow, double weight, double back, double f, double f_device)
+ * AND OPENED). `weight` and `back` are the pair's, f is what it keeps. */
+INLINE void FN(tell)(const struct step *s, int slow, double weight, double back, double f)
 {
     struct pair *pair = s->numbers;
     struct row_meta *row = s->row;
@@ -256,9 +256,8 @@ INLINE void FN(tell)(const struct step *s, int slow, double weight, double back,
         pair->opened[s->at][s->login] += s->opens;
         row->opened = s->tries ? pair->opened[s->at][s->login] : 0;
     }
-    s->device->pinged = FN(left)(s->device->pinged, f_device) + s->pings;
     if (s->ping)
-        row->opened = s->device->pinged;
+        row->opened = s->device->pinged = FN(left)(s->device->pinged, FN(power)(FN(all)(s->ping_gap * -0.01))[0]) + s->pings;
 }
 
 /* How much each stream keeps. */
@@ -315,7 +314,7 @@ INLINE void FN(main_row)(const struct step *s, struct FN(cells) out, int base)
     FN(put_4)(out, DEVICE + 5 * base, 5, dev.w, dev.mean, dev.var, peers);
     FN(put)(out, DEVICE + 5 * base + 4, 5, sockets);
     if (base + N == DECAYS - 1)
-        FN(tell)(s, 0, hh.w[N - 1], joint.back[N - 1], f.of[GAP_HH][N - 1], f.of[GAP_DEVICE][N - 1]);
+        FN(tell)(s, 0, hh.w[N - 1], joint.back[N - 1], f.of[GAP_HH][N - 1]);
 }
 
 #if N == 2
@@ -388,7 +387,7 @@ INLINE void FN(fifth_row)(const struct step *s, struct FN(cells) out, const VEC 
     FN(put_1d)(out, HH_JIT_5, MI_DIR_5 - HH_JIT_5, jitter);
     FN(put_2d)(out, HH_5, HPHP_5 - HH_5, channel, joint);
     FN(put)(out, DEVICE_5 + 3, 1, seen);
-    FN(tell)(s, 1, channel.w[0], joint.back[0], f[GAP_HH / 2][0], f[GAP_HOST / 2][1]);
+    FN(tell)(s, 1, channel.w[0], joint.back[0], f[GAP_HH / 2][0]);
 }
 #endif
 

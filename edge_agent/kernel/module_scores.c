@@ -271,7 +271,7 @@ PyObject *py_highest_ratios(PyObject *module, PyObject *args)
     Py_ssize_t rows = PyObject_Size(arrays[0]), columns = PyObject_Size(arrays[1]);
     if (rows < 0 || columns < 0)
         return NULL;
-    if (width > COLUMNS)
+    if (width > COLUMNS || columns > COLUMNS)
         return PyErr_Format(PyExc_ValueError, "values: too wide");
     size_t sizes[4] = {4 * (size_t)width * (size_t)rows, 4 * (size_t)columns, 8 * (size_t)columns, 8 * (size_t)rows};
     static const char *const names[4] = {"values", "at", "bounds", "out"};

@@ -272,6 +272,8 @@ static bool afford(struct senders *s, struct bucket_of *u, int64_t t, bool opens
 /* Put a row's counts where they belong: enum host_count. */
 static void count_row(const struct senders *s, const struct row_meta *row, bool to_inside, float out[HOST_COUNTS])
 {
+    if (row->unanswered[0] + row->unanswered[1] + row->opened <= 0) /* most rows */
+        return;
     int missing = to_inside ? UNANSWERED_INSIDE : UNANSWERED;
     int opened = row->proto != IP_TCP ? PINGED : login_port(row->dport) ? LOGINS_TRIED : PORTS_TRIED;
     for (int i = 0; i < 2; i++)

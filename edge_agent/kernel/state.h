@@ -51,9 +51,10 @@ struct device {
     struct moments m;
     double peers[LANES], sockets[LANES];
     uint64_t number; /* of this record, hence of its seen sets */
+    int64_t ping_t; /* when it last pinged */
     float pinged;
     uint32_t heard; /* 1 once a packet of it was answered */
-    uint64_t unused[4];
+    uint64_t unused[3];
 };
 
 _Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
@@ -83,6 +84,7 @@ struct step {
     struct row_meta *row;
     struct pair *numbers;   /* of its pair and device, beside the columns */
     double answers;         /* packets that one answer accounts for; INFINITY where none is expected */
+    double ping_gap;        /* seconds since the device last pinged */
     float opens, pings, fails; /* 1 or 0: what this packet adds to the ports or logins, the hosts pinged, the errors */
     uint8_t at, back;       /* its way, and that of its answers */
     bool login, tries, ping; /* the row's `opened` is of logins among what is tried; of hosts pinged; else 0 */

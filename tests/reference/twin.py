@@ -460,9 +460,10 @@ class Twin:
     def tell(self, p: Packet, t: Number, there: Any, back: Any) -> None:
         """Set what the packet's sender sent in vain and newly tried; must be called after its streams have changed."""
         pair, pinging = frozenset((there, back)), ("ping", p.src_mac)
-        for clock in (pair, pinging):
-            self.newest[clock] = max(self.newest.get(clock, t), t)
         arp, error = p.flags & ARP, p.flags & ICMP_QUOTED
+        pings = p.version == 4 and p.proto == 1 and not arp and not error
+        for clock in (pair, pinging) if pings else (pair,):
+            self.newest[clock] = max(self.newest.get(clock, t), t)
         if error:
             self.tried["error", there].append((self.newest[pair], 0))
         answers = [self.answered(i, t, there, back, self.newest[pair]) for i in SLOW]
@@ -478,7 +479,7 @@ class Twin:
                 if cell[1] == "login" or last != p.dport:
                     self.tried[cell].append((self.newest[pair], p.dport))
             p.opened = self.damped(cell, 4, self.newest[pair])
-        elif p.version == 4 and p.proto == 1 and not arp and not error:
+        elif pings:
             if p.flags & NEW_PEER:
                 self.tried[pinging].append((self.newest[pinging], 0))
             p.opened = self.damped(pinging, 4, self.newest[pinging])
