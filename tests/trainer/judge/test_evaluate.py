@@ -247,11 +247,13 @@ def test_an_agents_configuration_that_cannot_be_used_is_refused(home, captured, 
         (["{captured}", "--base-rate", "0"], "--base-rate must be above 0"),
         (["{captured}", "--earlier", "{captured}"], "--earlier is for agents that learn"),
         (["{broken}"], "broken.parquet: not a Parquet file"),
+        (["{captured}", "--json", "{broken}.d/x.json"], "broken.parquet.d is no folder"),
+        (["{rows}", "--json", "x.json"], "--json is for captures"),
     ],
 )
 def test_bad_sources_are_named(home, captured, tmp_path, capsys, arguments, words):
     (tmp_path / "broken.parquet").write_bytes(b"x")
-    places = {"captured": captured, "broken": tmp_path / "broken.parquet"}
+    places = {"captured": captured, "broken": tmp_path / "broken.parquet", "rows": home.run / "rows.parquet"}
     assert main(["evaluate", str(home.bundle), *(word.format(**places) for word in arguments)]) == 2
     assert words in capsys.readouterr().err
 
