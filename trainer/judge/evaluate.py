@@ -247,4 +247,5 @@ def _table(path: Path, bundle: Bundle) -> "RowTable":
     try:
         return dataset.load([DatasetEntry(kind, path)], bundle.manifest.columns, jitter, limits)
     except DatasetError as error:
-        raise EvaluateError(str(error)) from error
+        how = f" (read as the published files, since {captures.MANIFEST} is missing)" if kind == "nbaiot" else ""
+        raise EvaluateError(f"{error}{how}") from error
