@@ -139,6 +139,11 @@ def _bundle(config: "AgentConfig") -> "Bundle":
     return bundle
 
 
+def _note_origin(bundle: "Bundle") -> None:
+    if bundle.manifest.generated:
+        note(f"{PROG}: this model was trained on generated traffic")
+
+
 def _say_json(document: Mapping[str, Any]) -> None:
     for line in json_text(document, 1).split("\n"):
         say(line)
@@ -206,6 +211,7 @@ def _run(args: argparse.Namespace) -> int:
         waiting = f", waiting for {awaited}" if awaited else ""
         note(f"{PROG}: gateway {config.gateway} ({printable(config.gateway_origin)})")
         note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
+        _note_origin(bundle)
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
             seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)
@@ -252,8 +258,7 @@ def _replay(args: argparse.Namespace) -> int:
     bundle, files = _bundle(config), _captures(args.files)
     evidence = dataclasses.replace(config.evidence, path=args.evidence)
     agent = Agent(config, bundle, seed=0, evidence=evidence)
-    if bundle.manifest.generated:
-        note(f"{PROG}: this model was trained on generated traffic")
+    _note_origin(bundle)
     lines = SideLines(_consequence(args.outbox, sent=bool(args.broker)), needs_reader=not args.broker)
     terminal = Terminal.of(utc=args.utc)
 

@@ -74,7 +74,8 @@ def parser() -> Parser:
         "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
     )
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
-    replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts over MQTT, through the outbox")
+    text = "also publish the alerts over MQTT, through the outbox; without it --outbox is not used"
+    replay.add_argument("--broker", metavar="HOST:PORT", help=text)
     text = "how long to wait at the end until the broker has taken all alerts (default %(default)s s)"
     replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
     text = "store the packets around each alert in this folder (default: none are stored)"

@@ -1,4 +1,4 @@
-"""How high a device comes in the long run: the ground for limits below those that all devices share.
+"""Highest values of a device in the long run: the ground for limits below those that all devices share.
 
 A quiet plug has no use for the room that a camera needs, and an attack hides in that room. Its limits come down to
 `MARGIN` times the highest that it came to in the last week; nothing of a week is left out, so that a minute under
@@ -26,7 +26,7 @@ KEEP = 28
 """Periods that are remembered: a week."""
 
 MARGIN = 3.0
-"""How far a lower limit is kept from the highest that was seen. With 2 a real gateway alerted falsely on its third day,
+"""Factor between a lower limit and the highest that was seen. With 2 a real gateway alerted falsely on its third day,
 at 0.7 of the shared limit of a fit without its kind."""
 
 PRIOR_DAYS, PRIOR_MINUTES = 1 / 3, 30.0

@@ -117,13 +117,18 @@ def _by_attack(trials: Sequence[AttackTrial], attacks: Sequence[LoadedAttack]) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `botwatch trainer evaluate`."""
     parser.description = (
-        "Try a finished bundle with the agent that runs on gateways: false alerts on benign captures, and every\n"
-        "attack alone and in every device's day. A source is a manifest of captures, a Parquet file of rows, or a\n"
-        "folder of the published files; rows are judged without an agent. Ends with status 1 when an attack with a\n"
+        "Try a finished bundle with the agent that runs on gateways: false alerts on benign captures, and every "
+        "attack alone and in every device's day. A source is a manifest of captures, a Parquet file of rows, or a "
+        "folder of the published files; rows are judged without an agent. Ends with status 1 when an attack with a "
         "goal was missed or a benign device alerted."
     )
     parser.epilog = f"example:\n  {PROG} bundles/home captures --out runs/home --floor"
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `botwatch converter` wrote")
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="folder that `botwatch converter` wrote, or builtin: the one that comes with botwatch",
+    )
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="manifest or its folder, or rows")
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder of the captures, if they are not beside their manifests"
@@ -181,6 +186,11 @@ def run(args: argparse.Namespace, command: str) -> int:
             raise EvaluateError("--earlier is for agents that learn: give --learn, too")
         config = agent_config(args.agent_config)
         manifests, tables = _sources(args.sources, args.root, bundle)
+        if args.json is not None:  # a file that cannot be written must not cost the hours before it
+            if not manifests:
+                raise EvaluateError("--json is for captures: none of the sources is a manifest")
+            if not args.json.parent.is_dir():
+                raise EvaluateError(f"--json {args.json}: {args.json.parent} is no folder")
         findings, failed = [], False
         if manifests:
             earlier = [captures.load(path, args.root)[::2] for path in args.earlier]
@@ -237,4 +247,5 @@ def _table(path: Path, bundle: Bundle) -> "RowTable":
     try:
         return dataset.load([DatasetEntry(kind, path)], bundle.manifest.columns, jitter, limits)
     except DatasetError as error:
-        raise EvaluateError(str(error)) from error
+        how = f" (read as the published files, since {captures.MANIFEST} is missing)" if kind == "nbaiot" else ""
+        raise EvaluateError(f"{error}{how}") from error

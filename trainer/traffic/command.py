@@ -96,7 +96,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             plans = draw(args.seed, args.homes)
             with Progress("generating homes", len(plans)) as bar:
                 generate_homes(plans, args.out, lambda line: bar.step(note=line))
-            print(f"generated {args.out}: seed {args.seed}, {len(plans)} homes, {_told(args.out, began)}")
+            homes = "1 home" if len(plans) == 1 else f"{len(plans)} homes"
+            print(f"generated {args.out}: seed {args.seed}, {homes}, {_told(args.out, began)}")
             return OK
         plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
         plan.check()

@@ -247,11 +247,16 @@ def test_an_agents_configuration_that_cannot_be_used_is_refused(home, captured, 
         (["{captured}", "--base-rate", "0"], "--base-rate must be above 0"),
         (["{captured}", "--earlier", "{captured}"], "--earlier is for agents that learn"),
         (["{broken}"], "broken.parquet: not a Parquet file"),
+        (["{folder}"], "read as the published files, since manifest.yaml is missing"),
+        (["{captured}", "--json", "{broken}.d/x.json"], "broken.parquet.d is no folder"),
+        (["{rows}", "--json", "x.json"], "--json is for captures"),
     ],
 )
 def test_bad_sources_are_named(home, captured, tmp_path, capsys, arguments, words):
     (tmp_path / "broken.parquet").write_bytes(b"x")
-    places = {"captured": captured, "broken": tmp_path / "broken.parquet"}
+    (tmp_path / "folder").mkdir()
+    places = {"captured": captured, "rows": home.run / "rows.parquet"}
+    places |= {"broken": tmp_path / "broken.parquet", "folder": tmp_path / "folder"}
     assert main(["evaluate", str(home.bundle), *(word.format(**places) for word in arguments)]) == 2
     assert words in capsys.readouterr().err
 

@@ -47,7 +47,7 @@ def test_homes_are_drawn_and_written_each_into_its_folder(tmp_path, capsys):
     module.add_arguments(parser)
     seed = next(seed for seed in range(100) if len(draw(seed, 1)[0].devices) == 3 and not draw(seed, 1)[0].attacks)
     assert module.run(parser.parse_args(["--out", str(tmp_path), "--homes", "1", "--seed", str(seed)]), "") == 0
-    assert "1 homes" in capsys.readouterr().out
+    assert "1 home," in capsys.readouterr().out
     manifest = yaml.safe_load((tmp_path / "home-01" / "manifest.yaml").read_text())
     assert manifest["generated"] is True
     assert len({entry["device"] for entry in manifest["captures"]}) == 3
