@@ -1,6 +1,6 @@
 """`python -m tests.unseen BUNDLE [MANIFEST]`: writes into docs/limits.md what a bundle leaves unseen by kind of device.
 
-The manifest is configs/captures/all-later.yaml, the later days of the devices at hand, unless another is given; its
+The manifest is configs/captures/kinds.yaml, later days of a device of each kind, unless another is given; its
 files are below $BOTWATCH_DATA/pcap. Takes up to 15 minutes on two cores.
 """
 
@@ -19,7 +19,7 @@ from trainer.report.findings import Table, number
 
 ROOT = Path(__file__).parents[1]
 LIMITS = ROOT / "docs" / "limits.md"
-MANIFEST = ROOT / "configs" / "captures" / "all-later.yaml"
+MANIFEST = ROOT / "configs" / "captures" / "kinds.yaml"
 BEGIN, END = "<!-- unseen: begin -->", "<!-- unseen: end -->"
 
 

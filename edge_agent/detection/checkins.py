@@ -64,6 +64,9 @@ INTERVALS = 64
 OVERLAP_S, DAY_S = 300.0, 86_400.0
 """Seconds for which an old peer and the one that replaces it may overlap, and the longest pause between them."""
 
+ALIKE_INTERVALS, ALIKE = 5, 1.5
+"""Intervals by which an old peer that is not regular shows its pace, and how far beyond its quartiles one is alike."""
+
 
 @dataclass(frozen=True)
 class CheckInRule:
@@ -111,6 +114,7 @@ class _Peer:
     accepted: int = 0  # those of them that it accepted
     intervals: "array[float] | None" = None  # seconds between contacts, the last INTERVALS; most peers have none
     regular: bool = False  # it is, or was, visited as regularly as the rule asks
+    replaced: bool = False  # another peer has taken over from it since it was last judged regular
     reported_ns: int = 0  # newest detection of this series; 0: none
     second: int = 0  # of packet time; its ``sums`` are not in those above, since a series is judged by whole seconds
     sums: tuple[int, ...] = (0, 0, 0, 0, 0)
@@ -337,11 +341,11 @@ class CheckIns:
         failing = peer.opened >= rule.contacts and peer.accepted <= rule.accepted * peer.opened
         if not failing and (spread > rule.spread or peer.bytes > rule.size * peer.contacts):
             return None
-        if peer.new and not peer.reported_ns and self._replaces_another(device, peer):
+        if peer.new and not peer.reported_ns and self._replaces_another(device, peer, median):
             peer.new = False
             self.counters["checkins_succeeded"] += 1
         if not peer.new:
-            peer.regular = True
+            peer.regular, peer.replaced = True, False
             return None
         if peer.reported_ns and t_ns - peer.reported_ns < REPORT_S * _S:
             return None
@@ -386,15 +390,26 @@ class CheckIns:
             interface=interface,
         )
 
-    def _replaces_another(self, device: _Visitor, peer: _Peer) -> bool:
-        """Return True if the peer replaces a regular one of its protocol and port; each is replaced only once."""
+    def _replaces_another(self, device: _Visitor, peer: _Peer, pace_s: float) -> bool:
+        """Return True if the peer, with contacts every ``pace_s``, replaces one of its protocol and port.
+
+        That is a regular one, or one of the device's own that was visited at about that pace, too irregularly or not
+        often enough to be judged. Each is replaced only once.
+        """
         for old in device.peers.values():
-            alike = old.regular and (old.proto, old.port) == (peer.proto, peer.port)
+            alike = (old.proto, old.port) == (peer.proto, peer.port) and (old.regular or self._kept(old, pace_s))
             pause_s = (peer.began_ns - old.contact_ns) / _S
-            if alike and old is not peer and -OVERLAP_S <= pause_s <= DAY_S:
-                old.regular = False
+            if alike and not old.replaced and old is not peer and -OVERLAP_S <= pause_s <= DAY_S:
+                old.replaced, old.regular = True, False
                 return True
         return False
+
+    def _kept(self, old: _Peer, pace_s: float) -> bool:
+        """Return True if this is an own peer of the device that was visited at about that pace."""
+        if old.new or old.intervals is None or len(old.intervals) < ALIKE_INTERVALS:
+            return False
+        low, high = np.quantile(np.array(old.intervals), (0.25, 0.75)).tolist()
+        return bool(low <= ALIKE * pace_s and pace_s <= ALIKE * high)
 
     # -- tables --
 

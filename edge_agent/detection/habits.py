@@ -32,8 +32,11 @@ at 0.7 of the shared limit of a fit without its kind."""
 PRIOR_DAYS, PRIOR_MINUTES = 1 / 3, 30.0
 """Days, and minutes with traffic, that the shared limit weighs as much as."""
 
-SCORE_FLOOR, PEERS_FLOOR = 0.25, 0.25
+SCORE_FLOOR, PEERS_FLOOR = 0.25, 0.15
 """Lowest factors of the shared limit of the score and of the shared bound of new peers."""
+
+PEERS_DAYS = 1.0
+"""Days that must have been seen before the bound of new peers comes down: a night says nothing of a PC or a TV."""
 
 LEAST_PEERS = 10.0
 """Lowest bound of new peers, whatever the factor: an update or a service that moved calls a few new hosts."""
@@ -86,7 +89,7 @@ class Habits:
         share = days / (days + PRIOR_DAYS) * minutes / (minutes + PRIOR_MINUTES)
         levels = (min(MARGIN * max(highs[i] for highs in over), 1.0) for i in range(2))
         vote, peers = (level**share for level in levels)
-        return Highs(max(vote, SCORE_FLOOR), max(peers, PEERS_FLOOR))
+        return Highs(max(vote, SCORE_FLOOR), max(peers, PEERS_FLOOR) if days >= PEERS_DAYS else 1.0)
 
     def under_other_model(self, vote_factor: float, count_factor: float) -> None:
         """Go on in units of another model's limits, in which votes and counts are so many times as high."""

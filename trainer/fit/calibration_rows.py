@@ -14,9 +14,6 @@ from edge_agent.detection import calibrate
 from trainer.data.row_table import RowTable
 from trainer.fit.row_parts import Index, is_benign
 
-BUSY = ("pc", "phone")
-"""Kinds of devices whose counts raise no bound that all devices share: a person at one opens as much as a scan does."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRows:
@@ -53,13 +50,12 @@ def senders(table: RowTable, rows: Index) -> NDArray[np.str_]:
 
 
 def highest_counts(table: RowTable, rows: Index) -> dict[str, Array]:
-    """Return the highest counts (`COUNT_COLUMNS`,) of each device in ``rows``, but those of the kinds `BUSY`.
+    """Return the highest counts (`COUNT_COLUMNS`,) of each device in ``rows``.
 
-    The other senders of a device's captures have none either: their kinds are not known, and a router's columns count
-    all that it carries.
+    The other senders of a device's captures have none: a router's columns count all that it carries.
     """
-    left_out = np.array([table.kinds.get(name) in BUSY or "/" in name for name in table.devices])
-    rows = rows[~left_out[table.device[rows]]]
+    others = np.array(["/" in name for name in table.devices])
+    rows = rows[~others[table.device[rows]]]
     at, names = table.positions(COUNT_COLUMNS), senders(table, rows)
     return {str(name): table.values[np.ix_(rows[names == name], at)].max(axis=0) for name in np.unique(names)}
 

@@ -431,7 +431,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
     parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
     parser.add_argument(
-        "--by", choices=KINDS, default="chrono", help="the property in which the fits differ (%(default)s)"
+        "--by",
+        choices=KINDS,
+        default="chrono",
+        metavar="KIND",
+        help=f"how the fits differ: {', '.join(KINDS)} (%(default)s)",
     )
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"

@@ -138,6 +138,14 @@ def test_a_cloud_that_moves_to_another_address_is_not_reported_but_a_server_besi
     assert {d.dest_ip for d in told(home(4, cloud_until=2), moved, second)} in ({SERVER}, {OTHER_CLOUD})  # one heir
 
 
+def test_a_slow_cloud_may_move_before_it_was_judged_to_an_address_that_is_visited_at_the_same_pace():
+    """Thirty contacts every four minutes take two hours; this cloud moves after 72 minutes."""
+    own = list(held(CLOUD, S, int(1.2 * HOUR), 240.0, 0.05, 8883, 60))
+    move = int(1.25 * HOUR)
+    assert told(own, held(OTHER_CLOUD, move, 5 * HOUR, 240.0, 0.05, 8883, 60)) == []
+    assert {d.dest_ip for d in told(own, held(SERVER, move, 5 * HOUR, 60.0, 0.05, 8883, 60))} == {SERVER}
+
+
 def test_nothing_depends_on_where_batches_end():
     parts = [home(3), SERIES["every 10 s"], SERIES["nobody answers"]]
     whole = told(*parts)
