@@ -200,7 +200,9 @@ def test_the_findings_say_what_was_alerted_and_that_it_is_generated(tried):
     (found,) = evasion_findings.report(tried, "command")
     text = "\n".join(found.text())
     assert found.generated
-    assert "On a device that has learnt: 2 of 6 alerted" in text or "2 of 6 alerted, 0 with" in text
+    learnt = [trial.alerted for trial in tried.trials if trial.state == "learnt"]
+    assert 0 < sum(learnt) < len(learnt)
+    assert f"On a device that has learnt: {sum(learnt)} of {len(learnt)} alerted" in text
     assert [table.title.split(",")[0] for table in found.tables][:3] == ["Seconds to the alert"] * 3
 
 
