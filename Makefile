@@ -1,4 +1,4 @@
-# make demo | test | test-long | test-arm | test-boot | wheel | check | bench | fuzz; each brings what it needs.
+# make demo | base-bundle | test | test-long | test-arm | test-boot | wheel | check | bench | fuzz; each brings what it needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ SECONDS ?= 60
 export BOTWATCH_DATA ?= $(abspath ../shared/data)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo real test test-long test-arm test-boot wheel check bench fuzz clean
+.PHONY: demo real base-bundle test test-long test-arm test-boot wheel check bench fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -17,6 +17,11 @@ demo: $(READY)
 # The same on published captures of real devices and attacks ($(BOTWATCH_DATA)): the table in docs/measured.md.
 real: $(READY)
 	$(BIN)/botwatch demo --captures configs/captures --root $(BOTWATCH_DATA)/pcap --out real
+
+# The bundle that comes with botwatch, in edge_agent/builtin: from generated homes alone, the same bytes on the same kind of
+# processor. A test says when it must be made again, after a change of what it depends on.
+base-bundle: $(READY)
+	$(BIN)/botwatch trainer base
 
 test: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

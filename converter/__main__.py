@@ -31,7 +31,8 @@ from edge_agent.progress import Progress
 if TYPE_CHECKING:
     from converter.parity import Parity, ParityRows, Predict, Side
     from converter.run import CheckedRun
-    from edge_agent.contract.bundle import Bundle, Decision
+    from edge_agent.contract.bundle import Bundle
+    from edge_agent.contract.decision import Decision
 
 PROG = "botwatch converter"
 
@@ -193,12 +194,18 @@ def _observe(run: "CheckedRun", networks: "Mapping[str, Mapping[str, Predict]]")
         rows, outcomes = observer.seen()
     except ValueError as error:
         raise RunFolderError(f"{run.path / runfolder.ROWS}: {error}") from error
-    known = rows.benign & ~rows.test
+    known, senders = rows.benign & ~rows.test, calibrate.senders(rows.device)
     sides = []
     try:
         for outcome in outcomes:
             benign = calibrate.Benign(
-                outcome.full[known], outcome.fast[known], rows.groups[known], rows.optimise[known], rows.t_ns[known]
+                full=outcome.full[known],
+                fast=outcome.fast[known],
+                device=senders[known],
+                runs=rows.run[known],
+                optimise=rows.optimise[known],
+                start=rows.start[known],
+                t_ns=rows.t_ns[known],
             )
             sides.append(parity.Side(outcome, calibrate.recalibrate(run.model.decision, benign)))
     except ValueError as error:

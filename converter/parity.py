@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.run import Block
-from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER, Decision
+from edge_agent.contract.bundle import AUTOENCODER, BENIGN, CLASSIFIER
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection.scorer import Scorer
 
@@ -42,14 +43,16 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityRows:
-    """The rows that outcomes belong to: masks (n,), and per row its label, its part and device, and its time."""
+    """The rows that outcomes belong to: masks (n,), and per row its label, its device, its run and its time."""
 
     benign: NDArray[np.bool_]
     optimise: NDArray[np.bool_]
     test: NDArray[np.bool_]
     attack: NDArray[np.bool_]
     label: NDArray[np.str_]
-    groups: NDArray[np.str_]
+    device: NDArray[np.str_]
+    run: NDArray[np.int64]
+    start: NDArray[np.bool_]
     t_ns: NDArray[np.int64]
 
 
@@ -135,7 +138,9 @@ class Observer:
         self._outcomes: list[list[Outcome]] = [[] for _ in self._pairs]
         self._part: list[NDArray[np.str_]] = []
         self._label: list[NDArray[np.str_]] = []
-        self._groups: list[NDArray[np.str_]] = []
+        self._device: list[NDArray[np.str_]] = []
+        self._run: list[NDArray[np.int64]] = []
+        self._start: list[NDArray[np.bool_]] = []
         self._t_ns: list[NDArray[np.int64]] = []
 
     def see(self, block: Block) -> None:
@@ -150,7 +155,9 @@ class Observer:
             outcomes.append(Outcome(scorer.full(values), scorer.fast(values), classes))
         self._part.append(block.part[used])
         self._label.append(block.label[used])
-        self._groups.append(np.char.add(np.char.add(block.part[used], " "), block.device[used]))
+        self._device.append(block.device[used])
+        self._run.append(block.run[used])
+        self._start.append(block.start[used])
         self._t_ns.append(block.t_ns[used])
 
     def seen(self) -> tuple[ParityRows, list[Outcome]]:
@@ -167,7 +174,9 @@ class Observer:
             test=(part == "test") & benign,
             attack=(part != "optimise") & ~benign,
             label=label,
-            groups=np.concatenate(self._groups),
+            device=np.concatenate(self._device),
+            run=np.concatenate(self._run),
+            start=np.concatenate(self._start),
             t_ns=np.concatenate(self._t_ns),
         )
         return rows, [_joined(outcomes) for outcomes in self._outcomes]

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract import runfolder
-from edge_agent.contract.bundle import Decision
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.runfolder import ModelFile, RunFolderError
 from edge_agent.contract.scaling import Array, Scaler
 
@@ -24,13 +24,15 @@ BLOCK = 32_768
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive rows: raw values (n, columns) and, per row, device, part, label and packet time in ns, each (n,)."""
+    """Consecutive rows: raw values (n, columns) and, per row, the facts that `runfolder.ROW_FACTS` names, each (n,)."""
 
     values: Array
     device: NDArray[np.str_]
     part: NDArray[np.str_]
     label: NDArray[np.str_]
     t_ns: NDArray[np.int64]
+    run: NDArray[np.int64]
+    start: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class CheckedRun:
 
     def blocks(self) -> Iterator[Block]:
         """Yield every row, in the file's order, at most `BLOCK` at a time."""
-        scan = self._scan([*self.model.columns, "device", "part", "label", "t_ns"])
+        scan = self._scan([*self.model.columns, "device", "part", "label", "t_ns", "run", "start"])
         for start in range(0, self.rows, BLOCK):
             frame = scan.slice(start, BLOCK).collect()
             yield Block(
@@ -78,6 +80,8 @@ class CheckedRun:
                 part=frame["part"].to_numpy().astype(np.str_),
                 label=frame["label"].to_numpy().astype(np.str_),
                 t_ns=frame["t_ns"].to_numpy().astype(np.int64),
+                run=frame["run"].to_numpy().astype(np.int64),
+                start=frame["start"].to_numpy().astype(bool),
             )
 
     def take(self, wanted: NDArray[np.int64]) -> Array:
@@ -136,6 +140,9 @@ def _check_rows(path: Path, model: ModelFile) -> int:
             raise RunFolderError(f"{path}: column {column!r} is missing or not text")
     if schema.get("t_ns") != pl.Int64:
         raise RunFolderError(f"{path}: column 't_ns' is missing or not whole nanoseconds")
+    for column, kind in (("run", pl.Int64), ("start", pl.Boolean)):
+        if schema.get(column) != kind:
+            raise RunFolderError(f"{path}: column {column!r} is missing or not {kind}")
     return rows
 
 

@@ -130,15 +130,18 @@ def _located(args: argparse.Namespace) -> "AgentConfig":
 
 
 def _bundle(config: "AgentConfig") -> "Bundle":
-    """Return the configured bundle, whose models compute here what they computed where they were made."""
+    """Return the configured bundle, else the built-in one; its models compute here what they did where it was made."""
     from edge_agent.contract import bundle as bundles
     from edge_agent.detection.runtime import selftest
 
-    if config.bundle is None:
-        raise bundles.BundleError("no bundle: give --bundle DIR or set `bundle` in the configuration")
-    bundle = bundles.load(config.bundle)
+    bundle = bundles.load(config.bundle or bundles.BUILTIN)
     selftest(bundle)
     return bundle
+
+
+def _note_origin(bundle: "Bundle") -> None:
+    if bundle.manifest.generated:
+        note(f"{PROG}: this model was trained on generated traffic")
 
 
 def _say_json(document: Mapping[str, Any]) -> None:
@@ -208,6 +211,7 @@ def _run(args: argparse.Namespace) -> int:
         waiting = f", waiting for {awaited}" if awaited else ""
         note(f"{PROG}: gateway {config.gateway} ({printable(config.gateway_origin)})")
         note(f"{PROG}: capturing on {open_now}{waiting}, model {bundle.manifest.version}")
+        _note_origin(bundle)
         with publisher.running() if publisher else nullcontext():
             save_s = 60.0 * config.learning.save_minutes
             seen = service.run(agent, interfaces, give, stop, publisher, save_s=save_s, reload=reload, more=lost)
@@ -254,8 +258,7 @@ def _replay(args: argparse.Namespace) -> int:
     bundle, files = _bundle(config), _captures(args.files)
     evidence = dataclasses.replace(config.evidence, path=args.evidence)
     agent = Agent(config, bundle, seed=0, evidence=evidence)
-    if bundle.manifest.generated:
-        note(f"{PROG}: this model was trained on generated traffic")
+    _note_origin(bundle)
     lines = SideLines(_consequence(args.outbox, sent=bool(args.broker)), needs_reader=not args.broker)
     terminal = Terminal.of(utc=args.utc)
 
@@ -385,14 +388,14 @@ def _fetch_evidence(folder: Path, args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> int:
     from edge_agent import identity
     from edge_agent.contract.bundle import replace_file
-    from edge_agent.detection import devices
+    from edge_agent.detection import device_records
     from edge_agent.state import State
 
     config = identity.resolve(_located(args))
     if not config.learning.export:
         return refuse(PROG, "rows must not leave this gateway: `learning.export` in the configuration is false")
     with closing(State(config.outbox.path, guest=True)) as state:
-        content, rows, of = devices.export(state, config.names, config.gateway)
+        content, rows, of = device_records.export(state, config.names, config.gateway)
     if not rows:
         return refuse(PROG, "no rows are stored yet: the first are stored once a device has been learnt", FAILED)
     try:
@@ -424,10 +427,8 @@ def _test_alert(args: argparse.Namespace) -> int:
     from edge_agent.contract.alert import ModelInfo
 
     config = _located(args)
-    model = ModelInfo("none")
-    if config.bundle:
-        manifest = (bundle := bundles.load(config.bundle)).manifest
-        model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
+    manifest = (bundle := bundles.load(config.bundle or bundles.BUILTIN)).manifest
+    model = ModelInfo(manifest.version, bundle.sha256, manifest.generated)
     text = "the steps are not printed; the test alert is sent all the same"
     outcome: dict[str, Any] = {"delivered": False, "steps": []}
     status, width = OK, terminal_width()

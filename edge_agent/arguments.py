@@ -22,7 +22,7 @@ def parser() -> Parser:
     top = Parser(
         PROG,
         description="The gateway's part of botwatch: it judges packets and publishes alerts.",
-        epilog=f"example:\n  {PROG} replay capture.pcap --bundle bundles/home",
+        epilog=f"example:\n  {PROG} replay capture.pcap",
     )
     top.add_version()
     commands = top.add_commands()
@@ -31,7 +31,7 @@ def parser() -> Parser:
         """Return a parent parser with these of the options that several commands have."""
         parent = Parser(add_help=False)
         texts = {
-            "--bundle": ("DIR", Path, "use this model bundle instead of the configured one"),
+            "--bundle": ("DIR", Path, "use this model bundle instead of the configured or the built-in one"),
             "--config": ("FILE", Path, "agent.yaml; without it the defaults apply"),
             "--gateway": ("ID", str, "use this id instead of the configured one"),
             "--outbox": ("FILE", Path, "use this state file (SQLite) instead of the configured one"),
@@ -74,7 +74,8 @@ def parser() -> Parser:
         "replay", text, "day1.pcap day2.pcap --bundle bundles/home --broker localhost:1883", options(*common)
     )
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pcap or pcapng, in time order; - is stdin")
-    replay.add_argument("--broker", metavar="HOST:PORT", help="also publish the alerts over MQTT, through the outbox")
+    text = "also publish the alerts over MQTT, through the outbox; without it --outbox is not used"
+    replay.add_argument("--broker", metavar="HOST:PORT", help=text)
     text = "how long to wait at the end until the broker has taken all alerts (default %(default)s s)"
     replay.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help=text)
     text = "store the packets around each alert in this folder (default: none are stored)"

@@ -93,7 +93,8 @@ def findings(
         yield Finding("bundle", True, f"{why}; `install.sh --bundle {config.bundle}` copies it to /etc/botwatch/bundle")
     elif isinstance(bundle, Bundle):
         origin = ", trained on generated traffic" if bundle.manifest.generated else ""
-        yield Finding("bundle", False, f"model {bundle.manifest.version}, self-test passed{origin}")
+        whose = "" if config.bundle else ", which comes with botwatch"
+        yield Finding("bundle", False, f"model {bundle.manifest.version}{whose}, self-test passed{origin}")
     else:
         yield Finding("bundle", True, bundle)
     if not config.capture.interfaces:

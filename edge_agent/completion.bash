@@ -13,7 +13,7 @@ _botwatch_node() {
         ' agent test-alert') words='--broker --bundle --config --gateway --help --json --outbox --wait' ;;
         ' agent support') words='--bundle --config --gateway --help --out --outbox' ;;
         ' agent status') words='--config --help --json --outbox --utc' ;;
-        ' agent allow') words='--class --config --device --for --help --host --json --kind --outbox --port --reason --replace --utc' ;;
+        ' agent allow') words='--class --config --device --for --help --host --json --kind --learn --outbox --port --reason --replace --utc' ;;
         ' agent unallow') words='--config --help --json --outbox --utc' ;;
         ' agent mute') words='--config --for --help --json --outbox --reason --replace --utc' ;;
         ' agent unmute') words='--config --help --json --outbox --utc' ;;
@@ -28,8 +28,9 @@ _botwatch_node() {
         ' trainer baselines') words='--bundle --help' ;;
         ' trainer audit') words='--help' ;;
         ' trainer report') words='--help --no-compute --out' ;;
-        ' trainer evaluate') words='--base-rate --config --floor --help --learn --out --root --run' ;;
-        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes' ;;
+        ' trainer evaluate') words='--base-rate --config --earlier --evasions --floor --help --json --learn --out --root --run' ;;
+        ' trainer base') words='--config --help --out --run' ;;
+        ' trainer generate') words='--attack-seconds --attacks --days --devices --help --home --homes --hours --infected --lead-minutes --max-attack-packets --out --seed --snaplen --start --tail-minutes --varied' ;;
         ' trainer study') words='--data --float --help --out --partial --top-n' ;;
         ' trainer sweep') words='--activations --data --help --optimisers --out --over --steps' ;;
         ' converter') words='--bundle-version --help --out --variant --version' ;;
@@ -125,7 +126,7 @@ _botwatch_option() {
         ' trainer fetch --out') kind='dir' ;;
         ' trainer fetch --config') kind='file' ;;
         ' trainer fetch --from') kind='' ;;
-        ' trainer compare --by') kind='chrono lodo lofo cross columns models' ;;
+        ' trainer compare --by') kind='chrono rotate lodo lofo cross columns models' ;;
         ' trainer compare --captures') kind='file' ;;
         ' trainer compare --root') kind='dir' ;;
         ' trainer compare --out') kind='dir' ;;
@@ -138,9 +139,16 @@ _botwatch_option() {
         ' trainer evaluate --out') kind='dir' ;;
         ' trainer evaluate --run') kind='dir' ;;
         ' trainer evaluate --config') kind='file' ;;
+        ' trainer evaluate --earlier') kind='file' ;;
+        ' trainer evaluate --json') kind='file' ;;
         ' trainer evaluate --base-rate') kind='' ;;
+        ' trainer base --out') kind='dir' ;;
+        ' trainer base --config') kind='file' ;;
+        ' trainer base --run') kind='dir' ;;
         ' trainer generate --out') kind='dir' ;;
         ' trainer generate --seed') kind='' ;;
+        ' trainer generate --homes') kind='' ;;
+        ' trainer generate --home') kind='' ;;
         ' trainer generate --start') kind='' ;;
         ' trainer generate --days') kind='' ;;
         ' trainer generate --hours') kind='' ;;
@@ -204,7 +212,7 @@ _botwatch_place() {
         ' agent mute 0') kind='' ;;
         ' agent unmute 0') kind='' ;;
         ' agent learn 0') kind='' ;;
-        ' trainer 0') kind='extract fit stream fetch compare explain baselines audit report evaluate generate study sweep' ;;
+        ' trainer 0') kind='extract fit stream fetch compare explain baselines audit report evaluate base generate study sweep' ;;
         ' trainer extract '*) kind='file' ;;
         ' trainer fit 0') kind='file' ;;
         ' trainer stream '*) kind='file' ;;
@@ -232,7 +240,7 @@ _botwatch_place() {
 _botwatch_keys() {
     case $1${2+ $2} in
         'status') kind='' ;;
-        'allow') kind='alert= device= kind= classes= host= port= reason= for= replace=' ;;
+        'allow') kind='alert= device= kind= classes= host= port= reason= for= learn= replace=' ;;
         'unallow') kind='entry=' ;;
         'mute') kind='alert= device= for= reason= replace=' ;;
         'unmute') kind='entry= device=' ;;

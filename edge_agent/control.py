@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # a local command does without paho
 
 Origin = Literal["broker", "local"]
 Handler = Callable[[Command, Origin], Mapping[str, Any]]
+Teach = Callable[[str, tuple[Activity, ...], bool], None]
+"""Raises the limits of a device to its bursts of some sorts (True), or forgets that (False)."""
 
 ALLOW_S = 30 * 86_400.0
 """Seconds that a local allow lasts unless it says otherwise; one from the broker lasts as long as it may."""
@@ -83,6 +85,7 @@ class Control:
         self.counts = dict.fromkeys(
             ("commands_done", "commands_refused", "commands_repeated", "commands_retained", "commands_dropped"), 0
         )
+        self._teach: Teach | None = None
         self._handlers: dict[str, Handler] = {
             "status": self._status,
             "allow": self._allow,
@@ -109,6 +112,10 @@ class Control:
         if verb not in VERBS:
             raise ValueError(f"{verb!r} is not a command")
         self._handlers[verb] = handler
+
+    def teach_with(self, teach: "Teach") -> None:
+        """Let ``teach`` raise a device's limits where an allow says so, and lower them again."""
+        self._teach = teach
 
     def follow(self, parts: Sequence[tuple[str, bytes]]) -> None:
         """For handlers: queue ``(leaf, payload)`` messages behind the reply. CommandRefused if they do not all fit."""
@@ -281,16 +288,33 @@ class Control:
             raise CommandRefused("allow: name one device; only mute can be about all devices")
         activities, classes = _traffic(arguments, reported)
         default_s = ALLOW_S if origin == "local" else self._config.control.remote_hours * 3600
-        return self._add(
-            command,
-            origin,
-            reported.device,
-            arguments.get("for_s", default_s),
-            verb="allow",
-            activities=activities,
-            classes=classes,
-            host=arguments.get("host", ""),
-        )
+        learn = bool(arguments.get("learn"))
+        if learn:
+            self._raise_limits(origin, reported.device, activities)
+        try:
+            return self._add(
+                command,
+                origin,
+                reported.device,
+                arguments.get("for_s", default_s),
+                verb="allow",
+                activities=activities,
+                classes=classes,
+                host=arguments.get("host", ""),
+                learn=learn,
+            )
+        except (CommandRefused, SuppressionError, StateError):
+            if learn and self._teach:
+                self._teach(reported.device, activities, False)
+            raise
+
+    def _raise_limits(self, origin: Origin, device: str, activities: tuple[Activity, ...]) -> None:
+        """Raise a device's limits to the traffic that is allowed. CommandRefused where that is not possible."""
+        if origin == "broker" and "learn" not in self._config.commands:
+            raise CommandRefused("learn: this agent does not let the broker change what is learnt (`commands`)")
+        if self._teach is None:
+            raise CommandRefused("allow: to learn needs a running agent")
+        self._teach(device, activities, True)
 
     def _mute(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         device = self._about(command.arguments).device
@@ -302,7 +326,7 @@ class Control:
         if "alert" in arguments:
             return self._reported.of(arguments["alert"])
         try:
-            return Reported(self._device_or_all(arguments["device"]))
+            return Reported(ALL_DEVICES if arguments["device"] == ALL_DEVICES else self.device(arguments["device"]))
         except CommandRefused as refusal:
             try:
                 ending = alertid.read(arguments["device"])
@@ -313,12 +337,9 @@ class Control:
             except MessageError as error:
                 raise CommandRefused(f"{refusal}; {error}") from error
 
-    def _device_or_all(self, text: str) -> str:
-        return ALL_DEVICES if text == ALL_DEVICES else self.device(text)
-
     def _add(self, command: Command, origin: Origin, device: str, for_s: float, **about: Any) -> Mapping[str, Any]:
         if origin == "broker":
-            self._check_bounds(device, for_s)
+            _check_bounds(device, for_s, self._config.control.remote_hours * 3600)
         now = time.time()
         entry = Suppression(
             device=device,
@@ -344,6 +365,8 @@ class Control:
         n = None
         if not command.arguments.get("replace"):
             n = self.suppressions.outlasting(entry, now, steady)
+        if n is not None and entry.learn and not (older := self.suppressions.active()[n]).learn:
+            entry, n = dataclasses.replace(entry, expires_s=older.expires_s), None
         if n is None:
             n = self.suppressions.add(entry, now, steady)
             self._changed = True
@@ -357,25 +380,9 @@ class Control:
             "device": device,
             "suppressed": f"{entry.about}, {who}",
             "until": format_time(int(1e9 * entry.expires_s)),
+            **({"learnt": True} if entry.learn else {}),
             **note,
         }
-
-    def _check_bounds(self, device: str, for_s: float) -> None:
-        """Refuse what would let whoever controls the broker silence the gateway."""
-        most_s = self._config.control.remote_hours * 3600
-        if device == ALL_DEVICES:
-            raise CommandRefused("through the broker a command must name one device")
-        if for_s > most_s:
-            raise CommandRefused(
-                f"made through the broker it lasts at most {most_s / 3600:g} h (control.remote_hours), "
-                f"not {for_s / 3600:g}"
-            )
-        if device in own_addresses():
-            raise CommandRefused(
-                f"{device} is the gateway itself, whose alerts only a command on the gateway can suppress"
-            )
-        if ":" in device and len(device) == 17 and int(device[:2], 16) & 1:
-            raise CommandRefused(f"{device} is a group address, not a device")
 
     def _unallow(self, command: Command, origin: Origin) -> Mapping[str, Any]:
         return self._drop("allow", [command.arguments["entry"]])
@@ -396,6 +403,8 @@ class Control:
             if number not in active or active[number].verb != verb:
                 raise CommandRefused(f"no active {verb} has the number {number}")
         for number in numbers:
+            if active[number].learn and self._teach:
+                self._teach(active[number].device, active[number].activities, False)
             self.suppressions.drop(number)
         self._changed = True
         return {"ended": numbers}
@@ -433,6 +442,20 @@ def _traffic(arguments: Mapping[str, Any], reported: Reported) -> tuple[tuple[Ac
         ports = {kind: [a for a in reported.activities if a.kind == kind] for kind in {a.kind for a in activities}}
         activities = tuple(of_kind for activity in activities for of_kind in ports[activity.kind] or [activity])
     return tuple(dict.fromkeys(activities)), names
+
+
+def _check_bounds(device: str, for_s: float, most_s: float) -> None:
+    """Refuse what would let whoever controls the broker silence the gateway; ``most_s`` is the longest time."""
+    if device == ALL_DEVICES:
+        raise CommandRefused("through the broker a command must name one device")
+    if for_s > most_s:
+        raise CommandRefused(
+            f"made through the broker it lasts at most {most_s / 3600:g} h (control.remote_hours), not {for_s / 3600:g}"
+        )
+    if device in own_addresses():
+        raise CommandRefused(f"{device} is the gateway itself, whose alerts only a command on the gateway can suppress")
+    if ":" in device and len(device) == 17 and int(device[:2], 16) & 1:
+        raise CommandRefused(f"{device} is a group address, not a device")
 
 
 def commands_filter(config: AgentConfig) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 from edge_agent.agent import Agent
 from edge_agent.contract import messages
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.captures import parse_mac
 from edge_agent.contract.commands import Command
 from edge_agent.control import CommandRefused, Control, Origin
 from edge_agent.delivery.evidence import EvidenceError, chunks
+from edge_agent.detection.bursts import KEEP_DAYS, MAX_BURSTS
 from edge_agent.detection.devices import Devices
 
 
@@ -46,3 +48,22 @@ def relearn(devices: Devices, device: str) -> dict[str, Any]:
     if not known:
         raise CommandRefused(f"{device} has not been seen")
     return {"device": device, "state": "learning"}
+
+
+def teach(devices: Devices, device: str, activities: tuple[Activity, ...], raised: bool) -> None:
+    """Raise a device's limits to its bursts of these sorts (`allow --learn`), or forget that they were ``raised``."""
+    try:
+        mac = parse_mac(device)
+    except ValueError:
+        raise CommandRefused(f"{device}: only a device that is named by its MAC can be learnt") from None
+    if not raised:
+        devices.unvouch(mac, activities)
+        return
+    done = devices.vouch(mac, activities)
+    if done is None:
+        raise CommandRefused(f"{device} has not been seen")
+    if not done:
+        raise CommandRefused(
+            f"{device}: no burst of this sort is remembered, so there is nothing to learn (the last {MAX_BURSTS} of "
+            f"{KEEP_DAYS} days are; check-ins are not learnt); without `learn` its alerts are suppressed only"
+        )

@@ -15,7 +15,8 @@ from edge_agent.capture.sources import Interfaces, Source
 from edge_agent.config import LIVE, AgentConfig, changed
 from edge_agent.contract.messages import MAX_STORED
 from edge_agent.control import Control
-from edge_agent.handlers import relearn, send_evidence, send_test_alert
+from edge_agent.detection.device_document import budget
+from edge_agent.handlers import relearn, send_evidence, send_test_alert, teach
 from edge_agent.health import HealthMonitor
 from edge_agent.learning_store import LearningStore
 from edge_agent.publisher import Publisher
@@ -119,9 +120,11 @@ def _take_commands(
     agent.alerter.suppressions = control.suppressions
     control.describe("health", lambda: health.document().document())
     control.describe("devices", lambda: listed(agent))
+    control.describe("budget", lambda: budget(agent.devices.decision))
     control.describe("broker", publisher.line)
     control.register("test-alert", lambda command, origin: send_test_alert(agent, give, command, origin))
     control.register("evidence", lambda command, origin: send_evidence(agent, control, command, origin))
+    control.teach_with(lambda device, activities, raised: teach(agent.devices, device, activities, raised))
     control.register("learn", lambda command, _: relearn(agent.devices, control.device(command.arguments["device"])))
 
 

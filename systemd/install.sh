@@ -12,7 +12,7 @@ usage: install.sh [--wheels DIR] [--gateway ID] [--bundle DIR] [--broker HOST[:P
 
   --wheels DIR       install the program from the wheels in DIR (`make wheel`), without a network or a compiler
   --gateway ID       the gateway's id: a-z, 0-9 and "-", at most 63 characters; or auto
-  --bundle DIR       copy this model bundle to /etc/botwatch/bundle
+  --bundle DIR       copy this model bundle to /etc/botwatch/bundle; without one the built-in bundle is used
   --broker HOST      the broker's name or address, also with a port: HOST:PORT, [ADDRESS]:PORT
   --interface NAME   capture on this interface; may be repeated
   --root DIR         install in the image that is unpacked in DIR instead of on this machine
@@ -281,7 +281,7 @@ if [ -e "$config" ]; then
 else
     # Absolute paths of what the agent stores: a command that is typed in another folder then finds the same files.
     sed 's|^  path: \(botwatch-[a-z.]*\) |  path: /var/lib/botwatch/\1 |' "$here/../configs/agent.yaml" > "$new"
-    set_key '' bundle /etc/botwatch/bundle
+    [ ! -d "$etc/bundle" ] || set_key '' bundle /etc/botwatch/bundle # of an earlier installation
 fi
 [ -z "$gateway" ] || set_key '' gateway "\"$gateway\""
 [ -z "$bundle" ] || set_key '' bundle /etc/botwatch/bundle

@@ -43,7 +43,8 @@ def make_home(folder: Path) -> Home:
     """Generate, fit and convert a home by the commands that users have."""
     from converter.__main__ import main as convert
     from trainer.__main__ import main as train
-    from trainer.generate import Plan, generate
+    from trainer.traffic.captures import generate
+    from trainer.traffic.plan import Plan
 
     made = Home(folder / "captures", folder / "run", folder / "bundle", folder / "later")
     plan = Plan(

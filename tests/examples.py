@@ -19,7 +19,8 @@ from edge_agent.delivery.alerts import Alerter
 from tests.reference.frames import pcap
 from tests.streams import context
 from tests.traffic import ROUTER_MAC, S, read, spoofed, steady
-from trainer.generate import Plan, generate
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import Plan
 
 ALERTS = Path(__file__).parents[1] / "docs/examples/alerts"
 CONFIG = 'gateway: gw-001\nsite: plant-a\nnames: {{"{mac}": doorbell}}\n'

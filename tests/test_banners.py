@@ -85,6 +85,7 @@ def test_a_live_agent_writes_only_its_own_lines_to_stderr(here: Path) -> None:
         process.kill()
         process.wait()
     assert strange(errors.read_text()) == []
+    assert "botwatch agent: this model was trained on generated traffic\n" in errors.read_text()
 
 
 def test_notices_are_kept_off_stderr_and_nothing_else_is(capfd: pytest.CaptureFixture[str]) -> None:

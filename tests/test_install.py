@@ -125,11 +125,18 @@ def test_the_installed_configuration_is_the_shipped_one_but_for_absolute_paths_a
     assert config.outbox.path == folder / shipped.outbox.path
     assert shipped.evidence.path
     assert config.evidence.path == folder / shipped.evidence.path
-    assert config.bundle == Path("/etc/botwatch/bundle")
+    assert config.bundle is None
     assert config.gateway == "auto"
     mine, theirs = (path.read_text().splitlines() for path in (tmp_path / CONFIG, SHIPPED))
     assert len(mine) == len(theirs)
-    assert 3 <= sum(a != b for a, b in zip(mine, theirs, strict=True)) <= 4
+    assert sum(a != b for a, b in zip(mine, theirs, strict=True)) == 2
+
+
+def test_a_new_configuration_names_the_bundle_that_is_there(tmp_path: Path, home: Home) -> None:
+    """It was installed before and the configuration was deleted since: the built-in one does not take its place."""
+    install(tmp_path, "--bundle", home.bundle)
+    (tmp_path / CONFIG).unlink()
+    assert installed(tmp_path).bundle == Path("/etc/botwatch/bundle")
 
 
 KEYS = ("--gateway", "gw-7", "--broker", "10.0.0.1:8883", "--interface", "br0", "--interface", "wlan0")

@@ -22,7 +22,8 @@ MODULES = {
     "audit": ("trainer.judge.audit", "look for leaks in a run's rows"),
     "report": ("trainer.report.page", "show everything that is known of a run in one HTML file"),
     "evaluate": ("trainer.judge.evaluate", "judge a finished bundle on captures or rows"),
-    "generate": ("trainer.generate", "write labelled captures of generated devices and attacks"),
+    "base": ("trainer.base.make", "make the bundle that comes with botwatch, from generated homes alone"),
+    "generate": ("trainer.traffic.command", "write labelled captures of generated devices and attacks"),
     "study": ("trainer.study", "repeat the original studies' experiments, with the honest numbers beside theirs"),
     "sweep": ("trainer.judge.sweep", "compare numbers of columns, activations and optimisers"),
 }

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import Rules
+from edge_agent.contract.decision import Rules
+from edge_agent.contract.host_bounds import HOST_BOUNDS
 from edge_agent.contract.scaling import SCALE_FLOOR
 from edge_agent.contract.settings import check, within
 from trainer.data.protocol import Split
@@ -29,6 +30,22 @@ class DatasetEntry:
     device: str | None = within(None, 1, 128)  # rows: for files without a device column
     label: str | None = within(None, 1, 128)  # rows: for files without a label column
     generated: bool = False  # rows: made of generated traffic (for captures the manifest says it)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class BaseRows:
+    """Generated homes whose rows are fitted on beside ``data``; `trainer.base.rows` makes them, and keeps them.
+
+    The built-in bundle is fitted on 40 homes of seed 7 alone.
+    """
+
+    homes: int = within(0, 0, 400)  # 0: none
+    seed: int = within(7, 0, 2**32 - 1)
+    hours: float = within(24.0, 0.05, 24.0)  # of each benign capture, at most
+    max_rows: int = within(4000, 256, 10**7)  # of each device in a capture
 
     def __post_init__(self) -> None:
         check(self)
@@ -132,15 +149,15 @@ class DecisionSettings(Rules):
     vote: Literal["auto", "fixed"] = "auto"
     margin: float = within(2.0, 1.0, 1e6)
     # a device that has lost its network opens new sockets to old peers
-    floors: dict[str, float] = within(_floors(1.0, 1.5), 0, len(cols.COUNT_COLUMNS))
-    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNT_COLUMNS))
+    floors: dict[str, float] = within(_floors(1.0, 1.5) | HOST_BOUNDS, 0, len(cols.COUNTS))
+    warmup_floors: dict[str, float] = within(_floors(2.25, 2.25), 0, len(cols.COUNTS))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("floors", "warmup_floors"):
             for column, floor in getattr(self, key).items():
-                if column not in cols.COUNT_COLUMNS:
-                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNT_COLUMNS)}")
+                if column not in cols.COUNTS:
+                    raise ValueError(f"{key}: unknown column {column!r}; known: {', '.join(cols.COUNTS)}")
                 if not floor > 0:
                     raise ValueError(f"{key}: {column} must be above 0, is {floor:g}")
 
@@ -176,7 +193,8 @@ class StudySettings:
 class Config:
     """Everything that a fit depends on, apart from the data itself."""
 
-    data: tuple[DatasetEntry, ...] = within(MISSING, 1, 100_000)
+    data: tuple[DatasetEntry, ...] = within((), 0, 100_000)
+    base: BaseRows = BaseRows()
     seed: int = within(1, 0, 2**32 - 1)
     schemas: tuple[str, ...] = within((cols.CLEAN, cols.DEVICE), 1, len(cols.SCHEMAS))
     columns: tuple[str, ...] = within((), 0, len(cols.ALL_COLUMNS))  # empty: all of the schemas
@@ -184,6 +202,11 @@ class Config:
     top_n: int | None = within(None, 1, len(cols.ALL_COLUMNS))  # use the n best by Fisher score
     rank_by: Literal["label", "family", "attack"] = "label"  # groups of rows that the score compares
     max_rows: int = within(200_000, 1, 10**9)  # of each file, device and label
+    total_rows: int = within(
+        2_000_000, 1000, 10**9
+    )  # in memory; where there are more, max_rows is halved until it fits
+    part_rows: int = within(200_000, 256, 10**9)  # of each benign part, for the limits and rows.parquet
+    train_rows: int = within(10**9, 1000, 10**9)  # that the autoencoder trains on, at most
     max_streams: int = within(16_384, 64, (1 << 20) - 1)
     use_attack_lead: bool = False
     split: Split = field(default_factory=Split)
@@ -197,6 +220,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.data and not self.base.homes:
+            raise ValueError("data: names no source of rows, and base no homes")
+        if self.base.homes and cols.COMPAT in self.schemas:
+            raise ValueError(f"base: generated homes give rows of {cols.CLEAN}, not of {cols.COMPAT}")
         for schema in self.schemas:
             if schema not in cols.SCHEMAS:
                 raise ValueError(f"schemas: unknown schema {schema!r}; known: {', '.join(cols.SCHEMAS)}")
@@ -242,6 +269,8 @@ def load(path: Path, data: Path | None = None, top_n: int | None = None) -> Conf
     entries = [
         dataclasses.replace(e, path=base / e.path, root=None if e.root is None else base / e.root) for e in config.data
     ]
+    if data is not None and not entries:
+        raise settings.SettingsError(f"{path.name}: --data replaces the path of the first source, and data names none")
     if data is not None:
         first, data = entries[0], data.resolve()
         if first.kind == "nbaiot" and data.suffix == ".parquet":

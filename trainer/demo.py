@@ -1,8 +1,8 @@
 """`botwatch demo`: the whole chain on this machine, each part as the process a user would start.
 
-Captures -> fit -> bundle -> broker, collector and agents -> alerts as they come -> a closing table. This module knows
-the order of the commands and compares the collector's alerts with the manifest of what was replayed; it computes
-nothing that the product computes elsewhere.
+Captures -> what the built-in bundle finds in them -> fit -> bundle -> broker, collector and agents -> alerts as they
+come -> a closing table. This module knows the order of the commands and compares alerts with the manifest of what was
+replayed; it computes nothing that the product computes elsewhere.
 """
 
 import argparse
@@ -65,6 +65,9 @@ TRAINER = {
 """Shorter than the defaults, so that the demo takes three minutes. Mirai's ack and udp floods differ in 12 bytes of
 566, which squash and int8 cannot keep apart from one home to another: they are one class, the family."""
 
+AS_FITTED = {"learning": {"enabled": False}}
+"""Settings of the agents: attacks of seconds leave no time to learn a device's own limits."""
+
 READY_S, DELIVER_S = 20.0, 30.0
 """Seconds in which a process must be ready, and in which the collector must have stored every alert."""
 
@@ -103,7 +106,8 @@ def parser() -> cli.Parser:
     top = cli.Parser(
         PROG,
         description="Run the whole chain on this machine: captures, fit, convert, broker, collector, agents, alerts.\n"
-        "Ends with status 1 when an attack was missed or a benign device alerted.",
+        "First it shows what the built-in bundle finds. Ends with status 1 when the fitted one missed an attack or a "
+        "benign device alerted.",
         epilog=f"example:\n  {PROG} --captures my-captures --out demo",
     )
     top.add_version()
@@ -124,7 +128,7 @@ def parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo: 0 when every attack was detected and no benign device alerted, 1 otherwise, 2 for a usage error."""
+    """Run the demo: 0 when the fitted bundle detected all and no benign device alerted, 1 otherwise, 2 for misuse."""
     cli.prepare_output()
     args = parser().parse_args(argv)
     began = time.monotonic()
@@ -164,7 +168,11 @@ def _demo(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[Ve
         _run("trainer", "generate", "--out", out / "replay", *(text.format(attacks=attacks) for text in REPLAY))
         fit_path, replay_path, root = out / "fit" / captures.MANIFEST, out / "replay" / captures.MANIFEST, None
     manifest, _, replay_root = captures.load(replay_path, root)
+    if parts := [capture for capture in manifest.captures if capture.span]:
+        raise DemoError(f"{replay_path}: {parts[0].name}: an agent replays whole files, not spans of them")
 
+    say("what works without a fit: the bundle that comes with botwatch")
+    print(summary(_out_of_the_box(manifest, replay_root, out)))
     say("fitting autoencoder and classifier")
     entry = {"kind": "captures", "path": str(fit_path.resolve()), "root": str(root.resolve()) if root else None}
     (out / "trainer.yaml").write_text(yaml.safe_dump({"data": [entry], **TRAINER}))
@@ -174,7 +182,13 @@ def _demo(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[list[Ve
     say("broker, collector and agents")
     with _broker(out) as address, _collector(out, address) as database:
         say("replaying; alerts as the collector stores them:")
-        names = _replay(manifest, replay_root, out, address)
+        (out / "outbox").mkdir()
+
+        def delivery(gateway: str) -> list[object]:
+            words = ["--config", out / "agent.yaml", "--bundle", out / "bundle", "--broker", address]
+            return [*words, "--outbox", out / "outbox" / f"{gateway}.sqlite", "--wait", DELIVER_S]
+
+        names = _replay(manifest, replay_root, out / "agent", delivery)
         alerts = _stored(database, out)
     return [judge(capture, gateway, replay_root, alerts) for capture, gateway in names], manifest.generated
 
@@ -266,8 +280,7 @@ def _broker(out: Path) -> Iterator[str]:
     # amqtt does not know MQTT 5 and does not answer to it either: a client would wait in vain
     version = {"broker": {"version": "auto" if mosquitto else "3.1.1"}}
     (out / "collector.yaml").write_text(yaml.safe_dump(version))
-    # the demo shows the model as fitted: attacks of seconds leave no time to learn a device's own limits
-    (out / "agent.yaml").write_text(yaml.safe_dump({**version, "learning": {"enabled": False}}))
+    (out / "agent.yaml").write_text(yaml.safe_dump({**version, **AS_FITTED}))
 
     def listens() -> bool:
         with socket.socket() as client:
@@ -320,38 +333,38 @@ def gateway_ids(manifest: CaptureManifest) -> list[str]:
     return names
 
 
-def _replay(manifest: CaptureManifest, root: Path, out: Path, address: str) -> list[tuple[Capture, str]]:
-    """Replay every capture through an agent of its own, two at a time; return each with its gateway's id."""
+def _replay(
+    manifest: CaptureManifest, root: Path, folder: Path, more: Callable[[str], list[object]]
+) -> list[tuple[Capture, str]]:
+    """Replay every capture through an agent of its own, two at a time; return each with its gateway's id.
+
+    ``more`` are further words of a gateway's command. Alerts and logs are written to ``folder``.
+    """
     names = list(zip(manifest.captures, gateway_ids(manifest), strict=True))
-    for folder in ("outbox", "agent"):
-        (out / folder).mkdir()
+    folder.mkdir()
 
     def one(capture: Capture, gateway: str) -> None:
-        words = [
-            "agent",
-            "replay",
-            "--json",
-            root / capture.file,
-            "--config",
-            out / "agent.yaml",
-            "--bundle",
-            out / "bundle",
-        ]
-        words += ["--broker", address]
-        words += ["--gateway", gateway, "--outbox", out / "outbox" / f"{gateway}.sqlite", "--wait", DELIVER_S]
-        with (
-            open(out / "agent" / f"{gateway}.jsonl", "wb") as alerts,
-            open(out / "agent" / f"{gateway}.log", "wb") as log,
-        ):
+        words = ["agent", "replay", "--json", root / capture.file, "--gateway", gateway, *more(gateway)]
+        with open(folder / f"{gateway}.jsonl", "wb") as alerts, open(folder / f"{gateway}.log", "wb") as log:
             status = subprocess.run(_command(*words), stdout=alerts, stderr=log).returncode
         if status:
-            tail = (out / "agent" / f"{gateway}.log").read_text(errors="replace").strip().splitlines()[-1:]
+            tail = (folder / f"{gateway}.log").read_text(errors="replace").strip().splitlines()[-1:]
             raise DemoError(f"agent on {capture.file} ended with status {status}: {' '.join(tail)}")
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(one, capture, gateway) for capture, gateway in names]:
             done.result()
     return names
+
+
+def _out_of_the_box(manifest: CaptureManifest, root: Path, out: Path) -> list[Verdict]:
+    """Replay every capture with the built-in bundle, without a broker; return the verdict on each."""
+    config, folder = out / "builtin.yaml", out / "builtin"
+    config.write_text(yaml.safe_dump(AS_FITTED))
+    names = _replay(manifest, root, folder, lambda gateway: ["--config", config])
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    alerts = [Alert.read(json.loads(line)) for line in lines]
+    return [judge(capture, gateway, root, alerts) for capture, gateway in names]
 
 
 def _stored(database: Path, out: Path) -> list[Alert]:
@@ -434,14 +447,17 @@ def print_verdicts(verdicts: Sequence[Verdict], generated: bool) -> bool:
     for table in (attacks, benign):
         if table.row_count:
             console.print(table)
+    print(summary(verdicts))
+    return any(verdict.missed or verdict.false_alerts for verdict in verdicts)
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Return in one line how many attacks were detected, which ones were not, and how many alerts were false."""
     missed = [str(verdict.capture.file) for verdict in verdicts if verdict.missed]
     false = sum(verdict.false_alerts for verdict in verdicts)
     of_attacks = [verdict.ms is not None for verdict in verdicts if verdict.capture.label != BENIGN]
-    print(
-        f"{sum(of_attacks)} of {len(of_attacks)} attacks detected, "
-        f"{false} false alerts" + (f"; missed: {', '.join(missed)}" if missed else "")
-    )
-    return bool(missed or false)
+    found = f"{sum(of_attacks)} of {len(of_attacks)} attacks detected, {false} false alerts"
+    return found + (f"; missed: {', '.join(missed)}" if missed else "")
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

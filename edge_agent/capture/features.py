@@ -33,7 +33,7 @@ from edge_agent._kernel import (
 )
 from edge_agent._kernel import highest_ratios as _highest_ratios
 from edge_agent.capture.sources import Source
-from edge_agent.contract.columns import ALL_COLUMNS
+from edge_agent.contract.columns import ALL_COLUMNS, HOST_COUNTS
 from edge_agent.contract.scaling import Array, Scaler
 
 __all__ = [
@@ -60,6 +60,7 @@ _FORMATS = {
     **{"t_ns": "i8", "src_mac": "u8", "dst_mac": "u8", "src": "(16,)u1", "dst": "(16,)u1"},
     **{"sport": "u2", "dport": "u2", "length": "u4", "ethertype": "u2", "flags": "u1", "interface": "u1"},
     **{"ip_version": "u1", "proto": "u1", "tcp_flags": "u1", "headers": "u1"},
+    **{"unanswered": "(2,)f4", "answers": "f4", "opened": "f4"},
 }
 
 ROW_META = np.dtype(
@@ -75,8 +76,14 @@ ROW_META = np.dtype(
 ``t_ns`` is since the epoch; MACs are 48-bit integers (0: none); addresses are 16 bytes, IPv4 in the first 4, the MAC in
 the first 6 where ``ip_version`` is 0; ``length`` is on the wire; ``flags`` are NEW_PEER, NEW_SOCKET, FRAGMENT,
 TRUNCATED, ICMP_QUOTED, ARP and PORTS (``sport`` and ``dport`` were read); ``interface`` is an index into
-`Rows.interfaces`; ``headers`` are the captured bytes before the payload, 255 for that many and more. The fields leave
-no byte out: NumPy packs fields when arrays are joined, and the kernel would refuse rows of another size.
+`Rows.interfaces`; ``headers`` are the captured bytes before the payload, 255 for that many and more.
+
+``unanswered`` are the packets to the target that nothing answered, damped at λ = 0.1 and 0.01; ``answers`` (λ = 0.01)
+those that came back. ``opened`` (λ = 0.01) are the ports of the target, or of its login ports the connections, or for
+ICMP the hosts, that the sender newly tried.
+
+The fields leave no byte out: NumPy packs fields when arrays are joined, and the kernel would refuse rows of another
+size.
 """
 
 _POSITION = {name: i for i, name in enumerate(ALL_COLUMNS)}
@@ -285,9 +292,9 @@ class RowScaling:
 def highest_ratios(
     values: npt.NDArray[np.float32], at: npt.NDArray[np.uint32], bounds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the highest of the columns ``at`` of each row in units of their bounds, (n,)."""
+    """Return the highest of the columns ``at`` of each row of ``values`` (n, k) in units of their bounds, (n,)."""
     out = np.empty(len(values))
-    _highest_ratios(values, at, bounds, out)
+    _highest_ratios(values, values.shape[1], at, bounds, out)
     return out
 
 
@@ -308,6 +315,9 @@ class Routes:
     addresses: npt.NDArray[np.uint8]
     """(n, 16): the sender's own address as known then, of IP ``versions`` (n,); 0 if none was known."""
     versions: npt.NDArray[np.uint8]
+    host_counts: Array
+    """(n, `HOST_COUNTS`): what the row's sender sent in vain to its target and newly tried there; 0 for rows that come
+    from a router, whose senders are others."""
 
 
 class SenderTable:
@@ -339,11 +349,25 @@ class SenderTable:
         order, starts, t_ns = np.empty(n, np.int64), np.empty(n + 1, np.int64), np.ascontiguousarray(t_ns, np.int64)
         incoming, carries, chosen = np.empty(n, np.bool_), np.empty(n, np.bool_), np.empty(n, np.bool_)
         addresses, versions = np.empty((n, 16), np.uint8), np.empty(n, np.uint8)
-        keys = np.empty((n, 3), np.uint64)
+        keys, host_counts = np.empty((n, 3), np.uint64), np.empty((n, len(HOST_COUNTS)), np.float32)
         slot, group = np.empty(max(4, 1 << (2 * n - 1).bit_length()), np.uint32), np.empty(n, np.uint32)
         packed = np.ascontiguousarray(meta)
         groups = self._senders.route(
-            *(packed, t_ns, order, starts, incoming, carries, chosen, addresses, versions, keys, slot, group)
+            *(
+                packed,
+                t_ns,
+                order,
+                starts,
+                incoming,
+                carries,
+                chosen,
+                addresses,
+                versions,
+                host_counts,
+                keys,
+                slot,
+                group,
+            )
         )
         subjects = [
             int(low) if kind == 1 else key.tobytes()
@@ -357,6 +381,7 @@ class SenderTable:
             chosen=chosen,
             addresses=addresses,
             versions=versions,
+            host_counts=host_counts,
         )
 
     def counts(self) -> dict[str, int]:

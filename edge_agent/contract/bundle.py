@@ -15,18 +15,25 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract import budget, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract import settings
 from edge_agent.contract.alert import MAX_VERSION
+from edge_agent.contract.decision import Decision, Rules
 from edge_agent.contract.scaling import Scaler, ScalingError
 
-FORMAT = 1
+FORMAT = 2
+"""Format of a manifest. 1 had a budget per device-week and a margin over the highest vote in place of what a decision
+rests on; such bundles are read (`_of_format_1`)."""
+
 MANIFEST, AUTOENCODER, CLASSIFIER, SELFTEST = "manifest.json", "autoencoder.tflite", "classifier.tflite", "selftest.npz"
+BUILTIN = Path(__file__).parents[1] / "builtin"
+"""The bundle that comes with botwatch; `botwatch trainer base` makes it. Its version begins with `builtin`, too."""
+
 MAX_FILE_BYTES = 4 << 20
 """Bound of every file of a bundle; int8 models are 50 KB, float32 ones 140 KB."""
 
@@ -36,95 +43,6 @@ BENIGN = "benign"
 
 class BundleError(Exception):
     """A bundle that must not be used; the message names the folder, the file and the reason."""
-
-
-@dataclass(frozen=True)
-class Tail:
-    """The upper tail of benign devices' votes, and where it meets the alarm budget.
-
-    See `edge_agent.detection.calibrate.tail`.
-
-    ``limit`` is the vote that benign devices exceed as often as the budget allows, ``bound`` its upper confidence bound
-    (both in units of the score; 0 when there were too few ``peaks``). ``level`` is where the tail begins, ``scale`` and
-    ``shape`` (ξ) are of the generalised Pareto distribution of the log exceedances. ``days`` are device-days.
-    """
-
-    level: float
-    scale: float
-    shape: float
-    peaks: int
-    days: float
-    limit: float
-    bound: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """τ = mean + n·std over the scores of benign optimise rows, and the figures it came from.
-
-    ``limit`` is what a vote is compared with, chosen by `Rules.method` among τ, ``quantile`` (of the same rows) and the
-    bound of ``tail``, or more where ``highest``, the highest vote statistic that a benign device reached, comes close.
-    """
-
-    limit: float
-    highest: float
-    tau: float
-    quantile: float
-    tail: Tail
-    n: float
-    mean: float
-    std: float
-    min: float
-    max: float
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """The part of a decision that is chosen, not computed: set in the trainer's configuration, carried by the bundle.
-
-    A device alarms when ``vote_k`` of its last ``vote_w`` rows are flagged, or ``count_votes`` of them by the counts
-    rule, whose columns are sums over many packets already. The limit of a vote comes by ``method``: from rows (τ by
-    `mean_std` or the ``quantile``) or from the `tail` of benign votes, at its upper ``confidence`` bound, for a
-    ``budget`` of false alerts per device-week; ``vote_margin`` is how far it is kept from benign devices' highest vote
-    at least. In a device's first ``warmup_s`` seconds, when it connects to everything at once, both rules are stricter:
-    the limit of the score times ``warmup_score_factor``, the counts by bounds of their own. A class less probable than
-    ``reject`` is reported as `unknown`.
-    """
-
-    vote_k: int = settings.within(15, 1, 1000)
-    vote_w: int = settings.within(20, 1, 1000)
-    count_votes: int = settings.within(3, 1, 1000)
-    method: Literal["tail", "mean_std", "quantile"] = "tail"
-    budget: float = settings.within(1.0, 1e-6, 1000.0)
-    confidence: float = settings.within(0.95, 0.5, 1 - 1e-9)
-    quantile: float = settings.within(0.9999, 0.5, 1 - 1e-9)
-    vote_margin: float = settings.within(2.0, 1.0, 1e6)  # a smaller one would make the rule looser, 0 flag every row
-    warmup_s: float = settings.within(600.0, 0.0, 366 * 86_400.0)
-    warmup_score_factor: float = settings.within(5.0, 1.0, 1e6)
-    reject: float = settings.within(0.5, 0.0, 1 - 1e-9)
-
-    def __post_init__(self) -> None:
-        settings.check(self)
-        for key in ("vote_k", "count_votes"):
-            if getattr(self, key) > self.vote_w:
-                raise ValueError(f"{key}: {getattr(self, key)} is more than vote_w, {self.vote_w}")
-
-
-@dataclass(frozen=True)
-class Decision(Rules):
-    """The rules and limits by which scores become a detection, which `calibrate` computes from benign rows alone.
-
-    ``full`` is τ of the error over all columns. ``fast`` is τ of the error over the columns that forget within a minute
-    (λ ≥ 1) with the others shown to the network as normal: the rule in the time after an attack, when the slow columns
-    still remember it. ``counts`` bounds damped counts of new peers and sockets per device (column -> bound); in
-    warm-up ``warmup_counts`` applies where it is higher.
-    """
-
-    full: Threshold
-    fast: Threshold
-    counts: dict[str, float]
-    warmup_counts: dict[str, float] = field(default_factory=dict)
 
 
 PROFILE_FIELDS = (
@@ -274,14 +192,21 @@ def write(path: Path, manifest: BundleManifest, files: dict[str, bytes]) -> Bund
 
 
 def load(path: str | Path) -> Bundle:
-    """Read and verify a bundle. BundleError if a file is missing, changed, too large or not readable by this agent."""
+    """Read and verify a bundle; ``path`` may be the word `builtin`, where no folder has that name.
+
+    BundleError if a file is missing, changed, too large or not readable by this agent.
+    """
     path = Path(path)
+    if str(path) == BUILTIN.name and not path.exists():
+        path = BUILTIN
     raw = _read(path, MANIFEST)
     try:
         data = json.loads(raw, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST}: not JSON: {error}") from error
     try:
+        if isinstance(data, dict) and data.get("format") == 1:
+            data = _of_format_1(data)
         manifest = settings.build(BundleManifest, data, str(path / MANIFEST))
         scaler = Scaler.from_json(manifest.scaler)
     except settings.SettingsError as error:
@@ -304,6 +229,21 @@ def load(path: str | Path) -> Bundle:
         if len(content) != entry.bytes or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleError(f"{path / name}: not the file the manifest was written for (size or SHA-256 differs)")
     return Bundle(path, manifest, scaler, hashlib.sha256(raw).hexdigest())
+
+
+def _of_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 1 as one of this format; what is not as it was written is left for `build` to refuse.
+
+    Its limits hold as they are. Its budget was one device's and week's.
+    """
+    decision = data.get("decision")
+    if not isinstance(decision, dict):
+        return data
+    decision = {key: value for key, value in decision.items() if key != "vote_margin"}
+    weekly, factor = decision.get("budget"), decision.get("warmup_score_factor", Rules.warmup_score_factor)
+    if isinstance(weekly, int | float):
+        decision["budget"] = weekly / 7.0 / budget.per_device_day(1.0, Rules.home_devices)
+    return {**data, "format": FORMAT, "decision": {**decision, "start_factor": factor}}
 
 
 def _finite(text: str) -> float:

@@ -13,14 +13,36 @@ MANIFEST = "manifest.yaml"
 
 
 @dataclass(frozen=True)
-class Attack:
+class Span:
+    """A time within a capture, both ends included."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError("start and end need a time zone (2026-01-05T10:20:00Z)")
+        if self.end < self.start:
+            raise ValueError("end is before start")
+
+    @property
+    def start_ns(self) -> int:
+        """Unix ns of its first moment."""
+        return _ns(self.start)
+
+    @property
+    def end_ns(self) -> int:
+        """Unix ns of its last moment."""
+        return _ns(self.end)
+
+
+@dataclass(frozen=True)
+class Attack(Span):
     """The time of an attack in a capture; ``spoofed`` is true if the device forged its addresses.
 
     With ``server`` only packets to and from that address belong to the attack: its device did much else in that time.
     """
 
-    start: datetime
-    end: datetime
     spoofed: bool = False
     server: str | None = None
 
@@ -30,27 +52,15 @@ class Attack:
                 IPv4Address(self.server)
             except ValueError as error:
                 raise ValueError(f"server: {error}") from None
-        if self.start.tzinfo is None or self.end.tzinfo is None:
-            raise ValueError("start and end need a time zone (2026-01-05T10:20:00Z)")
-        if self.end < self.start:
-            raise ValueError("end is before start")
-
-    @property
-    def start_ns(self) -> int:
-        """Unix ns of the first attack packet."""
-        return _ns(self.start)
-
-    @property
-    def end_ns(self) -> int:
-        """Unix ns of the last attack packet."""
-        return _ns(self.end)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class Capture:
-    """One file of a manifest. Without ``mac`` every row counts as the device's.
+    """One file of a manifest, or with ``span`` the frames of it from that time: a day of a week's file.
 
-    If ``expected`` is false, the result for the attack is reported, but missing it is no failure.
+    Without ``mac`` every row counts as the device's. ``kind`` is the kind of device (plug, camera, pc ...). If
+    ``expected`` is false, the result for the attack is reported, but missing it is no failure.
     """
 
     file: Path
@@ -60,12 +70,18 @@ class Capture:
     kind: str | None = None
     attack: Attack | None = None
     expected: bool = True
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         if self.mac is not None:
             parse_mac(self.mac)
         if self.label == BENIGN and self.attack is not None:
             raise ValueError(f"{self.file}: a benign capture has no attack")
+
+    @property
+    def name(self) -> str:
+        """The file, and the beginning of the span if only a part of the file is meant: what tables and counts show."""
+        return f"{self.file}@{self.span.start:%Y-%m-%dT%H:%MZ}" if self.span else str(self.file)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,22 @@ NBAIOT_COLUMNS = tuple(column for column in ALL_COLUMNS if column not in DEVICE_
 COUNT_COLUMNS = tuple(c for c in DEVICE_COLUMNS if parts(c).statistic in ("new_peers", "new_sockets"))
 """The columns that the counts rule bounds: damped counts of never-seen peers and sockets, fastest decay first."""
 
+HOST_COUNTS = (
+    *(f"host_L{decay}_{statistic}" for statistic in ("unanswered", "unanswered_inside") for decay in DECAYS[-2:]),
+    *(f"host_L0.01_{statistic}" for statistic in ("ports", "logins", "pinged")),
+)
+"""The counts that the counts rule bounds beside `COUNT_COLUMNS`, of a sender's packets to one host (``pinged``: to
+all); they are no columns of a row. Damped numbers of packets that nothing answered, from a host outside and inside the
+monitored networks; of its ports, and of sockets at its login ports, that were newly tried; of hosts newly reached by
+ICMP.
+
+>>> HOST_COUNTS[0], HOST_COUNTS[-1], len(HOST_COUNTS)
+('host_L0.1_unanswered', 'host_L0.01_pinged', 7)
+"""
+
+COUNTS = COUNT_COLUMNS + HOST_COUNTS
+"""All that the counts rule bounds."""
+
 JITTER_COLUMNS = _of_group("HH_jit")
 """The columns that differ between `CLEAN` and `COMPAT`."""
 

@@ -256,6 +256,12 @@ VERBS: Mapping[str, Verb] = {
             ),
             "reason": _REASON,
             "for_s": replace(_FOR, help=_FOR.help.format("30d")),
+            "learn": Argument(
+                read=_flag,
+                parse=_parse_flag,
+                option="--learn",
+                help="it was a false alert: also raise the device's own limits to this traffic, until `unallow`",
+            ),
             "replace": _REPLACE,
         },
         required=("reason",),

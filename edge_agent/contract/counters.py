@@ -156,6 +156,10 @@ COUNTERS: Mapping[str, Mapping[str, Counter]] = {
         ),
         "devices_unreadable": Counter("devices whose stored limits could not be read, and that learn anew", _STATE),
         "runs_unreadable": Counter("bursts of stored rows that could not be read and were left out", _STATE),
+        "bursts_forgotten": Counter(
+            "bursts of devices that were forgotten, or counted with another of their day, because there are so many",
+            "normal for a device with very many alarms; look at those",
+        ),
         "runs_dropped": Counter(
             "bursts of stored rows dropped to stay within learning.kept_mb", "nothing, or raise learning.kept_mb"
         ),

@@ -41,7 +41,8 @@ def _sentence(verb: str, result: Mapping[str, Any], utc: bool) -> str:
     match verb, result:
         case (("allow" | "mute"), {"entry": int(entry), "suppressed": str(about), "until": str(until)}):
             note = f"; {result['note']}" if result.get("note") else ""
-            return f"suppressed until {spelt_locally(until, utc)} (entry {entry}): {about}{note}"
+            learnt = f"; its limits are raised to it, which `unallow {entry}` undoes" if result.get("learnt") else ""
+            return f"suppressed until {spelt_locally(until, utc)} (entry {entry}): {about}{note}{learnt}"
         case (("unallow" | "unmute"), {"ended": [*ended]}):
             return f"ended: {verb.removeprefix('un')} {_spelt('ended', ended, utc)}"
         case "learn", {"device": str(device), "state": "learning"}:
@@ -119,7 +120,7 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
             f"model {health.get('model', '?')}; {_SCORING.get(scoring, scoring)}",
             f"{health.get('cpu', '?')} processor cores and {_number(health.get('rss_mb', '?'))} MB of memory in use",
         ]
-        heads["alerts"] = [_several(health.get("episodes_open", 0), "episode") + " open"]
+        heads["alerts"] = [_several(health.get("episodes_open", 0), "episode") + " open", *_budget(result)]
         waiting = health.get("outbox_depth", 0)
         heads["delivery"] = [f"{_several(waiting, 'message')} in the outbox, waiting for the broker"]
     if line := _mapping(result.get("broker")):
@@ -135,6 +136,19 @@ def _heads(result: Mapping[str, Any], health: Mapping[str, Any], utc: bool) -> d
         entries = len(_rows(result["allowed"]))
         heads["suppressions"] = [f"{entries} in force" if entries else "none in force"]
     return heads
+
+
+def _budget(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the budget of false alerts, and what the days that the model's limits were made from prove of it."""
+    budget = _mapping(result.get("budget"))
+    if not budget:
+        return
+    allowed = f"{_several(budget.get('home_month', '?'), 'false alert')} a month in a home of "
+    text = f"the model's limits allow {allowed}{_several(budget.get('home_devices', '?'), 'device')}"
+    if "proven" in budget:
+        days = _number(budget.get("device_days", "?"))
+        text += f"; the {days} benign device-days that they rest on prove at most {_number(budget['proven'])} (95 %)"
+    yield text
 
 
 def _interface(one: Mapping[str, Any], utc: bool) -> str:
@@ -219,15 +233,34 @@ def _notes(device: Mapping[str, Any], utc: bool) -> Iterator[str]:
     if device.get("alarmed") is True:
         yield "under alarm: look at its alerts"
     if device.get("state") == "stale":
-        since = spelt_locally(device.get("since", "?"), utc)
-        yield (
-            f"stale since {since}: its traffic exceeds what it had learnt; if that is intended, let it learn anew "
-            f"(`botwatch agent learn {device.get('mac', 'MAC')}`), else look at its alerts"
-        )
+        yield f"stale since {spelt_locally(device.get('since', '?'), utc)}: its traffic exceeds what it had learnt"
     if device.get("reason"):
         yield f"it has no limits of its own and keeps the model's: {device['reason']}"
+    if device.get("ends"):
+        yield f"that {device['ends']}; until then look at its alerts"
+    yield from _bursts(device)
     if device.get("capped") is True:
         yield "its limits are the highest allowed, so it is hardly protected"
+
+
+def _bursts(device: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is known of a device's bursts: what recurs and was learnt, what may be, and what was vouched for."""
+    bursts = _mapping(device.get("bursts"))
+    if device.get("recurring"):
+        yield f"bursts that recur are learnt, up to {_number(device['recurring'])} times the model's limit"
+    elif bursts.get("days"):
+        yield (
+            f"bursts without signs of an attack on {_several(bursts['days'], 'day')}; they are learnt when they have "
+            f"recurred on {_number(bursts.get('of'))}"
+        )
+    if bursts.get("marked"):
+        yield f"{_several(bursts['marked'], 'burst')} with signs of an attack: not learnt; look at its alerts"
+    for one in _rows(device.get("vouched")):
+        port = f"port {one['port']}" if one.get("port") else "any port"
+        yield (
+            f"bursts that somebody said are well are learnt: {one.get('kind', '?')} to {port}, up to "
+            f"{_number(one.get('times'))} times the model's limit"
+        )
 
 
 def _suppressions(
@@ -245,6 +278,8 @@ def _suppressions(
         if about := rest.pop("about", ""):  # says in words what these say
             rest = {key: value for key, value in rest.items() if key not in ("kinds", "classes", "port", "host")}
             head += f": {about}"
+        if rest.pop("learnt", False):
+            head += ", to which its limits are raised, too"
         parts = [head + "".join(f", {key} {_spelt(key, value, utc)}" for key, value in rest.items())]
         parts += [f"until {spelt_locally(until, utc)}"] if until else []
         parts.append(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.contract import settings
-from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, replace_file
+from edge_agent.contract.bundle import BENIGN, PacketProfile, replace_file
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.scaling import Scaler, ScalingError
 
-FORMAT = 1
-"""Format of model.json that is written and read."""
+FORMAT = 2
+"""Format of model.json that is written and read; runs of format 1 have to be fitted again."""
 
 MODEL, PROVENANCE = "model.json", "provenance.json"
 METRICS, HISTORY = "metrics.json", "history.json"
@@ -29,9 +30,10 @@ ROWS = "rows.parquet"
 
 CONFIG = "config.yaml"
 
-ROW_FACTS = ("part", "label", "device", "mac", "t_ns")
+ROW_FACTS = ("part", "label", "device", "mac", "t_ns", "run", "start")
 """Columns of rows.parquet beside the model's: part is train, optimise or test, of attack rows attack; t_ns is the
-packet time in Unix ns. Rows of a device and part are in sequence."""
+packet time in Unix ns. Rows of a device and part are in sequence; those of one run followed each other, and start is
+true in the first seconds of a device's capture."""
 
 
 class RunFolderError(Exception):

@@ -75,6 +75,8 @@ class Suppression:
     reason: str = ""
     by: str = ""
     origin: Literal["local", "broker"] = "local"
+    learn: bool = False
+    """True if the device's limits were raised to this traffic, too, which ends with the suppression if it is ended."""
 
     def covers(self, detection: Detection, activity: Activity) -> bool:
         """Return True if this part of a detection is to be suppressed."""
@@ -350,6 +352,7 @@ def _document(n: int, entry: _Listed) -> dict[str, Any]:
         "since": _time(suppression.created_s),
         "until": _time(suppression.expires_s),
         "hits": entry.hits,
+        "learnt": suppression.learn or None,
         "last_hit": None if entry.last_s is None else _time(entry.last_s),
     }
     return {key: value for key, value in document.items() if value not in ("", 0, [], None) or key == "hits"}

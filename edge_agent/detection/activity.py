@@ -27,9 +27,11 @@ TRIES = 4
 MOST_BESIDE = 2
 """Number of activities at another port that are named besides: an alert has room for three beside its main one."""
 
+PORT_BITS = 16
+"""Number of the lowest bits of a target, which are its port; those above are its host."""
+
 _LEAST = 3  # packets that are a sample: the counts rule votes by as many
 _HASH = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
-_PORT_BITS = 16
 _S = 1_000_000_000
 
 
@@ -38,7 +40,7 @@ def targets(meta: NDArray[Any]) -> NDArray[np.int64]:
     words = np.ascontiguousarray(meta["dst"]).view(np.uint64) * _HASH
     mixed = words[:, 0] ^ words[:, 1] ^ (words[:, 1] >> np.uint64(32))
     hosts = (mixed * _HASH[0] >> np.uint64(24)) | np.uint64(1)
-    return np.asarray(hosts << np.uint64(_PORT_BITS) | meta["dport"], dtype=np.int64)
+    return np.asarray(hosts << np.uint64(PORT_BITS) | meta["dport"], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Sample:
     @property
     def hosts(self) -> NDArray[np.int64]:
         """The host of each packet, (n,), as a hash."""
-        return self.targets >> _PORT_BITS
+        return self.targets >> PORT_BITS
 
     def activity(self) -> Activity | None:
         """Return the sort of traffic that these packets are; None if they are too few.
@@ -96,7 +98,7 @@ class Sample:
 
     def port(self) -> int | None:
         """Return the port to which most packets go; None if none has more than half of them."""
-        ports, counts = np.unique(self.targets & ((1 << _PORT_BITS) - 1), return_counts=True)
+        ports, counts = np.unique(self.targets & ((1 << PORT_BITS) - 1), return_counts=True)
         most = int(np.argmax(counts))
         return int(ports[most]) if 2 * counts[most] > len(self) else None
 
@@ -111,7 +113,7 @@ class Sample:
         """
         if main.port is None or main.kind == "other":
             return []
-        other = self.part((self.targets & ((1 << _PORT_BITS) - 1) != main.port) & self.grown)
+        other = self.part((self.targets & ((1 << PORT_BITS) - 1) != main.port) & self.grown)
         activity = other.activity()
         return [activity] if activity and activity.kind != "other" else []
 

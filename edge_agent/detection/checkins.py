@@ -51,6 +51,9 @@ GAP_S = 2.0
 PAUSE_S = 600.0
 """Seconds without a contact after which a series of them is over."""
 
+FEW = 3
+"""Contacts up to which one by another port begins another series: a device fetches something, then stays."""
+
 HOLD_S = 1800.0
 """Seconds for which a detection holds: an alert of check-ins ends this long after the last one and is not updated more
 often."""
@@ -63,6 +66,9 @@ INTERVALS = 64
 
 OVERLAP_S, DAY_S = 300.0, 86_400.0
 """Seconds for which an old peer and the one that replaces it may overlap, and the longest pause between them."""
+
+ALIKE_INTERVALS, ALIKE = 5, 1.5
+"""Intervals by which an old peer that is not regular shows its pace, and how far beyond its quartiles one is alike."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class _Peer:
     accepted: int = 0  # those of them that it accepted
     intervals: "array[float] | None" = None  # seconds between contacts, the last INTERVALS; most peers have none
     regular: bool = False  # it is, or was, visited as regularly as the rule asks
+    replaced: bool = False  # another peer has taken over from it since it was last judged regular
+    told: bool = False  # a series of it was reported
     reported_ns: int = 0  # newest detection of this series; 0: none
     second: int = 0  # of packet time; its ``sums`` are not in those above, since a series is judged by whole seconds
     sums: tuple[int, ...] = (0, 0, 0, 0, 0)
@@ -136,9 +144,9 @@ class _Peer:
             self.opened, self.accepted = self.opened + opened, self.accepted + accepted
             self.sums = (0, 0, 0, 0, 0)
 
-    def begin(self, t_ns: int) -> None:
-        """Begin another series of contacts."""
-        self.began_ns = t_ns
+    def begin(self, t_ns: int, proto: int, port: int) -> None:
+        """Begin another series of contacts, which are by this protocol and port."""
+        self.began_ns, self.proto, self.port = t_ns, proto, port
         self.contacts = self.packets = self.bytes = self.sent = self.opened = self.accepted = self.reported_ns = 0
         self.intervals = None
 
@@ -313,8 +321,9 @@ class CheckIns:
             self._admit(device, pair.peer, peer)
         peer.settle(pair.second)
         if pair.contact and (not peer.contacts or t_ns - peer.last_ns > GAP_S * _S):
-            if not peer.contacts or t_ns - peer.last_ns > PAUSE_S * _S:
-                peer.begin(t_ns)
+            elsewhere = peer.contacts < FEW and int(meta["dport"]) != peer.port
+            if not peer.contacts or elsewhere or t_ns - peer.last_ns > PAUSE_S * _S:
+                peer.begin(t_ns, int(meta["proto"]), int(meta["dport"]))
             else:
                 peer.add_interval((t_ns - peer.contact_ns) / _S)
                 detection = self._judge(device, peer, t_ns, pair, meta, interface)
@@ -337,16 +346,16 @@ class CheckIns:
         failing = peer.opened >= rule.contacts and peer.accepted <= rule.accepted * peer.opened
         if not failing and (spread > rule.spread or peer.bytes > rule.size * peer.contacts):
             return None
-        if peer.new and not peer.reported_ns and self._replaces_another(device, peer):
+        if peer.new and not peer.reported_ns and self._replaces_another(device, peer, median):
             peer.new = False
             self.counters["checkins_succeeded"] += 1
         if not peer.new:
-            peer.regular = True
+            peer.regular, peer.replaced = True, False
             return None
         if peer.reported_ns and t_ns - peer.reported_ns < REPORT_S * _S:
             return None
         self.counters["checkins_series"] += not peer.reported_ns
-        peer.reported_ns = t_ns
+        peer.reported_ns, peer.told = t_ns, True
         span_s = (t_ns - peer.began_ns) / _S
         top: tuple[tuple[str, float], ...]
         target, share = address_text(meta["dst"], meta["ip_version"]), peer.accepted / max(peer.opened, 1)
@@ -386,15 +395,27 @@ class CheckIns:
             interface=interface,
         )
 
-    def _replaces_another(self, device: _Visitor, peer: _Peer) -> bool:
-        """Return True if the peer replaces a regular one of its protocol and port; each is replaced only once."""
+    def _replaces_another(self, device: _Visitor, peer: _Peer, pace_s: float) -> bool:
+        """Return True if the peer, with contacts every ``pace_s``, replaces one of its protocol and port.
+
+        That is a regular one, or one that was visited at about that pace and is the device's own, though not regular,
+        or was reported: whoever was told of it need not be told of each address that it moves to. Each is replaced
+        only once.
+        """
         for old in device.peers.values():
-            alike = old.regular and (old.proto, old.port) == (peer.proto, peer.port)
+            alike = (old.proto, old.port) == (peer.proto, peer.port) and (old.regular or self._kept(old, pace_s))
             pause_s = (peer.began_ns - old.contact_ns) / _S
-            if alike and old is not peer and -OVERLAP_S <= pause_s <= DAY_S:
-                old.regular = False
+            if alike and not old.replaced and old is not peer and -OVERLAP_S <= pause_s <= DAY_S:
+                old.replaced, old.regular = True, False
                 return True
         return False
+
+    def _kept(self, old: _Peer, pace_s: float) -> bool:
+        """Return True if this is an own or a reported peer of the device that was visited at about that pace."""
+        if (old.new and not old.told) or old.intervals is None or len(old.intervals) < ALIKE_INTERVALS:
+            return False
+        low, high = np.quantile(np.array(old.intervals), (0.25, 0.75)).tolist()
+        return bool(low <= ALIKE * pace_s and pace_s <= ALIKE * high)
 
     # -- tables --
 

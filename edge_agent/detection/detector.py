@@ -32,16 +32,19 @@ from edge_agent.contract import columns as cols
 from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle, BundleError
 from edge_agent.contract.clock import SteadyClock
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, HOST_COUNTS
 from edge_agent.contract.networks import Networks
 from edge_agent.detection.detection import Detection
-from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.device_limits import OWN_MARGIN, DeviceLimits
+from edge_agent.detection.learning import near_limit
 from edge_agent.detection.report import Reporter
 from edge_agent.detection.runtime import Model
 from edge_agent.detection.scored import ScoredRows, SubjectRules
 from edge_agent.detection.scorer import AT_ONCE, RowClassifier, Scorer
 from edge_agent.detection.subject import Subject
-from edge_agent.detection.vote import NEAR, Vote, vote_statistic
+from edge_agent.detection.vote import Vote, vote_statistic
+
+_EVERY_HOST_COUNT = np.arange(len(HOST_COUNTS), dtype=np.uint32)
 
 MAX_SUBJECTS = 4096
 """Subjects, and senders, that are remembered; beyond it the least recently seen one is forgotten."""
@@ -119,7 +122,7 @@ class Detector:
             elif routers[group] or isinstance(key, bytes):
                 quiet = subject.quiet_via_router(scored, mine, high)
             else:
-                quiet = highest[group] <= NEAR
+                quiet = highest[group] <= near_limit(subject.learning, scored.t_ns[mine])
             if quiet:
                 subject.absorb_quiet_rows(scored, mine)
                 continue
@@ -178,6 +181,8 @@ class Detector:
         for at in range(0, len(picked), AT_ONCE):
             part: Any = slice(at, at + AT_ONCE) if every else picked[at : at + AT_ONCE]
             scores[part] = self._score(rows.values[part], routes.carries[part])
+        of_hosts = self._rules.bounds[len(COUNT_COLUMNS) :]
+        highest = features.highest_ratios(rows.values, self._rules.counts_at, self._rules.own_bounds)
         return ScoredRows(
             rows=rows,
             t_ns=t_ns,
@@ -187,7 +192,7 @@ class Detector:
             routes=routes,
             all_chosen=every,
             scores=scores,
-            highest=features.highest_ratios(rows.values, self._rules.counts_at, self._rules.bounds),
+            highest=np.maximum(highest, features.highest_ratios(routes.host_counts, _EVERY_HOST_COUNT, of_hosts)),
         )
 
     def _subject(self, key: int | bytes, t_ns: int) -> Subject:
@@ -217,7 +222,7 @@ class Detector:
 
     def _new_limits(self, _mac: int, t_ns: int) -> DeviceLimits:
         rule = self._decision
-        return DeviceLimits(t_ns, rule.vote_margin, rule.vote_k, rule.vote_w, start=rule.warmup_score_factor)
+        return DeviceLimits(t_ns, OWN_MARGIN, rule.vote_k, rule.vote_w, start=rule.start_factor)
 
 
 def _check_usable(bundle: Bundle) -> None:
@@ -231,5 +236,5 @@ def _check_usable(bundle: Bundle) -> None:
     for name, limit in {"full": decision.full.limit, "fast": decision.fast.limit, **decision.counts}.items():
         if not limit > 0:  # 0 of 0 is not a number, and nothing would ever be above it
             raise BundleError(f"{bundle.path}: the limit of {name} is {limit:g}, must be above 0")
-    if unknown := {*decision.counts, *decision.warmup_counts} - set(COUNT_COLUMNS):
+    if unknown := {*decision.counts, *decision.warmup_counts} - set(COUNTS):
         raise BundleError(f"{bundle.path}: bounds {', '.join(sorted(unknown))}, which the counts rule does not know")

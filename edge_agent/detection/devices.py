@@ -5,13 +5,9 @@ they are in units of its limits. Under a new model they are calculated at once f
 (`reservoir`); a device of which there are too few learns anew. No clock and no thread: time comes with the calls.
 """
 
-import io
-import json
 import logging
 import math
 import random
-import struct
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import KEPT_ROWS_BYTES
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
-from edge_agent.contract.columns import ALL_COLUMNS, CLEAN, COUNT_COLUMNS
-from edge_agent.contract.messages import MAX_PAYLOAD, clean, encode, format_time
-from edge_agent.detection.device_limits import LEARN_MIN_S, MAX_MINUTES, MINUTE, DeviceLimits
+from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.decision import Decision
+from edge_agent.contract.messages import MAX_PAYLOAD, encode, format_time
+from edge_agent.detection.device_document import entry
+from edge_agent.detection.device_limits import LEARN_MIN_S, OWN_MARGIN, DeviceLimits
+from edge_agent.detection.device_log import DeviceLog, limits_in_words
+from edge_agent.detection.device_records import UNREADABLE, pack, parts, unpack
 from edge_agent.detection.reservoir import RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
 
@@ -43,7 +44,6 @@ ACTIVE_SAVE_S = 3600.0
 BURSTS_SAVE_S = 3600.0
 """Seconds between two times at which a device's rows are stored; the first is when it has learnt."""
 
-_MAX_RECORD = 1 << 20  # bytes unpacked; a record has up to 12 KB
 _ORDER = {"learning": 0, "stale": 1, "active": 2}
 
 
@@ -85,11 +85,14 @@ class Devices:
         self._names, self._min_s, self._state = dict(names or {}), min_s, state
         self._present: OrderedDict[int, DeviceLimits] = OrderedDict()  # seen since the start, the latest last
         self._absent: dict[int, DeviceLimits] = {}  # known from before, not seen since the start
-        self._logged: dict[int, tuple[str, str]] = {}  # state and reason, as in the log
+        self._log = DeviceLog()
         self._saved: dict[int, tuple[float, str]] = {}  # when, and in which state
         self._bursts_saved_s: dict[int, float] = {}
         self._anew: set[int] = set()  # they learn anew, which is not stored yet
-        self.counts = {"devices_forgotten": 0, "devices_unreadable": 0, "runs_unreadable": 0, "runs_dropped": 0}
+        self._vouched: set[int] = set()  # somebody vouched for bursts of theirs, or no more, which is not stored yet
+        self.counts = dict.fromkeys(
+            ("devices_forgotten", "devices_unreadable", "runs_unreadable", "runs_dropped", "bursts_forgotten"), 0
+        )
         if state:
             self._load(state)
 
@@ -121,6 +124,36 @@ class Devices:
         logger.info("device %s learns anew, as requested", self._who(mac))
         return True
 
+    def vouch(self, mac: int, activities: Collection[Activity]) -> bool | None:
+        """Learn a device's bursts of these sorts at once, since somebody says that they are well.
+
+        Return False if no such burst is remembered, None if the device is not known.
+        """
+        limits = self._present.get(mac) or self._absent.get(mac)
+        if limits is None:
+            return None
+        if not limits.vouch(activities):
+            return False
+        self._saved.pop(mac, None)
+        self._vouched.add(mac)
+        logger.info("bursts of device %s are learnt, as requested; %s", self._who(mac), limits_in_words(limits))
+        return True
+
+    def unvouch(self, mac: int, activities: Collection[Activity]) -> bool:
+        """Forget what was learnt by `vouch`. Return False if that was nothing."""
+        limits = self._present.get(mac) or self._absent.get(mac)
+        if limits is None or not limits.unvouch(activities):
+            return False
+        self._saved.pop(mac, None)
+        self._vouched.add(mac)
+        logger.info("bursts of device %s that were learnt as requested are forgotten, as requested", self._who(mac))
+        return True
+
+    @property
+    def decision(self) -> Decision:
+        """The decision of the bundle that these limits belong to."""
+        return self._decision
+
     def known(self) -> dict[int, DeviceLimits]:
         """Return every device by its MAC, including those not seen since the start."""
         return {**self._absent, **self._present}
@@ -130,31 +163,9 @@ class Devices:
         changed = False
         self._bound_rows()
         for mac, limits in self._present.items():
-            now, before = (limits.state, limits.refused), self._logged.get(mac, ("learning", ""))
-            if now == before:
-                continue
-            changed, self._logged[mac] = True, now
-            who = self._who(mac)
-            if limits.refused:
-                logger.warning(
-                    "device %s has not learnt limits of its own and keeps the model's: %s", who, limits.refused
-                )
-            elif limits.state == "stale":
-                logger.warning(
-                    "device %s is stale: for some minutes its traffic has exceeded what it had learnt. If this is "
-                    "intended (a firmware update, a new use), let it learn anew (`botwatch agent learn`); if not, look "
-                    "at its alerts",
-                    who,
-                )
-            elif limits.state == "active":
-                score, counts = limits.factors()
-                capped = "; that is the highest allowed, so the device is hardly protected" if limits.capped else ""
-                logger.info(
-                    "device %s is active: its limits are %.3g (score) and %.3g (counts) times the model's%s",
-                    *(who, score, counts, capped),
-                )
-            else:
-                logger.info("device %s is learning", who)
+            self.counts["bursts_forgotten"] += limits.bursts.forgotten
+            limits.bursts.forgotten = 0
+            changed |= self._log.look(mac, limits, self._who(mac))
         return changed
 
     def document(self, t_ns: int, *, alarmed: Collection[int] = (), most_bytes: int = MAX_PAYLOAD) -> dict[str, Any]:
@@ -177,23 +188,25 @@ class Devices:
         }
         left = most_bytes - len(encode(document, most_bytes))
         for mac in ranked:
-            entry = _entry(mac, known[mac], self._names.get(mac_text(mac)), self._decision.full.limit) | (
+            of_device = entry(mac, known[mac], self._names.get(mac_text(mac)), self._decision.full.limit) | (
                 {"alarmed": True} if mac in alarmed else {}
             )
-            left -= len(encode(entry)) + len(",")
+            left -= len(encode(of_device)) + len(",")
             if left < 0:
                 break
-            document["devices"].append(entry)
+            document["devices"].append(of_device)
         document["devices_left_out"] -= len(document["devices"])
         return document
 
     def records(self, now_s: float, *, everything: bool = False) -> Records:
         """Return what is to be stored of each device that has changed: for `keep`, which another thread may call."""
         records = Records(anew=frozenset(self._anew))
-        for mac, limits in [*((m, self._absent[m]) for m in records.anew if m in self._absent), *self._present.items()]:
+        ordered = {*records.anew, *self._vouched} & set(self._absent)
+        self._vouched.clear()
+        for mac, limits in [*((m, self._absent[m]) for m in sorted(ordered)), *self._present.items()]:
             saved_s, state = self._saved.get(mac, (0.0, ""))
             if everything or limits.state != "active" or state != "active" or now_s - saved_s >= ACTIVE_SAVE_S:
-                records.learnt.append((mac, self._pack(limits)))
+                records.learnt.append((mac, pack(*self._record(limits))))
                 self._saved[mac] = now_s, limits.state
                 due = now_s - self._bursts_saved_s.get(mac, 0.0 if limits.learnt else now_s) >= BURSTS_SAVE_S
                 if limits.sample and (everything or due):
@@ -233,8 +246,8 @@ class Devices:
             return
         for mac, model, record in elsewhere:
             try:
-                stored, minutes = _parts(record)
-            except _UNREADABLE as error:
+                stored, minutes = parts(record)
+            except UNREADABLE as error:
                 self._cannot_read(mac, error)
                 continue
             if len(self._absent) < MAX_DEVICES:
@@ -285,7 +298,7 @@ class Devices:
                 if burst.kind == "loud":
                     votes[burst.minute] = vote(values)
             count_factor = self._count_factor(stored["bounds"]) if "bounds" in stored else math.inf
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._cannot_read(mac, error)
             return
         if not math.isfinite(count_factor) or not limits.carry_over(votes, count_factor, rows):
@@ -295,10 +308,11 @@ class Devices:
             if not limits.learnt and (limits.vouched or limits.refused):
                 self._absent[mac] = self._new(limits.latest_ns)
                 self._absent[mac].judge_as(limits)
-                self._logged[mac] = limits.state, limits.refused
+                self._log.knows(mac, limits)
             return
         self._take_over_bursts(limits, bursts, stored)
-        self._absent[mac], self._logged[mac] = limits, (limits.state, limits.refused)
+        self._absent[mac] = limits
+        self._log.knows(mac, limits)
         logger.info(
             "device %s: its limits under model %s, %.3g times the model's, are calibrated from %d stored rows of "
             "model %s…",
@@ -321,13 +335,13 @@ class Devices:
         for mac, record in records:
             limits = self._new(0)
             try:
-                stored = _unpack(limits, record)
+                stored = unpack(limits, record)
                 self._take_over_bursts(limits, self._read_bursts(mac), stored)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._cannot_read(mac, error)
                 continue
             self._absent[mac] = limits
-            self._logged[mac] = limits.state, limits.refused
+            self._log.knows(mac, limits)
         if self._absent:
             logger.info(
                 "the learnt limits of %d devices under model %s were read from the state file",
@@ -376,14 +390,8 @@ class Devices:
     def _new(self, t_ns: int) -> DeviceLimits:
         decision = self._decision
         sample = RowSample(self._rng) if self._most_bytes else None
-        rule = decision.vote_margin, decision.vote_k, decision.vote_w
-        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.warmup_score_factor)
-
-    def _pack(self, limits: DeviceLimits) -> bytes:
-        """Return one device's record, compressed: the length of the JSON part, that part, the minutes."""
-        stored, minutes = self._record(limits)
-        text = json.dumps(stored, separators=(",", ":")).encode()
-        return zlib.compress(_HEAD.pack(len(text)) + text + minutes.tobytes(), 6)
+        rule = OWN_MARGIN, decision.vote_k, decision.vote_w
+        return DeviceLimits(t_ns, *rule, self._min_s, sample, decision.start_factor)
 
     def _record(self, limits: DeviceLimits) -> tuple[dict[str, Any], NDArray[Any]]:
         """Return what must be stored of a device: plain values, with the bounds its counts are in units of; minutes."""
@@ -395,106 +403,11 @@ class Devices:
         """Forget the least recently seen device that is still learning; if none is, the least recently seen."""
         mac = next((mac for mac, limits in self._present.items() if not limits.learnt), next(iter(self._present)))
         del self._present[mac]
-        for known in (self._logged, self._saved, self._bursts_saved_s):
+        for known in (self._saved, self._bursts_saved_s):
             known.pop(mac, None)
+        self._log.forget(mac)
         self.counts["devices_forgotten"] += 1
 
     def _who(self, mac: int) -> str:
         text = mac_text(mac)
         return f"{self._names[text]} ({text})" if text in self._names else text
-
-
-def export(state: State, names: Mapping[str, str], gateway: str) -> tuple[bytes, int, int]:
-    """Return an .npz file of the stored rows of devices that have learnt, how many rows and of how many devices.
-
-    The file has ``values`` (n, k) with the names of the ``columns`` (k,), their ``schema``, ``t_ns`` (n,) and
-    ``device`` (n,): the name that a device has here, or a number; it has no address. Only bursts drawn evenly over time
-    are exported: loud ones would make benign traffic look louder than it is. StateError if the state cannot be read.
-    """
-    values, t_ns, device, unreadable = [np.zeros((0, len(ALL_COLUMNS)), np.float32)], [np.zeros(0, np.int64)], [], 0
-    for number, (mac, _, record) in enumerate(state.learnt_elsewhere(""), start=1):
-        try:
-            if _parts(record)[0]["learnt_ns"] is None:
-                continue
-        except _UNREADABLE:
-            continue
-        name = names.get(mac_text(mac)) or f"{gateway}-{number}"
-        for kind, minute, packed in state.runs(mac):
-            try:
-                rows, times = RowBurst("even", minute, packed).rows()
-            except ValueError:
-                unreadable += 1
-                continue
-            if kind == "even":
-                values.append(rows)
-                t_ns.append(times)
-                device += [name] * len(times)
-    if unreadable:
-        logger.warning("%d bursts of rows cannot be read and are not exported", unreadable)
-    file = io.BytesIO()
-    schema = np.array(CLEAN)
-    columns, names_of = np.array(ALL_COLUMNS), np.array(device, dtype=str)
-    np.savez_compressed(
-        file, schema=schema, columns=columns, values=np.concatenate(values), t_ns=np.concatenate(t_ns), device=names_of
-    )
-    return file.getvalue(), len(device), len(set(device))
-
-
-_HEAD = struct.Struct("<I")
-_UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-def _unpack(limits: DeviceLimits, record: bytes) -> dict[str, Any]:
-    """Restore ``limits`` from what `Devices` packed, and return its plain values; `_UNREADABLE` for anything else."""
-    stored, minutes = _parts(record)
-    limits.restore(stored, minutes)
-    return stored
-
-
-def _parts(record: bytes) -> tuple[dict[str, Any], NDArray[Any]]:
-    """Return the plain values and the minutes of a record."""
-    packed = zlib.decompressobj()
-    unpacked = packed.decompress(record, _MAX_RECORD)
-    if not packed.eof:
-        raise ValueError("cut short")
-    (length,) = _HEAD.unpack_from(unpacked)
-    end = _HEAD.size + length
-    return json.loads(unpacked[_HEAD.size : end]), np.frombuffer(unpacked[end:], dtype=MINUTE)[-MAX_MINUTES:]
-
-
-def _entry(mac: int, limits: DeviceLimits, name: str | None, limit: float) -> dict[str, Any]:
-    """Return what the document says of a device; ``limit`` is the model's own limit of the score."""
-    score, counts = limits.factors()
-    since = limits.stale_ns or limits.learnt_ns or limits.first_ns
-    entry: dict[str, Any] = {"mac": mac_text(mac)}
-    if name:
-        entry["name"] = clean(name, 64)
-    entry |= {
-        "state": limits.state,
-        "since": format_time(since),
-        "percent": int(100 * limits.progress),
-        "packets": limits.rows,
-        "minutes": limits.minutes,
-        "limit": float(f"{limit * score:.4g}"),  # of the score
-        "score_times": round(score, 2),  # the model's own limit, and its bounds of the counts
-        "counts_times": round(counts, 2),
-        "capped": limits.capped,
-    }
-    if limits.sample:
-        entry["kept_runs"] = len(limits.sample.bursts)
-    if limits.carried:
-        entry["calibrated_from"] = f"{limits.carried} kept rows"
-    if limits.left_out:
-        entry["minutes_left_out"] = limits.left_out
-    if limits.refused:
-        entry["reason"] = limits.refused
-    return entry

@@ -98,6 +98,34 @@ def count(
     return f"{what.format(_rate(value / seconds))}{to} ({value:.0f} within about {_digits(seconds, 2)} s); {usual}"
 
 
+def host_count(column: str, value: float, bound: float, host: str, port: int) -> str:
+    """Return the reason for one of `HOST_COUNTS` above its bound, of packets to ``port`` of ``host``.
+
+    >>> host_count("host_L0.1_unanswered", 300.0, 120.0, "198.51.100.7", 53)
+    'sends 21 packets a second to 198.51.100.7 that nothing answers (300 within about 14 s); the bound is 8.3'
+    >>> host_count("host_L0.1_ports", 24.2, 10.0, "192.168.1.9", 8080)
+    'tries 24 ports of 192.168.1.9 within about 14 s; the bound is 10'
+    >>> host_count("host_L0.01_logins", 7.3, 6.0, "192.168.1.9", 22)
+    'opens 7 connections to log in to port 22 of 192.168.1.9 within about 140 s; the bound is 6'
+    >>> host_count("host_L0.1_pinged", 9.1, 8.0, "192.168.1.9", 0)
+    'pings 9 new addresses within about 14 s; the bound is 8'
+    """
+    _, decay, stat = cols.parts(column)
+    seconds = _memory_s(decay)
+    within = f"within about {_digits(seconds, 2)} s"
+    if "unanswered" in stat:
+        rate, most = _rate(value / seconds), _rate(bound / seconds)
+        return (
+            f"sends {rate} packets a second to {host} that nothing answers ({value:.0f} {within}); the bound is {most}"
+        )
+    what = {
+        "ports": f"tries {value:.0f} ports of {host}",
+        "logins": f"opens {value:.0f} connections to log in to port {port} of {host}",
+        "pinged": f"pings {value:.0f} new addresses",
+    }[stat]
+    return f"{what} {within}; the bound is {_number(bound)}"
+
+
 def _memory_s(decay: float) -> float:
     """Return the seconds that a decay λ remembers, 1 / (λ ln 2)."""
     return 1.44 / decay

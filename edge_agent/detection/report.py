@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.capture import features
 from edge_agent.contract.addresses import address_text, protocol_name
 from edge_agent.contract.bundle import BundleManifest
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS
 from edge_agent.detection import explain
 from edge_agent.detection.detection import Detection
 from edge_agent.detection.scorer import RowClassifier, Scorer
@@ -81,7 +81,10 @@ class Reporter:
             column, value = top[0]
             return top, explain.score(column, value, self._normal.get(column, ()))
         number, count = vote.count_at
-        column = COUNT_COLUMNS[number]
+        column = COUNTS[number]
+        if number >= len(COUNT_COLUMNS):
+            host = address_text(vote.meta["dst"], vote.meta["ip_version"])
+            return ((column, count),), explain.host_count(column, count, vote.limit, host, int(vote.meta["dport"]))
         normal = self._normal.get(column, ())
         opened = min(vote.activities, key=lambda activity: activity.kind != "scan")
         text = explain.count(column, count, vote.limit, opened.port or 0, normal, victim=vote.role == "victim")

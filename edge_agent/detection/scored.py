@@ -9,14 +9,20 @@ from numpy.typing import NDArray
 
 from edge_agent.capture.features import Routes, Rows
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import Bundle, Decision
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.bundle import Bundle
+from edge_agent.contract.columns import COUNT_COLUMNS, HOST_COUNTS
+from edge_agent.contract.decision import Decision
+from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.scaling import Array
 from edge_agent.detection.device_limits import DeviceLimits
+from edge_agent.detection.habits import LEAST_PEERS, LOWERED
 from edge_agent.detection.scorer import RowClassifier, Scorer
 from edge_agent.detection.vote import VoteRule
 
 _S = 1_000_000_000
+
+LOWERED_AT = COUNT_COLUMNS.index(LOWERED)
+"""The position in `COUNT_COLUMNS` of the count whose bound a quiet device lowers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +32,10 @@ class SubjectRules:
     decision: Decision
     vote: VoteRule
     bounds: NDArray[np.float64]
-    """Bounds of `COUNT_COLUMNS`, infinite where the bundle has none; ``warmup_bounds`` in a device's first minutes."""
+    """Bounds of `COUNTS`, infinite where the bundle has none; ``warmup_bounds`` in a device's first minutes."""
     warmup_bounds: NDArray[np.float64]
+    own_bounds: NDArray[np.float64]
+    """The first of ``bounds``: those of `COUNT_COLUMNS`."""
     scorer: Scorer
     classifier: RowClassifier | None
     class_count: int
@@ -54,12 +62,16 @@ class SubjectRules:
         """Return the rules of a bundle whose networks are ``scorer`` and ``classifier``."""
         manifest, decision = bundle.manifest, bundle.manifest.decision
         bounds = np.array([decision.counts.get(c, np.inf) for c in COUNT_COLUMNS])
+        warmup = np.maximum(bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS])
+        of_hosts = host_bounds(decision.counts)
+        warmup_of_hosts = np.maximum(of_hosts, [decision.warmup_counts.get(c, 0.0) for c in HOST_COUNTS])
         every = manifest.columns == cols.ALL_COLUMNS  # then no copy is needed to take them
         return cls(
             decision=decision,
             vote=VoteRule.of(decision),
-            bounds=bounds,
-            warmup_bounds=np.maximum(bounds, [decision.warmup_counts.get(c, 0.0) for c in COUNT_COLUMNS]),
+            bounds=np.concatenate([bounds, of_hosts]),
+            warmup_bounds=np.concatenate([warmup, warmup_of_hosts]),
+            own_bounds=bounds,
             scorer=scorer,
             classifier=classifier,
             class_count=len(manifest.classes),
@@ -72,17 +84,21 @@ class SubjectRules:
         )
 
     def limits_at(
-        self, age_ns: NDArray[np.int64], own_factors: tuple[float, float]
+        self, age_ns: NDArray[np.int64], own: DeviceLimits | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the factors (n,) of the shared limit of the score, and the bounds (n, `COUNT_COLUMNS`) of the counts.
+        """Return the factors (n,) of the shared limit of the score, and the bounds (n, `COUNTS`) of the counts.
 
-        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own_factors`` are by what a
-        device's own limits multiply the limits of score and counts.
+        They are those of rows that come ``age_ns`` (n,) after their subject's first row; ``own`` are the limits of a
+        device that learns. In its first minutes no limit is lower than the shared one.
         """
-        own_score, own_counts = own_factors
+        own_score, own_counts = own.factors() if own else (1.0, 1.0)
         warm = age_ns < self.decision.warmup_s * _S
-        strict = np.where(warm, max(self.decision.warmup_score_factor, own_score), own_score)
-        return strict, own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
+        strict = np.where(warm, max(self.decision.start_factor, own_score), own_score)
+        bounds = own_counts * np.where(warm[:, None], self.warmup_bounds, self.bounds)
+        if own:
+            usual = bounds[~warm, LOWERED_AT]
+            bounds[~warm, LOWERED_AT] = np.maximum(usual * own.peers_factor, np.minimum(usual, LEAST_PEERS))
+        return strict, bounds
 
 
 @dataclass(frozen=True, kw_only=True)

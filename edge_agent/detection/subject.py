@@ -17,7 +17,7 @@ Nothing here depends on how rows were cut into batches. The rule itself is `edge
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from edge_agent.contract.addresses import address_text
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import PROFILE_FIELDS
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS
 from edge_agent.detection.activity import recognise, targets
-from edge_agent.detection.device_limits import MINUTE_NS
-from edge_agent.detection.learning import DeviceLearning
+from edge_agent.detection.learning import DeviceLearning, near_limit
+from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows, SubjectRules
-from edge_agent.detection.tally import COUNTS_PEERS, Openings, Shed, Tally
-from edge_agent.detection.vote import MEMORY_S, NEAR, Aftermath, Alarm, Vote, VoteWindow, silent
+from edge_agent.detection.tally import COUNTS_OPENED, COUNTS_PEERS, Openings, Shed, Tally
+from edge_agent.detection.vote import MEMORY_S, Aftermath, Alarm, Vote, VoteWindow, silent
 
 GROWN = 2.0
 """Factor by which the packet rate to a host, of a second, is above that of minutes where the traffic has grown."""
@@ -50,7 +50,7 @@ class JudgedRows:
     t_ns: NDArray[np.int64]
     flags: NDArray[np.integer]
     counts: NDArray[np.float64]
-    """`COUNT_COLUMNS` of the subject (n, columns), their ``bounds``, and the counts in units of these."""
+    """`COUNTS` of the subject (n, counts), their ``bounds``, and the counts in units of these."""
     bounds: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     score_ratio: NDArray[np.float64]
@@ -87,7 +87,7 @@ class _RuledRows:
     """The shared limit of the score; ``fast`` if it is that of an aftermath."""
     fast: bool
     score_ratio: NDArray[np.float64]
-    """Scores in units of the limit, and counts (n, `COUNT_COLUMNS`) and the highest of a row in units of the bounds."""
+    """Scores in units of the limit, and counts (n, `COUNTS`) and the highest of a row in units of the bounds."""
     count_ratios: NDArray[np.float64]
     count_ratio: NDArray[np.float64]
     hits: NDArray[np.bool_]
@@ -95,8 +95,12 @@ class _RuledRows:
     counted: NDArray[np.bool_]
 
     def traffic_above_limit(self, low: int, high: int, rules: SubjectRules) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit."""
-        above = self.hits[low:high] & (self.score_ratio[low:high] > 1.0)
+        """Return the arrays of `VoteWindow` (m,) about rows ``low`` to ``high`` whose score is above the limit.
+
+        So are those of which too much is unanswered: that, too, is a matter of the traffic itself.
+        """
+        in_vain = (self.count_ratios[low:high, ~COUNTS_OPENED] > 1.0).any(axis=1)
+        above = self.hits[low:high] & ((self.score_ratio[low:high] > 1.0) | in_vain)
         aims, grown = np.zeros(high - low, dtype=np.int64), np.zeros(high - low, dtype=bool)
         if above.any():
             numbers, rows = self.rows.numbers(self.at + low, above), self.rows.scored.rows
@@ -154,6 +158,8 @@ class Subject:
             return []
         if self._alarm:
             self._alarm.reported_ns = vote.t_ns
+        if self.learning:
+            self.learning.limits.bursts.trace.see_vote(vote.activities, vote.class_sum, vote.profile_sum)
         return [vote]
 
     # -- quiet rows --
@@ -164,14 +170,14 @@ class Subject:
         The sender's counts, which are in ``high`` (of all rows), include all that it carries. So the subject's own are
         counted, and put into ``scored.highest``; if the answer is False, neither is done.
         """
-        carried = scored.carried(index, victim=self._victim)
+        carried, near = scored.carried(index, victim=self._victim), near_limit(self.learning, scored.t_ns[index])
         own_counts = high[index[~carried]]
-        if scored.scores[index].max() > self._rules.decision.full.limit * NEAR or own_counts.max(initial=0.0) > NEAR:
+        if scored.scores[index].max() > self._rules.decision.full.limit * near or own_counts.max(initial=0.0) > near:
             return False
         at = index[carried]
         if len(at):
             every = not scored.all_chosen
-            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.bounds, every)
+            counts = self._tally.quiet_counts(scored.t_ns[at], scored.flags[at], self._rules.own_bounds, every, near)
             if counts is None:
                 return False
             scored.highest[at] = counts
@@ -210,13 +216,13 @@ class Subject:
         rules = self._rules
         values, flags, times = scored.rows.values, scored.flags[index], scored.t_ns[index]
         carried = scored.carried(index, victim=self._victim)
-        counts = np.empty((len(index), len(COUNT_COLUMNS)))
+        own, counts = len(COUNT_COLUMNS), np.empty((len(index), len(COUNTS)))
+        counts[:, own:] = scored.routes.host_counts[index]
         if carried.any():  # a router is not judged by what it carries
-            counts[carried] = self._tally.counts(times[carried], flags[carried])
+            counts[carried, :own] = self._tally.counts(times[carried], flags[carried])
         if not carried.all():
-            counts[~carried] = values[index[~carried, None], rules.counts_at]
-        own_factors = self.learning.limits.factors() if self.learning else (1.0, 1.0)
-        strict, bounds = rules.limits_at(times - self._first_ns, own_factors)
+            counts[~carried, :own] = values[index[~carried, None], rules.counts_at]
+        strict, bounds = rules.limits_at(times - self._first_ns, self.learning.limits if self.learning else None)
         score_ratio = scored.scores[index] / (rules.decision.full.limit * strict)
         count_ratio = counts / bounds
         may_hit = scored.opens[index] if self._victim else np.ones(len(index), dtype=bool)
@@ -309,11 +315,11 @@ class Subject:
     def _score_aftermath(
         self, aftermath: Aftermath, rows: JudgedRows, at: int, end: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores (n,) and counts (n, `COUNT_COLUMNS`) in units of their limits in an aftermath."""
+        """Return scores (n,) and counts (n, `COUNTS`) in units of their limits in an aftermath."""
         chosen, score_ratio = rows.chosen[at:end], np.zeros(end - at)
         if chosen.any():
             values = rows.scored.rows.values[rows.numbers(at, chosen)][:, self._rules.columns_at]
-            limits = self._rules.decision.fast.limit * rows.strict[at:end][chosen]
+            limits = self._rules.decision.fast.limit * np.maximum(rows.strict[at:end][chosen], 1.0)
             score_ratio[chosen] = self._rules.scorer.fast(values) / limits
         as_loud = aftermath.as_loud(rows.loudness[at:end])
         score_ratio = np.maximum(score_ratio, np.where(as_loud, rows.score_ratio[at:end], 0.0))
@@ -329,7 +335,7 @@ class Subject:
         self._remember(ruled, 0, taken)
         last_vote_ns, alarm = self._last_vote_ns, self._begin_alarm(ruled.rows, ruled.at + taken - 1)
         vote = self._vote(alarm, ruled, taken - 1)
-        if vote.count_at is not None:
+        if vote.count_at is not None and COUNTS_OPENED[vote.count_at[0]]:
             onset = self._openings.onset(vote.count_at[0], vote.limit, last_vote_ns)
             if onset is not None:
                 alarm.first_ns = min(alarm.first_ns, onset)
@@ -379,26 +385,22 @@ class Subject:
         if self.aftermath:
             self.aftermath.newest = int(rows.t_ns[end - 1]), rows.counts[end - 1].copy()
         self._openings.note(rows.scored, rows.index[at:end])
-        probabilities = np.zeros((end - at, self._rules.class_count))
-        profiles = np.zeros((end - at, len(PROFILE_FIELDS)))
         classified = hits & rows.chosen[at:end]
-        if self._rules.classifier is not None and classified.any():
-            numbers = rows.numbers(at, classified)
-            values, meta = rows.scored.rows.values[numbers][:, self._rules.columns_at], rows.scored.rows.meta[numbers]
-            probabilities[classified], profiles[classified] = self._rules.classifier.of_rows(
-                values, meta, self._last_flagged
-            )
-            self._last_flagged = meta[-1:].copy()
+        probabilities, profiles, self._last_flagged = _classify(rows, at, classified, self._rules, self._last_flagged)
         packets, sizes = rows.packets[at:end], rows.bytes[at:end]
+        counted, above = ruled.counted[low:high], ruled.traffic_above_limit(low, high, self._rules)
+        if self.learning and hits.any():
+            at_hits = rows.numbers(at, hits)
+            self.learning.see_flagged(rows.scored.rows, at_hits, above["targets"][hits], counted=bool(counted.any()))
         self._window.add(
             full=rows.full[at:end],
             hits=hits,
-            counted=ruled.counted[low:high],
+            counted=counted,
             ratio=np.maximum(ruled.score_ratio[low:high], ruled.count_ratio[low:high]).astype(np.float32),
             t_ns=rows.t_ns[at:end],
             packets=packets,
             sizes=sizes,
-            **ruled.traffic_above_limit(low, high, self._rules),
+            **above,
             classes=probabilities,
             profiles=profiles,
         )
@@ -413,7 +415,8 @@ class Subject:
         self._last_vote_ns = int(rows.t_ns[row])
         column, statistic, share = self._rules.vote.decide(self._window, ruled.score_ratio[i], ratios)
         if column is None:
-            limit, count_at = ruled.limit * float(rows.strict[row]), None
+            strict = float(rows.strict[row])
+            limit, count_at = ruled.limit * (max(strict, 1.0) if ruled.fast else strict), None
         else:
             limit = float(rows.bounds[row, column])
             count_at = column, float(ratios[column] * rows.bounds[row, column])
@@ -454,8 +457,26 @@ class Subject:
         for minute, piece in learning.by_minute(t_ns, index):
             if minute > learning.minute:
                 voted = self._alarm or self._last_vote_ns >= learning.minute * MINUTE_NS
-                learning.next_minute(minute, "alarm" if voted else "aftermath" if self.aftermath else "")
+                during: Literal["", "alarm", "aftermath"] = "alarm" if voted else "aftermath" if self.aftermath else ""
+                learning.next_minute(minute, during, self._openings)
             yield piece
+
+
+def _classify(
+    rows: JudgedRows, at: int, which: NDArray[np.bool_], rules: SubjectRules, last: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any] | None]:
+    """Return class probabilities (n, classes) and packet profiles (n, figures) of the rows from ``at`` on.
+
+    They are 0 where ``which`` (n,) is not set, and without a classifier. ``last`` is the packet (1,) classified before
+    them; the last return value is that for the next ones.
+    """
+    probabilities, profiles = np.zeros((len(which), rules.class_count)), np.zeros((len(which), len(PROFILE_FIELDS)))
+    if rules.classifier is None or not which.any():
+        return probabilities, profiles, last
+    numbers = rows.numbers(at, which)
+    values, meta = rows.scored.rows.values[numbers][:, rules.columns_at], rows.scored.rows.meta[numbers]
+    probabilities[which], profiles[which] = rules.classifier.of_rows(values, meta, last)
+    return probabilities, profiles, meta[-1:].copy()
 
 
 def _activities(
@@ -464,6 +485,6 @@ def _activities(
     """Return the sorts of traffic at row ``i`` of ``ruled``, the newest one of ``window``."""
     flagged = ruled.count_ratios[i] > 1.0
     since_ns = int(ruled.rows.t_ns[ruled.at + i] - MEMORY_S * _S)
-    opened = openings.latest(since_ns, peers=False) if flagged.any() else None
+    opened = openings.latest(since_ns, peers=False) if flagged[COUNTS_OPENED].any() else None
     new_peers = openings.latest(since_ns, peers=True) if flagged[COUNTS_PEERS].any() else None
     return recognise(opened, new_peers, window.above_limit(), victim=victim)

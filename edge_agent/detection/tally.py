@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.capture import features
-from edge_agent.contract.columns import COUNT_COLUMNS, parts
-from edge_agent.detection.activity import SAMPLE, Sample, targets
-from edge_agent.detection.device_limits import MINUTE_NS
+from edge_agent.contract.columns import COUNT_COLUMNS, COUNTS, parts
+from edge_agent.detection.activity import PORT_BITS, SAMPLE, Sample, targets
+from edge_agent.detection.minutes import MINUTE_NS
 from edge_agent.detection.scored import ScoredRows
-from edge_agent.detection.vote import COUNT_DECAYS, NEAR
+from edge_agent.detection.vote import COUNT_DECAYS
 
 TALLY_S = 64
 """Seconds between the moments that a subject's own counts are referred to; 2^(5·64) is far within a float64."""
@@ -22,8 +22,11 @@ MAX_OPENED = 256
 _S = 1_000_000_000
 _FLAG_BITS = 2
 _OPENS = features.NEW_PEER | features.NEW_SOCKET
-COUNTS_PEERS = np.array([parts(c).statistic == "new_peers" for c in COUNT_COLUMNS])
-"""For each of `COUNT_COLUMNS`, True if it counts peers and False if it counts sockets."""
+COUNTS_PEERS = np.array([parts(c).statistic in ("new_peers", "pinged") for c in COUNTS])
+COUNTS_OPENED = np.array(["unanswered" not in parts(c).statistic for c in COUNTS])
+"""For each of `COUNTS`, True if it counts peers, and peers or sockets; the others count packets."""
+
+_OWN, _OWN_PEERS = COUNT_DECAYS[: len(COUNT_COLUMNS)], COUNTS_PEERS[: len(COUNT_COLUMNS)]
 
 _NONE_OPENED = np.zeros((0, 2), dtype=np.int64)
 
@@ -43,7 +46,7 @@ class Tally:
 
     def counts(self, t_ns: NDArray[np.int64], flags: NDArray[np.integer]) -> NDArray[np.float64]:
         """Take in rows at ``t_ns`` (n,) with ``flags`` of ROW_META (n,); return the counts at each, (n, columns)."""
-        opened = np.where(COUNTS_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
+        opened = np.where(_OWN_PEERS, (flags & features.NEW_PEER)[:, None], (flags & features.NEW_SOCKET)[:, None])
         late = np.maximum.accumulate(np.maximum(t_ns, self._latest_ns))
         self._latest_ns = int(late[-1])
         opening = np.flatnonzero(opened.any(axis=1))
@@ -55,24 +58,24 @@ class Tally:
                 continue
             start = int(late[at]) // (TALLY_S * _S) * TALLY_S * _S
             if opened[at].any() and start > self._reference_ns:
-                self._sums *= np.exp2(-COUNT_DECAYS * ((start - self._reference_ns) / _S))
+                self._sums *= np.exp2(-_OWN * ((start - self._reference_ns) / _S))
                 self._reference_ns = start
             since = (late[at:end] - self._reference_ns)[:, None] / _S
             with np.errstate(over="ignore"):  # long after the last one opened: all of it is decayed away
-                new = np.where(opened[at:end] != 0, np.exp2(COUNT_DECAYS * since), 0.0)
+                new = np.where(opened[at:end] != 0, np.exp2(_OWN * since), 0.0)
             sums = np.cumsum(np.concatenate([self._sums[None], new]), axis=0)[1:]
             self._sums = sums[-1].copy()
-            counts[at:end] = sums * np.exp2(-COUNT_DECAYS * since)
+            counts[at:end] = sums * np.exp2(-_OWN * since)
         return counts
 
     def quiet_counts(
-        self, t_ns: NDArray[np.int64], flags: NDArray[Any], bounds: NDArray[np.float64], every: bool
+        self, t_ns: NDArray[np.int64], flags: NDArray[Any], bounds: NDArray[np.float64], every: bool, near: float
     ) -> NDArray[np.float64] | None:
         """Take in rows as `counts` does and return the highest count of each in units of its bound, (n,).
 
-        If one comes near its bound, nothing is taken in, and None is returned. Unless ``every`` row is looked at, rows
-        whose counts cannot be the highest of a minute have 0: a count is highest where something is opened, or where
-        the minute begins.
+        If one exceeds the share ``near`` of its bound, nothing is taken in, and None is returned. Unless ``every`` row
+        is looked at, rows whose counts cannot be the highest of a minute have 0: a count is highest where something is
+        opened, or where the minute begins.
         """
         late = np.maximum.accumulate(np.maximum(t_ns, self._latest_ns))
         looked = flags & _OPENS != 0
@@ -84,7 +87,7 @@ class Tally:
         highest = np.zeros(len(t_ns))
         highest[looked] = (self.counts(late[looked], flags[looked]) / bounds).max(axis=1)
         self._latest_ns = int(late[-1])
-        if highest.max() <= NEAR:
+        if highest.max() <= near:
             return highest
         self._sums, self._reference_ns, self._latest_ns = before
         return None
@@ -113,9 +116,9 @@ class Openings:
     def onset(self, column: int, bound: float, after_ns: int) -> int | None:
         """Return the time since when a count grows towards its ``bound``, which takes a slow scan a minute to reach.
 
-        ``column`` is its number in `COUNT_COLUMNS`; what was opened until ``after_ns`` does not count. None if nothing
-        was opened. This is the change time of Page's CUSUM (1954): the moment at which the number opened, less the
-        number that a rate just sustaining the bound would have opened, was lowest.
+        ``column`` is its number in `COUNTS`, of what is opened; what was opened until ``after_ns`` does not count. None
+        if nothing was opened. This is the change time of Page's CUSUM (1954): the moment at which the number opened,
+        less the number that a rate just sustaining the bound would have opened, was lowest.
         """
         t_ns, flags = self._opened.T
         kind = features.NEW_PEER if COUNTS_PEERS[column] else features.NEW_SOCKET
@@ -125,6 +128,12 @@ class Openings:
         rate = bound * COUNT_DECAYS[column] * np.log(2.0)  # a second
         before = np.arange(len(times)) - rate * ((times - times[0]) / _S)
         return int(times[len(times) - 1 - int(np.argmin(before[::-1]))])
+
+    def new_hosts(self, since_ns: int) -> set[int]:
+        """Return the hosts, as hashes of `Sample.hosts`, of the new peers among the openings since ``since_ns``."""
+        t_ns, marks = self._opened.T
+        at = (t_ns >= since_ns) & (marks & features.NEW_PEER != 0)
+        return set((marks[at] >> (_FLAG_BITS + PORT_BITS)).tolist())
 
     def latest(self, since_ns: int, *, peers: bool) -> Sample:
         """Return the last `SAMPLE` openings since ``since_ns``.

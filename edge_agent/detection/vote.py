@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.alert import Activity
 from edge_agent.contract.bounds import VOTE_LATE_S
-from edge_agent.contract.bundle import PROFILE_FIELDS, Decision
-from edge_agent.contract.columns import COUNT_COLUMNS, parts
+from edge_agent.contract.bundle import PROFILE_FIELDS
+from edge_agent.contract.columns import COUNTS, parts
+from edge_agent.contract.decision import Decision
 from edge_agent.detection.activity import Sample
 
 SILENCE_S = 60.0
@@ -51,10 +52,10 @@ LOUD = 0.5
 NEAR = 0.999
 """Share of a limit up to which no rounding lifts a row above it."""
 
-COUNT_DECAYS = np.array([parts(c).decay for c in COUNT_COLUMNS])
-"""Decay λ in 1/s of each of `COUNT_COLUMNS`, fastest first."""
+COUNT_DECAYS = np.array([parts(c).decay for c in COUNTS])
+"""Decay λ in 1/s of each of `COUNTS`."""
 
-_SLOW = int(np.argmax(COUNT_DECAYS < 1.0))  # the first slow one; the columns are in the order of their decays
+_SLOW = COUNT_DECAYS < 1.0
 _LONG = COUNT_DECAYS < 1.0 / FRESH_S
 _S = 1_000_000_000
 
@@ -145,7 +146,7 @@ class VoteRule:
     ) -> tuple[int | None, float, float]:
         """Return what made the newest row of ``window`` a vote, the vote statistic, and the share of flagged rows.
 
-        The first is the number in `COUNT_COLUMNS` of the count that decided, None where the score did. Ratios are to
+        The first is the number in `COUNTS` of the count that decided, None where the score did. Ratios are to
         the limits in force. Where k rows are flagged the higher ratio decides, else a count that is above its bound. A
         count is a sum over many packets, so it is as sure as it is far beyond its bound: its share is at least 0.5.
         """
@@ -324,13 +325,13 @@ class Aftermath:
     """
 
     def __init__(self, t_ns: int, counts: NDArray[np.float64]) -> None:
-        """Begin at a row at steady time ``t_ns`` with ``counts`` (`COUNT_COLUMNS`,)."""
+        """Begin at a row at steady time ``t_ns`` with ``counts`` (`COUNTS`,)."""
         self.second = t_ns // _S
         """The second of steady time whose rows are being judged."""
         self.newest: tuple[int, NDArray[np.float64]] = t_ns, counts
         """Steady time and counts of the last row that was taken in."""
         # Nothing is old yet: what made this alarm is all new.
-        nothing = t_ns, np.zeros(len(COUNT_COLUMNS))
+        nothing = t_ns, np.zeros(len(COUNTS))
         # Times and counts of the last rows of past seconds, back to FRESH_S ago; of one in ten, back to MEMORY_S ago.
         self._recent, self._older = [nothing], [nothing]
         self._peak = self._peak_now = 0.0
@@ -356,7 +357,7 @@ class Aftermath:
             self._older.pop(0)
 
     def new_counts(self, counts: NDArray[np.float64], t_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the new part of the ``counts`` (n, `COUNT_COLUMNS`) of one second's rows, of the same shape.
+        """Return the new part of the ``counts`` (n, `COUNTS`) of one second's rows, of the same shape.
 
         It belongs to what goes on, not to what the alarm began with: the growth over `MEMORY_S` where a column
         remembers as long, as far as the last seconds bear it out.
@@ -376,7 +377,7 @@ def _grown(
     """Return counts (n, columns) less the decayed rest of the earlier ``reference``; fast columns are left whole."""
     then, old = reference
     new = counts.copy()
-    new[:, _SLOW:] -= old[_SLOW:] * np.exp2(-COUNT_DECAYS[_SLOW:] * (np.maximum(t_ns - then, 0)[:, None] / _S))
+    new[:, _SLOW] -= old[_SLOW] * np.exp2(-COUNT_DECAYS[_SLOW] * (np.maximum(t_ns - then, 0)[:, None] / _S))
     return new
 
 
@@ -405,7 +406,7 @@ class Vote:
     fast: bool
     """True if the rule of an aftermath was in force."""
     count_at: tuple[int, float] | None
-    """The number in `COUNT_COLUMNS` of the count that decided, and what is new of it; None where the score did."""
+    """The number in `COUNTS` of the count that decided, and what is new of it; None where the score did."""
     statistic: float
     """The k-th largest of the window's ratios to their limits."""
     share: float

@@ -7,6 +7,7 @@
  *     stats.c     packets -> rows: which streams a packet belongs to, and their times
  *     table.c/.h  the tables of streams: look-up, insertion, eviction
  *     seen.c/.h   the sets of what a device has seen
+ *     tried.h     what a packet tries, and what answers it
  *     lanes.c     the arithmetic of one row: instances of lanes.h for each vector width
  *     saved.c     the learnt state, saved and loaded
  *     state.h     the inside of struct kernel, for the four above
@@ -34,6 +35,8 @@
  *
  *     device   source MAC                                  frame length      weight mean variance new_peers new_sockets
  *
+ * Beside its columns a row has damped numbers of what its sender sent in vain and newly tried (MISSING AND OPENED).
+ *
  * A stream is kept in the form that cannot cancel: with D(x) = 2^(-lambda x), f = D(gap since the last packet),
  *
  *     kept = f w      w' = kept + 1      a = 1/w'      b = kept a      d = v - mean
@@ -47,8 +50,10 @@
  *
  *     host     0 key 24 | 24 mac 8 | 32 t 8 | 40 - 8 | 48 w 48 | 96 mean 48 | 144 var 48                           = 192
  *     socket   0 key 40 | 40 t 8 | 48 C 8 | 56 last[2] 16 | 72 - 8 | 80 CF3 48 | 128 way[0] 192 | 320 way[1] 192  = 512
- *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 - 32                                    = 832
- *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 - 40                         = 320
+ *     pair     as socket, then 512 jitter[0] 144 | 656 jitter[1] 144 | 800 opened[way][login] 16 | 816 errors[slow][way] 16 = 832
+ *              and 72 port[way] 4 | 76 told 4
+ *     device   0 key 24 | 24 t 8 | 32 w mean var peers sockets 240 | 272 number 8 | 280 ping_t 8 | 288 pinged heard 8 | 296 - 24
+ *                                                                                                                = 320
  *
  * H and MI_dir differ only for an address that was seen with more than one MAC, so an address has one host record until
  * then and MI_dir is copied out of H; from its second MAC on (host.mac == SEVERAL_MACS) every (MAC, address) has a record
@@ -104,6 +109,24 @@
  * errors never open a socket, nor enter the socket set.
  *
  *
+ * MISSING AND OPENED
+ *
+ * Of each row's packet, as floats:
+ *
+ *     answers      weight of dst -> src of HH, for λ = 0.1 and 0.01 (`slow`), less that of ICMP errors among it. A row has that
+ *                  for 0.01.
+ *     unanswered   for both: the weight of src -> dst less 200 `answers`, at least 0: packets that nothing answers. Even of
+ *                  live video by RTP one packet in 150 is answered. 0 for a group address, without IP, for an ICMP error, and
+ *                  for a device of which no answer was ever seen, as where only one direction is captured.
+ *     opened       for 0.01: of a row of TCP, how many ports of dst the sender newly tried. That are the sockets which it
+ *                  opened by a SYN to another port than the one before; or, where dport is a login's, all those that it
+ *                  opened to such ports. Of a row of ICMP for IPv4, how many hosts the device newly reached by ICMP. Of
+ *                  others 0.
+ *
+ * What is opened and the ICMP errors are kept with the pair, for each direction, and decay with its time t; `pinged` is the
+ * device's, with a time of its own. Evicted streams begin anew, which hides nothing that goes on.
+ *
+ *
  * THE RING
  *
  * Frames of the last seconds, each cut to its headers and as much payload as was asked for (none, by default): the link
@@ -157,7 +180,17 @@ struct row_meta {
     uint8_t proto;       /* IP protocol after extension headers */
     uint8_t tcp_flags;
     uint8_t headers;     /* captured bytes before the payload, link header included; 255 means 255 or more */
+    float unanswered[2]; /* MISSING AND OPENED */
+    float answers, opened;
 };
+
+/* The ports where somebody who logs in is asked who he is: FTP, SSH, telnet, remote desktops. */
+static inline bool login_port(uint16_t port)
+{
+    return (port == 21) | (port == 22) | (port == 23) | (port == 2222) | (port == 2323) | (port == 3389) | (port == 5900);
+}
+
+enum ip_protocol { IP_ICMP = 1, IP_TCP = 6, IP_UDP = 17 };
 
 /* The meaning of a row's ports. TCP, UDP and quoted ports are one namespace, as published. */
 enum port_class { NO_PORTS, WITH_PORTS, ICMP_PORTS, ARP_PORTS };
@@ -434,7 +467,7 @@ struct scaling {
 void scale_rows(const struct scaling *s, const float *values, const uint8_t *variant, size_t rows, float *z, float *inputs);
 void row_errors(const struct scaling *s, const float *z, const float *rebuilt, const uint8_t *variant, size_t rows, float *out);
 
-/* Write for each row the highest of the values `at` in units of their bounds, at least 0. */
+/* Write for each row the highest of the values `at`, at most COLUMNS of them, in units of their bounds, at least 0. */
 void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
                     double *out);
 
@@ -455,6 +488,11 @@ struct senders *senders_new(uint32_t capacity, double rate, uint64_t seed, const
                             const struct network6 *v6, size_t v6_count);
 void senders_free(struct senders *s);
 
+/* What a row's `unanswered` (at λ = 0.1 and 0.01) and `opened` are counts of; contract/columns.py has the same order. A row
+ * has those of its sender and its sort of packet; the others are 0, and all are for a row that is incoming or a router's. As
+ * long as nothing came from outside, nothing there can have answered. */
+enum host_count { UNANSWERED = 0, UNANSWERED_INSIDE = 2, PORTS_TRIED = 4, LOGINS_TRIED, PINGED, HOST_COUNTS };
+
 /* The facts of each of n rows, and the rows by subject: group g is order[starts[g] .. starts[g + 1]), in row order; groups are
  * in the order of their first rows. */
 struct routes {
@@ -462,6 +500,7 @@ struct routes {
     uint8_t *incoming, *carries; /* its subject is its target; its sender is a router whose own row this is */
     uint8_t *chosen;             /* it may be scored */
     uint8_t *addresses, *versions; /* [n][16] the sender's own as known then, IP version 0 if none */
+    float (*host_counts)[HOST_COUNTS]; /* [n] */
     uint64_t (*keys)[3];         /* [n], of the groups */
     uint32_t *slot, *group;      /* scratch: [slots], [n] */
     uint32_t slots;              /* a power of two, at least 2 n */

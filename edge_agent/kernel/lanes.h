@@ -166,13 +166,13 @@ INLINE void FN(put_1d)(struct FN(cells) out, int column, int stride, struct FN(m
 
 /* A direction beside its reverse, which is `alive` or counts as never seen. */
 struct FN(joint) {
-    VEC std, magnitude, radius, covariance, pcc;
+    VEC std, magnitude, radius, covariance, pcc, back; /* back: the reverse's weight */
 };
 
 INLINE struct FN(joint) FN(alone)(struct FN(moment) m)
 {
     VEC zero = m.w - m.w;
-    return (struct FN(joint)){SQRT(m.var), m.mean, m.var, zero, zero};
+    return (struct FN(joint)){SQRT(m.var), m.mean, m.var, zero, zero, zero};
 }
 
 INLINE struct FN(joint) FN(correlate)(struct FN(moment) m, MASK alive, VEC r_w, VEC r_mean, VEC r_var, VEC cf3)
@@ -184,6 +184,7 @@ INLINE struct FN(joint) FN(correlate)(struct FN(moment) m, MASK alive, VEC r_w, 
     j.radius = FN(select)(alive, SQRT(m.var * m.var + r_var * r_var), m.var);
     j.covariance = FN(keep_where)(alive, cf3 / ((m.w + r_w) * 0.5));
     j.pcc = FN(keep_where)(alive & (product > 0.0), j.covariance / product);
+    j.back = r_w;
     return j;
 }
 
@@ -220,6 +221,43 @@ INLINE struct FN(joint) FN(join)(const struct duo *d, int base, VEC f, VEC f_cf3
     cf3 = cf3 + m.residual * r_residual;
     FN(store)(d->cf3, base, cf3);
     return FN(correlate)(m, alive, r_w, r_mean, r_var, cf3);
+}
+
+/* What a float keeps; values so small that it would stay denormal are zero. */
+INLINE float FN(left)(float value, double f)
+{
+    float left = value * (float)f;
+    return left > 1e-30f ? left : 0;
+}
+
+/* Write what a row has beside its columns for one of the slow decays, and decay and add to what it is of (kernel.h, MISSING
+ * AND OPENED). `weight` and `back` are the pair's, f is what it keeps. */
+INLINE void FN(tell)(const struct step *s, int slow, double weight, double back, double f)
+{
+    struct pair *pair = s->numbers;
+    struct row_meta *row = s->row;
+    if (pair->channel.told & TOLD_ERROR) {
+        float *errors = pair->errors[slow];
+        errors[0] = FN(left)(errors[0], f);
+        errors[1] = FN(left)(errors[1], f);
+        errors[s->at] += s->fails;
+        back = back > errors[s->back] ? back - errors[s->back] : 0;
+    }
+    double missing = weight - s->answers * back; /* with INFINITY that or not a number: neither is above 0 */
+    row->unanswered[slow] = missing > 0 ? (float)missing : 0;
+    if (slow == 0)
+        return;
+    row->answers = (float)back;
+    row->opened = 0;
+    if (pair->channel.told & TOLD_OPENED) {
+        float *opened = pair->opened[0];
+        for (int i = 0; i < 4; i++)
+            opened[i] = FN(left)(opened[i], f);
+        pair->opened[s->at][s->login] += s->opens;
+        row->opened = s->tries ? pair->opened[s->at][s->login] : 0;
+    }
+    if (s->ping)
+        row->opened = s->device->pinged = FN(left)(s->device->pinged, FN(power)(FN(all)(s->ping_gap * -0.01))[0]) + s->pings;
 }
 
 /* How much each stream keeps. */
@@ -265,7 +303,8 @@ INLINE void FN(main_row)(const struct step *s, struct FN(cells) out, int base)
         host = FN(add_to)(&s->mac->m, base, f.of[GAP_MAC], s->length);
     FN(put_1d)(out, MI_DIR + 3 * base, 3, host);
     FN(put_1d)(out, HH_JIT + 3 * base, 3, jitter);
-    FN(put_2d)(out, HH + 7 * base, 7, hh, FN(join)(&s->pair, base, f.of[GAP_HH], f.of[GAP_HH_CF3], hh));
+    struct FN(joint) joint = FN(join)(&s->pair, base, f.of[GAP_HH], f.of[GAP_HH_CF3], hh);
+    FN(put_2d)(out, HH + 7 * base, 7, hh, joint);
     FN(put_2d)(out, HPHP + 7 * base, 7, hphp, FN(join)(&s->socket, base, f.of[GAP_HPHP], f.of[GAP_HPHP_CF3], hphp));
 
     VEC peers = FN(flush)(FN(load)(device->peers, base) * f.of[GAP_DEVICE]) + s->new_peer;
@@ -274,6 +313,8 @@ INLINE void FN(main_row)(const struct step *s, struct FN(cells) out, int base)
     FN(store)(device->sockets, base, sockets);
     FN(put_4)(out, DEVICE + 5 * base, 5, dev.w, dev.mean, dev.var, peers);
     FN(put)(out, DEVICE + 5 * base + 4, 5, sockets);
+    if (base + N == DECAYS - 1)
+        FN(tell)(s, 0, hh.w[N - 1], joint.back[N - 1], f.of[GAP_HH][N - 1]);
 }
 
 #if N == 2
@@ -346,6 +387,7 @@ INLINE void FN(fifth_row)(const struct step *s, struct FN(cells) out, const VEC 
     FN(put_1d)(out, HH_JIT_5, MI_DIR_5 - HH_JIT_5, jitter);
     FN(put_2d)(out, HH_5, HPHP_5 - HH_5, channel, joint);
     FN(put)(out, DEVICE_5 + 3, 1, seen);
+    FN(tell)(s, 1, channel.w[0], joint.back[0], f[GAP_HH / 2][0]);
 }
 #endif
 

@@ -448,7 +448,7 @@ static PyObject *py_give_back_memory(PyObject *module, PyObject *args)
 
 static PyMethodDef module_methods[] = {
     {"give_back_memory", py_give_back_memory, METH_NOARGS, "Give back what starting took and running does not need."},
-    {"highest_ratios", py_highest_ratios, METH_VARARGS, "highest_ratios(values, at, bounds, out)"},
+    {"highest_ratios", py_highest_ratios, METH_VARARGS, "highest_ratios(values, width, at, bounds, out)"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -458,9 +458,10 @@ static PyMethodDef module_methods[] = {
 static PyObject *layout(void)
 {
 #define FIELD(name) #name, (int)offsetof(struct row_meta, name)
-    return Py_BuildValue("{sisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
+    return Py_BuildValue("{sisisisisisisisisisisisisisisisisisi}", FIELD(t_ns), FIELD(src_mac), FIELD(dst_mac), FIELD(src),
                          FIELD(dst), FIELD(sport), FIELD(dport), FIELD(length), FIELD(ethertype), FIELD(flags),
-                         FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers));
+                         FIELD(interface), FIELD(ip_version), FIELD(proto), FIELD(tcp_flags), FIELD(headers),
+                         FIELD(unanswered), FIELD(answers), FIELD(opened));
 #undef FIELD
 }
 

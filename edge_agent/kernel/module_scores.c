@@ -58,14 +58,14 @@ static void senders_py_dealloc(PyObject *object)
 
 static PyObject *senders_py_route(PyObject *object, PyObject *args)
 {
-    enum { META, T_NS, ORDER, STARTS, INCOMING, CARRIES, CHOSEN, ADDRESSES, VERSIONS, KEYS, SLOT, GROUP, ARRAYS };
-    static const char *const names[ARRAYS] = {"meta",   "t_ns",      "order",    "starts", "incoming", "carries",
-                                              "chosen", "addresses", "versions", "keys",   "slot",     "group"};
-    static const size_t width[ARRAYS] = {sizeof(struct row_meta), 8, 8, 8, 1, 1, 1, 16, 1, 24, 4, 4};
+    enum { META, T_NS, ORDER, STARTS, INCOMING, CARRIES, CHOSEN, ADDRESSES, VERSIONS, HOST, KEYS, SLOT, GROUP, ARRAYS };
+    static const char *const names[ARRAYS] = {"meta",      "t_ns",     "order",       "starts", "incoming", "carries", "chosen",
+                                              "addresses", "versions", "host_counts", "keys",   "slot",     "group"};
+    static const size_t width[ARRAYS] = {sizeof(struct row_meta), 8, 8, 8, 1, 1, 1, 16, 1, HOST_COUNTS * 4, 24, 4, 4};
     PyObject *arrays[ARRAYS];
     Py_buffer views[ARRAYS];
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3], &arrays[4], &arrays[5],
-                          &arrays[6], &arrays[7], &arrays[8], &arrays[9], &arrays[10], &arrays[11]))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3], &arrays[4], &arrays[5],
+                          &arrays[6], &arrays[7], &arrays[8], &arrays[9], &arrays[10], &arrays[11], &arrays[12]))
         return NULL;
     Py_ssize_t n = PyObject_Size(arrays[META]);
     size_t slots = 4, groups = 0;
@@ -82,8 +82,9 @@ static PyObject *senders_py_route(PyObject *object, PyObject *args)
     if (got == ARRAYS) {
         struct routes out = {
             .order = views[ORDER].buf, .starts = views[STARTS].buf, .incoming = views[INCOMING].buf, .carries = views[CARRIES].buf,
-            .chosen = views[CHOSEN].buf, .addresses = views[ADDRESSES].buf, .versions = views[VERSIONS].buf, .keys = views[KEYS].buf,
-            .slot = views[SLOT].buf, .group = views[GROUP].buf, .slots = (uint32_t)slots,
+            .chosen = views[CHOSEN].buf, .addresses = views[ADDRESSES].buf, .versions = views[VERSIONS].buf,
+            .host_counts = views[HOST].buf, .keys = views[KEYS].buf, .slot = views[SLOT].buf, .group = views[GROUP].buf,
+            .slots = (uint32_t)slots,
         };
         groups = senders_route(((SendersObject *)object)->senders, views[META].buf, views[T_NS].buf, (size_t)n, &out);
     }
@@ -264,24 +265,27 @@ PyObject *py_highest_ratios(PyObject *module, PyObject *args)
     (void)module;
     PyObject *arrays[4];
     Py_buffer views[4];
-    if (!PyArg_ParseTuple(args, "OOOO", &arrays[0], &arrays[1], &arrays[2], &arrays[3]))
+    unsigned int width;
+    if (!PyArg_ParseTuple(args, "OIOOO", &arrays[0], &width, &arrays[1], &arrays[2], &arrays[3]))
         return NULL;
     Py_ssize_t rows = PyObject_Size(arrays[0]), columns = PyObject_Size(arrays[1]);
     if (rows < 0 || columns < 0)
         return NULL;
-    size_t sizes[4] = {4 * COLUMNS * (size_t)rows, 4 * (size_t)columns, 8 * (size_t)columns, 8 * (size_t)rows};
+    if (width > COLUMNS || columns > COLUMNS)
+        return PyErr_Format(PyExc_ValueError, "values: too wide");
+    size_t sizes[4] = {4 * (size_t)width * (size_t)rows, 4 * (size_t)columns, 8 * (size_t)columns, 8 * (size_t)rows};
     static const char *const names[4] = {"values", "at", "bounds", "out"};
     int got = 0;
     while (got < 4 && get_sized(arrays[got], got == 3 ? PyBUF_WRITABLE : PyBUF_SIMPLE, sizes[got], names[got], &views[got]))
         got++;
     bool good = got == 4;
     for (Py_ssize_t j = 0; good && j < columns; j++)
-        if (((const uint32_t *)views[1].buf)[j] >= COLUMNS) {
+        if (((const uint32_t *)views[1].buf)[j] >= width) {
             PyErr_SetString(PyExc_ValueError, "at: no such column");
             good = false;
         }
     if (good)
-        highest_ratios(views[0].buf, COLUMNS, views[1].buf, views[2].buf, (size_t)columns, (size_t)rows, views[3].buf);
+        highest_ratios(views[0].buf, width, views[1].buf, views[2].buf, (size_t)columns, (size_t)rows, views[3].buf);
     for (int i = 0; i < got; i++)
         PyBuffer_Release(&views[i]);
     if (!good)

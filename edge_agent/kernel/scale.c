@@ -183,12 +183,15 @@ void row_errors(const struct scaling *s, const float *z, const float *rebuilt, c
 void highest_ratios(const float *values, size_t stride, const uint32_t *at, const double *bounds, size_t columns, size_t rows,
                     double *out)
 {
+    double inverse[COLUMNS]; /* a division for each row and column would take as long as all the rest */
+    for (size_t j = 0; j < columns; j++)
+        inverse[j] = 1.0 / bounds[j];
     for (size_t i = 0; i < rows; i++, values += stride) {
-        double highest = 0;
+        double highest[2] = {0, 0}; /* two, so that one comparison need not wait for the other */
         for (size_t j = 0; j < columns; j++) {
-            double ratio = (double)values[at[j]] / bounds[j];
-            highest = ratio > highest ? ratio : highest;
+            double ratio = (double)values[at[j]] * inverse[j];
+            highest[j & 1] = ratio > highest[j & 1] ? ratio : highest[j & 1];
         }
-        out[i] = highest;
+        out[i] = highest[0] > highest[1] ? highest[0] : highest[1];
     }
 }

@@ -20,6 +20,7 @@ enum { NONE = 0 };           /* records are numbered from 1 */
 #define BURST_S 0.25         /* a bucket holds the rows of so many seconds of its rate */
 #define LEAST 32.0           /* rows that a subject's bucket holds at least: a vote and a half */
 #define CALM_SECONDS 10      /* a better step must hold for so long before it is reported */
+#define OUTSIDE 16           /* rows from outside after which answers from there count as seen: one may have strayed in */
 #define SPARSE 10            /* the step is `sparse` when fewer than one row in so many is scored */
 
 enum kind { SENDER, DEVICE_SUBJECT, ADDRESS_SUBJECT };
@@ -61,6 +62,7 @@ struct senders {
     uint64_t scored, shed, second_scored, second_shed;
     uint32_t step;
     int64_t worse; /* the second that last was as bad as the step */
+    uint32_t from_outside; /* rows, up to OUTSIDE */
 };
 
 static bool lru_new(struct lru *l, size_t record, uint32_t capacity, uint64_t seed)
@@ -267,6 +269,18 @@ static bool afford(struct senders *s, struct bucket_of *u, int64_t t, bool opens
     return good;
 }
 
+/* Put a row's counts where they belong: enum host_count. */
+static void count_row(const struct senders *s, const struct row_meta *row, bool to_inside, float out[HOST_COUNTS])
+{
+    if (row->unanswered[0] + row->unanswered[1] + row->opened <= 0) /* most rows */
+        return;
+    int missing = to_inside ? UNANSWERED_INSIDE : UNANSWERED;
+    int opened = row->proto != IP_TCP ? PINGED : login_port(row->dport) ? LOGINS_TRIED : PORTS_TRIED;
+    for (int i = 0; i < 2; i++)
+        out[missing + i] = to_inside || s->from_outside >= OUTSIDE ? row->unanswered[i] : 0;
+    out[opened] = row->opened;
+}
+
 static void take_row(struct senders *s, const struct row_meta *row, int64_t t, uint64_t key[3], struct routes *out, size_t i)
 {
     uint64_t mac[3] = {row->src_mac, 0, SENDER};
@@ -290,6 +304,10 @@ static void take_row(struct senders *s, const struct row_meta *row, int64_t t, u
     out->versions[i] = from->version;
     memcpy(out->addresses + 16 * i, from->address, 16);
     out->carries[i] = relays && !incoming;
+    s->from_outside += !inside && to_inside && s->from_outside < OUTSIDE;
+    memset(out->host_counts[i], 0, sizeof out->host_counts[i]);
+    if (!incoming && !relays)
+        count_row(s, row, to_inside, out->host_counts[i]);
 
     memset(key, 0, 3 * sizeof *key);
     if (incoming)

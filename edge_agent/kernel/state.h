@@ -30,15 +30,19 @@ struct channel {
     uint64_t key[5]; /* two addresses, kind (sockets: | class << 8 | port << 16 | port << 32) */
     int64_t t, c;
     int64_t last[2];
-    uint64_t unused;
+    uint16_t port[2]; /* of a pair: the last one that each direction opened */
+    uint32_t told;    /* of a pair: enum told */
     double cf3[LANES];
     struct way way[2];
 };
 
+enum { SLOW = 2 }; /* the decays λ = 0.1 and 0.01 */
+enum told { TOLD_OPENED = 1, TOLD_ERROR = 2 }; /* which of a pair's numbers may be other than 0 */
+
 struct pair {
     struct channel channel;
     struct moments jitter[2];
-    uint64_t unused[4];
+    float opened[2][2], errors[SLOW][2]; /* of each way: ports and logins; ICMP errors */
 };
 
 struct device {
@@ -47,12 +51,15 @@ struct device {
     struct moments m;
     double peers[LANES], sockets[LANES];
     uint64_t number; /* of this record, hence of its seen sets */
-    uint64_t unused[5];
+    int64_t ping_t; /* when it last pinged */
+    float pinged;
+    uint32_t heard; /* 1 once a packet of it was answered */
+    uint64_t unused[3];
 };
 
 _Static_assert(sizeof(struct host) == 192 && sizeof(struct channel) == 512 && sizeof(struct pair) == 832 &&
                sizeof(struct device) == 320, "the records as kernel.h draws them");
-_Static_assert(sizeof(struct row_meta) == 72, "features.ROW_META");
+_Static_assert(sizeof(struct row_meta) == 88, "features.ROW_META");
 
 /* ---- one packet ---- */
 
@@ -74,6 +81,13 @@ struct step {
     struct duo pair, socket;
     struct moments *jitter;
     struct device *device;
+    struct row_meta *row;
+    struct pair *numbers;   /* of its pair and device, beside the columns */
+    double answers;         /* packets that one answer accounts for; INFINITY where none is expected */
+    double ping_gap;        /* seconds since the device last pinged */
+    float opens, pings, fails; /* 1 or 0: what this packet adds to the ports or logins, the hosts pinged, the errors */
+    uint8_t at, back;       /* its way, and that of its answers */
+    bool login, tries, ping; /* the row's `opened` is of logins among what is tried; of hosts pinged; else 0 */
 };
 
 /* Writes the row of a packet, COLUMNS of float or double, and moves its streams on. */

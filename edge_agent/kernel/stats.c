@@ -2,6 +2,7 @@
  *
  * Where records lie is table.h's knowledge, what a device has seen seen.h's, the arithmetic lanes.h's. */
 #include "state.h"
+#include "tried.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -279,6 +280,8 @@ static inline __attribute__((always_inline)) void compute_row(struct kernel *k, 
         row->flags |= NEW_SOCKET;
     s.new_peer = row->flags & NEW_PEER ? 1 : 0;
     s.new_socket = row->flags & NEW_SOCKET ? 1 : 0;
+    choose_numbers(row, pair, p->pair_way, pair_reply, t, &s);
+    s.back = p->self_pair ? p->pair_way : !p->pair_way;
 
     if (row->t_ns < k->counters.last_t)
         k->counters.clock_backward++;

@@ -24,7 +24,8 @@ from edge_agent.config import AgentConfig, EvidenceConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.addresses import PRIVATE_NETWORKS
 from edge_agent.contract.bundle import Bundle
-from edge_agent.contract.columns import ALL_COLUMNS, COUNT_COLUMNS, indices
+from edge_agent.contract.columns import ALL_COLUMNS, COUNT_COLUMNS, HOST_COUNTS, indices
+from edge_agent.contract.host_bounds import host_bounds
 from edge_agent.contract.networks import Networks
 from edge_agent.detection.detector import MAX_SUBJECTS, Detector
 from edge_agent.detection.runtime import Model
@@ -44,14 +45,16 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
     """Return nanoseconds a packet of each step, on one batch over and over; a batch exceeds the processor's cache."""
     monitored = Networks.parse(PRIVATE_NETWORKS)
     senders = SenderTable(MAX_SUBJECTS, budget, monitored.v4, monitored.v6)
-    counts_at = np.array(indices(COUNT_COLUMNS), dtype=np.uint32)
+    counts_at, host_at = np.array(indices(COUNT_COLUMNS), dtype=np.uint32), np.arange(len(HOST_COUNTS), dtype=np.uint32)
     bounds = np.array([bundle.manifest.decision.counts.get(column, np.inf) for column in COUNT_COLUMNS])
+    of_hosts = host_bounds(bundle.manifest.decision.counts)
     columns, n, network, z = bundle.manifest.columns, len(batch), Model(bundle.autoencoder), np.empty(0, np.float32)
     keep = np.ones((1, len(columns)), dtype=bool)
     scaling = RowScaling(bundle.scaler, len(ALL_COLUMNS), indices(columns), keep)
     blocks = [slice(at, at + AT_ONCE) for at in range(0, n, AT_ONCE)]
     variant, out = np.zeros(AT_ONCE, dtype=np.uint8), np.empty(n, dtype=np.float32)
     t_ns = batch.meta["t_ns"].astype(np.int64)
+    host_counts = senders.route(batch.meta, t_ns).host_counts
 
     def scale() -> None:
         nonlocal z
@@ -69,7 +72,9 @@ def steps(batch: Rows, bundle: Bundle, budget: float | None) -> dict[str, float]
 
     work: dict[str, Callable[[], object]] = {
         "who sent it, what is scored": lambda: senders.route(batch.meta, t_ns),
-        "counts against their bounds": lambda: highest_ratios(batch.values, counts_at, bounds),
+        "counts against their bounds": lambda: np.maximum(
+            highest_ratios(batch.values, counts_at, bounds), highest_ratios(host_counts, host_at, of_hosts)
+        ),
         f"scale {len(columns)} columns": scale,
         f"autoencoder, {bundle.manifest.variant}": run,
         "error": error,

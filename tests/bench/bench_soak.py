@@ -19,7 +19,8 @@ from tests.bench.home import FOLDER
 from tests.reference.frames import data_folder
 from tests.streams import HEADER, Life, Replay
 from tests.traffic import Frame, S, read
-from trainer.generate import DEVICES, Plan, generate
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import DEVICES, Plan
 
 BEGIN, DAY_S = 1_770_000_000 * S, 86_400
 HOURS = 2

@@ -22,9 +22,15 @@ def benign_scores(scorer: Scorer, rows: pl.DataFrame, columns: Sequence[str]) ->
     """Return the scores of a run's benign train and optimise rows, from which a decision is computed."""
     rows = rows.filter(pl.col("part") != "test")
     values = rows.select(columns).to_numpy()
-    groups = (rows["part"] + " " + rows["device"]).to_numpy()
-    optimise, t_ns = (rows["part"] == "optimise").to_numpy(), rows["t_ns"].to_numpy()
-    return calibrate.Benign(scorer.full(values), scorer.fast(values), groups, optimise, t_ns)
+    return calibrate.Benign(
+        full=scorer.full(values),
+        fast=scorer.fast(values),
+        device=calibrate.senders(rows["device"].to_numpy()),
+        runs=rows["run"].to_numpy(),
+        optimise=(rows["part"] == "optimise").to_numpy(),
+        start=rows["start"].to_numpy(),
+        t_ns=rows["t_ns"].to_numpy(),
+    )
 
 
 def synthetic(columns: int, rows: int, seed: int, shift: float = 0.0, spread: float = 0.5) -> np.ndarray:
@@ -89,20 +95,24 @@ def write_run(
     counted = np.concatenate([c for *_, c in blocks])
     lengths = [len(v) for v, *_ in blocks]
     frame = {c: counted[:, i] for i, c in enumerate(COUNT_COLUMNS)} | {c: raw[:, i] for i, c in enumerate(columns)}
+    device = np.arange(len(raw)) % 500 >= 250
+    part = np.repeat(np.arange(len(blocks)), lengths)
     pl.DataFrame(
         frame
         | {
             "part": np.repeat([part for _, part, *_ in blocks], lengths),
             "label": np.repeat([label for _, _, label, _ in blocks], lengths),
-            "device": np.where(np.arange(len(raw)) % 500 < 250, "plug", "camera"),
+            "device": np.where(device, "camera", "plug"),
             "mac": np.full(len(raw), 1, np.uint64),
             "t_ns": np.arange(len(raw), dtype=np.int64) * 100_000_000,
+            "run": 2 * part + device,
+            "start": np.zeros(len(raw), dtype=bool),
         }
     ).write_parquet(path / runfolder.ROWS)
 
     scorer = Scorer(quantize.keras_predict(autoencoder), scaler, columns)
     benign = pl.read_parquet(path / runfolder.ROWS).filter(label="benign")
-    bounds = calibrate.count_bounds(benign.select(COUNT_COLUMNS).to_numpy(), 1.5, FLOORS)
+    bounds = calibrate.count_bounds({"plug": benign.select(COUNT_COLUMNS).to_numpy().max(axis=0)}, 1.5, FLOORS)
     decision = calibrate.decide(benign_scores(scorer, benign, columns), 6.0, bounds, vote_k=14, vote_w=16)
     model = ModelFile(
         schemas=(CLEAN, DEVICE) if set(columns) & set(DEVICE_COLUMNS) else (CLEAN,),

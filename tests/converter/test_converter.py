@@ -160,7 +160,7 @@ def unknown_key(model: dict) -> None:
 
 
 def other_format(model: dict) -> None:
-    model["format"] = 2
+    model["format"] = 3
 
 
 def no_scaler_mean(model: dict) -> None:
@@ -184,7 +184,7 @@ def classes_without_benign(model: dict) -> None:
     ("change", "said"),
     [
         (unknown_key, "unknown key 'surprise'"),
-        (other_format, "format 2, this version reads format 1"),
+        (other_format, "format 3, this version reads format 2"),
         (no_scaler_mean, "[scaler]: KeyError('mean')"),
         (short_scaler, "scaler has 139 columns, model 140"),
         (unknown_column, "column 'MI_dir_L7_weight' is missing"),

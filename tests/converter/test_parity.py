@@ -7,7 +7,7 @@ import pytest
 
 from converter import parity
 from converter.parity import Outcome, Parity, ParityRows, Side
-from edge_agent.contract.bundle import Decision, Tail, Threshold
+from edge_agent.contract.decision import Decision, Tail, Threshold
 
 BENIGN, ATTACK = 4000, 1000
 
@@ -30,7 +30,9 @@ ROWS = ParityRows(
     attack=np.arange(BENIGN + ATTACK) >= BENIGN,
     label=np.repeat(["benign", "scan"], [BENIGN, ATTACK]),
     benign=np.arange(BENIGN + ATTACK) < BENIGN,
-    groups=np.repeat(["test plug", "attack plug"], [BENIGN, ATTACK]),
+    device=np.full(BENIGN + ATTACK, "plug"),
+    run=np.repeat([0, -1], [BENIGN, ATTACK]),
+    start=np.zeros(BENIGN + ATTACK, dtype=bool),
     t_ns=np.arange(BENIGN + ATTACK) * 1_000_000_000,
 )
 SIZES = {"autoencoder.tflite": 65536, "classifier.tflite": 8192}

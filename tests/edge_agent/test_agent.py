@@ -249,8 +249,19 @@ def test_a_bundle_whose_rule_could_not_work_is_refused(ask, attack_capture, home
     refused(ask(attack_capture, bundle=other.path), words)
 
 
-def test_without_a_bundle_it_says_how_to_give_one(ask, attack_capture):
-    refused(ask(attack_capture, bundle=None), "--bundle DIR")
+def test_without_a_bundle_the_built_in_one_judges_and_alerts_say_so(ask, attack_capture, tmp_path, capsys):
+    status, alerts, said = ask(attack_capture, bundle=None)
+    assert status == 0
+    assert alerts
+    assert all(own(alert)["model"]["version"].startswith("builtin-") for alert in alerts)
+    assert all(own(alert)["model"]["generated"] for alert in alerts)
+    assert "trained on generated traffic" in said
+    assert ask(attack_capture, bundle="builtin")[1] == alerts
+    config = tmp_path / "agent.yaml"
+    config.write_text("gateway: gw-1\ncapture: {interfaces: [nowhere0]}\n")
+    main(["check", "--config", str(config), "--json"])
+    texts = {found["what"]: found["text"] for found in json.loads(capsys.readouterr().out)["findings"]}
+    assert re.match("model builtin-[0-9a-f]{8}, which comes with botwatch, self-test passed", texts["bundle"])
 
 
 def test_a_model_on_fewer_columns_replays(ask, attack_capture, tmp_path):

@@ -282,6 +282,77 @@ def test_the_list_is_bounded_and_what_is_over_makes_room_first(tmp_path):
     assert {e.device for e in allowed.active().values()} == {entries[1].device, entries[2].device}
 
 
+# --- an allow that is also learnt ---
+
+
+class Taught:
+    """Takes the place of the devices: what was taught to which, and forgotten."""
+
+    def __init__(self, knows=True):
+        self.known, self.knows = [], knows
+
+    def __call__(self, device, activities, raised):
+        if raised and not self.knows:
+            raise CommandRefused(f"{device}: no burst of this sort is remembered")
+        if raised:
+            self.known.append((device, activities))
+        else:
+            self.known.remove((device, activities))
+
+
+def test_an_allow_raises_the_limits_of_its_device_where_it_says_so_and_its_end_undoes_that(gateway):
+    gateway.control.teach_with(taught := Taught())
+    ((_, _, alert),) = gateway.see(CAMERA)
+    result = gateway.order("allow", alert=alert, reason="video calls", learn=True)
+    assert result["learnt"] is True
+    assert taught.known == [(MAC, (Activity("flood", 80),))]
+    (entry,) = gateway.control.suppressions.documents()
+    assert entry["learnt"] is True
+    again = Gateway(gateway.config.outbox.path.parent)
+    again.control.teach_with(taught)
+    assert again.order("unallow", entry=entry["entry"]) == {"ended": [entry["entry"]]}
+    assert taught.known == []
+
+
+def test_an_allow_that_lasts_already_can_be_learnt_too(gateway):
+    gateway.control.teach_with(taught := Taught())
+    about = {"device": MAC, "kinds": ["flood"], "port": 443, "reason": "r"}
+    first = gateway.order("allow", for_s=86_400, **about)
+    then = gateway.order("allow", for_s=3600, learn=True, **about)
+    assert (first["until"], first.get("learnt")) == (then["until"], None)
+    assert then["learnt"] is True
+    assert len(taught.known) == 1
+    (entry,) = gateway.control.suppressions.documents()
+    assert entry["entry"] == then["entry"]
+
+
+def test_an_allow_is_not_made_where_nothing_can_be_learnt_and_nothing_is_learnt_where_none_is_made(gateway):
+    about = {"device": MAC, "kinds": ["flood"], "reason": "r", "learn": True}
+    with pytest.raises(CommandRefused, match="to learn needs a running agent"):
+        gateway.order("allow", **about)
+    gateway.control.teach_with(Taught(knows=False))
+    with pytest.raises(CommandRefused, match="no burst of this sort"):
+        gateway.order("allow", **about)
+    assert gateway.control.suppressions.documents() == []
+    gateway.control.teach_with(taught := Taught())
+    with pytest.raises(CommandRefused, match="at most 24 h"):
+        gateway.order("allow", origin="broker", for_s=2 * 86_400, **about)
+    assert taught.known == []
+
+
+@pytest.mark.parametrize("commands", [("status", "allow"), ("status", "allow", "learn")])
+def test_the_broker_may_have_bursts_learnt_only_where_it_may_have_devices_learnt_anew(tmp_path, commands):
+    gateway = Gateway(tmp_path, commands=commands)
+    gateway.control.teach_with(taught := Taught())
+    about = {"device": MAC, "kinds": ["flood"], "reason": "r", "learn": True}
+    if "learn" in commands:
+        gateway.order("allow", origin="broker", **about)
+    else:
+        with pytest.raises(CommandRefused, match="does not let the broker change what is learnt"):
+            gateway.order("allow", origin="broker", **about)
+    assert len(taught.known) == ("learn" in commands)
+
+
 # --- what the broker may order ---
 
 

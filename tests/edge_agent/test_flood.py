@@ -15,7 +15,8 @@ from edge_agent.contract import captures
 from tests.conftest import Home
 from tests.streams import Flood, Life, Replay, context, mac_of, time_ns
 from tests.traffic import Frame, S, one_socket, read, scan, steady
-from trainer.generate import Plan, generate
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import Plan
 
 LONG = bool(os.environ.get("BOTWATCH_LONG"))
 pytestmark = pytest.mark.timeout(3600 if LONG else 600)

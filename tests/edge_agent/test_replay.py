@@ -1,5 +1,6 @@
 """A replay leaves a running agent its connection and its state file, and a wrong file is a usage error."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from edge_agent.delivery.outbox import Outbox
 from edge_agent.state import State
 from tests.broker import Amqtt, Broker, Mosquitto, free_port, needs_mosquitto, wait_until
 from tests.conftest import Home
+from tests.edge_agent.detection.test_devices import BEGIN, MINUTE, call, life
 from tests.line import Listener, config_of, in_thread
+from tests.reference.frames import pcap
+from tests.traffic import merged
 
 
 @pytest.fixture
@@ -93,3 +97,19 @@ def test_a_file_that_is_not_there_is_a_usage_error(
     assert main([words[0], str(file), *words[1:]]) == 2
     [line] = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith(f"botwatch agent: {file}: ")
+
+
+def test_a_daily_call_is_reported_on_three_days_of_a_replay_and_then_learnt(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six files, of a day each: a plug that is learnt, then a minute of video to its cloud host every day."""
+    files = []
+    for day in range(6):
+        frames = merged(life(20 if day == 0 else 4, BEGIN + day * 1440 * MINUTE, seed=day), call(day) if day else [])
+        files.append(tmp_path / f"day{day}.pcap")
+        files[-1].write_bytes(pcap(frames))
+    assert main(["replay", *map(str, files), "--bundle", str(home.bundle), "--json"]) == 0
+    said = capsys.readouterr()
+    alerts = [json.loads(line) for line in said.out.splitlines()]
+    new = [alert["timestamp"][:10] for alert in alerts if alert["alert"]["context"]["botwatch"]["state"] == "new"]
+    assert new == ["2026-02-03", "2026-02-04", "2026-02-05"]

@@ -10,7 +10,8 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, LearningConfig
 from edge_agent.contract import bundle as bundles
 from edge_agent.contract.alert import Alert, ModelInfo
-from edge_agent.contract.bundle import Bundle, BundleError, Decision
+from edge_agent.contract.bundle import Bundle, BundleError
+from edge_agent.contract.decision import Decision
 from edge_agent.detection.devices import MAX_DEVICES, Devices
 from edge_agent.state import State
 from tests.conftest import Home

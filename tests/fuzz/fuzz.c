@@ -177,8 +177,15 @@ static void check_counted(struct fuzz *f, const struct kernel *k, uint64_t hande
     f->short_links += short_links;
 }
 
-static void check_rows(const double *values, size_t rows)
+static void check_rows(const double *values, const struct row_meta *meta, size_t rows)
 {
+    for (size_t i = 0; i < rows; i++) {
+        const struct row_meta *m = &meta[i];
+        const float numbers[] = {m->unanswered[0], m->unanswered[1], m->answers, m->opened};
+        for (size_t j = 0; j < sizeof numbers / sizeof *numbers; j++)
+            if (!(numbers[j] >= 0) || !isfinite(numbers[j]))
+                finding("a number beside the columns that cannot be");
+    }
     for (size_t i = 0; i < rows * COLUMNS; i++)
         if (!isfinite(values[i]) || (float)values[i] - (float)values[i] != 0)
             finding("a value that is not finite");
@@ -222,7 +229,8 @@ static void route_rows(struct fuzz *f, const struct row_meta *from, size_t rows)
     struct routes out = {
         .order = filled(f, rows * sizeof *out.order), .starts = filled(f, (rows + 1) * sizeof *out.starts),
         .incoming = filled(f, rows), .carries = filled(f, rows), .chosen = filled(f, rows),
-        .addresses = filled(f, 16 * rows), .versions = filled(f, rows), .keys = filled(f, rows * sizeof *out.keys),
+        .addresses = filled(f, 16 * rows), .versions = filled(f, rows),
+        .host_counts = filled(f, rows * sizeof *out.host_counts), .keys = filled(f, rows * sizeof *out.keys),
         .slot = filled(f, slots * sizeof *out.slot), .group = filled(f, rows * sizeof *out.group), .slots = slots};
     size_t groups = senders_route(f->senders, meta, t_ns, rows, &out);
     struct senders_counts counts;
@@ -242,7 +250,7 @@ static void route_rows(struct fuzz *f, const struct row_meta *from, size_t rows)
                 finding("rows of a group out of order");
         }
     void *blocks[] = {meta, t_ns, seen, out.order, out.starts, out.incoming, out.carries, out.chosen,
-                      out.addresses, out.versions, out.keys, out.slot, out.group};
+                      out.addresses, out.versions, out.host_counts, out.keys, out.slot, out.group};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
 }
@@ -308,7 +316,7 @@ static void push_burst(struct fuzz *f, struct kernel *k, bool check)
         finding("a row of a frame whose link type is unknown");
     if (!check)
         return;
-    check_rows(values, made);
+    check_rows(values, meta, made);
     route_rows(f, meta, made);
     if (draw(f, 8) == 0)
         scale_some(f, values, made);

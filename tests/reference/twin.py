@@ -17,6 +17,8 @@ Number = Any  # float or Decimal
 Frame = tuple[int, int, bytes]
 
 DECAYS = ("5", "3", "1", "0.1", "0.01")
+SLOW = 3, 4  # positions in DECAYS
+LOGINS = {21, 22, 23, 2222, 2323, 3389, 5900}
 EXACT = Context(prec=45, Emax=999_999_999, Emin=-999_999_999)
 
 
@@ -39,6 +41,9 @@ class Packet:
     proto: int = 0
     tcp_flags: int = 0
     flags: int = 0
+    unanswered: tuple[Number, ...] = ()  # beside the columns, at each of SLOW
+    answers: Number = 0
+    opened: Number = 0
 
 
 class Unreadable(Exception):
@@ -266,6 +271,7 @@ class Device:
     sockets: list[Number]
     t: Number
     seen: dict[Any, tuple[int, bool]] = field(default_factory=dict)
+    heard: bool = False  # some packet of it was answered
 
     def visit(self, key: Any, t_ns: int) -> bool:
         """Return True if the key is new. Time is in 10 minutes modulo 14 days, of which one is for steps back."""
@@ -293,6 +299,8 @@ class Twin:
         self.joints: dict[Any, list[Joint]] = defaultdict(lambda: [Joint(self.zero) for _ in DECAYS])
         self.used: set[Any] = set()  # directions of pairs and sockets that had a packet
         self.devices: dict[int, Device] = {}
+        self.tried: dict[Any, list[tuple[Number, int]]] = defaultdict(list)  # when what was opened, and its port
+        self.newest: dict[Any, Number] = {}  # the latest time of a pair, and of a device
         self.factors: dict[tuple[Number, Number], Number] = {}
 
     def rows(
@@ -347,6 +355,7 @@ class Twin:
         row += self.jitter(("jit", there), t)
         row += self.two("HpHp", socket, socket_back, t, v, trusted)
         row += self.device(p, t, v)
+        self.tell(p, t, there, back)
         return row, trusted
 
     def one(self, key: Any, t: Number, v: Number) -> list[Number]:
@@ -418,6 +427,7 @@ class Twin:
             damped = [Damped(self.zero) for _ in DECAYS]
             self.devices[p.src_mac] = Device(damped, list(zeros), list(zeros), self.zero)
         device = self.devices[p.src_mac]
+        device.heard |= pair_back in self.used
         if device.visit(pair, p.t_ns) and pair_back not in self.used:
             p.flags |= NEW_PEER
         if (
@@ -444,3 +454,41 @@ class Twin:
             device.sockets[i] += bool(p.flags & NEW_SOCKET)
             out += [s.w, s.mean(), s.var(), device.peers[i], device.sockets[i]]
         return out
+
+    # ---- beside the columns ----
+
+    def tell(self, p: Packet, t: Number, there: Any, back: Any) -> None:
+        """Set what the packet's sender sent in vain and newly tried; must be called after its streams have changed."""
+        pair, pinging = frozenset((there, back)), ("ping", p.src_mac)
+        arp, error = p.flags & ARP, p.flags & ICMP_QUOTED
+        pings = p.version == 4 and p.proto == 1 and not arp and not error
+        for clock in (pair, pinging) if pings else (pair,):
+            self.newest[clock] = max(self.newest.get(clock, t), t)
+        if error:
+            self.tried["error", there].append((self.newest[pair], 0))
+        answers = [self.answered(i, t, there, back, self.newest[pair]) for i in SLOW]
+        p.unanswered, p.answers, p.opened = (self.zero, self.zero), answers[-1], self.zero
+        group = p.dst_mac >> 40 & 1 or (p.version and p.dst[0] >= (224 if p.version == 4 else 255))
+        if self.devices[p.src_mac].heard and p.version and not arp and not error and not group:
+            weights = [self.streams["HH", there][i].w for i in SLOW]
+            p.unanswered = tuple(max(self.zero, w - 200 * a) for w, a in zip(weights, answers, strict=True))
+        if p.proto == 6 and p.flags & PORTS:
+            cell = (there, "login" if p.dport in LOGINS else "other")
+            if p.flags & NEW_SOCKET and p.tcp_flags & 0x12 == 2:
+                last = self.tried[cell][-1][1] if self.tried[cell] else 0  # nobody tries port 0 first
+                if cell[1] == "login" or last != p.dport:
+                    self.tried[cell].append((self.newest[pair], p.dport))
+            p.opened = self.damped(cell, 4, self.newest[pair])
+        elif pings:
+            if p.flags & NEW_PEER:
+                self.tried[pinging].append((self.newest[pinging], 0))
+            p.opened = self.damped(pinging, 4, self.newest[pinging])
+
+    def answered(self, i: int, t: Number, there: Any, back: Any, now: Number) -> Number:
+        reverse = self.streams["HH", back][i]
+        weight = reverse.w if there == back or self.present(reverse, self.decays[i], t) else self.zero
+        return max(self.zero, weight - self.damped(("error", back), i, now))
+
+    def damped(self, cell: Any, i: int, now: Number) -> Number:
+        kept = (self.factor(self.decays[i], self.gap(now, then)) for then, _ in self.tried[cell])
+        return sum(kept, self.zero)

@@ -67,6 +67,7 @@ def make_table() -> Callable[..., RowTable]:
             captures=tuple(f"{i}.pcap" for i in range(len(sizes))),
             t_ns=np.concatenate(steps),
             mac=codes[:, 0].astype(np.uint64) + 1,
+            number=np.concatenate([np.arange(n) for _, n, _ in sizes]),
             generated=False,
         )
 

@@ -70,8 +70,8 @@ def test_the_config_shipped_is_complete_and_has_the_defaults():
     [
         ("data: [{kind: captures, path: x}]\nsede: 1", "x.yaml: unknown key 'sede': did you mean 'seed'?"),
         ("data: [{kind: captures, path: x}]\nseed: one", "x.yaml: seed: expected int, found 'one' (str)"),
-        ("seed: 1", "x.yaml: missing key 'data'"),
-        ("data: []", "x.yaml: data: 0 entries, must be 1 to"),
+        ("seed: 1", "x.yaml: data: names no source of rows, and base no homes"),
+        ("data: []", "x.yaml: data: names no source of rows, and base no homes"),
         ("data: [{kind: pcap, path: x}]", "kind: 'pcap' (str) is none of captures, rows, nbaiot"),
         ("data: [{kind: rows, path: x}]\nsplit: {train: 0.9}", "x.yaml [split]: train + optimise + test is 1.3"),
         ("data: [{kind: rows, path: x}]\nautoencoder: {epoch: 5}", "x.yaml [autoencoder]: unknown key 'epoch'"),
@@ -85,7 +85,7 @@ def test_the_config_shipped_is_complete_and_has_the_defaults():
             "data: [{kind: rows, path: x}]\ndecision: {vote_k: 30}",
             "x.yaml [decision]: vote_k: 30 is more than vote_w, 20",
         ),
-        ("data: [{kind: rows, path: x}]\ndecision: {vote_margin: 0}", "vote_margin: 0, must be 1 to"),
+        ("data: [{kind: rows, path: x}]\ndecision: {home_devices: 0}", "home_devices: 0, must be 1 to"),
         ("data: [{kind: rows, path: x}", "x.yaml line 1: not YAML"),
     ],
 )

@@ -8,8 +8,10 @@ known here.
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +20,13 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import captures, settings
 from edge_agent.contract import columns as cols
-from edge_agent.contract.bundle import BENIGN
+from edge_agent.contract.bundle import BENIGN, PROFILE_FIELDS
 from edge_agent.contract.captures import Capture, mac_text, parse_mac
 from edge_agent.contract.scaling import Array
 from edge_agent.progress import Progress
 from trainer.config import DatasetEntry
 from trainer.data import published
+from trainer.data.frames import FramesError, cut
 from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable
 
 BATCH = 4096
@@ -49,8 +52,11 @@ META_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns that `trainer.data.extract` writes beside the 140; ``mac`` is the sender, the device a row belongs to."""
 
-OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part"}
-"""Columns of a Parquet file of rows that are not features, in an extract or in a run folder's rows."""
+PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
+"""Columns of the packet profile of each row, where a file or a store has them."""
+
+OWN_COLUMNS = {*META_COLUMNS, "t_ns", "device", "label", "part", "capture", "number", "kind", "run", "start", *PROFILES}
+"""Columns of a Parquet file of rows that are not features, in an extract, a run folder's rows or a generated home's."""
 
 
 def load(entries: Sequence[DatasetEntry], columns: tuple[str, ...], jitter_schema: str, limits: Limits) -> RowTable:
@@ -111,7 +117,7 @@ def _load_captures(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, s
     builder.generated |= manifest.generated
     groups: dict[tuple[str, ...], list[Capture]] = {}
     for capture in chosen:  # a device's benign days share an extractor, an attack has one of its own
-        key = (capture.device,) if capture.label == BENIGN else (capture.device, str(capture.file), capture.label)
+        key = (capture.device,) if capture.label == BENIGN else (capture.device, capture.name, capture.label)
         groups.setdefault(key, []).append(capture)
     with Progress("captures", len(chosen)) as progress:
         for group in groups.values():
@@ -124,21 +130,31 @@ def _wanted(entry: DatasetEntry, device: str, label: str) -> bool:
 
 
 def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progress: Progress) -> None:
-    """Push files of one device through one extractor, in the order of their first packets."""
+    """Push files (or their spans) of one device through one extractor, in the order of their first packets."""
     from edge_agent.capture import features, sources
     from edge_agent.detection import classify
 
     jitter: Literal["clean", "compat"] = "compat" if builder.jitter_schema == cols.COMPAT else "clean"
     index = cols.indices(builder.columns)
 
-    def opened(path: Path) -> Any:
-        try:
-            return sources.open_file(builder.read(path))
-        except sources.CaptureError as error:
-            raise DatasetError(str(error)) from error
+    @contextmanager
+    def opened(capture: Capture) -> Iterator[Any]:
+        path = builder.read(root / capture.file)
+        with TemporaryDirectory() as folder:
+            try:
+                if capture.span:  # the agent's reader reads whole files
+                    whole, path = path, Path(folder) / capture.file.name
+                    cut(whole, capture.span, path)
+                source = sources.open_file(path)
+            except (sources.CaptureError, FramesError) as error:
+                raise DatasetError(str(error)) from error
+            with source:
+                yield source
 
-    def first_ns(path: Path) -> int:
-        with opened(path) as source:
+    def first_ns(capture: Capture) -> int:
+        if capture.span:
+            return capture.span.start_ns
+        with opened(capture) as source:
             try:
                 rows = features.Extractor(max_streams=64).push(source, 1)
             except sources.CaptureError as error:
@@ -146,14 +162,16 @@ def _extract_group(group: list[Capture], root: Path, builder: RowBuilder, progre
         return int(rows.meta["t_ns"][0]) if len(rows) else 0
 
     if len(group) > 1:
-        group = sorted(group, key=lambda c: first_ns(root / c.file))
+        group = sorted(group, key=first_ns)
     extractor = features.Extractor(builder.limits.max_streams, jitter=jitter, seed=0)  # seeded: same rows every time
     for capture in group:
-        name = str(capture.file)
+        name = capture.name
         builder.expect(name, capture.label)
+        if capture.kind is not None:
+            builder.kinds[capture.device] = capture.kind
         read = 0
         before: dict[tuple[str, str], Any] = {}
-        with opened(root / capture.file) as source:
+        with opened(capture) as source:
             try:
                 while len(rows := extractor.push(source, BATCH)):
                     read += len(rows)
@@ -247,14 +265,26 @@ def _load_rows(entry: DatasetEntry, builder: RowBuilder) -> set[tuple[str, str]]
         for frame in frames:
             values = _values(frame, builder.columns, path, row)
             t_ns, mac = _times(frame), _macs(frame, path)
-            names = pl.DataFrame({"device": _device_names(frame, mac, entry), "label": _label_names(frame, entry)})
-            if names.null_count().row(0) != (0, 0):
-                raise DatasetError(f"{path}: a device or label is missing after row {row + 1}")
-            for device, label in names.unique(maintain_order=True).iter_rows():
+            names = pl.DataFrame(
+                {
+                    "capture": frame["capture"] if "capture" in frame else pl.Series([path.name] * len(frame)),
+                    "device": _device_names(frame, mac, entry),
+                    "label": _label_names(frame, entry),
+                }
+            )
+            if sum(names.null_count().row(0)):
+                raise DatasetError(f"{path}: a capture, device or label is missing after row {row + 1}")
+            profiles = _values(frame, PROFILES, path, row) if set(PROFILES) <= set(frame.columns) else None
+            for capture, device, label in names.unique(maintain_order=True).iter_rows():
                 held.add((device, label))
                 if _wanted(entry, device, label):
-                    mask = ((names["device"] == device) & (names["label"] == label)).to_numpy()
-                    builder.add(path.name, device, label, values[mask], t_ns[mask], mac[mask])
+                    same = (names["capture"] == capture) & (names["device"] == device) & (names["label"] == label)
+                    mask = same.to_numpy()
+                    packets = None if profiles is None else profiles[mask]
+                    number = frame["number"].to_numpy()[mask] if "number" in frame.columns else None
+                    builder.add(capture, device, label, values[mask], t_ns[mask], mac[mask], packets, number)
+                    if "kind" in frame.columns and (kind := frame["kind"].to_numpy()[mask][0]):
+                        builder.kinds[device] = str(kind)
             row += len(frame)
             progress.step(len(frame), "rows")
     return held

@@ -86,7 +86,11 @@ def _after_gap(times: NDArray[np.int64], end: int, split: Split) -> int:
     return max(end + split.gap_rows, by_time)
 
 
-def spread(n: int, limit: int, block: int = 256) -> NDArray[np.intp]:
+BLOCK = 256
+"""Rows that are taken or left out together when rows are thinned."""
+
+
+def spread(n: int, limit: int, block: int = BLOCK) -> NDArray[np.intp]:
     """Return at most ``limit`` of ``n`` row numbers, ascending: whole blocks of neighbours, evenly spread.
 
     Neighbours stay together because votes and damped statistics are about rows in sequence.

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import PROFILE_FIELDS, replace_file
 from edge_agent.contract.scaling import Array
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset
+from trainer.data.dataset import PROFILES
 from trainer.data.row_table import DatasetError, Limits, RowBuilder, RowTable
 
 BLOCK = 1 << 14
@@ -26,11 +28,10 @@ BLOCK = 1 << 14
 
 NAME = "store.json"
 
-FORMAT = 2
-"""Format of a store. 1 did not name its block size."""
+FORMAT = 3
+"""Format of a store. 1 did not name its block size, 2 neither the positions of rows nor the kinds of devices."""
 
 CODES = ("device", "label", "capture")
-PROFILES = tuple(f"profile {i}" for i in range(len(PROFILE_FIELDS)))
 
 
 class _StoreWriter(RowBuilder):
@@ -39,7 +40,10 @@ class _StoreWriter(RowBuilder):
     def __init__(self, folder: Path, columns: tuple[str, ...], jitter_schema: str, limits: Limits, block_rows: int):
         super().__init__(columns, jitter_schema, limits)
         self.folder, self.blocks, self.block_rows = folder, 0, block_rows
-        self._waiting: list[tuple[Array, NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64], Array]] = []
+        self._waiting: list[
+            tuple[Array, NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64], NDArray[np.int64], Array]
+        ] = []
+        self._numbers: dict[tuple[str, str, str], int] = {}
         self._rows_waiting = 0
         self._devices: dict[str, None] = {}
 
@@ -52,6 +56,7 @@ class _StoreWriter(RowBuilder):
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
         profiles: Array | None = None,
+        number: NDArray[np.int64] | None = None,
     ) -> None:
         """Add rows of one capture, device and label, in order; every full block is written to disk."""
         if not len(values):
@@ -62,7 +67,11 @@ class _StoreWriter(RowBuilder):
         code = np.array([list(known).index(name) for known, name in names], dtype=np.int32)
         if profiles is None:
             profiles = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
-        self._waiting.append((values, np.tile(code, (len(values), 1)), t_ns, mac, profiles))
+        key = capture, device, label
+        if number is None:
+            number = self._numbers.get(key, 0) + np.arange(len(values))
+        self._numbers[key] = int(number[-1]) + 1
+        self._waiting.append((values, np.tile(code, (len(values), 1)), t_ns, mac, number, profiles))
         self.seen += len(values)
         self._rows_waiting += len(values)
         while self._rows_waiting >= self.block_rows:
@@ -70,7 +79,7 @@ class _StoreWriter(RowBuilder):
 
     def _flush(self, rows: int) -> None:
         arrays = [np.concatenate(pieces) for pieces in zip(*self._waiting, strict=True)]
-        values, code, t_ns, mac, profiles = (array[:rows] for array in arrays)
+        values, code, t_ns, mac, number, profiles = (array[:rows] for array in arrays)
         # copies, so that the rows that wait do not keep the chunks alive they came with
         self._waiting = [tuple(array[rows:].copy() for array in arrays)]  # type: ignore[list-item]
         self._rows_waiting = len(arrays[0]) - rows
@@ -80,6 +89,7 @@ class _StoreWriter(RowBuilder):
                 **{name: code[:, i] for i, name in enumerate(CODES)},
                 "t_ns": t_ns,
                 "mac": mac,
+                "number": number,
                 **{name: profiles[:, i] for i, name in enumerate(PROFILES)},
             }
         )
@@ -105,6 +115,7 @@ class _StoreWriter(RowBuilder):
             "devices": list(self._devices),
             "labels": list(self._labels),
             "captures": list(self._captures),
+            "kinds": self.kinds,
             "generated": self.generated,
             "inputs": self.inputs,
             "warnings": self.warnings,
@@ -124,6 +135,7 @@ class RowStore:
     devices: tuple[str, ...]
     labels: tuple[str, ...]
     captures: tuple[str, ...]
+    kinds: dict[str, str]
     generated: bool
     inputs: dict[str, str]
     warnings: tuple[str, ...]
@@ -132,37 +144,31 @@ class RowStore:
         return self.rows
 
     def index(self) -> RowTable:
-        """Return all rows without their values, shape (n, 0), 28 bytes each; release it before memory is needed."""
-        code, t_ns, mac = (
-            np.empty((3, len(self)), np.int32),
-            np.empty(len(self), np.int64),
-            np.empty(len(self), np.uint64),
-        )
+        """Return all rows without their values, shape (n, 0), 36 bytes each; release it before memory is needed."""
+        code = np.empty((3, len(self)), np.int32)
+        t_ns, number, mac = np.empty(len(self), np.int64), np.empty(len(self), np.int64), np.empty(len(self), np.uint64)
         for block in range(self.blocks):
-            frame = self._read(block, [*CODES, "t_ns", "mac"])
+            frame = self._read(block, [*CODES, "t_ns", "mac", "number"])
             at = slice(block * self.block_rows, block * self.block_rows + len(frame))
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()
-            t_ns[at], mac[at] = frame["t_ns"].to_numpy(), frame["mac"].to_numpy()
-        return self._table(np.empty((len(self), 0), np.float32), (), code, t_ns, mac, None)
+            t_ns[at], mac[at], number[at] = (frame[name].to_numpy() for name in ("t_ns", "mac", "number"))
+        return self._table(np.empty((len(self), 0), np.float32), (), code, t_ns, mac, number, None)
 
     def take(self, rows: NDArray[np.intp]) -> RowTable:
         """Return the table of these ascending row numbers, in memory."""
         values = np.empty((len(rows), len(self.columns)), dtype=np.float32)
         profiles = np.empty((len(rows), len(PROFILES)), dtype=np.float32)
-        code, t_ns, mac = (
-            np.empty((3, len(rows)), np.int32),
-            np.empty(len(rows), np.int64),
-            np.empty(len(rows), np.uint64),
-        )
+        code = np.empty((3, len(rows)), np.int32)
+        t_ns, number, mac = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
         for block, at in self._blocks_of(rows):
             chosen = rows[at] - block * self.block_rows
-            frame = self._read(block, [*self.columns, *CODES, "t_ns", "mac", *PROFILES])
+            frame = self._read(block, [*self.columns, *CODES, "t_ns", "mac", "number", *PROFILES])
             values[at], profiles[at] = _floats(frame, self.columns)[chosen], _floats(frame, PROFILES)[chosen]
             for i, name in enumerate(CODES):
                 code[i, at] = frame[name].to_numpy()[chosen]
-            t_ns[at], mac[at] = frame["t_ns"].to_numpy()[chosen], frame["mac"].to_numpy()[chosen]
-        return self._table(values, self.columns, code, t_ns, mac, profiles)
+            t_ns[at], mac[at], number[at] = (frame[name].to_numpy()[chosen] for name in ("t_ns", "mac", "number"))
+        return self._table(values, self.columns, code, t_ns, mac, number, profiles)
 
     def values(self, block: int, columns: tuple[str, ...]) -> Array:
         """Return the rows of one block, shape (at most ``block_rows``, k)."""
@@ -197,6 +203,7 @@ class RowStore:
         code: NDArray[np.int32],
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
+        number: NDArray[np.int64],
         profiles: Array | None,
     ) -> RowTable:
         device, label, capture = code
@@ -211,8 +218,10 @@ class RowStore:
             captures=self.captures,
             t_ns=t_ns,
             mac=mac,
+            number=number,
             generated=self.generated,
             profiles=profiles,
+            kinds=self.kinds,
             inputs=self.inputs,
             warnings=self.warnings,
         )
@@ -231,8 +240,9 @@ def prepare(config: Config, jitter_schema: str, folder: Path, block_rows: int = 
     A store that exists keeps its own block size. DatasetError for sources that cannot be read, and for a store made
     with other settings or of files that have changed.
     """
+    sources = base_rows.sources(config)
     settings = {
-        "data": plain(config.data),
+        "data": plain(sources),
         "columns": list(config.model_columns()),
         "jitter": jitter_schema,
         "max_streams": config.max_streams,
@@ -245,9 +255,9 @@ def prepare(config: Config, jitter_schema: str, folder: Path, block_rows: int = 
             for path in folder.glob("block-*.parquet"):  # left by a reading that was interrupted
                 path.unlink()
             limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
-            columns = dataset.with_counts(config.data, config.model_columns())
+            columns = dataset.with_counts(sources, config.model_columns())
             writer = _StoreWriter(folder, columns, jitter_schema, limits, block_rows)
-            dataset.fill(writer, config.data)
+            dataset.fill(writer, sources)
             writer.close(settings)
     return _open(folder, settings)
 
@@ -275,6 +285,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> RowStore:
             devices=tuple(description["devices"]),
             labels=tuple(description["labels"]),
             captures=tuple(description["captures"]),
+            kinds=dict(description["kinds"]),
             generated=bool(description["generated"]),
             inputs=dict(description["inputs"]),
             warnings=tuple(description["warnings"]),

@@ -43,10 +43,14 @@ class RowTable:
     """Packet time, (n,); 0 for published rows, which have none."""
     mac: NDArray[np.uint64]
     """Sender of each row's packet, (n,); 0 where it is unknown."""
+    number: NDArray[np.int64]
+    """Position of each row among all rows of its capture, device and label, (n,): a gap is where rows were thinned."""
     generated: bool
     profiles: Array | None = None
     """Packet profile of each row, (n, PROFILE_FIELDS), see `edge_agent.detection.classify`; NaN for rows without
     packets."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Device -> kind, of those whose kind a manifest tells."""
     inputs: dict[str, str] = field(default_factory=dict)
     """File name -> SHA-256 of every file that was read."""
     warnings: tuple[str, ...] = ()
@@ -66,10 +70,12 @@ class Limits:
     max_rows: int = 200_000
     max_streams: int = 16_384
     use_attack_lead: bool = False
+    total_rows: int = 10**9
+    """Rows of all files together; where there are more, ``max_rows`` is halved until they fit."""
 
 
 _Chunk = tuple[NDArray[np.int64], Array, NDArray[np.int64], NDArray[np.uint64], Array]
-"""Block number, values, packet time, sender and packet profile of some rows."""
+"""Position, values, packet time, sender and packet profile of some rows."""
 
 
 class _ThinnedRows:
@@ -80,10 +86,23 @@ class _ThinnedRows:
         self._stride, self.seen, self.taken = 1, 0, 0
         self._chunks: list[_Chunk] = []
 
-    def add(self, values: Array, t_ns: NDArray[np.int64], mac: NDArray[np.uint64], profiles: Array) -> None:
-        block = np.arange(self.seen, self.seen + len(values)) // self._block
+    def add(
+        self,
+        values: Array,
+        t_ns: NDArray[np.int64],
+        mac: NDArray[np.uint64],
+        profiles: Array,
+        number: NDArray[np.int64] | None,
+    ) -> None:
+        if number is None:
+            number = np.arange(self.seen, self.seen + len(values))
         self.seen += len(values)
-        self._take((block, values, t_ns, mac, profiles))
+        self._take((number, values, t_ns, mac, profiles))
+        self.hold(self._limit)
+
+    def hold(self, limit: int) -> None:
+        """Thin the rows to at most ``limit``, now and from now on."""
+        self._limit = limit
         while self.taken > self._limit:
             self._stride *= 2
             chunks, self._chunks, self.taken = self._chunks, [], 0
@@ -91,17 +110,17 @@ class _ThinnedRows:
                 self._take(chunk)
 
     def _take(self, chunk: _Chunk) -> None:
-        mask = chunk[0] % self._stride == 0
+        mask = chunk[0] // self._block % self._stride == 0
         if mask.any():
-            block, values, t_ns, mac, profiles = chunk
-            self._chunks.append((block[mask], values[mask], t_ns[mask], mac[mask], profiles[mask]))
+            number, values, t_ns, mac, profiles = chunk
+            self._chunks.append((number[mask], values[mask], t_ns[mask], mac[mask], profiles[mask]))
             self.taken += int(mask.sum())
 
-    def pop(self) -> Iterator[tuple[Array, NDArray[np.int64], NDArray[np.uint64], Array]]:
+    def pop(self) -> Iterator[_Chunk]:
         """Yield the rows chunk by chunk; each chunk is released as it is handed out."""
         self._chunks.reverse()
         while self._chunks:
-            yield self._chunks.pop()[1:]
+            yield self._chunks.pop()
 
 
 class RowBuilder:
@@ -112,7 +131,9 @@ class RowBuilder:
         self.seen, self.generated = 0, False
         self.inputs: dict[str, str] = {}
         self.warnings: list[str] = []
+        self.kinds: dict[str, str] = {}
         self._rows: dict[tuple[str, str, str], _ThinnedRows] = {}
+        self._taken, self._max_rows = 0, limits.max_rows
         self._labels: dict[str, None] = {}
         self._captures: dict[str, None] = {}
 
@@ -129,15 +150,26 @@ class RowBuilder:
         t_ns: NDArray[np.int64],
         mac: NDArray[np.uint64],
         profiles: Array | None = None,
+        number: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add rows of one capture, device and label, in order; all arrays have the same length."""
+        """Add rows of one capture, device and label, in order; all arrays have the same length.
+
+        ``number`` are the positions of rows that have been thinned before.
+        """
         if len(values):
             self.expect(capture, label)
             if profiles is None:
                 profiles = np.full((len(values), len(PROFILE_FIELDS)), np.nan, dtype=np.float32)
-            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self.limits.max_rows))
-            thinned.add(values, t_ns, mac, profiles)
+            thinned = self._rows.setdefault((capture, device, label), _ThinnedRows(self._max_rows))
+            before = thinned.taken
+            thinned.add(values, t_ns, mac, profiles, number)
+            self._taken += thinned.taken - before
             self.seen += len(values)
+            while self._taken > self.limits.total_rows and self._max_rows > BLOCK:
+                self._max_rows //= 2
+                for rows in self._rows.values():
+                    rows.hold(self._max_rows)
+                self._taken = sum(rows.taken for rows in self._rows.values())
 
     def read(self, path: Path) -> Path:
         """Note that ``path`` is an input, with its SHA-256, and return it."""
@@ -152,17 +184,22 @@ class RowBuilder:
     def table(self) -> RowTable:
         """Return the table of all rows that were added; may be called once."""
         n = sum(rows.taken for rows in self._rows.values())
+        if self._max_rows < self.limits.max_rows:
+            self.warnings.append(
+                f"{self.seen:,} rows are more than total_rows, {self.limits.total_rows:,}: at most {self._max_rows:,} "
+                "of each file, device and label are used"
+            )
         devices = {device: None for _, device, _ in self._rows}
         codes = [{name: i for i, name in enumerate(names)} for names in (self._captures, devices, self._labels)]
         values = np.empty((n, len(self.columns)), dtype=np.float32)
         code = np.empty((3, n), dtype=np.int32)
-        t_ns, mac = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.uint64)
+        t_ns, number, mac = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.uint64)
         profiles = np.empty((n, len(PROFILE_FIELDS)), dtype=np.float32)
         at = 0
         for key, rows in self._rows.items():
             for chunk in rows.pop():
                 to = slice(at, at + len(chunk[0]))
-                values[to], t_ns[to], mac[to], profiles[to] = chunk
+                number[to], values[to], t_ns[to], mac[to], profiles[to] = chunk
                 code[:, to] = np.array([codes[i][key[i]] for i in range(3)])[:, None]
                 at = to.stop
         capture, device, label = code
@@ -177,8 +214,10 @@ class RowBuilder:
             captures=tuple(self._captures),
             t_ns=t_ns,
             mac=mac,
+            number=number,
             generated=self.generated,
             profiles=profiles,
+            kinds=self.kinds,
             inputs=self.inputs,
             warnings=tuple(self.warnings),
         )

@@ -15,11 +15,10 @@ from edge_agent.contract.bundle import BENIGN, PacketProfile
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import classify
 from trainer.config import Config
-from trainer.data import protocol
 from trainer.data.protocol import OPTIMISE, TEST, TRAIN
 from trainer.data.row_table import RowTable
 from trainer.fit import autoencoder, classifier
-from trainer.fit.row_parts import FitError, Index, Parts, scored
+from trainer.fit.row_parts import FitError, Index, Parts, scored, shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def learn(
         names = (BENIGN, *sorted({c for c in class_of if c != BENIGN}))
         number = np.array([names.index(c) for c in class_of])[table.label]
         # neither the test part of benign rows nor that of attacks is ever validated on
-        chosen = {p: _balanced(number, parts.part == p, names, options.rows_per_class) for p in (TRAIN, OPTIMISE)}
+        chosen = {p: _balanced(number, parts, p, names, options.rows_per_class) for p in (TRAIN, OPTIMISE)}
         for i, name in enumerate(names):
             if not (number[chosen[TRAIN]] == i).any():
                 raise FitError(f"class {name!r} has no rows in the train part ({int((number == i).sum())} in all)")
@@ -104,12 +103,12 @@ def learn(
     return AttackClasses(names=names, network=network, profiles=profiles, metrics=metrics, history=history)
 
 
-def _balanced(number: NDArray[np.integer], mask: NDArray[np.bool_], names: Sequence[str], limit: int) -> Index:
-    """Return the row numbers in ``mask``, at most ``limit`` of each class, evenly spread."""
+def _balanced(number: NDArray[np.integer], parts: Parts, part: int, names: Sequence[str], limit: int) -> Index:
+    """Return row numbers of a part, at most ``limit`` of each class, evenly spread; see `row_parts.shared`."""
     chosen = []
     for i in range(len(names)):
-        rows = np.flatnonzero(mask & (number == i))
-        chosen.append(rows[protocol.spread(len(rows), limit, block=1)])
+        rows = np.flatnonzero((parts.part == part) & (number == i))
+        chosen.append(rows[shared(parts.base[rows], limit, block=1)])
     return np.concatenate(chosen)
 
 

@@ -86,8 +86,11 @@ def train(
     network: Network | None = None,
     watch: Watch | None = None,
     workers: "Workers | None" = None,
+    weights: Array | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Fit on clipped z of benign train rows; return the network with its best weights, and its history.
+
+    ``weights`` (n,) are those of the rows, all 1 by default; `Batches` bring their own.
 
     The target is the clipped input itself, although rows are scored against the unclipped z. The network never sees
     values beyond the clip, so an unclipped target would only let a few extreme rows move the weights for all others.
@@ -96,7 +99,8 @@ def train(
     with workers.strategy.scope() if workers else contextlib.nullcontext():
         model = build(validation.shape[1], network)
     rows = inputs if callable(inputs) else (inputs, inputs)
-    history = run_epochs(model, squares(), rows, (validation, validation), training, seed, watch=watch, workers=workers)
+    check = validation, validation
+    history = run_epochs(model, squares(), rows, check, training, seed, weights=weights, watch=watch, workers=workers)
     if workers:  # a copy outside of the strategy, whose variables exist only while all workers do
         alone = build(validation.shape[1], network)
         alone.set_weights(model.get_weights())

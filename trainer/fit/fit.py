@@ -24,23 +24,27 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import columns as cols
 from edge_agent.contract import runfolder, scaling
-from edge_agent.contract.bundle import BENIGN, Decision, PacketProfile, Rules, Threshold, replace_file
+from edge_agent.contract.bundle import BENIGN, PacketProfile, replace_file
+from edge_agent.contract.decision import Decision, Rules, Threshold
 from edge_agent.contract.runfolder import ModelFile, Provenance
 from edge_agent.contract.scaling import Array, Scaler
 from edge_agent.detection import calibrate, classify
+from edge_agent.detection.calibrate import Loudest
 from edge_agent.detection.scorer import Scorer
+from trainer.base import rows as base_rows
 from trainer.config import Config, plain
 from trainer.data import dataset, protocol, ranking
 from trainer.data.protocol import TRAIN
 from trainer.data.row_table import Limits, RowTable
-from trainer.fit import attack_classes, autoencoder
-from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, split
+from trainer.fit import attack_classes, autoencoder, calibration_rows
+from trainer.fit.calibration_rows import CalibrationRows, highest_counts, senders
+from trainer.fit.row_parts import FitError, Index, Parts, is_benign, scored, shared, split
 
 if TYPE_CHECKING:
     from trainer.fit.workers import Workers
 
-PART_ROWS, ATTACK_ROWS = 200_000, 5_000
-"""Bounds of rows.parquet: rows of each benign part, and rows of each attack."""
+ATTACK_ROWS = 5_000
+"""Bound of rows.parquet: rows of each attack."""
 
 Scores = dict[str, tuple[Array, Array]]
 """Part ("train", "optimise", "test", "attack") -> full and fast scores of its sampled rows."""
@@ -87,18 +91,16 @@ def fit(
     watch: autoencoder.Watch | None = None,
     trained: TrainedAutoencoder | None = None,
     workers: "Workers | None" = None,
-    part_rows: int = PART_ROWS,
 ) -> FittedModel:
     """Train and measure; FitError or TrainingError says why it failed. ``say`` gets one line per fact worth reading.
 
-    ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample. ``part_rows``
-    bounds the rows of each benign part that scores, decision and rows.parquet are made of.
+    ``trained`` is an autoencoder that has learnt already, from rows of which ``table`` is a sample.
     """
     parts = split(config, table) if trained is None else trained.parts
     if parts.short:
         more = f" and {len(parts.short) - 5} more" if len(parts.short) > 5 else ""
         say(f"too few rows for three parts, all of them train: {', '.join(parts.short[:5])}{more}")
-    ranked = rank(config, table, parts, part_rows)
+    ranked = rank(config, table, parts)
     columns = choose_columns(config, table, ranked, say)
     at = table.positions(columns)
     train_rows = table.values[np.ix_(parts.train, at)]
@@ -117,20 +119,24 @@ def fit(
     network, scaler, history = trained.network, trained.scaler, trained.history
     say(f"autoencoder: {network.count_params():,} parameters, best epoch {autoencoder.best_epoch(history)}")
 
-    sample = parts.sample(part_rows)
+    sample = parts.sample(config.part_rows)
     scorer = Scorer(autoencoder.predictor(network), scaler, columns)
     scores = {
         part: (scored(scorer.full, table, rows, at), scored(scorer.fast, table, rows, at))
         for part, rows in {**sample, "attack": parts.attack}.items()
     }
-    decision = _decide(config, table, sample, scores)
+    shuffled = config.split.order == "random"
+    facts = calibration_rows.of(table, sample, config.decision.warmup_s, shuffled=shuffled)
+    decision, loudest = _decide(config, table, sample, facts, scores)
     metrics = _measure(table, parts, sample, decision, scores, ranked)
+    metrics["basis"] = None if decision.basis is None else dataclasses.asdict(decision.basis)
+    metrics["loudest"] = None if loudest is None else dataclasses.asdict(loudest)
     metrics["autoencoder"] = _describe(network, history, columns, hidden)
     metrics["columns"] = {
         "constant": constant,
         "copies": {c: cols.COPIES[c] for c in columns if cols.COPIES.get(c) in columns},
     }
-    _say_detection(metrics, decision, say)
+    _say_detection(metrics, decision, loudest, say)
     attacks = attack_classes.learn(config, table, parts, scaler, at, say, watch)
     metrics["classifier"] = attacks.metrics
     return FittedModel(
@@ -147,7 +153,7 @@ def fit(
         generated=table.generated,
         metrics=metrics,
         history={"autoencoder": history, "classifier": attacks.history},
-        rows=_rows(table, parts, sample, columns),
+        rows=_rows(table, parts, sample, facts, columns),
         inputs=table.inputs,
     )
 
@@ -161,7 +167,8 @@ def _train(
     workers: "Workers | None",
 ) -> TrainedAutoencoder:
     """Fit scaler and autoencoder on the benign train rows, columns ``at``."""
-    train_rows = table.values[np.ix_(parts.train, at)]
+    train = parts.train[shared(parts.base[parts.train], config.train_rows)]
+    train_rows = table.values[np.ix_(train, at)]
     if config.scaling.fit_on == "train":
         scaler = fit_scaler(train_rows, config)
     else:
@@ -169,16 +176,17 @@ def _train(
     inputs = scaler.network_input(scaler.z(train_rows))
     del train_rows
     validation = scaler.network_input(scaler.z(table.values[np.ix_(parts.optimise, at)]))
+    weights = parts.weights(train)
     network, history = autoencoder.train(
-        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers
+        inputs, validation, config.autoencoder, config.seed, config.network, watch, workers, weights
     )
     return TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=parts)
 
 
-def rank(config: Config, table: RowTable, parts: Parts, part_rows: int = PART_ROWS) -> dict[str, float] | None:
+def rank(config: Config, table: RowTable, parts: Parts) -> dict[str, float] | None:
     """Return the Fisher score of every column over train rows of all labels, squashed as the model sees them.
 
-    At most ``part_rows`` rows are used. None if the train rows have only one label.
+    At most ``part_rows`` of the config are used. None if the train rows have only one label.
     """
     rows = np.flatnonzero(parts.part == TRAIN)
     names = {
@@ -189,7 +197,7 @@ def rank(config: Config, table: RowTable, parts: Parts, part_rows: int = PART_RO
     classes = np.array([names.index(name) for name in names])[table.label]
     if len(np.unique(classes[rows])) < 2:
         return None
-    rows = rows[protocol.spread(len(rows), part_rows)]
+    rows = rows[protocol.spread(len(rows), config.part_rows)]
     scores = []
     for i in range(0, len(table.columns), 16):  # a few columns at a time: float64 copies of all would be large
         values = table.values[rows, i : i + 16].astype(np.float64)
@@ -250,31 +258,36 @@ def _normal(rows: Array, columns: tuple[str, ...]) -> dict[str, tuple[float, ...
     return normal
 
 
-def _decide(config: Config, table: RowTable, sample: dict[str, Index], scores: Scores) -> Decision:
-    """Return the decision for the float model, from benign train and optimise rows alone."""
+def _decide(
+    config: Config, table: RowTable, sample: dict[str, Index], facts: CalibrationRows, scores: Scores
+) -> tuple[Decision, Loudest | None]:
+    """Return the decision for the float model, from benign train and optimise rows alone, and the loudest device."""
     chosen = config.decision
     benign = {part: rows for part, rows in sample.items() if part != "test"}
-    bounds: dict[str, float] = {}
-    if all(c in table.columns for c in cols.COUNT_COLUMNS):  # published rows have no device columns: no such rule
-        at = table.positions(cols.COUNT_COLUMNS)
-        counts = [table.values[np.ix_(rows, at)].max(axis=0, initial=0.0) for rows in benign.values()]
-        bounds = calibrate.count_bounds(np.stack(counts), chosen.margin, chosen.floors)
-    rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
     rows = np.concatenate(list(benign.values()))
-    benign_scores = calibrate.Benign(
-        np.concatenate([scores[part][0] for part in benign]),
-        np.concatenate([scores[part][1] for part in benign]),
-        np.concatenate([table.device[rows] * len(benign) + i for i, rows in enumerate(benign.values())]),
-        np.repeat([part == "optimise" for part in benign], [len(rows) for rows in benign.values()]),
-        table.t_ns[rows],
+    bounds: dict[str, float] = {}
+    warmup: dict[str, float] = {}
+    if all(c in table.columns for c in cols.COUNT_COLUMNS):  # published rows have no device columns: no such rule
+        running, starting = (highest_counts(table, rows[facts.start[rows] == start]) for start in (False, True))
+        bounds = calibrate.count_bounds(running, chosen.margin, chosen.floors)
+        warmup = calibrate.count_bounds(starting, chosen.margin, chosen.warmup_floors)
+    rules = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Rules)}
+    scored_rows = calibrate.Benign(
+        full=np.concatenate([scores[part][0] for part in benign]),
+        fast=np.concatenate([scores[part][1] for part in benign]),
+        device=senders(table, rows),
+        runs=facts.run[rows],
+        optimise=np.repeat([part == "optimise" for part in benign], [len(rows) for rows in benign.values()]),
+        start=facts.start[rows],
+        t_ns=table.t_ns[rows],
     )
     if chosen.vote == "auto":
-        rules["vote_k"], rules["vote_w"] = calibrate.vote_window(benign_scores.full, benign_scores.groups)
-    warmup = chosen.warmup_floors if bounds else {}
+        rules["vote_k"], rules["vote_w"] = calibrate.vote_window(scored_rows.full, scored_rows.runs)
     try:
-        return calibrate.decide(benign_scores, chosen.n, bounds, warmup_counts=warmup, **rules)
+        decision = calibrate.decide(scored_rows, chosen.n, bounds, warmup_counts=warmup, **rules)
     except ValueError as error:
         raise FitError(f"τ cannot be computed: {error}") from error
+    return decision, calibrate.find_loudest(decision, scored_rows)
 
 
 def _measure(
@@ -342,19 +355,39 @@ def _describe(
     }
 
 
-def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[str], None]) -> None:
+def _say_detection(
+    metrics: dict[str, Any], decision: Decision, loudest: Loudest | None, say: Callable[[str], None]
+) -> None:
     def line(name: str, t: Threshold) -> str:
+        seen = f"{t.tail.peaks:,} peaks in {t.tail.days:.3g} device-days"
+        if t.tail.level:
+            bound = f"the tail of {seen} gives {t.tail.limit:.6g} once in {t.tail.every:.3g} days"
+        else:
+            bound = f"{seen} are too few for a tail; the highest is {t.tail.limit:.6g}"
+        without = f", without the loudest device {t.others:.6g}" if t.others else ""
         return (
             f"{name:<5} mean {t.mean:.6g}, min {t.min:.6g}, max {t.max:.6g}, std {t.std:.6g}, "
-            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); "
-            f"{t.quantile:.6g} by quantile; limit of a vote {t.limit:.6g}: the highest vote of a benign device is "
-            f"{t.highest:.6g}, the tail of {t.tail.peaks:,} peaks in {t.tail.days:.3g} device-days gives "
-            f"{t.tail.limit:.6g}, its upper bound is {t.tail.bound:.6g}"
+            f"τ = mean + {t.n:g}·std = {t.tau:.6g} ({t.rows:,} rows); {t.quantile:.6g} by quantile; limit of a vote "
+            f"{t.limit:.6g}: {bound}, the upper bound {t.tail.bound:.6g}{without}; the highest vote is {t.highest:.6g}"
         )
 
-    say(f"vote: {decision.vote_k} of {decision.vote_w} rows, {decision.count_votes} by counts")
+    say(
+        f"vote: {decision.vote_k} of {decision.vote_w} rows, {decision.count_votes} by counts; the limit of the score "
+        f"is {decision.start_factor:.3g} times as high in a device's first {decision.warmup_s:g} s"
+    )
     say(line("full", decision.full))
     say(line("fast", decision.fast))
+    if decision.basis and decision.basis.home_month is not None:
+        say(
+            f"budget: {decision.budget:g} false alerts per month of a home of {decision.home_devices} devices; "
+            f"{decision.basis.device_days:.3g} benign device-days prove at most {decision.basis.home_month:.3g} by the "
+            "score (95 %)"
+        )
+    if loudest:
+        say(
+            f"loudest device: {loudest.device}, about {loudest.alerts_a_month:.3g} alerts a month at this limit unless "
+            "it learns one of its own"
+        )
     false = metrics["false_positive_rate"]
     if false["rows"]:
         say(f"benign test rows above τ: full {false['full']:.4%}, fast {false['fast']:.4%} of {false['rows']:,}")
@@ -362,7 +395,9 @@ def _say_detection(metrics: dict[str, Any], decision: Decision, say: Callable[[s
         say(f"{label} rows above τ: full {rates['full']:.2%}, fast {rates['fast']:.2%} of {rates['rows']:,}")
 
 
-def _rows(table: RowTable, parts: Parts, sample: dict[str, Index], columns: tuple[str, ...]) -> pl.DataFrame:
+def _rows(
+    table: RowTable, parts: Parts, sample: dict[str, Index], facts: CalibrationRows, columns: tuple[str, ...]
+) -> pl.DataFrame:
     """Return the bounded sample of rows that goes into the run folder."""
     attacks = []
     for code in np.unique(table.label[parts.attack]):
@@ -382,6 +417,8 @@ def _rows(table: RowTable, parts: Parts, sample: dict[str, Index], columns: tupl
             "device": np.array(table.devices)[table.device[rows]],
             "mac": table.mac[rows],
             "t_ns": table.t_ns[rows],
+            "run": facts.run[rows],
+            "start": facts.start[rows],
         }
     )
 
@@ -443,9 +480,9 @@ def save(run: FittedModel, out: Path, command: str, took_s: float) -> None:
 
 def load(config: Config) -> RowTable:
     """Return the rows that the config asks for; print their number, and the warnings."""
-    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead)
+    limits = Limits(config.max_rows, config.max_streams, config.use_attack_lead, config.total_rows)
     jitter = cols.COMPAT if cols.COMPAT in config.schemas else cols.CLEAN
-    table = dataset.load(config.data, config.model_columns(), jitter, limits)
+    table = dataset.load(base_rows.sources(config), config.model_columns(), jitter, limits)
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{len(table):,} rows of {len(table.devices)} devices" + (" (generated traffic)" if table.generated else ""))

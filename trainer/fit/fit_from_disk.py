@@ -24,7 +24,7 @@ from trainer.data import protocol, row_store
 from trainer.data.row_store import RowStore
 from trainer.data.row_table import RowTable
 from trainer.fit import autoencoder, fit
-from trainer.fit.row_parts import Index, Parts, split
+from trainer.fit.row_parts import Index, Parts, shared, split
 from trainer.fit.running_scaler import RunningScaler
 
 if TYPE_CHECKING:
@@ -66,19 +66,15 @@ def train(
     rows: RowStore,
     watch: autoencoder.Watch | None = None,
     workers: "Workers | None" = None,
-    part_rows: int = fit.PART_ROWS,
 ) -> fit.FittedModel:
-    """Fit on all train rows and measure on a sample; FitError or TrainingError says why it failed.
-
-    ``part_rows`` bounds the sample of each benign part.
-    """
+    """Fit on all train rows and measure on a sample; FitError or TrainingError says why it failed."""
     index = rows.index()
     parts = split(config, index)
-    sample, sample_parts = _sample(config, rows, parts, index.label, part_rows)
+    sample, sample_parts = _sample(config, rows, parts, index.label)
     del index
     columns = config.model_columns()
     if config.top_n is not None:
-        columns = fit.choose_columns(config, sample, fit.rank(config, sample, sample_parts, part_rows), print)
+        columns = fit.choose_columns(config, sample, fit.rank(config, sample, sample_parts), print)
         config = dataclasses.replace(config, columns=columns, drop_columns=(), top_n=None)
 
     benign = np.sort(np.concatenate([parts.train, parts.optimise]))
@@ -87,29 +83,29 @@ def train(
         **{name: len(getattr(parts, name)) for name in ("train", "optimise", "test", "attack")},
     }
     train_rows = np.sort(parts.train)
+    train_rows = train_rows[shared(parts.base[train_rows], config.train_rows)]
+    weights = parts.weights(train_rows)
     scaler = _scaler(config, rows, columns, train_rows if config.scaling.fit_on == "train" else benign)
     validation = np.empty((len(sample_parts.optimise), len(columns)), np.float32)
     at, step = sample.positions(columns), rows.block_rows
     for i in range(0, len(validation), step):
         values = sample.values[np.ix_(sample_parts.optimise[i : i + step], at)]
         validation[i : i + step] = scaler.network_input(scaler.z(values))
-    batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch)
+    batches = epochs(rows, columns, train_rows, scaler, config.autoencoder.batch, weights)
     del parts, benign
-    print(f"training on {counts['train']:,} rows; at most {part_rows:,} of each part are used to measure")
+    print(f"training on {counts['train']:,} rows; at most {config.part_rows:,} of each part are used to measure")
     network, history = autoencoder.train(
         batches, validation, config.autoencoder, config.seed, config.network, watch, workers
     )
     del validation, batches
     trained = fit.TrainedAutoencoder(network=network, scaler=scaler, history=history, parts=sample_parts)
-    fitted = fit.fit(config, sample, watch=watch, trained=trained, workers=workers, part_rows=part_rows)
+    fitted = fit.fit(config, sample, watch=watch, trained=trained, workers=workers)
     return dataclasses.replace(fitted, metrics={**fitted.metrics, "whole": counts})
 
 
-def _sample(
-    config: Config, rows: RowStore, parts: Parts, label: NDArray[np.int32], part_rows: int
-) -> tuple[RowTable, Parts]:
+def _sample(config: Config, rows: RowStore, parts: Parts, label: NDArray[np.int32]) -> tuple[RowTable, Parts]:
     """Return the rows to measure on, a bounded number of every benign part and every attack, and their parts."""
-    benign = parts.sample(part_rows)
+    benign = parts.sample(config.part_rows)
     limit = round(config.classifier.rows_per_class / config.attack_split.train)  # so that enough of them train
     attacks = []
     for code in np.unique(label[parts.attack]):
@@ -121,6 +117,7 @@ def _sample(
         **{name: np.searchsorted(numbers, chosen) for name, chosen in benign.items()},
         attack=np.searchsorted(numbers, attack),
         part=parts.part[numbers],
+        base=parts.base[numbers],
         short=parts.short,
     )
     return rows.take(numbers), sample_parts
@@ -141,6 +138,7 @@ def epochs(
     numbers: Index,
     scaler: Scaler,
     size: int,
+    weights: Array,
 ) -> autoencoder.Batches:
     """Return a function: random generator -> the batches of an epoch over the rows of these numbers (n,), ascending.
 
@@ -158,15 +156,16 @@ def epochs(
 
     def epoch(shuffle: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
         order = shuffle.permutation(len(blocks))
-        left = np.empty((0, len(columns)), np.float32)
-        ones = np.ones(size, np.float32)
+        left, left_weights = np.empty((0, len(columns)), np.float32), np.empty(0, np.float32)
         for i in range(0, len(order), MIX):
             mixed = np.concatenate([left, *(scaled(j) for j in order[i : i + MIX])])
+            weighed = np.concatenate([left_weights, *(weights[starts[j] : ends[j]] for j in order[i : i + MIX])])
             shuffled = shuffle.permutation(len(mixed))
             whole = len(mixed) if i + MIX >= len(order) else len(mixed) // size * size
             for j in range(0, whole, size):
-                batch = mixed[shuffled[j : min(j + size, whole)]]
-                yield batch, batch, ones[: len(batch)]
-            left = mixed[shuffled[whole:]]
+                chosen = shuffled[j : min(j + size, whole)]
+                batch = mixed[chosen]
+                yield batch, batch, weighed[chosen]
+            left, left_weights = mixed[shuffled[whole:]], weighed[shuffled[whole:]]
 
     return epoch

@@ -98,7 +98,7 @@ class Learner:
         for code in (TRAIN, OPTIMISE, TEST):
             chosen = part == code
             if chosen.any():
-                self._add_to_sample(code, values[chosen], meta[chosen])
+                self._add_to_sample(code, values[chosen], meta[chosen], rows[chosen])
         train = np.ascontiguousarray(values[part == TRAIN][:, self._at])
         if len(train):
             self.running.add(train)
@@ -113,11 +113,12 @@ class Learner:
             if not np.isfinite(self.loss):
                 raise autoencoder.TrainingError("the loss stopped being a number; a lower learning_rate may help")
 
-    def _add_to_sample(self, code: int, values: Array, meta: NDArray[Any]) -> None:
+    def _add_to_sample(self, code: int, values: Array, meta: NDArray[Any], rows: NDArray[np.int64]) -> None:
         """Sample the part's rows in blocks of 256: every 1st, 2nd, 4th ... block, so that the bound always holds."""
         block = (self._part_rows[code] + np.arange(len(values))) // row_table.BLOCK
         self._part_rows[code] += len(values)
-        new = (block, values[:, self._sample_at], meta["t_ns"].astype(np.int64), meta["src_mac"].astype(np.uint64))
+        t_ns, senders = meta["t_ns"].astype(np.int64), meta["src_mac"].astype(np.uint64)
+        new = (block, values[:, self._sample_at], t_ns, senders, rows)
         chunks = [*self._sample[code], new]
         while sum(int((chunk[0] % self._stride[code] == 0).sum()) for chunk in chunks) > self._sample_limit:
             self._stride[code] *= 2
@@ -186,7 +187,7 @@ class Learner:
             for code in self._stride:
                 self._stride[code], self._part_rows[code] = (int(n) for n in arrays[f"stride {code}"])
                 self._sample[code] = (
-                    [tuple(arrays[f"kept {code} {i}"] for i in range(4))] if f"kept {code} 0" in arrays else []
+                    [tuple(arrays[f"kept {code} {i}"] for i in range(5))] if f"kept {code} 0" in arrays else []
                 )
         except (OSError, ValueError, KeyError, EOFError, FeatureStateError) as error:
             raise StreamError(f"{path}: not a checkpoint of this version: {error}") from error
@@ -198,7 +199,7 @@ class Learner:
         }
         if OPTIMISE not in arrays or not self.steps:
             raise FitError(f"{self.seen:,} rows are too few: there was no step, or nothing was held out for τ")
-        values, t_ns, mac = (np.concatenate([a[i] for a in arrays.values()]) for i in (1, 2, 3))
+        values, t_ns, mac, rows = (np.concatenate([a[i] for a in arrays.values()]) for i in (1, 2, 3, 4))
         part = np.concatenate([np.full(len(a[0]), code, np.int8) for code, a in arrays.items()])
         macs, device = np.unique(mac, return_inverse=True)
         n = len(values)
@@ -213,19 +214,36 @@ class Learner:
             captures=("stream",),
             t_ns=t_ns,
             mac=mac,
+            number=_positions(rows, device),
             generated=generated,
             inputs=inputs,
         )
         order = np.lexsort((t_ns, device))
         train, optimise, test = (order[part[order] == code] for code in (TRAIN, OPTIMISE, TEST))
         none = np.zeros(0, np.intp)
-        parts = Parts(train=train, optimise=optimise, test=test, attack=none, part=part, short=())
+        base = np.zeros(n, dtype=np.bool_)
+        parts = Parts(train=train, optimise=optimise, test=test, attack=none, part=part, base=base, short=())
         history = {"epochs": 1, "best_epoch": 1, "loss": [self.loss], "validation_loss": [self.loss]}
         config = replace(self.config, classifier=replace(self.config.classifier, enabled=False), top_n=None)
         trained = fit.TrainedAutoencoder(
             network=self.network, scaler=self.running.scaler(), history=history, parts=parts
         )
         return fit.fit(config, table, trained=trained)
+
+
+def _positions(rows: NDArray[np.int64], device: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return the position of each row among those of its device, (n,), with a gap wherever ``rows`` were left out.
+
+    >>> _positions(np.array([0, 1, 2, 9, 10]), np.array([0, 1, 0, 0, 1]))
+    array([0, 0, 1, 3, 2])
+    """
+    order = np.argsort(rows)
+    gaps = np.cumsum(np.diff(rows[order], prepend=rows[order[0]]) > 1)
+    position = np.empty(len(rows), dtype=np.int64)
+    for code in np.unique(device):
+        mine = device[order] == code
+        position[order[mine]] = np.arange(int(mine.sum())) + gaps[mine]
+    return position
 
 
 def frames(learner: Learner, paths: Sequence[Path]) -> Iterator[int]:

@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.bundle import BENIGN
 from edge_agent.contract.scaling import Array
+from trainer.base.rows import is_base
 from trainer.config import Config
 from trainer.data import protocol
 from trainer.data.protocol import OPTIMISE, TEST, TRAIN
 from trainer.data.row_table import RowTable
+
+MOST_WEIGHT = 20.0
+"""Weight of one row of the side that has fewer, the user's or the generated homes', at most: so few rows would be
+learnt by heart."""
 
 PIECE = 65_536
 """Number of rows scored at a time, a bound of memory."""
@@ -37,13 +42,45 @@ class Parts:
     """Every attack row, whatever its part."""
     part: NDArray[np.int8]
     """Part of every row, benign and attack alike, (n,)."""
+    base: NDArray[np.bool_]
+    """True for rows of generated homes (`trainer.base.rows`), (n,)."""
     short: tuple[str, ...]
     """Devices and attack captures with too few rows for three parts."""
 
     def sample(self, limit: int) -> dict[str, Index]:
         """Return at most ``limit`` rows of each benign part: those of rows.parquet, which give the decision again."""
         parts = {"train": self.train, "optimise": self.optimise, "test": self.test}
-        return {name: rows[protocol.spread(len(rows), limit)] for name, rows in parts.items()}
+        return {name: rows[shared(self.base[rows], limit)] for name, rows in parts.items()}
+
+    def weights(self, rows: Index) -> Array:
+        """Return the weight of each of ``rows`` in the training of the autoencoder, (n,): 1 on average.
+
+        The user's rows weigh as much together as those of generated homes do, so that neither drowns the other, but a
+        single row at most `MOST_WEIGHT` times one of the other side.
+        """
+        base = self.base[rows]
+        theirs, ours = int(base.sum()), int((~base).sum())
+        if not theirs or not ours:
+            return np.ones(len(rows), dtype=np.float32)
+        ratio = float(np.clip(theirs / ours, 1 / MOST_WEIGHT, MOST_WEIGHT))  # of one of our rows to one of theirs
+        weights = np.where(base, 1.0, ratio)
+        scaled: Array = (weights / weights.mean()).astype(np.float32)
+        return scaled
+
+
+def shared(base: NDArray[np.bool_], limit: int, block: int = protocol.BLOCK) -> Index:
+    """Return at most ``limit`` row numbers, ascending: as many of generated homes (``base``) as others, if there are.
+
+    Of each side whole blocks of neighbours are taken, evenly spread.
+
+    >>> shared(np.array([True] * 90 + [False] * 10), 40, block=1).tolist()[-12:]
+    [85, 89, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99]
+    """
+    sides = [np.flatnonzero(~base), np.flatnonzero(base)]
+    few, many = sorted(sides, key=len)
+    few = few[protocol.spread(len(few), limit // 2, block)] if len(many) else few
+    many = many[protocol.spread(len(many), limit - len(few), block)]
+    return np.sort(np.concatenate([few, many]))
 
 
 def split(config: Config, table: RowTable) -> Parts:
@@ -73,7 +110,9 @@ def split(config: Config, table: RowTable) -> Parts:
             f"{need.gap_s:g} s between them"
         )
     attack = attack[np.lexsort((table.t_ns[attack], table.capture[attack], table.label[attack]))]
-    return Parts(train=train, optimise=optimise, test=test, attack=attack, part=part, short=tuple(short))
+    return Parts(
+        train=train, optimise=optimise, test=test, attack=attack, part=part, base=is_base(table), short=tuple(short)
+    )
 
 
 def is_benign(table: RowTable) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
 Every method gives rows a score, high = anomalous, learnt from benign train rows. All scores are then used as the
 detector uses its own: k of w rows above a limit. False alarms are made equal by setting each limit just above the
-highest vote of the benign test rows, so that no method alerts there.
+highest vote of the benign test rows, so that no method alerts there. On a gateway the counts rule is in force
+beside the score; what a method adds to that rule is stated, too.
 """
 
 import argparse
@@ -30,6 +31,9 @@ from trainer.report.findings import Cell, Figure, Findings, Series, Table
 
 PROG = "botwatch trainer baselines"
 
+MARGIN = 2.0
+"""The limit of every method, as a multiple of the highest vote of train and optimise rows."""
+
 FIT_ROWS, TEST_ROWS = 20_000, 20_000
 """Benign rows that the methods are fitted on, and rows of each part that they are tried on, at most."""
 
@@ -41,6 +45,9 @@ NEIGHBOURS = 5
 
 GROUP = 10
 """Most columns of one small autoencoder of the ensemble (KitNET's default)."""
+
+BESIDE_COUNTS = ("largest |z|", "PCA")
+"""Methods as simple as the counts rule, which might take the autoencoder's place beside it."""
 
 Score = Callable[[NDArray[Any]], NDArray[Any]]
 """Scaled, unclipped rows (n, k) -> scores (n,)."""
@@ -58,6 +65,7 @@ class Result:
     above: float  # mean share of an attack's rows above the limit
     false_votes: int  # benign test devices alerted under the limit that train and optimise rows give
     us_per_row: float
+    with_counts: int | None = None  # attacks alerted by it or by the counts rule; None where rows have no counts
 
 
 def methods(run: RunFolder, seed: int, fit_rows: int = FIT_ROWS) -> dict[str, tuple[str, Score]]:
@@ -198,6 +206,22 @@ def compare(
     return results
 
 
+def counted(run: RunFolder, rows: runs.Index) -> NDArray[np.bool_] | None:
+    """Return of each row (in sequence) whether the counts rule votes there; None where the rows have no counts."""
+    bounds = {column: bound for column, bound in run.decision.counts.items() if column in run.columns}
+    if not bounds:
+        return None
+    at = np.array([run.columns.index(column) for column in bounds])
+    over = (run.values[np.ix_(rows, at)] > np.array(list(bounds.values()))).any(axis=1)
+    return np.asarray(vote_statistic(over.astype(np.float64), run.decision.count_votes, run.decision.vote_w) > 0.5)
+
+
+def counts_alone(run: RunFolder, attacks: dict[tuple[str, str], runs.Index]) -> int | None:
+    """Return how many attacks the counts rule alerts alone, under the run's own bounds; None where it has none."""
+    votes = [counted(run, rows) for rows in attacks.values()]
+    return None if any(vote is None for vote in votes) else sum(bool(vote.any()) for vote in votes if vote is not None)
+
+
 def _result(
     run: RunFolder,
     name: str,
@@ -217,18 +241,22 @@ def _result(
     lowest = min(float(values.min()) for values in scores.values() if len(values))
     limit = highest("test")
     shipped = max(highest("train"), highest("optimise"))
-    shipped = lowest + run.decision.vote_margin * (shipped - lowest)
+    shipped = lowest + MARGIN * (shipped - lowest)
     false = 0
     for device in np.unique(run.device[parts["test"]]):
         votes = vote_statistic(scores["test"][run.device[parts["test"]] == device] - lowest, k, w)
         false += bool((votes > shipped - lowest).any())
-    to_vote, above = [], []
+    to_vote, above, either = [], [], 0
+    with_counts = True
     for rows in attacks.values():
         values = np.asarray(score(run.values[rows]), dtype=np.float64)
         above.append(float(np.mean(values > limit)))
         voted = vote_statistic(values - lowest, k, w) > limit - lowest
         if voted.any():
             to_vote.append(int(np.argmax(voted)) + 1)
+        of_counts = counted(run, rows)
+        with_counts &= of_counts is not None
+        either += bool(voted.any() or (of_counts is not None and of_counts.any()))
     return Result(
         name=name,
         note=note,
@@ -238,6 +266,7 @@ def _result(
         above=float(np.mean(above)) if above else 0.0,
         false_votes=false,
         us_per_row=seconds / max(1, sum(map(len, parts.values()))) * 1e6,
+        with_counts=either if with_counts and attacks else None,
     )
 
 
@@ -264,16 +293,35 @@ def report(results: list[Result], run: RunFolder, command: str) -> Findings:
             f"The autoencoder ({ours.note}) alerts {ours.alerted} of {ours.attacks} attacks without a vote on benign "
             f"test rows, after {_rows(ours)}."
         )
+        beside, added = _beside_counts(results, run)
+        lead += beside
+        warnings += added
         behind = [r for r in results[1:] if r.alerted < ours.alerted]
         if behind:
             lead.append("Behind it: " + ", ".join(f"{r.name} {r.alerted}" for r in behind) + ".")
     else:
         lead.append("The run holds no attack rows: only false votes and speed can be compared.")
     rows: list[tuple[Cell, ...]] = [
-        (r.name, r.note, f"{r.alerted}/{r.attacks}", r.rows_to_vote, r.above, r.false_votes, r.us_per_row)
+        (
+            r.name,
+            r.note,
+            f"{r.alerted}/{r.attacks}",
+            r.with_counts,
+            r.rows_to_vote,
+            r.above,
+            r.false_votes,
+            r.us_per_row,
+        )
         for r in sorted(results, key=lambda r: (-r.alerted, r.rows_to_vote or 1e9))
     ]
-    columns = ("method", "description", "attacks alerted", "rows to the vote, median", "attack rows above")
+    columns = (
+        "method",
+        "description",
+        "attacks alerted",
+        "with counts",
+        "rows to the vote, median",
+        "attack rows above",
+    )
     bars = Series("alerted", tuple(r.name for r in results), tuple(float(r.alerted) for r in results))
     return Findings(
         "baselines",
@@ -288,16 +336,35 @@ def report(results: list[Result], run: RunFolder, command: str) -> Findings:
                 (*columns, "test devices alerted falsely", "µs/row"),
                 tuple(rows),
                 f"{run.decision.vote_k} of {run.decision.vote_w} rows above a limit just over the highest benign test "
-                "vote. False alerts: under the limit that train and optimise rows give. µs: this machine, for ratios.",
+                "vote. With counts: by the method, or the counts rule under its own bounds. False alerts: under the "
+                "limit that train and optimise rows give. µs: this machine, for ratios.",
             ),
         ),
         (Figure("bars", "Attacks alerted at equal false alarms", (bars,), "attacks"),) if ours.attacks else (),
         (
             "Attack rows of the run folder are a bounded sample, in sequence but not in a healthy device's day; the "
-            "counts rule and the time after an alarm take no part.",
+            "time after an alarm takes no part, and of the counts rule only its columns.",
             "At equal false alarms on one set of test rows: a method that is lucky there looks better than it is.",
         ),
     )
+
+
+def _beside_counts(results: list[Result], run: RunFolder) -> tuple[list[str], list[str]]:
+    """Return what methods add to the counts rule, and warnings where the autoencoder adds no more than simpler ones."""
+    ours, alone = results[0], counts_alone(run, run.attacks())
+    if alone is None or ours.with_counts is None:
+        return [], []
+    simple = [r for r in results[1:] if r.name in BESIDE_COUNTS and r.with_counts is not None]
+    named = ", ".join(f"{r.name} {r.with_counts}" for r in (ours, *simple))
+    warnings = [
+        f"{r.name} beside the counts rule alerts as many attacks as the autoencoder beside it: {r.with_counts} of "
+        f"{ours.attacks}, the autoencoder {ours.with_counts}."
+        for r in simple
+        if (r.with_counts or 0) >= ours.with_counts
+    ]
+    if alone >= ours.with_counts:
+        warnings.append(f"The autoencoder adds no attack to the {alone} that the counts rule alerts alone.")
+    return [f"Beside the counts rule, which alone alerts {alone} of {ours.attacks}: {named}."], warnings
 
 
 def _rows(result: Result) -> str:

@@ -28,15 +28,17 @@ from edge_agent.contract.captures import CaptureManifest
 from edge_agent.detection.classify import family
 from trainer import config as configs
 from trainer.config import Config, DatasetEntry
-from trainer.judge import evaluate
-from trainer.judge.evaluation import AttackTrial, Evaluation, bound, generator_sha256
+from trainer.judge import evaluate, rotation
+from trainer.judge.evaluation import AttackTrial, Evaluation, bound, stated
 from trainer.report.findings import Cell, Figure, Findings, Series, Table
+from trainer.traffic.provenance import generator_sha256
 
 PROG = "botwatch trainer compare"
 
-KINDS = ("chrono", "lodo", "lofo", "cross", "columns", "models")
+KINDS = ("chrono", "rotate", "lodo", "lofo", "cross", "columns", "models")
 TITLES = {
     "chrono": "Later days",
+    "rotate": "Each day left out in turn",
     "lodo": "A device nobody trained on",
     "lofo": "An attack nobody trained on",
     "cross": "Another source of traffic",
@@ -55,17 +57,24 @@ class CompareError(Exception):
 class ComparedFit:
     """One of the fits that are compared, and the manifests it is tried on, each with the folder its files start from.
 
-    ``left_out`` names the device, label or family that the fit did not see.
+    ``left_out`` names the device, days, label or family that the fit did not see; ``earlier`` are captures from which
+    an agent learns limits on site before it is tried.
     """
 
     name: str
     config: Config
     tried: tuple[tuple[CaptureManifest, Path], ...]
     left_out: str = ""
+    earlier: tuple[tuple[CaptureManifest, Path], ...] = ()
 
 
-def compared_fits(kind: str, config: Config, tried: Sequence[tuple[CaptureManifest, Path]]) -> list[ComparedFit]:
-    """Return the fits of one kind of comparison; CompareError when the data do not allow it."""
+def compared_fits(
+    kind: str, config: Config, tried: Sequence[tuple[CaptureManifest, Path]], out: Path
+) -> list[ComparedFit]:
+    """Return the fits of one kind of comparison; CompareError when the data do not allow it.
+
+    Manifests that a fit needs and that are not there yet are written into ``out``.
+    """
     everything = tuple(tried)
     if kind == "chrono":
         return [ComparedFit("later days", config, everything)]
@@ -73,6 +82,8 @@ def compared_fits(kind: str, config: Config, tried: Sequence[tuple[CaptureManife
         return [ComparedFit(name, with_columns, everything) for name, with_columns in _column_sets(config)]
     if kind == "cross":
         return _each_source(config)
+    if kind == "rotate":
+        return _without_each_day(config, everything, out)
     known = [_manifest(entry) for entry in config.data]
     if kind == "lofo":
         return _without_each_attack(config, known, everything)
@@ -102,6 +113,25 @@ def _each_source(config: Config) -> list[ComparedFit]:
             " ".join(_source(other) for j, other in enumerate(config.data) if j != i),
         )
         for i, entry in enumerate(config.data)
+    ]
+
+
+def _without_each_day(config: Config, tried: _Manifests, out: Path) -> list[ComparedFit]:
+    """Leave each day out; attacks of ``tried`` are put into the days left out."""
+    attacks = [(replace(m, captures=tuple(c for c in m.captures if c.label != BENIGN)), root) for m, root in tried]
+    try:
+        folds = rotation.folds([(entry, *_manifest(entry)) for entry in config.data], out / "days")
+    except rotation.RotationError as error:
+        raise CompareError(str(error)) from error
+    return [
+        ComparedFit(
+            f"without {fold.name}",
+            replace(config, data=fold.data),
+            (*fold.judged, *attacks),
+            fold.name,
+            fold.earlier,
+        )
+        for fold in folds
     ]
 
 
@@ -140,7 +170,7 @@ def _column_sets(config: Config) -> Iterator[tuple[str, Config]]:
     published = tuple(cols.SCHEMAS[cols.CLEAN])
     both = (cols.CLEAN, cols.DEVICE)
     quiet = replace(config.decision, floors={}, warmup_floors={})
-    alone = replace(config.decision, vote_margin=1e6)  # no vote of the score reaches its limit
+    alone = replace(config.decision, n=1e6)  # no vote of the score reaches its limit
     yield "115, no counts rule", replace(config, schemas=(cols.CLEAN,), columns=(), decision=quiet)
     yield "115 + counts rule", replace(config, schemas=(cols.CLEAN,), columns=())
     yield (
@@ -189,7 +219,7 @@ def _source(entry: DatasetEntry) -> str:
 def evaluated(fit: ComparedFit, folder: Path, seed: int, agent: AgentConfig) -> Evaluation:
     """Fit, convert and evaluate in ``folder``, unless an equal earlier call has left its result there."""
     text = yaml.safe_dump(configs.plain(replace(fit.config, seed=seed)), sort_keys=False, allow_unicode=True)
-    files = [str(root / c.file) for manifest, root in fit.tried for c in manifest.captures]
+    files = [str(root / c.name) for manifest, root in (*fit.tried, *fit.earlier) for c in manifest.captures]
     marks = {
         "of": hashlib.sha256("\n".join([text, *files, generator_sha256()]).encode()).hexdigest(),
         "agent": hashlib.sha256(repr(agent).encode()).hexdigest(),
@@ -201,7 +231,9 @@ def evaluated(fit: ComparedFit, folder: Path, seed: int, agent: AgentConfig) -> 
         return settings.build(Evaluation, stored, str(result_path))
     if stored_marks["of"] != marks["of"]:
         _fit_and_convert(fit.name, text, folder)
-    result = evaluate.evaluate(bundles.load(folder / "bundle"), fit.tried, agent, learn=bool(fit.left_out))
+    result = evaluate.evaluate(
+        bundles.load(folder / "bundle"), fit.tried, agent, learn=bool(fit.left_out), earlier=fit.earlier
+    )
     replace_file(result_path, json.dumps(dataclasses.asdict(result) | marks, indent=1).encode())
     return result
 
@@ -231,7 +263,7 @@ def report(kind: str, results: Results, command: str) -> Findings:
     """Return all fits side by side; with several seeds also the mean and its 95 % interval over them."""
     seeds = max(len(evaluations) for _, evaluations in results)
     rows = [_row(fit, evaluations) for fit, evaluations in results]
-    columns = ("fit", "false alerts", "device-days", "95 % bound a day", "worst rows flagged")
+    columns = ("fit", "false alerts", "device-days", "95 % bound a week", "worst rows flagged")
     tables = [
         Table(
             TITLES[kind],
@@ -241,7 +273,9 @@ def report(kind: str, results: Results, command: str) -> Findings:
         )
     ]
     worst = max(rows, key=lambda row: float(row[1] or 0))
-    lead = [f"{sum(int(row[1] or 0) for row in rows)} false alerts in all; the most: {worst[0]}, {worst[1]}."]
+    days = [day for _, evaluations in results for one in evaluations for day in one.days]
+    false = stated(sum(day.alerts for day in days), sum(day.days for day in days))
+    lead = [f"False device alerts of all fits: {false}; the most: {worst[0]}, {worst[1]}."]
     limits = []
     if kind == "lodo":
         tables.append(_learnt(results))
@@ -251,6 +285,10 @@ def report(kind: str, results: Results, command: str) -> Findings:
             f"captures of devices that were not in the fit; with the shared limits "
             f"{sum(int(row[2] or 0) for row in alerts)}."
         )
+    if kind == "rotate":
+        sentence, by_device = rotation.table([one for _, evaluations in results for one in evaluations])
+        lead.insert(0, sentence)
+        tables.insert(0, by_device)
     if kind == "lofo":
         tables.append(_unknown(results))
         limits.append(
@@ -287,7 +325,7 @@ def _row(fit: ComparedFit, evaluations: Sequence[Evaluation]) -> tuple[Cell, ...
         fit.name,
         false,
         exposure,
-        bound(false, exposure) if exposure else None,
+        7 * bound(false, exposure) if exposure else None,
         max((day.flagged / day.packets for day in days if day.packets), default=None),
         *(_recall([trial for trial in trials if trial.generated == generated]) for generated in (False, True)),
         _median(packets),
@@ -382,6 +420,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fit, convert and evaluate several models that differ in one thing:\n"
         "  chrono   the config as it is, on later captures\n"
+        "  rotate   each day of the config's captures left out in turn, and judged\n"
         "  lodo     each device left out in turn\n"
         "  lofo     each attack and each family left out of the classifier\n"
         "  cross    each source of captures alone, tried on the others\n"
@@ -392,7 +431,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"example:\n  {PROG} configs/trainer.yaml --by lodo --captures later --out runs/lodo"
     parser.add_argument("trainer_config", type=Path, metavar="CONFIG", help="YAML file of `botwatch trainer fit`")
     parser.add_argument(
-        "--by", choices=KINDS, default="chrono", help="the property in which the fits differ (%(default)s)"
+        "--by",
+        choices=KINDS,
+        default="chrono",
+        metavar="KIND",
+        help=f"how the fits differ: {', '.join(KINDS)} (%(default)s)",
     )
     parser.add_argument(
         "--captures", type=Path, nargs="*", default=[], metavar="MANIFEST", help="captures that the fits are tried on"
@@ -416,14 +459,14 @@ def run(args: argparse.Namespace, command: str) -> int:
         config, agent = _config(args), evaluate.agent_config(args.agent_config)
         manifests = [captures.load(path, args.root) for path in args.captures]
         results = []
-        for fit in compared_fits(args.by, config, [(manifest, root) for manifest, _, root in manifests]):
+        for fit in compared_fits(args.by, config, [(m, root) for m, _, root in manifests], args.out):
             evaluations = []
             for seed in range(1, args.seeds + 1):
                 name = "".join(c if c.isalnum() or c in "-." else "-" for c in fit.name)
                 one = evaluated(fit, args.out / args.by / f"{name}-{seed}", seed, agent)
                 evaluations.append(one)
                 print(
-                    f"{fit.name}, seed {seed}: {one.false_alerts} false alerts in {one.device_days:.2f} device-days, "
+                    f"{fit.name}, seed {seed}: false alerts {stated(one.false_alerts, one.device_days)}; "
                     f"{sum(trial.alerted for trial in one.injected)} of {len(one.injected)} attacks alerted",
                     flush=True,
                 )

@@ -6,19 +6,15 @@ Checksums are left as they are, since no feature depends on them.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 from edge_agent.contract import addresses
-from edge_agent.contract.captures import Capture, mac_text, parse_mac
-
-S = 1_000_000_000
-
-Frame = tuple[int, int, bytes]
-"""Time in ns, length on the wire, captured bytes from the Ethernet header on."""
+from edge_agent.contract.captures import Capture, Span, mac_text, parse_mac
+from trainer.data import frames as files
+from trainer.data.frames import Frame, FramesError, S
 
 ETHERNET = 1
 """libpcap's number of the only link layer whose frames can be changed here."""
@@ -30,7 +26,10 @@ class InjectError(Exception):
 
 @dataclass(frozen=True)
 class InsideHost:
-    """A device in its own network: MAC, IPv4 address (4 bytes) and the MAC of its router."""
+    """A device in its own network: MAC, IPv4 address (4 bytes) and the MAC of its router.
+
+    Of an attacker whose only target is in its own network the router is not known: b"".
+    """
 
     mac: bytes
     ip: bytes
@@ -56,30 +55,20 @@ class AttackCapture:
         return [i for i, (_, _, data) in enumerate(self.frames) if data[end] == self.host.mac]
 
 
-def read(path: Path) -> list[Frame]:
-    """Read every frame of a pcap or pcapng file; InjectError when it is neither, or not of Ethernet."""
-    from scapy.error import Scapy_Exception
-    from scapy.utils import RawPcapNgReader, RawPcapReader
-
-    frames: list[Frame] = []
+def read(path: Path, span: Span | None = None) -> list[Frame]:
+    """Read every frame (of the span) of a pcap or pcapng file; InjectError when it is neither, or not of Ethernet."""
+    frames, link = [], ETHERNET
     try:
-        with RawPcapReader(str(path)) as reader:
-            if isinstance(reader, RawPcapNgReader):
-                for data, block in reader:
-                    meta: Any = block
-                    link = meta.linktype
-                    t_ns = ((meta.tshigh << 32) + meta.tslow) * S // int(meta.tsresol)
-                    frames.append((t_ns, meta.wirelen, bytes(data)))
-            else:
-                link, unit = reader.linktype, 1 if reader.nano else 1000
-                for data, meta in reader:
-                    frames.append((meta.sec * S + meta.usec * unit, meta.wirelen, bytes(data)))
-    except (Scapy_Exception, OSError, EOFError) as error:
-        raise InjectError(f"{path}: not a capture: {error}") from error
-    if not frames:
-        raise InjectError(f"{path}: contains no frames")
+        for frame, link in files.read(path, span):
+            if link != ETHERNET:
+                break
+            frames.append(frame)
+    except FramesError as error:
+        raise InjectError(str(error)) from error
     if link != ETHERNET:
         raise InjectError(f"{path}: has link layer {link}, only Ethernet ({ETHERNET}) can be put into a device's day")
+    if not frames:
+        raise InjectError(f"{path}: contains no frames" + (f" in the time {span.start} to {span.end}" if span else ""))
     return frames
 
 
@@ -125,7 +114,16 @@ def attack(frames: Sequence[Frame], capture: Capture) -> AttackCapture:
     remote = sum(not _local(a) for a in sources)
     if not server and count > len(sent) / 2 and _local(target) and remote > len(sources) / 2:
         return AttackCapture(tuple(inside), InsideHost(target_mac, target, attacker), victim=True)
-    return AttackCapture(tuple(inside), host(sent, mac_text(parse_mac(capture.mac)), capture.file), False, server)
+    attacking = host(sent, mac_text(parse_mac(capture.mac)), capture.file)
+    if not _routes(inside, attacking.router):
+        attacking = replace(attacking, router=b"")
+    return AttackCapture(tuple(inside), attacking, False, server)
+
+
+def _routes(frames: Sequence[Frame], mac: bytes) -> bool:
+    """Return whether a MAC is that of a router: it stands for a remote address, or for several."""
+    ends = {data[at + 16 : at + 20] for _, _, data in frames if data[:6] == mac and (at := _ipv4(data)) is not None}
+    return len(ends) > 1 or not all(map(_local, ends))
 
 
 def carried(
@@ -134,21 +132,22 @@ def carried(
     """Return the frames of an attack as if ``to`` carried it out (or suffered it) from ``start_ns`` on.
 
     They keep their own pace, or come evenly at ``rate`` frames/s; with a rate only the frames that attack are sent.
-    ``most`` bounds their number. A host other than the two keeps its address, so that false sources stay false.
+    ``most`` bounds their number. A host other than the two keeps its address, so that false sources stay false; one in
+    the attacker's own network keeps its MAC, too, and a remote one is behind the router of ``to``.
     """
     frames = list(source.frames)
     if rate is not None:
         frames = [frames[i] for i in source.sent()]
     frames = frames[:most]
     first = frames[0][0]
-    pairs = ((source.host.mac, to.mac), (source.host.router, to.router))
-    macs = dict(pairs)
+    macs = {source.host.mac: to.mac, source.host.router: to.router}
     moved = []
     for i, (t_ns, length, data) in enumerate(frames):
         at, changed = _ipv4(data), bytearray(data)
         changed[:6], changed[6:12] = macs.get(data[:6], data[:6]), macs.get(data[6:12], data[6:12])
-        if not data[0] & 1 and data[:6] not in macs:  # another local host, now behind the router
-            changed[:6] = to.router if data[6:12] == source.host.mac else changed[:6]
+        own = at is not None and _local(data[at + 16 : at + 20])
+        if not own and not data[0] & 1 and data[:6] not in macs and data[6:12] == source.host.mac:
+            changed[:6] = to.router
         if at is not None:
             for end in (at + 12, at + 16):
                 if data[end : end + 4] == source.host.ip:

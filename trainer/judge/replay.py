@@ -12,7 +12,7 @@ from edge_agent.agent import BATCH, Agent
 from edge_agent.config import AgentConfig
 from edge_agent.contract.alert import Alert
 from edge_agent.contract.bundle import Bundle
-from trainer.judge.inject import Frame
+from trainer.data.frames import Frame
 
 SEED = 1
 
@@ -25,21 +25,36 @@ class Replayed:
     agent: Agent
 
 
-def replay(bundle: Bundle, config: AgentConfig, frames: Iterable[Frame], *, learn: bool = False) -> Replayed:
-    """Have an agent judge frames in the order of their times, from a cold start.
+def new_agent(bundle: Bundle, config: AgentConfig, *, learn: bool = False) -> Agent:
+    """Return an agent that starts cold.
 
-    With ``learn`` each device gets limits of its own, learnt from its traffic in these frames; without, all devices are
-    held to the bundle's limits, whatever the configuration says.
+    With ``learn`` each device gets limits of its own, learnt from its traffic; without, all devices are held to the
+    bundle's limits, whatever the configuration says.
     """
-    agent = Agent(replace(config, learning=replace(config.learning, enabled=learn)), bundle, seed=SEED)
+    return Agent(replace(config, learning=replace(config.learning, enabled=learn)), bundle, seed=SEED)
+
+
+def judged(agent: Agent, frames: Iterable[Frame]) -> list[Alert]:
+    """Have an agent judge frames in the order given; return its alerts. Those of open episodes are still to come."""
     alerts: list[Alert] = []
     left = iter(frames)
     while batch := list(islice(left, BATCH)):
         rows = agent.extractor.push_frames(batch)
         if len(rows):  # a frame without a whole link header gives none
             alerts += agent.judge(rows)
-    alerts += agent.finish()
+    return alerts
+
+
+def by_episode(alerts: Iterable[Alert]) -> list[list[Alert]]:
+    """Return the messages of each episode, first episode first."""
     episodes: dict[str, list[Alert]] = {}
     for alert in alerts:
         episodes.setdefault(alert.id, []).append(alert)
-    return Replayed(episodes=list(episodes.values()), agent=agent)
+    return list(episodes.values())
+
+
+def replay(bundle: Bundle, config: AgentConfig, frames: Iterable[Frame], *, learn: bool = False) -> Replayed:
+    """Have an agent judge frames from a cold start to its end; ``learn`` as in `new_agent`."""
+    agent = new_agent(bundle, config, learn=learn)
+    alerts = judged(agent, frames)
+    return Replayed(episodes=by_episode([*alerts, *agent.finish()]), agent=agent)

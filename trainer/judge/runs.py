@@ -9,7 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract import cli, runfolder
-from edge_agent.contract.bundle import BENIGN, BundleError, Decision
+from edge_agent.contract.bundle import BENIGN, BundleError
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.runfolder import RunFolderError
 from edge_agent.contract.scaling import Array, Scaler
 from trainer.report.findings import Findings
@@ -21,7 +22,7 @@ Index = NDArray[np.intp]
 class RunFolder:
     """Rows of a run folder: raw values (n, k) of the model's columns and, per row, its part, label, device and time.
 
-    ``part`` is train, optimise or test; of attack rows attack.
+    ``part`` is train, optimise or test; of attack rows attack. Benign rows of one ``run`` followed each other.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class RunFolder:
     label: NDArray[np.str_]
     device: NDArray[np.str_]
     t_ns: NDArray[np.int64]
+    run: NDArray[np.int64]
     scaler: Scaler
     decision: Decision
     normal: dict[str, tuple[float, ...]]
@@ -85,7 +87,7 @@ def load(path: Path, most: int | None = None) -> RunFolder:
     ``most`` bounds the rows of each part and attack: their first ones, which are in sequence.
     """
     model, scaler = runfolder.read_model(path)
-    facts = [name for name in runfolder.ROW_FACTS if name != "mac"]
+    facts = [name for name in runfolder.ROW_FACTS if name not in ("mac", "start")]
     try:
         frame = pl.read_parquet(path / runfolder.ROWS).select([*model.columns, *facts])
     except OSError as error:
@@ -103,6 +105,7 @@ def load(path: Path, most: int | None = None) -> RunFolder:
         label=label,
         device=device,
         t_ns=frame["t_ns"].to_numpy().astype(np.int64),
+        run=frame["run"].to_numpy().astype(np.int64),
         scaler=scaler,
         decision=model.decision,
         normal=model.normal,

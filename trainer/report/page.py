@@ -102,9 +102,9 @@ def _facts(model: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str,
         **provenance.get("versions", {}),
     }
     if provenance.get("generated"):
-        from trainer.judge.evaluation import generator_sha256
+        from trainer.traffic.provenance import GENERATOR, generator_sha256
 
-        facts["generator"] = f"trainer/generate.py, SHA-256 {generator_sha256()}"
+        facts["generator"] = f"{GENERATOR}, SHA-256 {generator_sha256()}"
     return facts
 
 

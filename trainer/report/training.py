@@ -5,10 +5,10 @@ from typing import Any
 
 from trainer.report.findings import Figure, Findings, Series, Table, number
 
-THRESHOLD = ("limit", "tau", "quantile", "highest", "mean", "std", "min", "max", "rows")
+THRESHOLD = ("limit", "tau", "quantile", "highest", "others", "mean", "std", "min", "max", "rows")
 """Figures of a rule's threshold in metrics.json, in the order of the table."""
 
-TAIL = ("peaks", "days", "level", "scale", "shape", "limit", "bound")
+TAIL = ("peaks", "days", "level", "scale", "shape", "every", "limit", "bound")
 """Figures of the tail of benign votes in metrics.json, in the order of the table."""
 
 
@@ -52,10 +52,29 @@ def training(model: Mapping[str, Any], metrics: Mapping[str, Any], histories: Ma
         title="Training",
         command="",
         generated=bool(model.get("generated")),
-        lead=tuple(f"{name}: best epoch {h['best_epoch']} of {h['epochs']}." for name, h in trained.items()),
+        lead=(
+            *(f"{name}: best epoch {h['best_epoch']} of {h['epochs']}." for name, h in trained.items()),
+            *_budget(model.get("decision", {}), metrics),
+        ),
         tables=tuple(tables),
         figures=tuple(figures),
     )
+
+
+def _budget(decision: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Say what false alerts are allowed, what the benign days prove of it, and which device is the loudest."""
+    basis, loudest = metrics.get("basis"), metrics.get("loudest")
+    if basis and basis["home_month"] is not None:
+        yield (
+            f"Budget: {number(decision['budget'])} false alerts per month of a home of {decision['home_devices']} "
+            f"devices. The {number(basis['device_days'])} benign device-days of the fit, in which the score exceeded "
+            f"its limit {basis['above']} times, prove at most {number(basis['home_month'])} by the score (95 %)."
+        )
+    if loudest:
+        yield (
+            f"Loudest device: {loudest['device']}, about {number(loudest['alerts_a_month'])} alerts a month at this "
+            "limit unless it learns one of its own."
+        )
 
 
 def _thresholds(thresholds: Mapping[str, Any]) -> Iterator[Table]:
@@ -63,11 +82,12 @@ def _thresholds(thresholds: Mapping[str, Any]) -> Iterator[Table]:
         "τ and the limit of a vote",
         ("rule", *THRESHOLD),
         tuple((rule, *(threshold[name] for name in THRESHOLD)) for rule, threshold in thresholds.items()),
-        "τ = mean + n·std over benign optimise rows. These figures are of the float model.",
+        "τ = mean + n·std over benign optimise rows; others: the upper bound of the tail without the loudest device, "
+        "which the limit is at most twice. These figures are of the float model.",
     )
     yield Table(
         "The tail of benign votes",
-        ("rule", "peaks", "device-days", "level", "scale", "shape ξ", "limit at the budget", "upper bound"),
+        ("rule", "peaks", "device-days", "level", "scale", "shape ξ", "once in days", "limit", "upper bound"),
         tuple((rule, *(threshold["tail"][name] for name in TAIL)) for rule, threshold in thresholds.items()),
     )
 

@@ -268,6 +268,10 @@ def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean"
         assert meta["ip_version"] == packet.version
         for name in ("src", "dst"):
             assert bytes(meta[name]) == getattr(packet, name).ljust(16, b"\0"), name
+        # of floats, of which the first is a difference of numbers 200 times as high
+        np.testing.assert_allclose(meta["unanswered"], [float(x) for x in packet.unanswered], rtol=1e-5, atol=2e-3)
+        np.testing.assert_allclose(meta["answers"], float(packet.answers), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(meta["opened"], float(packet.opened), rtol=1e-6, atol=1e-6)
     expected = np.array([[float(x) for x in row] for row in rows])
     noise = ~np.array(trusted)
     expected[:, PCC] = np.where(noise, 0, expected[:, PCC])
@@ -278,6 +282,26 @@ def assert_as_twin(frames: list[Frame], linktype: int = 1, jitter: Any = "clean"
         atol[JITTER_MEANS] = 1e-6  # 1.7e9 s minus 1.7e9 s in doubles
     wrong = np.abs(values - expected) > 1e-9 * np.abs(expected) + atol
     assert not wrong.any(), [(int(i), ALL_COLUMNS[j], values[i, j], expected[i, j]) for i, j in np.argwhere(wrong)[:8]]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(craft.gaps(), st.booleans(), st.sampled_from((22, 23, 80, 443, 8080)), st.sampled_from((2, 16, 18)),
+                  st.sampled_from(("tcp", "tcp", "tcp", "udp", "echo", "error udp")), st.integers(0, 3)),
+        max_size=30,
+    )
+)  # fmt: skip
+def test_kernel_agrees_with_its_twin_on_what_is_tried_in_vain(
+    talk: list[tuple[int, bool, int, int, str, int]],
+) -> None:
+    """Ports and logins of a host that are tried, hosts that are pinged, and packets that few answer."""
+    frames = []
+    for number, (gap, forward, port, flags, transport, host) in enumerate(talk):
+        a, b, ports = (0, host, (50000 + number, port)) if forward else (host, 0, (port, 50000))
+        spec = Spec(src=a, dst=b, sport=ports[0], dport=ports[1], tcp_flags=flags, transport=transport)
+        frames.append((gap, spec))
+    assert_as_twin(at_times(frames))
 
 
 def streams(max_size: int) -> st.SearchStrategy[list[tuple[int, Spec]]]:

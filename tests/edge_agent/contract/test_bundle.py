@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from edge_agent.contract import bundle
-from edge_agent.contract.bundle import Bundle, BundleError, BundleManifest, Decision, Tail, Threshold
+from edge_agent.contract.bundle import Bundle, BundleError, BundleManifest
 from edge_agent.contract.columns import CLEAN, DEVICE
+from edge_agent.contract.decision import Decision, Tail, Threshold
 
 COLUMNS = ("H_L1_weight", "H_L1_mean", "device_L1_new_peers")
 TAIL = Tail(level=0.2, scale=0.8, shape=0.1, peaks=400, days=2.5, limit=2.0, bound=2.9)
@@ -23,7 +24,7 @@ TAU = Threshold(
 
 def manifest(**changes: object) -> BundleManifest:
     plain: dict = {
-        "format": 1,
+        "format": 2,
         "version": "2026.11.23+1",
         "created": "2026-11-23T12:00:00+00:00",
         "generated": True,
@@ -141,7 +142,7 @@ def drop(path: str) -> Callable[[dict], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (put("format", 2), "format 2, this agent reads format 1"),
+        (put("format", 3), "format 3, this agent reads format 2"),
         (put("schemas", ["nbaiot115-clean-9"]), "unknown schema 'nbaiot115-clean-9'"),
         (put("schemas", [DEVICE]), "column 'H_L1_weight' is in none of the schemas device-1"),
         (put("columns", ["H_L1_weight"] * 3), "columns must be named, each once"),
@@ -183,6 +184,25 @@ def test_manifest_that_cannot_be_used_says_why(made: Bundle, change: Callable[[d
         bundle.load(made.path)
     assert "manifest.json" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_bundle_of_format_1_is_read_with_the_limits_that_it_has(made: Bundle) -> None:
+    """Its budget was one device's and week's, and it had a margin that no rule uses any more."""
+    path = made.path / "manifest.json"
+    data = json.loads(path.read_text())
+    data["format"] = 1
+    data["decision"] |= {"vote_margin": 2.0, "budget": 1.0, "warmup_score_factor": 4.0}
+    for key in ("home_devices", "start_factor", "basis"):
+        del data["decision"][key]
+    path.write_text(json.dumps(data))
+    decision = bundle.load(made.path).manifest.decision
+    assert decision.full == TAU
+    assert decision.budget == pytest.approx(3000 / 7)
+    assert (decision.start_factor, decision.basis) == (4.0, None)
+    data["decision"] = None
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"manifest\.json \[decision\]: expected"):
+        bundle.load(made.path)
 
 
 @pytest.mark.parametrize(

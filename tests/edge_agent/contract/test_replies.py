@@ -113,17 +113,48 @@ def test_characters_that_take_two_columns_are_counted_as_two():
 
 def test_what_is_to_be_known_of_a_device_stands_below_it():
     stale = {**CAMERA, "state": "stale", "capped": True, "reason": "in an alarm for long", "alarmed": True}
+    ends = "ends when its traffic is within its limits again, or when you let it learn anew"
+    stale |= {"ends": ends, "bursts": {"days": 2, "of": 3, "marked": 1}}
+    stale |= {"vouched": [{"kind": "flood", "port": 443, "times": 2.5}]}
     text = status({"gateway": "gw-001", "devices": [stale, BULB]})
     (at,) = [i for i, line in enumerate(text) if line.startswith(f"  {CAMERA['mac']}")]
-    assert [line[:30] for line in text[at + 1 : at + 5]] == [
+    assert [line[:30] for line in text[at + 1 : at + 9]] == [
         "    under alarm: look at its a",
         "    stale since 2026-11-28 03:",
         "    it has no limits of its ow",
+        "    that ends when its traffic",
+        "    bursts without signs of an",
+        "    1 burst with signs of an a",
+        "    bursts that somebody said ",
         "    its limits are the highest",
     ]
-    assert text[at + 5].startswith(f"  {MAC}")
-    assert f"`botwatch agent learn {CAMERA['mac']}`" in text[at + 2]
+    assert text[at + 9].startswith(f"  {MAC}")
+    assert text[at + 4] == f"    that {ends}; until then look at its alerts"
+    assert "on 2 days; they are learnt when they have recurred on 3" in text[at + 5]
+    assert text[at + 7].endswith("flood to port 443, up to 2.5 times the model's limit")
     assert "devices       2 known: 1 stale, 1 learning; 1 under alarm" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({}, "1 episode open"),
+        (
+            {"home_month": 1.0, "home_devices": 20},
+            "the model's limits allow 1 false alert a month in a home of 20 devices",
+        ),
+        (
+            {"home_month": 2.0, "home_devices": 20, "device_days": 85.5, "proven": 21.05},
+            "the model's limits allow 2 false alerts a month in a home of 20 devices; the 85.5 benign device-days that "
+            "they rest on prove at most 21.05 (95 %)",
+        ),
+    ],
+)
+def test_the_budget_of_false_alerts_stands_beside_the_alerts(budget, words):
+    text = status(RESULT | {"budget": budget})
+    (at,) = [i for i, line in enumerate(text) if line.startswith("alerts")]
+    shown = [line for line in text[at : at + 2] if line]
+    assert shown[-1].strip().removeprefix("alerts").strip() == words
 
 
 def test_times_are_local_with_the_zone_or_utc(monkeypatch):

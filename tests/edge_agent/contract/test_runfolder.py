@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edge_agent.contract import runfolder
-from edge_agent.contract.bundle import Decision, PacketProfile, Tail, Threshold
+from edge_agent.contract.bundle import PacketProfile
+from edge_agent.contract.decision import Decision, Tail, Threshold
 from edge_agent.contract.runfolder import ModelFile, Provenance, RunFolderError
 from edge_agent.contract.scaling import Scaler
 

@@ -8,17 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edge_agent.contract.bundle import Decision, Tail
 from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.decision import Decision, Tail
 from edge_agent.detection import calibrate, device_limits
 from edge_agent.detection.calibrate import (
     Benign,
     correlation_rows,
     count_bounds,
     decide,
+    find_loudest,
     highest_vote,
-    peaks,
-    tail,
     threshold,
     vote_window,
 )
@@ -29,7 +28,7 @@ SCORES = st.integers(1, 60).flatmap(lambda n: arrays(np.float64, n, elements=st.
 
 
 NO_TAIL = Tail(0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
-PLAIN = {"n": 3.0, "quantile": 0.99, "method": "tail", "tail": NO_TAIL, "highest": 0.0, "margin": 2.0}
+PLAIN = {"n": 3.0, "quantile": 0.99, "method": "tail", "tail": NO_TAIL}
 
 
 def test_tau_is_mean_plus_n_standard_deviations():
@@ -37,12 +36,6 @@ def test_tau_is_mean_plus_n_standard_deviations():
     assert found.tau == pytest.approx(3.0 + 3.0 * np.sqrt(3.5))
     assert found.limit == found.tau
     assert (found.mean, found.min, found.max, found.rows, found.n) == (3.0, 1.0, 6.0, 4, 3.0)
-
-
-@pytest.mark.parametrize("method", ["tail", "mean_std", "quantile"])
-def test_the_limit_keeps_its_margin_from_the_highest_benign_vote(method):
-    found = threshold(np.array([1.0, 1.0]), **PLAIN | {"method": method, "highest": 5.0})
-    assert (found.tau, found.highest, found.limit) == (1.0, 5.0, 10.0)
 
 
 def test_the_method_says_which_figure_is_the_limit():
@@ -59,62 +52,17 @@ def test_a_tail_bound_below_tau_does_not_lower_the_limit():
     assert found.limit == found.tau
 
 
+def test_one_device_can_double_the_limit_and_no_more():
+    whole, others = Tail(1.0, 1.0, 0.0, 400, 3.0, 40.0, 90.0), Tail(1.0, 1.0, 0.0, 300, 2.0, 4.0, 7.0)
+    found = threshold(np.ones(3), **PLAIN | {"tail": whole, "others": others})
+    assert (found.limit, found.others, found.tail) == (14.0, 7.0, whole)
+    assert threshold(np.ones(3), **PLAIN | {"tail": others, "others": whole}).limit == 7.0
+
+
 @pytest.mark.parametrize(("scores", "words"), [([], "no benign rows"), ([1.0, np.nan], "finite"), ([np.inf], "finite")])
 def test_a_threshold_of_nothing_or_of_what_is_no_number_is_refused(scores, words):
     with pytest.raises(ValueError, match=words):
         threshold(np.array(scores), **PLAIN)
-
-
-def test_the_tail_of_known_peaks_gives_the_level_of_its_budget():
-    """Log peaks from an exponential tail: the level exceeded once in so many device-days is known exactly."""
-    highs = np.exp(np.random.default_rng(3).exponential(0.5, 20_000))  # 144 peaks a day, scale 0.5
-    days = len(highs) / 144
-    found = tail(highs, days, budget=7.0, confidence=0.95)  # once a device-day
-    true = np.exp(0.5 * np.log(144))
-    assert found.limit == pytest.approx(true, rel=0.15)
-    assert found.limit < found.bound < 2 * true
-    assert (found.peaks, found.days) == (20_000, days)
-    assert found.shape < 0.1
-
-
-def test_the_bound_of_the_tail_holds_as_often_as_it_says():
-    """Of many small samples, at least about 95 % have a bound above the true level."""
-    true, held = np.exp(0.8 * np.log(400 / (1 / 7 * 400 / 144))), 0
-    for seed in range(60):
-        highs = np.exp(np.random.default_rng(seed).exponential(0.8, 400))
-        held += tail(highs, 400 / 144, budget=1.0, confidence=0.95).bound >= true
-    assert held >= 54
-
-
-def test_a_smaller_budget_and_fewer_peaks_mean_a_higher_bound():
-    highs = np.exp(np.random.default_rng(5).exponential(0.5, 2000))
-    often, seldom = (tail(highs, 14.0, budget=b, confidence=0.95) for b in (10.0, 0.1))
-    assert seldom.limit > often.limit
-    few = tail(highs[:200], 1.4, budget=10.0, confidence=0.95)
-    assert few.bound / few.limit > often.bound / often.limit
-
-
-def test_the_tail_does_not_depend_on_the_order_of_the_peaks():
-    highs = np.exp(np.random.default_rng(5).exponential(0.5, 500))
-    assert tail(highs, 3.0, budget=1.0, confidence=0.95) == tail(highs[::-1], 3.0, budget=1.0, confidence=0.95)
-
-
-def test_too_few_peaks_have_no_tail():
-    assert tail(np.ones(100), 1.0, budget=1.0, confidence=0.95).bound == 0.0
-    assert tail(np.zeros(0), 0.0, budget=1.0, confidence=0.95).bound == 0.0
-
-
-def test_peaks_are_the_highest_vote_of_ten_minutes_with_traffic():
-    t_ns = np.array([0, 1, 599, 600, 5000, 5001]) * 1_000_000_000
-    highs, days = peaks(np.array([1.0, 3.0, 2.0, 5.0, 4.0, 1.0]), t_ns)
-    assert highs.tolist() == [3.0, 5.0, 4.0]
-    assert days == pytest.approx(1800 / 86400)
-
-
-def test_rows_without_times_give_a_peak_per_thousand():
-    highs, days = peaks(np.arange(2500.0), np.zeros(2500, dtype=np.int64))
-    assert highs.tolist() == [999.0, 1999.0, 2499.0]
-    assert days == pytest.approx(1800 / 86400)
 
 
 def test_the_window_spans_twice_what_benign_scores_stay_alike_for():
@@ -227,34 +175,128 @@ def test_the_highest_vote_of_no_rows_is_zero():
     assert highest_vote(np.zeros(0), np.zeros(0), 15, 20) == 0.0
 
 
+def counts_of(*highest: float) -> dict[str, np.ndarray]:
+    """Devices whose first two counts reach these."""
+    return {f"device {i}": np.r_[h, h, np.zeros(len(COUNT_COLUMNS) - 2)] for i, h in enumerate(highest)}
+
+
 def test_count_bounds_are_a_margin_over_what_benign_devices_reach_but_at_least_the_floor():
-    counts = np.zeros((3, len(COUNT_COLUMNS)))
-    counts[1, 0], counts[2, 1] = 4.0, 100.0
-    bounds = count_bounds(counts, 2.0, {COUNT_COLUMNS[0]: 10.0, COUNT_COLUMNS[1]: 10.0})
-    assert bounds == {COUNT_COLUMNS[0]: 10.0, COUNT_COLUMNS[1]: 200.0}
-    assert count_bounds(np.zeros((0, len(COUNT_COLUMNS))), 2.0, {COUNT_COLUMNS[3]: 6.0}) == {COUNT_COLUMNS[3]: 6.0}
+    floors = {COUNT_COLUMNS[0]: 10.0, COUNT_COLUMNS[1]: 300.0}
+    assert count_bounds(counts_of(4.0, 100.0), 2.0, floors) == {COUNT_COLUMNS[0]: 200.0, COUNT_COLUMNS[1]: 300.0}
+    assert count_bounds({}, 2.0, {COUNT_COLUMNS[3]: 6.0}) == {COUNT_COLUMNS[3]: 6.0}
 
 
-@pytest.fixture
-def benign() -> Benign:
+def test_one_device_raises_no_count_bound_for_all():
+    floors = {COUNT_COLUMNS[0]: 10.0}
+    assert count_bounds(counts_of(1.0, 2.0, 8.0, 500.0, 3.0), 2.0, floors) == {COUNT_COLUMNS[0]: 16.0}
+
+
+def a_home(loud: float = 1.0, starts: int = 0) -> Benign:
+    """Two days of six devices, a row every 30 s; one device's scores are ``loud`` times those of the others."""
     rng = np.random.default_rng(1)
-    full, fast = rng.gamma(2.0, 0.1, (2, 400))
-    t_ns = np.arange(400) * 60_000_000_000
-    return Benign(full, fast, np.repeat([0, 1], 200), np.arange(400) % 2 == 0, t_ns)
+    n, devices = 5760, 6
+    full, fast = rng.gamma(2.0, 0.1, (2, devices * n))
+    full[:n] *= loud
+    t_ns = np.tile(np.arange(n) * 30_000_000_000, devices)
+    return Benign(
+        full=full,
+        fast=fast,
+        device=np.repeat([f"device {i}" for i in range(devices)], n),
+        runs=np.repeat(np.arange(devices), n),
+        optimise=np.arange(devices * n) % 2 == 0,
+        start=t_ns < starts * 30_000_000_000,
+        t_ns=t_ns,
+    )
 
 
-def test_a_decision_has_limits_of_its_own_scores_and_the_rules_given(benign):
-    made = decide(benign, 10.0, {COUNT_COLUMNS[0]: 6.0}, vote_k=3, vote_w=4, warmup_s=60.0)
+RULES = {"vote_k": 3, "vote_w": 4}
+
+
+def test_a_decision_has_limits_of_its_own_scores_and_the_rules_given():
+    benign = a_home()
+    made = decide(benign, 10.0, {COUNT_COLUMNS[0]: 6.0}, warmup_s=60.0, **RULES)
     assert (made.vote_k, made.vote_w, made.warmup_s, made.counts) == (3, 4, 60.0, {COUNT_COLUMNS[0]: 6.0})
     assert made.full.tau == pytest.approx(benign.full[::2].mean() + 10 * benign.full[::2].std())
     assert made.fast.tau == pytest.approx(benign.fast[::2].mean() + 10 * benign.fast[::2].std())
-    assert made.full.highest == highest_vote(benign.full, benign.groups, 3, 4)
+    assert made.full.highest == highest_vote(benign.full, benign.runs, 3, 4)
 
 
-def test_another_form_of_the_model_gets_limits_of_its_own_and_keeps_every_rule(benign):
-    first = decide(benign, 10.0, {COUNT_COLUMNS[0]: 6.0}, vote_margin=3.0, reject=0.7)
+def test_a_decision_says_what_it_rests_on_and_what_that_proves():
+    made = decide(a_home(), 1.0, {}, **RULES)
+    assert (made.basis.devices, made.basis.starts, made.basis.above) == (6, 0, 0)
+    assert made.basis.device_days == pytest.approx(12.0, rel=1e-3)
+    assert made.basis.home_month == pytest.approx(2.996 / 12.0 * 600, rel=1e-3)
+    assert made.full.tail.every == pytest.approx(12.0, rel=1e-3)  # the budget's 3,000 days cannot be seen in 12
+    assert decide(a_home(), 1.0, {}, budget=6000.0, **RULES).full.tail.every == pytest.approx(0.5)
+
+
+def test_a_loud_device_is_named_and_does_not_decide_alone():
+    quiet, benign = decide(a_home(), 1.0, {}, **RULES), a_home(loud=100.0)
+    made = decide(benign, 0.1, {}, **RULES)
+    assert made.full.tail.bound > 20 * quiet.full.tail.bound
+    assert made.full.others == pytest.approx(quiet.full.tail.bound, rel=0.3)
+    found = find_loudest(made, benign)
+    assert (found.device, found.bound_without) == ("device 0", made.full.others)
+    assert made.full.limit == max(2 * made.full.others, made.full.tau)
+    assert found.alerts_a_month == pytest.approx(made.basis.above / 2 * 30, rel=1e-3)
+
+
+def test_no_device_is_left_out_of_a_few():
+    benign = a_home(loud=100.0)
+    few = np.isin(benign.device, ["device 0", "device 1"])
+    benign = Benign(**{f.name: getattr(benign, f.name)[few] for f in dataclasses.fields(Benign)})
+    made = decide(benign, 1.0, {}, **RULES)
+    assert find_loudest(made, benign) is None
+    assert (made.full.others, made.full.limit) == (0.0, made.full.tail.bound)
+
+
+def test_rows_of_a_start_raise_no_limit():
+    wild = a_home(starts=20)
+    wild.full[wild.start] *= 1000.0
+    calm, made = decide(a_home(), 10.0, {}, **RULES), decide(wild, 10.0, {}, **RULES)
+    assert made.full.limit == pytest.approx(calm.full.limit, rel=0.05)
+    assert made.full.highest < 2.0
+    assert (made.basis.starts, made.start_factor) == (6, 5.0)  # six starts are too few for a tail
+
+
+def test_enough_wild_starts_make_a_devices_first_seconds_more_tolerant():
+    rng = np.random.default_rng(2)
+    n, starts = 40, 200  # each device has a start of 20 rows and as many rows after it
+    start = np.tile(np.arange(n) < n // 2, starts)
+    scores = rng.gamma(2.0, 0.1, n * starts) * np.where(start, 20.0, 1.0)
+    benign = Benign(
+        full=scores,
+        fast=scores,
+        device=np.repeat(np.arange(starts).astype(str), n),
+        runs=np.repeat(np.arange(starts), n),
+        optimise=np.ones(len(scores), dtype=bool),
+        start=start,
+        t_ns=np.tile(np.arange(n) * 30_000_000_000, starts),
+    )
+    made = decide(benign, 0.0, {}, **RULES)
+    assert made.start_factor * made.full.limit > 0.9 * highest_vote(scores, benign.runs, 3, 4)  # one alert in 100
+    assert made.start_factor > 5.0
+
+
+def test_votes_do_not_span_rows_that_were_thinned_out():
+    """A high row before a gap and two after it are no vote of three."""
+    benign = a_home()
+    benign.full[100:103] = 50.0
+    cut = dataclasses.replace(benign, runs=benign.runs + 10 * (np.arange(len(benign.runs)) > 100))
+    together, apart = (decide(b, 1.0, {}, **RULES).full.highest for b in (benign, cut))
+    assert apart < 2.0 < 50.0 == together
+
+
+def test_another_form_of_the_model_gets_limits_of_its_own_and_keeps_every_rule():
+    benign = a_home()
+    first = decide(benign, 10.0, {COUNT_COLUMNS[0]: 6.0}, reject=0.7, **RULES)
     again = calibrate.recalibrate(first, dataclasses.replace(benign, full=benign.full * 2))
     assert again.full.limit == pytest.approx(2 * first.full.limit)
     assert again.fast == first.fast
     rules = {f.name for f in dataclasses.fields(Decision)} - {"full", "fast"}
     assert all(getattr(again, name) == getattr(first, name) for name in rules)
+
+
+def test_arrays_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="different lengths"):
+        dataclasses.replace(a_home(), full=np.ones(3))

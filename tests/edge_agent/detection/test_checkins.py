@@ -138,6 +138,27 @@ def test_a_cloud_that_moves_to_another_address_is_not_reported_but_a_server_besi
     assert {d.dest_ip for d in told(home(4, cloud_until=2), moved, second)} in ({SERVER}, {OTHER_CLOUD})  # one heir
 
 
+def test_a_slow_cloud_may_move_before_it_was_judged_to_an_address_that_is_visited_at_the_same_pace():
+    """Thirty contacts every four minutes take two hours; this cloud moves after 72 minutes."""
+    own = list(held(CLOUD, S, int(1.2 * HOUR), 240.0, 0.05, 8883, 60))
+    move = int(1.25 * HOUR)
+    assert told(own, held(OTHER_CLOUD, move, 5 * HOUR, 240.0, 0.05, 8883, 60)) == []
+    assert {d.dest_ip for d in told(own, held(SERVER, move, 5 * HOUR, 60.0, 0.05, 8883, 60))} == {SERVER}
+
+
+def test_a_newcomer_is_told_once_and_not_again_where_it_moves_to():
+    first = held(SERVER, 2 * HOUR, 4 * HOUR, 30.0, 0.05, 8883, 60)
+    moved = held(OTHER_CLOUD, 4 * HOUR + 30 * S, 7 * HOUR, 30.0, 0.05, 8883, 60)
+    assert {d.dest_ip for d in told(home(7), first, moved)} == {SERVER}
+
+
+def test_a_series_is_of_the_port_that_it_goes_to_whatever_came_before():
+    """The cloud moves to a host that the device once fetched something from, by another port."""
+    once = exchange(2 * HOUR - 1800 * S, OTHER_CLOUD, 39_000, 443, 60)
+    moved = held(OTHER_CLOUD, 2 * HOUR, 4 * HOUR, 30.0, 0.05, 8883, 60)
+    assert told(home(4, cloud_until=2), once, moved) == []
+
+
 def test_nothing_depends_on_where_batches_end():
     parts = [home(3), SERIES["every 10 s"], SERIES["nobody answers"]]
     whole = told(*parts)

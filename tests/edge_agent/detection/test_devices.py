@@ -18,18 +18,23 @@ from edge_agent.agent import Agent
 from edge_agent.capture.features import Extractor, Rows
 from edge_agent.config import AgentConfig
 from edge_agent.contract import bundle as bundles
+from edge_agent.contract.alert import Activity
 from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import COUNT_COLUMNS, indices
 from edge_agent.contract.messages import MAX_PAYLOAD, MAX_STORED, encode
+from edge_agent.control import CommandRefused
 from edge_agent.delivery.suppressions import Suppressions
+from edge_agent.detection.bursts import Mark
 from edge_agent.detection.detector import Detector
+from edge_agent.detection.device_document import budget
 from edge_agent.detection.devices import MAX_DEVICES, Devices
+from edge_agent.handlers import teach
 from edge_agent.learning_store import seen_path
 from edge_agent.state import State
 from tests.conftest import Home
-from tests.edge_agent.detection.test_detector import found
-from tests.traffic import CLOUD, PLUG, PLUG_MAC, Frame, S, merged, one_socket, packet, scan, steady
+from tests.edge_agent.detection.test_detector import by_score, found
+from tests.traffic import CLOUD, PLUG, PLUG_MAC, ROUTER_MAC, Frame, S, merged, one_socket, packet, scan, steady
 
 MINUTE = 60 * S
 BEGIN = 1_770_000_000 * S // MINUTE * MINUTE
@@ -198,7 +203,8 @@ def test_scans_are_alerted_from_the_first_minutes_of_learning_and_a_device_in_al
 @pytest.mark.parametrize("minute", [0.5, 3, 8])
 def test_in_its_first_minutes_a_device_that_is_learnt_is_protected_as_one_that_is_not(bundle, minute):
     """A flood that only the score sees, above the model's own limit of that time and not far."""
-    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 2000)))
+    rows = Extractor(4096, seed=1).push_frames(merged(life(10), flood(minute, 0.2, 4000)))
+    bundle = by_score(bundle)
     shared = found(Detector(bundle), rows)
     assert minute < first_alert(shared) < minute + 0.2
     assert {d.method for d in shared if d.device_mac == PLUG_MAC} == {"autoencoder"}
@@ -452,3 +458,116 @@ def test_a_file_of_what_devices_have_seen_that_is_damaged_is_moved_aside(bundle,
     assert Agent(AgentConfig(), other, state=state).extractor.counts()["devices"] == 2
     assert state.damaged == 1
     state.close()
+
+
+def test_the_budget_is_the_bundle_s_with_what_its_days_prove(bundle):
+    decision = Devices(bundle).decision
+    said = budget(decision)
+    assert (said["home_month"], said["home_devices"]) == (decision.budget, decision.home_devices) == (1.0, 20)
+    assert decision.basis is not None
+    assert said["device_days"] == round(decision.basis.device_days, 1) > 0
+    assert said["proven"] == round(decision.basis.home_month, 2) > decision.budget
+    assert budget(dataclasses.replace(decision, basis=None)) == {"home_month": 1.0, "home_devices": 20}
+
+
+# -- bursts that recur, of real packets over days --
+
+
+def call(day: float, seconds: float = 60.0, host: str = CLOUD, mac: int = ROUTER_MAC, answered: bool = True):
+    """A video call: 300 packets a second from the device, and half as many back."""
+    begin = BEGIN + int(day * 1440 * MINUTE) + MINUTE
+    out = packet(PLUG, host, 40001, 8883, proto=6, flags=0x18, size=1200)
+    back = packet(host, PLUG, 8883, 40001, proto=6, flags=0x10, mac=mac, to_mac=PLUG_MAC)
+    for i in range(int(300 * seconds)):
+        t = begin + i * S // 300
+        yield t, len(out), out
+        if answered and i % 2:
+            yield t + 1_000_000, len(back), back
+
+
+def days(devices: Devices, bundle: Bundle, of_day: Iterable[Iterable[Frame]]) -> list[list]:
+    """Let a device learn for twenty minutes, then live some minutes of each day; return what is told on each."""
+    detector, extractor = Detector(bundle, learn=devices.limits_of), Extractor(4096, seed=1)
+    detector.observe(extractor.push_frames(list(life(20))))
+    told = []
+    for day, frames in enumerate(of_day, start=1):
+        begin = BEGIN + day * 1440 * MINUTE
+        of_it = detector.observe(extractor.push_frames(merged(life(3, begin, seed=day), frames)))
+        of_it += detector.observe(extractor.push_frames(list(life(3, begin + 60 * MINUTE, seed=day))))
+        told.append([d for d in of_it if d.device_mac == PLUG_MAC])
+        devices.look()
+    return told
+
+
+def test_a_daily_video_call_to_a_host_of_the_device_is_told_on_three_days_and_learnt(bundle, caplog):
+    caplog.set_level("INFO")
+    devices = Devices(bundle)
+    told = days(devices, bundle, [call(day) for day in range(1, 6)])
+    assert [bool(of_day) for of_day in told] == [True, True, True, False, False]
+    assert {d.class_name for of_day in told for d in of_day} == {"unknown"}
+    own = entry(devices)
+    assert (own["state"], own["bursts"]) == ("active", {"days": 5, "of": 3, "marked": 0})
+    assert 2.0 < own["recurring"] < own["score_times"]
+    assert "its bursts have recurred on several days without looking like an attack and are learnt" in caplog.text
+
+
+def test_a_daily_flood_that_resembles_a_known_attack_is_told_each_day(bundle):
+    devices = Devices(bundle)
+    floods = [steady(one_socket(9000, mac=PLUG_MAC), BEGIN + (day * 1440 + 1) * MINUTE, 300) for day in range(1, 7)]
+    told = days(devices, bundle, floods)
+    assert all(told)
+    assert told[-1][-1].class_name == "mirai.udpplain"
+    assert entry(devices)["score_times"] == 1.0
+    assert entry(devices)["bursts"]["marked"] >= 6
+
+
+def test_a_daily_call_that_is_not_answered_is_told_each_day(bundle):
+    """A flood that resembles no attack in the bundle, at a host that the device uses anyway."""
+    devices = Devices(bundle)
+    told = days(devices, bundle, [call(day, answered=False) for day in range(1, 7)])
+    assert all(told)
+    assert entry(devices)["score_times"] == 1.0
+    assert devices.known()[PLUG_MAC].bursts.kept[0].marks == Mark.UNANSWERED
+
+
+def test_a_daily_burst_to_another_new_host_each_day_is_told_each_day(bundle):
+    devices = Devices(bundle)
+    told = days(devices, bundle, [call(day, host=f"198.51.100.{day}") for day in range(1, 7)])
+    assert all(told)
+    assert entry(devices)["bursts"] == {"days": 0, "of": 3, "marked": 6}
+    assert entry(devices)["score_times"] == 1.0
+
+
+def test_a_call_that_somebody_vouches_for_is_learnt_at_once_and_forgotten_on_request(bundle, tmp_path):
+    state = State(tmp_path / "s.sqlite")
+    devices = Devices(bundle, state=state)
+    (first,) = days(devices, bundle, [call(1)])
+    told = tuple({activity for detection in first for activity in detection.activities})
+    assert devices.vouch(PLUG_MAC + 1, told) is None
+    assert devices.vouch(PLUG_MAC, [Activity("scan", 23)]) is False
+    assert devices.vouch(PLUG_MAC, told) is True
+    devices.keep(devices.records(1e9, everything=True), 1e9)
+    again = Devices(bundle, state=state)
+    assert entry(again)["vouched"] == entry(devices)["vouched"]
+    assert entry(again)["score_times"] == entry(devices)["score_times"] > 2.0
+    assert days(again, bundle, [[], call(2)]) == [[], []]
+    assert again.unvouch(PLUG_MAC, told)
+    assert entry(again)["score_times"] == 1.0
+    state.close()
+
+
+def test_an_order_to_learn_a_burst_says_why_it_cannot_be_carried_out(bundle):
+    devices = Devices(bundle)
+    (first,) = days(devices, bundle, [call(1)])
+    told = tuple({activity for detection in first for activity in detection.activities})
+    for device, activities, reason in (
+        ("192.168.38.20", told, "named by its MAC"),
+        ("02:00:00:00:00:99", told, "has not been seen"),
+        (mac_text(PLUG_MAC), (Activity("check-in"),), "no burst of this sort is remembered"),
+    ):
+        with pytest.raises(CommandRefused, match=reason):
+            teach(devices, device, activities, True)
+    teach(devices, mac_text(PLUG_MAC), told, True)
+    assert entry(devices)["score_times"] > 2.0
+    teach(devices, mac_text(PLUG_MAC), told, False)
+    assert entry(devices)["score_times"] == 1.0

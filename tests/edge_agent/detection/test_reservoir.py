@@ -16,8 +16,9 @@ from edge_agent.contract.bundle import Bundle
 from edge_agent.contract.captures import mac_text
 from edge_agent.contract.columns import ALL_COLUMNS, CLEAN
 from edge_agent.detection.detector import Detector
-from edge_agent.detection.device_limits import MAX_MINUTES, DeviceLimits
+from edge_agent.detection.device_limits import DeviceLimits
 from edge_agent.detection.devices import Devices
+from edge_agent.detection.minutes import MAX_MINUTES
 from edge_agent.detection.reservoir import BURST_ROWS, EVEN, LOUD, RowBurst, RowSample
 from edge_agent.state import State, StateUnwritableError
 from tests.conftest import Home

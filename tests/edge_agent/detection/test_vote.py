@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edge_agent.contract.columns import COUNT_COLUMNS
+from edge_agent.contract.columns import COUNTS
 from edge_agent.detection.vote import (
     COUNT_DECAYS,
     MEMORY_S,
@@ -112,7 +112,7 @@ def test_what_decays_from_before_is_not_new_and_what_is_opened_in_an_aftermath_i
     """A thousand sockets were opened in the attack; later three a second are opened, or none."""
     long = int(np.argmin(COUNT_DECAYS))
     for rate in (0.0, 3.0):
-        counts = np.full(len(COUNT_COLUMNS), 1000.0)
+        counts = np.full(len(COUNTS), 1000.0)
         aftermath = Aftermath(0, counts)
         for second in range(1, 200):
             counts = counts * np.exp2(-COUNT_DECAYS) + rate
@@ -125,7 +125,7 @@ def test_what_decays_from_before_is_not_new_and_what_is_opened_in_an_aftermath_i
 
 
 def test_a_sender_is_as_loud_as_in_the_attack_from_half_of_its_highest_rate():
-    aftermath = Aftermath(0, np.zeros(len(COUNT_COLUMNS)))
+    aftermath = Aftermath(0, np.zeros(len(COUNTS)))
     aftermath.alarm(10.0)
     aftermath.hear(np.array([40.0, 100.0]))
     assert aftermath.as_loud(np.array([4.9, 5.0])).tolist() == [False, True]  # the second of the attack itself

@@ -148,6 +148,22 @@ def test_only_the_devices_and_labels_asked_for_are_read(tmp_path, write_rows):
         published(tmp_path, devices=("Toaster",))
 
 
+def test_many_files_are_thinned_alike_until_all_fit_into_memory(tmp_path, write_rows):
+    """A fit on some hundred captures would need tens of GB otherwise; short files lose nothing."""
+    for number, rows in enumerate((3000, 3000, 3000, 600), 1):
+        write_rows(f"{number}.benign.csv", rows)
+    whole = published(tmp_path)
+    table = published(tmp_path, Limits(total_rows=5000))
+    sizes = [int((table.capture == code).sum()) for code in range(4)]
+    assert sizes[3] == 600
+    assert max(sizes[:3]) - min(sizes[:3]) < 256
+    assert 2000 < len(table) <= 5000
+    assert any("more than total_rows, 5,000" in warning for warning in table.warnings)
+    assert whole.warnings == ()
+    rows = {tuple(row) for row in whole.values[whole.capture == 0].tolist()}
+    assert {tuple(row) for row in table.values[table.capture == 0].tolist()} <= rows
+
+
 def test_long_files_are_thinned_to_blocks_of_neighbours_over_the_whole_file(tmp_path, write_rows):
     rows = [f"{i}.0" for i in range(5000)]
     write_rows("1.benign.csv", 5000, change=lambda f: f.with_columns(pl.Series("H_L5_mean", rows)))

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from edge_agent.contract import scaling, settings
-from edge_agent.contract.bundle import Decision
 from edge_agent.contract.columns import CLEAN, COMPAT, COUNT_COLUMNS, DEVICE, NBAIOT_COLUMNS
+from edge_agent.contract.decision import Decision
 from edge_agent.contract.scaling import Scaler
 from edge_agent.detection import calibrate
 from edge_agent.detection.scorer import Scorer
@@ -89,10 +89,17 @@ def test_tau_is_that_of_the_weights_in_the_folder(saved):
     network = keras.models.load_model(saved.path / "autoencoder.keras")
     scorer = Scorer(autoencoder.predictor(network), Scaler.from_json(model["scaler"]), model["columns"])
     values, optimise = rows.select(model["columns"]).to_numpy(), (rows["part"] == "optimise").to_numpy()
-    groups = (rows["part"] + " " + rows["device"]).to_numpy()
-    scores = calibrate.Benign(scorer.full(values), scorer.fast(values), groups, optimise, rows["t_ns"].to_numpy())
+    scores = calibrate.Benign(
+        full=scorer.full(values),
+        fast=scorer.fast(values),
+        device=calibrate.senders(rows["device"].to_numpy()),
+        runs=rows["run"].to_numpy(),
+        optimise=optimise,
+        start=rows["start"].to_numpy(),
+        t_ns=rows["t_ns"].to_numpy(),
+    )
     made = settings.build(Decision, model["decision"], "model.json")
-    again, full = calibrate.recalibrate(made, scores), scores.full[optimise]
+    again, full = calibrate.recalibrate(made, scores), scores.full[optimise & ~scores.start]
     assert _flat(dataclasses.asdict(again)) == pytest.approx(_flat(model["decision"]), rel=1e-5)
     mean, std = full.astype(np.float64).mean(), full.astype(np.float64).std()
     assert model["decision"]["full"]["tau"] == pytest.approx(mean + 10 * std, rel=1e-5)
@@ -176,7 +183,7 @@ def test_the_folder_says_everything_the_converter_needs(saved):
         *("format", "schemas", "columns", "classes", "scaler", "decision", "generated", "normal"),
         *("seed", "provenance", "signatures"),
     }
-    assert model["format"] == 1
+    assert model["format"] == 2
     assert model["schemas"] == [CLEAN, DEVICE]
     assert tuple(model["columns"]) == saved.table.columns
     assert model["classes"] == ["benign", "gafgyt.udp", "mirai.scan"]
@@ -198,7 +205,7 @@ def test_the_folder_says_everything_the_converter_needs(saved):
 
 def test_rows_in_the_folder_are_named_and_in_time_order_per_device(saved):
     rows = pl.read_parquet(saved.path / "rows.parquet")
-    assert rows.columns == [*saved.table.columns, "part", "label", "device", "mac", "t_ns"]
+    assert rows.columns == [*saved.table.columns, "part", "label", "device", "mac", "t_ns", "run", "start"]
     assert rows["mac"].dtype == pl.UInt64
     assert rows["t_ns"].dtype == pl.Int64
     assert all(rows[c].dtype == pl.Float32 for c in saved.table.columns)
@@ -217,7 +224,7 @@ def test_rows_in_the_folder_are_named_and_in_time_order_per_device(saved):
 def test_the_rows_in_the_folder_are_bounded(make_table):
     table = make_table(benign=20_000, attacks={"mirai.scan": 6_000})
     once = Training(epochs=1, batch=4096, patience=1)
-    run = fit.fit(config(table, autoencoder=once, classifier=OFF), table, silent, part_rows=12_288)
+    run = fit.fit(config(table, autoencoder=once, classifier=OFF, part_rows=12_288), table, silent)
     sizes = dict(run.rows.group_by("part").len().iter_rows())
     assert sizes == {"train": 12_224, "optimise": 7_960, "test": 7_960, "attack": 4_720}  # whole blocks of 256
     assert run.decision.full.rows == 7_960

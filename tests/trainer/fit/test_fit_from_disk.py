@@ -1,5 +1,6 @@
 """Rows on disk are read once and completely, and give the same training as rows in memory."""
 
+import dataclasses
 import json
 import resource
 import threading
@@ -173,13 +174,15 @@ def test_a_fit_from_a_store_is_like_one_in_memory(made, tmp_path):
 def test_every_train_row_takes_part_in_every_epoch_and_no_other(made):
     """Also those that are not in the run folder: measuring uses a bounded sample, training all rows."""
     rows, chosen = prepared(made), configs.load(made)
-    run = fit_from_disk.train(chosen, rows, part_rows=512)
+    run = fit_from_disk.train(dataclasses.replace(chosen, part_rows=512), rows)
     parts = split(chosen, rows.index())
     values = rows.take(np.arange(len(rows))).values[parts.train]
     scaler = scaling.fit(values)
     assert run.scaler.mean == pytest.approx(scaler.mean)
     expected = run.scaler.network_input(run.scaler.z(values))
-    batches = fit_from_disk.epochs(rows, run.columns, np.sort(parts.train), run.scaler, 128)
+    batches = fit_from_disk.epochs(
+        rows, run.columns, np.sort(parts.train), run.scaler, 128, np.ones(len(parts.train), np.float32)
+    )
     both = [[x.copy() for x, _, _ in batches(np.random.default_rng(seed))] for seed in range(2)]
     for epoch in both:
         assert {len(x) for x in epoch[:-1]} == {128}

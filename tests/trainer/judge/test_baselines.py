@@ -1,5 +1,7 @@
 """Simpler methods on the same rows, and the report when one of them is better."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,27 @@ def test_a_method_that_detects_as_many_but_sooner_is_named_too(home):
     assert len(sooner.warnings) == 1
     assert later.warnings == ()
     assert "PCA" not in later.lead[1] if len(later.lead) > 1 else True
+
+
+def test_what_a_method_adds_to_the_counts_rule_is_stated(home, compared):
+    """The counts rule sees a scan by itself; beside it, a method alerts at least as many as either."""
+    run = runs.load(home.run, most=600)
+    alone = baselines.counts_alone(run, run.attacks())
+    assert alone is not None
+    assert alone >= 1
+    for name, one in compared.items():
+        assert max(alone, one.alerted) <= one.with_counts <= one.attacks, name
+    lead = " ".join(baselines.report(list(compared.values()), run, "command").lead)
+    assert f"Beside the counts rule, which alone alerts {alone} of 4: autoencoder" in lead
+
+
+def test_an_autoencoder_that_adds_nothing_to_counts_or_no_more_than_one_column_is_a_warning(home):
+    run = runs.load(home.run, most=600)
+    alone = baselines.counts_alone(run, run.attacks())
+    ours, other = (replace(result(name, 5, 20), with_counts=alone) for name in ("autoencoder", "largest |z|"))
+    words = " ".join(baselines.report([ours, other], run, "command").warnings)
+    assert "largest |z| beside the counts rule alerts as many attacks as the autoencoder" in words
+    assert f"adds no attack to the {alone} that the counts rule alerts alone" in words
 
 
 def test_fewer_rows_may_be_asked_for(home):

@@ -27,8 +27,8 @@ def tried(home: Home) -> list[tuple[captures.CaptureManifest, Path]]:
     return [(manifest, root)]
 
 
-def test_each_device_is_left_out_of_a_fit_and_tried_on_its_own_days(config, tried):
-    found = compared_fits("lodo", config, tried)
+def test_each_device_is_left_out_of_a_fit_and_tried_on_its_own_days(config, tried, tmp_path):
+    found = compared_fits("lodo", config, tried, tmp_path)
     assert [arm.left_out for arm in found] == ["plug-1", "thermostat-1"]
     for arm in found:
         assert arm.left_out not in arm.config.data[0].devices
@@ -37,25 +37,25 @@ def test_each_device_is_left_out_of_a_fit_and_tried_on_its_own_days(config, trie
         assert {c.label for m, _ in arm.tried for c in m.captures} > {"benign", "mirai.scan"}
 
 
-def test_each_attack_and_each_family_is_left_out_of_a_classifier(config, tried):
-    found = {arm.left_out: set(arm.config.data[0].labels) for arm in compared_fits("lofo", config, tried)}
+def test_each_attack_and_each_family_is_left_out_of_a_classifier(config, tried, tmp_path):
+    found = {arm.left_out: set(arm.config.data[0].labels) for arm in compared_fits("lofo", config, tried, tmp_path)}
     everything = {"benign", "mirai.scan", "mirai.syn", "mirai.udpplain", "gafgyt.udp"}
     assert found["mirai.scan"] == everything - {"mirai.scan"}
     assert found["family mirai"] == {"benign", "gafgyt.udp"}
     assert set(found) == {*(everything - {"benign"}), "family mirai", "family gafgyt"}
 
 
-def test_each_source_is_tried_on_the_others(home, config, tried):
+def test_each_source_is_tried_on_the_others(home, config, tried, tmp_path):
     two = Config((DatasetEntry("captures", home.captures), DatasetEntry("captures", home.later)))
-    first, second = compared_fits("cross", two, tried)
+    first, second = compared_fits("cross", two, tried, tmp_path)
     assert (first.config.data, second.config.data) == (two.data[:1], two.data[1:])
     assert first.tried[0][1] == home.later
     with pytest.raises(CompareError, match="two sources"):
-        compared_fits("cross", config, tried)
+        compared_fits("cross", config, tried, tmp_path)
 
 
-def test_column_sets_differ_in_columns_and_in_the_counts_rule(config, tried):
-    found = {arm.name: arm.config for arm in compared_fits("columns", config, tried)}
+def test_column_sets_differ_in_columns_and_in_the_counts_rule(config, tried, tmp_path):
+    found = {arm.name: arm.config for arm in compared_fits("columns", config, tried, tmp_path)}
     assert len(found["115, no counts rule"].model_columns()) == 115
     assert found["115, no counts rule"].schemas == (CLEAN,)
     assert found["115, no counts rule"].decision.floors == {}
@@ -64,17 +64,17 @@ def test_column_sets_differ_in_columns_and_in_the_counts_rule(config, tried):
     assert not any(c.startswith("HH_jit") for c in found["125 without HH_jit + counts rule"].model_columns())
 
 
-def test_a_model_for_each_device_is_compared_with_the_shared_one(config, tried):
-    shared, *own = compared_fits("models", config, tried)
+def test_a_model_for_each_device_is_compared_with_the_shared_one(config, tried, tmp_path):
+    shared, *own = compared_fits("models", config, tried, tmp_path)
     assert shared.config == config
     assert [arm.config.data[0].devices for arm in own] == [("plug-1",), ("thermostat-1",)]
 
 
-@pytest.mark.parametrize("kind", ["lodo", "lofo", "models"])
-def test_rows_without_captures_cannot_be_left_out_by_device(home, tried, kind):
+@pytest.mark.parametrize("kind", ["lodo", "lofo", "models", "rotate"])
+def test_rows_without_captures_cannot_be_left_out_by_device(home, tried, kind, tmp_path):
     rows = Config((DatasetEntry("rows", home.run / "rows.parquet"),))
     with pytest.raises(CompareError, match="only captures can be left out"):
-        compared_fits(kind, rows, tried)
+        compared_fits(kind, rows, tried, tmp_path)
 
 
 def day(alerts: int, learnt: int | None = None) -> Day:

@@ -1,5 +1,7 @@
 """A bundle judged on captures and on rows: the figures, and the rows and times they count."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from edge_agent.contract import captures
 from edge_agent.detection.scorer import Scorer
 from tests.conftest import Home
 from trainer.__main__ import main
-from trainer.generate import Plan, generate
 from trainer.judge import agreement, evaluate, runs
-from trainer.judge import evaluation as evaluations
-from trainer.judge.evaluation import AttackTrial, Day, Evaluation, bound
+from trainer.judge import evaluation_findings as evaluations
+from trainer.judge.evaluation import AttackTrial, Day, Evaluation, FalseAlert, bound
 from trainer.report import findings
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,44 @@ def test_attacks_are_detected_soon_and_the_reported_times_are_theirs(evaluation)
         assert abs(trial.start_s) < 5
         assert trial.end_s is not None
         assert abs(trial.end_s) < 30
+
+
+def test_an_attack_is_also_tried_on_a_device_that_has_learnt(home):
+    """The device's earlier days come first, to an agent that learns; a day of its own has nothing before it."""
+    (later, _, root), (earlier, _, before) = captures.load(home.later), captures.load(home.captures)
+    scan = next(c for c in earlier.captures if c.label == "mirai.scan")
+    plug = tuple(c for c in later.captures if c.device == "plug-1")
+    sources = [(replace(later, captures=plug), root), (replace(earlier, captures=(scan,)), before)]
+    benign = replace(earlier, captures=tuple(c for c in earlier.captures if c.label == "benign"))
+    bundle = bundles.load(home.bundle)
+    found = evaluate.evaluate(bundle, sources, AgentConfig(), learn=True, earlier=[(benign, before)])
+    (cold,), (learning,), (known,), (learnt,) = found.alone, found.learning, found.injected, found.learnt
+    assert [t.state for t in (cold, learning, known, learnt)] == ["cold", "learning", "known", "learnt"]
+    assert (
+        (known.device, known.kind, known.role)
+        == (learnt.device, learnt.kind, learnt.role)
+        == ("plug-1", "plug", "source")
+    )
+    assert known.mac == learnt.mac == plug[0].mac
+    assert learnt.packets is not None
+    assert learnt.packets < 100
+    assert found.unlearnt == ()
+    (day,) = found.days
+    assert day.alerts_site == 0
+    assert day.flagged_site is not None
+    again = evaluate.evaluate(bundle, sources[:1], AgentConfig(), learn=True)
+    assert (again.days[0].alerts_learning, again.days[0].alerts_site) == (day.alerts_learning, None)
+
+
+def test_what_is_known_of_a_day_does_not_depend_on_the_attacks_before(home):
+    """Each attack meets a copy of the agent: tried twice, it gives the same."""
+    manifest, _, root = captures.load(home.captures)
+    scan = next(c for c in manifest.captures if c.label == "mirai.scan")
+    plug = next(c for c in manifest.captures if c.device == "plug-1" and c.label == "benign")
+    sources = [(replace(manifest, captures=(plug, scan, scan)), root)]
+    one, other = evaluate.evaluate(bundles.load(home.bundle), sources, AgentConfig()).injected
+    assert one.alerted
+    assert one == other
 
 
 def test_benign_days_are_counted_in_device_days(evaluation):
@@ -116,8 +157,34 @@ def test_the_report_says_what_was_missed_and_by_whom():
     text = "\n".join(found.text())
     assert "1 of 2 alerted" in text
     assert "Worst device: plug, 0% of the attacks put into its day are alerted; missed: a." in text
-    assert "0 false device alerts in 2.00 device-days" in text
-    assert "at most 1.50 a device-day" in text
+    assert "False device alerts on 1 benign captures: 0 in 2.00 device-days (0.3 device-weeks)" in text
+    assert "at most 1.50 a device-day, 10.5 a device-week, 898.7 a home-month (95 %)" in text
+
+
+def test_blaming_another_than_the_attacker_is_named_wrongly():
+    right, wrong = trial("camera", 20), replace(trial("plug", None, ""), others=("02:00:00:00:00:fe",))
+    text = "\n".join(evaluations.report(made(right, wrong), "command")[0].text())
+    assert "Named wrongly: in 1 of 2 trials an alert blames another" in text
+    assert "in 1 of them no alert blames the right one" in text
+    assert "Named wrongly" not in "\n".join(evaluations.report(made(right), "command")[0].text())
+
+
+def test_the_spread_over_devices_is_of_shared_and_of_own_limits():
+    base = made().days[0]
+    days = [base, replace(base, device="plug", flagged=30, flagged_site=0.02), replace(base, flagged_site=0.0)]
+    assert evaluations.spread(days, "flagged") == pytest.approx((2, "plug", 0.03, 0.02, 0.5, 0.02))
+    assert evaluations.spread(days, "flagged_site") == pytest.approx((2, "plug", 0.02, 0.01, 1.0, 0.02))
+    assert evaluations.spread(days, "flagged_learnt") is None
+
+
+def test_each_false_alert_is_listed_with_its_reason():
+    alert = FalseAlert(
+        agent="cold", time="2026-01-05T00:00:00+00:00", mac="02:00:00:00:00:01", role="source", class_name="unknown",
+        explanation="reaches 9 new addresses",
+    )  # fmt: skip
+    one = made(alerts=1)
+    found = evaluations.report(replace(one, days=(replace(one.days[0], found=(alert,)),)), "command")[0]
+    assert any("reaches 9 new addresses" in line for line in found.text())
 
 
 def test_precision_is_that_of_bayes_at_the_base_rate():
@@ -141,7 +208,7 @@ def test_the_command_writes_findings_and_fails_when_something_was_missed(home, c
     said = capsys.readouterr().out
     names = [item.name for item in findings.load(tmp_path)]
     assert names == ["evaluation"]
-    assert status == int("0 false device alerts" not in said or "2 of 2 alerted" not in said)
+    assert status == int("benign captures: 0 in" not in said or "2 of 2 alerted" not in said)
     assert "SHA-256" in said
 
 
@@ -178,12 +245,18 @@ def test_an_agents_configuration_that_cannot_be_used_is_refused(home, captured, 
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["{captured}", "--base-rate", "0"], "--base-rate must be above 0"),
+        (["{captured}", "--earlier", "{captured}"], "--earlier is for agents that learn"),
         (["{broken}"], "broken.parquet: not a Parquet file"),
+        (["{folder}"], "read as the published files, since manifest.yaml is missing"),
+        (["{captured}", "--json", "{broken}.d/x.json"], "broken.parquet.d is no folder"),
+        (["{rows}", "--json", "x.json"], "--json is for captures"),
     ],
 )
 def test_bad_sources_are_named(home, captured, tmp_path, capsys, arguments, words):
     (tmp_path / "broken.parquet").write_bytes(b"x")
-    places = {"captured": captured, "broken": tmp_path / "broken.parquet"}
+    (tmp_path / "folder").mkdir()
+    places = {"captured": captured, "rows": home.run / "rows.parquet"}
+    places |= {"broken": tmp_path / "broken.parquet", "folder": tmp_path / "folder"}
     assert main(["evaluate", str(home.bundle), *(word.format(**places) for word in arguments)]) == 2
     assert words in capsys.readouterr().err
 
@@ -202,7 +275,9 @@ def test_the_quantised_model_is_held_against_its_own_network(home, tmp_path, cap
             assert round((windows - borderline) * (1 - alike)) <= round(windows * (1 - share))
     assert sum(row[1] for row in labels.rows if row[0] != "benign") == kinds.rows[1][1]
     assert [row[2] for row in labels.rows] == sorted(row[2] for row in labels.rows)
-    assert "after the vote (goal 99.99 %)" in capsys.readouterr().out
+    assert "after the vote; in 1" in capsys.readouterr().out
+    assert found["parity"].warnings == ()
+    assert kinds.rows[0][3] < kinds.rows[0][1] / 10, "most benign windows are no borderline ones"
 
 
 def test_a_run_of_other_columns_is_no_run_of_the_bundle(home, tmp_path, capsys):
@@ -239,3 +314,34 @@ def test_windows_at_the_limit_are_told_apart_from_those_that_quantisation_should
     assert alike < 0.9
     assert near < n
     assert clear < 1.0
+
+
+@pytest.mark.parametrize("broken", ["scores", "limit"])
+def test_a_broken_variant_fails_instead_of_making_its_own_errors_borderline(home, broken):
+    """Networks that rebuild rows 0.3 σ off, and a limit that is not the float side's, are both no rounding."""
+    of_bundle, of_run = bundles.load(home.bundle), runs.load(home.run)
+    if broken == "scores":
+        scaler = of_bundle.scaler
+        bundle = replace(of_bundle, scaler=replace(scaler, mean=scaler.mean + 0.3 * scaler.scale))
+        words = "Quantisation shifts the scores of 1 % of benign optimise rows by"
+    else:
+        network = Scorer(of_run.autoencoder(), of_run.scaler, of_run.columns)
+        rows = np.flatnonzero(of_run.label == "mirai.udpplain")
+        far = replace(of_bundle.manifest.decision.full, limit=float(network.full(of_run.values[rows]).max() * 2))
+        decision = replace(of_bundle.manifest.decision, full=far)
+        bundle = replace(of_bundle, manifest=replace(of_bundle.manifest, decision=decision))
+        words = "attack windows differently that are not borderline"
+    assert agreement.report(of_bundle, of_run, "command").warnings == ()
+    assert words in " ".join(agreement.report(bundle, of_run, "command").warnings)
+
+
+def test_a_bundle_that_decides_otherwise_than_its_network_fails_the_command(home, tmp_path, capsys):
+    """Here the run is of another bundle, whose limit is far off."""
+    run = tmp_path / "run"
+    shutil.copytree(home.run, run)
+    model = json.loads((run / "model.json").read_text())
+    model["decision"]["full"]["limit"] *= 1e6
+    (run / "model.json").write_text(json.dumps(model))
+    words = ["evaluate", str(home.bundle), str(home.run / "rows.parquet"), "--run", str(run)]
+    assert main(words) == 1
+    assert "! int8 and float decide" in capsys.readouterr().out

@@ -52,6 +52,19 @@ def test_the_attackers_frames_become_the_devices():
     assert [data[30:] for _, _, data in moved] == [data[30:] for _, _, data in attack.frames]
 
 
+def test_a_target_in_the_attackers_own_network_keeps_its_mac():
+    """It is no router, and the router of the other network does not answer in its place."""
+    camera, camera_mac = "192.168.1.90", 0x02_00_00_00_00_77
+    there = packet(PLUG, camera, to_mac=camera_mac)
+    back = packet(camera, PLUG, mac=camera_mac, to_mac=PLUG_MAC)
+    attack = inject.attack([(0, 60, there), (1, 60, back), (2, 60, there), (3, 60, there)], capture())
+    moved = [data for _, _, data in inject.carried(attack, DEVICE, 0)]
+    camera_bytes = camera_mac.to_bytes(6, "big")
+    assert [(data[:6], data[6:12]) for data in moved[:2]] == [(camera_bytes, DEVICE.mac), (DEVICE.mac, camera_bytes)]
+    assert source(moved[0]) == "10.9.8.7"
+    assert source(moved[1]) == camera
+
+
 def test_answers_go_to_the_device():
     there, back = packet(PLUG, CLOUD), packet(CLOUD, PLUG, mac=ROUTER_MAC, to_mac=PLUG_MAC)
     attack = inject.attack([(0, 60, there), (1, 60, back), (2, 60, there), (3, 60, there)], capture())

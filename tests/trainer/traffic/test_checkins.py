@@ -13,8 +13,9 @@ from edge_agent.contract.columns import CLEAN, SCHEMAS
 from trainer.config import DatasetEntry
 from trainer.data import dataset
 from trainer.data.row_table import Limits
-from trainer.generate import CHECKINS, Plan, PlanError, generate
 from trainer.judge import inject
+from trainer.traffic.captures import generate
+from trainer.traffic.plan import CHECKINS, Plan, PlanError
 
 PLAN = Plan(seed=7, days=0, devices=("plug",), lead_minutes=1, tail_minutes=0.5)
 

@@ -1,0 +1,124 @@
+"""A plan's captures as files, and their manifest."""
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from edge_agent.contract.captures import MANIFEST, mac_text
+from trainer.traffic.attacks import carry_out
+from trainer.traffic.client import Client
+from trainer.traffic.home import DeviceProfile, devices_of
+from trainer.traffic.life import live
+from trainer.traffic.plan import CHECKINS, DAY, HOUR, MINUTE, SECOND, AttackPlan, Plan
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """One file to write: a benign day, or an attack with benign minutes around it."""
+
+    file: str
+    device: DeviceProfile
+    begin: int
+    end: int
+    attack: AttackPlan | None = None
+    first: bool = False
+    """True for the device's first day."""
+
+
+def captures_of(plan: Plan) -> list[CapturePlan]:
+    """Return all captures of a plan, in order of time for each device; attacks follow on the day after the benign
+    days."""
+    midnight = int(plan.start.timestamp()) * SECOND
+    made = []
+    devices = devices_of(plan)
+    for device in devices:
+        for day in range(plan.days):
+            chance = random.Random(f"{plan.seed}/{device.name}/{day}/hour")
+            hour = chance.uniform(7, 22 - plan.hours) if plan.hours < 15 else 0.0
+            begin = midnight + day * DAY + int(hour * HOUR)
+            end = begin + int(plan.hours * HOUR)
+            made.append(CapturePlan(f"{device.name}/day{day + 1}.pcap", device, begin, end, first=day == 0))
+    infected = plan.infected or (devices[0].name,)
+    for device in devices:
+        if device.name not in infected:
+            continue
+        begin = midnight + plan.days * DAY + 8 * HOUR
+        for text in plan.attacks:
+            attack = AttackPlan.parse(text)
+            seconds = attack.duration(plan.attack_seconds)
+            end = begin + int((plan.lead_minutes + plan.tail_minutes) * MINUTE + seconds * SECOND)
+            made.append(CapturePlan(f"{device.name}/{attack.name}.pcap", device, begin, end, attack))
+            begin = end + 10 * MINUTE
+    return made
+
+
+def _make(plan: Plan, capture: CapturePlan, out: Path) -> tuple[int, tuple[int, int] | None, str]:
+    """Write one capture; return its packets, the times of the attack's first and last packet (µs), and the server of
+    check-ins."""
+    life = Client(capture.device, capture.begin, capture.end, f"{plan.seed}/{capture.file}")
+    live(life, first=capture.first)
+    span, server = None, ""
+    if capture.attack is not None:
+        begin = capture.begin + int(plan.lead_minutes * MINUTE)
+        strike, span = carry_out(life, capture.attack, begin, plan.attack_seconds, plan.max_attack_packets)
+        if capture.attack.label in CHECKINS:
+            server = ".".join(map(str, strike.target.to_bytes(4, "big")))
+    return life.tape.write(out / capture.file, capture.begin, capture.end, plan.snaplen), span, server
+
+
+def _instant(t: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=t)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _entry(home: str, capture: CapturePlan, span: tuple[int, int] | None, server: str) -> str:
+    """Return one capture's lines in the manifest."""
+    device = capture.device
+    label = "benign" if capture.attack is None else capture.attack.label
+    lines = [
+        f"  - file: {capture.file}",
+        f"    device: {f'{home}.' if home else ''}{device.name}",
+        f'    mac: "{mac_text(device.mac)}"',
+        f"    kind: {device.kind}",
+        f"    label: {label}",
+    ]
+    if capture.attack is not None and span is not None:
+        spoofed = str(capture.attack.spoofed).lower()
+        lines += [
+            "    attack:",
+            f"      start: {_instant(span[0])}",
+            f"      end: {_instant(span[1])}",
+            f"      spoofed: {spoofed}",
+        ]
+        lines += [f'      server: "{server}"'] if server else []
+    return "\n".join(lines) + "\n"
+
+
+def generate(plan: Plan, out: Path, progress: Callable[[int, int, str], None] | None = None) -> Path:
+    """Write the plan's captures and, last, their manifest; return its path.
+
+    `progress(done, total, line)` is called after each file.
+    """
+    plan.check()
+    captures = captures_of(plan)
+    manifest = out / MANIFEST
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)  # a folder with a manifest is complete
+    entries = []
+    for done, capture in enumerate(captures, 1):
+        packets, span, server = _make(plan, capture, out)
+        entries.append(_entry(plan.home, capture, span, server))
+        if progress is not None:
+            progress(done, len(captures), f"generated {capture.file}: {packets:,} packets")
+    part = manifest.with_name(f"{MANIFEST}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(
+            "# generated by `botwatch trainer generate`: no device ever sent these packets\n"
+            f"generated: true\nseed: {plan.seed}\ncaptures:\n" + "".join(entries)
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(manifest)
+    return manifest
