@@ -399,8 +399,7 @@ class CheckIns:
         """Return True if the peer, with contacts every ``pace_s``, replaces one of its protocol and port.
 
         That is a regular one, or one that was visited at about that pace and is the device's own, though not regular,
-        or was reported: whoever was told of it need not be told of each address that it moves to. Each is replaced
-        only once.
+        or was reported: an alert for each address that it moves to would say nothing new. Each is replaced only once.
         """
         for old in device.peers.values():
             alike = (old.proto, old.port) == (peer.proto, peer.port) and (old.regular or self._kept(old, pace_s))
