@@ -3,14 +3,13 @@
 import pytest
 
 from tests import unseen
-from tests.trainer.judge.test_evasions import trial
+from tests.trainer.judge.test_evasions import trial, unseen_flood
 from trainer.judge.evasions import Evasions
-from trainer.judge.unseen import Tried, Unseen
 
 
 def test_the_document_has_a_place_for_the_section():
     text = unseen.LIMITS.read_text()
-    assert unseen.written(text, "another").count("another") == text.count("another") + 1
+    assert unseen.written(text, "a new section").count("a new section") == text.count("a new section") + 1
 
 
 def test_a_document_without_the_marks_is_named():
@@ -19,18 +18,7 @@ def test_a_document_without_the_marks_is_named():
 
 
 def test_the_section_has_unseen_rates_by_kind_and_counts_by_what_the_agent_knows():
-    flood = Unseen(
-        device="plug-1",
-        kind="plug",
-        what="flood",
-        plain=10.0,
-        best=20.0,
-        best_name="flood 20/s, port 53",
-        watched_s=86_400.0,
-        forged=None,
-        most=10_000.0,
-        tried=(Tried(changed="plain", rate=10.0),),
-    )
+    flood = unseen_flood("plug-1", 86_400.0)
     trials = (trial("a", 1500.0), trial("b", None, ("source x",)))
     lines = unseen.section(Evasions(bundle="0" * 64, trials=trials, unseen=(flood,)), "2026.11.28+1").splitlines()
     assert lines[0].startswith("Bundle 2026.11.28+1, SHA-256 0000000000000000…; `python -m tests.unseen BUNDLE`.")
