@@ -59,17 +59,17 @@ class DeviceLearning:
 
     def see_quiet(self, scored: ScoredRows, index: NDArray[np.intp]) -> None:
         """Take in rows of this minute of which none is flagged."""
-        limits = self.limits
+        limits, carries = self.limits, bool(scored.routes.carries[index].any())
         judged = index if scored.all_chosen else index[scored.routes.chosen[index]]
         in_units = scored.scores[judged] / self._rules.decision.full.limit
         peak = limits.see(in_units, scored.highest[judged], np.zeros(len(judged), dtype=bool))
-        if scored.routes.carries[index].any():
+        if carries:
             peers = scored.highest[judged]
         else:
             at = int(self._rules.counts_at[LOWERED_AT])
             peers = scored.rows.values[judged, at] / self._rules.bounds[LOWERED_AT]
         limits.habits.see_peers(float(peers.max(initial=0.0)))
-        if limits.sample and not scored.routes.carries[index].any():  # of a router's rows some columns are not its own
+        if limits.sample and not carries:  # of a router's rows some columns are not its own
             limits.sample.see(scored.rows.values, scored.t_ns, judged, in_units, peak)
         limits.note_judged(len(index), 0)
 

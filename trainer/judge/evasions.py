@@ -23,17 +23,19 @@ from trainer.judge.evaluation import AttackTrial
 from trainer.judge.evasive import Attacker, Flood, Pace, PortScan
 from trainer.judge.evasive_sessions import Contacts, Login
 from trainer.judge.stage import DAY_S, Attempt, DeviceDays, Stage, State, device_days
-from trainer.judge.unseen import Unseen, search
+from trainer.judge.unseen import FALSE_MACS, Unseen, search
 
 BUDGET_S = 800.0
 """Seconds of this machine's time after which nothing more is searched for; what was left out is said."""
 
-MOST_PACKETS, MOST_FALSE_MACS = 100_000, 3000
-"""Packets of one attack at most, and those of one whose every packet has another source MAC, since each costs a
-millisecond."""
+MOST_PACKETS = 100_000
+"""Packets of one attack at most, unless every packet has another source MAC (`unseen.FALSE_MACS`)."""
 
 SETTLE_S = 10.0
 """Seconds for which an attack goes on after its first alert, so that its episode gets a class."""
+
+
+Label = Literal["flood", "scan", "login", "contacts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,13 @@ class Evasion:
     """An attack of the list, and the seconds for which it goes on if it is not reported."""
 
     attack: Attacker
-    label: Literal["flood", "scan", "login", "contacts"]
+    label: Label
     seconds: float
 
     @property
     def packets(self) -> int:
         """The most packets that are sent."""
-        return MOST_FALSE_MACS if getattr(self.attack, "macs", "own") == "random" else MOST_PACKETS
+        return FALSE_MACS if getattr(self.attack, "macs", "own") == "random" else MOST_PACKETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,12 @@ class Evasions:
     seconds: float = 0.0
 
 
+def _each(label: Label, seconds: float, *attacks: Attacker) -> list[Evasion]:
+    return [Evasion(attack=attack, label=label, seconds=seconds) for attack in attacks]
+
+
 def _steady(rates: Sequence[float], seconds: float, **more: object) -> list[Evasion]:
-    floods = (Flood(pace=Pace(rate=rate), **more) for rate in rates)  # type: ignore[arg-type]
-    return [Evasion(attack=flood, label="flood", seconds=seconds) for flood in floods]
+    return _each("flood", seconds, *(Flood(pace=Pace(rate=rate), **more) for rate in rates))  # type: ignore[arg-type]
 
 
 def _scans(rates: Sequence[float], **more: object) -> list[Evasion]:
@@ -90,12 +95,8 @@ def _scans(rates: Sequence[float], **more: object) -> list[Evasion]:
     return [Evasion(attack=scan, label="scan", seconds=max(120.0, 400 / scan.pace.rate)) for scan in scans]
 
 
-def _floods(*paces: Pace, seconds: float) -> list[Evasion]:
-    return [Evasion(attack=Flood(pace=pace), label="flood", seconds=seconds) for pace in paces]
-
-
-def _contacts(seconds: float, *attacks: Contacts) -> list[Evasion]:
-    return [Evasion(attack=attack, label="contacts", seconds=seconds) for attack in attacks]
+def _paced(seconds: float, *paces: Pace) -> list[Evasion]:
+    return _each("flood", seconds, *(Flood(pace=pace) for pace in paces))
 
 
 _MINUTE, _QUARTER = 1 / 60, 1 / 900
@@ -115,11 +116,11 @@ EVASIONS: tuple[Evasion, ...] = (
     *_steady((100,), 600, macs="router"),
     *_steady((100,), 600, macs="random"),
     *_steady((20, 100), 600, version=6),
-    *_floods(Pace(rate=100, shape="ramp", period_s=600), seconds=720),
-    *_floods(Pace(rate=100, shape="ramp", period_s=7200), seconds=7320),
-    *_floods(Pace(rate=1000, shape="ramp", period_s=600), seconds=720),
-    *_floods(Pace(rate=100, shape="random"), seconds=600),
-    *_floods(Pace(rate=500, shape="bursts"), Pace(rate=50, shape="bursts", period_s=10), seconds=1800),
+    *_paced(720, Pace(rate=100, shape="ramp", period_s=600)),
+    *_paced(7320, Pace(rate=100, shape="ramp", period_s=7200)),
+    *_paced(720, Pace(rate=1000, shape="ramp", period_s=600)),
+    *_paced(600, Pace(rate=100, shape="random")),
+    *_paced(1800, Pace(rate=500, shape="bursts"), Pace(rate=50, shape="bursts", period_s=10)),
     *_scans((10, 2, 0.5, 0.2, 0.1)),
     *_scans((2, 0.2), port=0),
     *_scans((2, 0.2), protocol="udp", port=53),
@@ -133,13 +134,10 @@ EVASIONS: tuple[Evasion, ...] = (
     *_scans((10, 0.5), protocol="icmp", targets="local"),
     Evasion(attack=PortScan(pace=Pace(rate=0.2, shape="jittered")), label="scan", seconds=2000),
     Evasion(attack=PortScan(pace=Pace(rate=10, shape="bursts")), label="scan", seconds=1800),
-    *(
-        Evasion(attack=Login(port=port, at_once=at_once), label="login", seconds=600)
-        for port in (23, 22)
-        for at_once in (16, 1)
-    ),
-    Evasion(attack=Login(to="new"), label="login", seconds=600),
-    *_contacts(
+    *_each("login", 600, *(Login(port=port, at_once=at_once) for port in (23, 22) for at_once in (16, 1))),
+    *_each("login", 600, Login(to="new")),
+    *_each(
+        "contacts",
         10_800,
         *(Contacts(pace=Pace(rate=_MINUTE), way=way) for way in ("anew", "held", "unanswered", "refused")),
         Contacts(pace=Pace(rate=_MINUTE, shape="jittered")),
@@ -147,7 +145,7 @@ EVASIONS: tuple[Evasion, ...] = (
         Contacts(pace=Pace(rate=_MINUTE, shape="random"), way="unanswered"),
         Contacts(pace=Pace(rate=_MINUTE), to="cloud"),
     ),
-    *_contacts(DAY_S, Contacts(pace=Pace(rate=_QUARTER)), Contacts(pace=Pace(rate=_QUARTER), way="unanswered")),
+    *_each("contacts", DAY_S, Contacts(pace=Pace(rate=_QUARTER)), Contacts(pace=Pace(rate=_QUARTER), way="unanswered")),
 )
 """The list: each way in which an attack is made less noticeable, most of them at a rate that is found without it."""
 

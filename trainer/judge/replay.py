@@ -16,6 +16,9 @@ from trainer.data.frames import Frame
 
 SEED = 1
 
+AFTER_S = 150.0
+"""Seconds of usual traffic to judge after an attack: an alert ends a minute after its last vote."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
@@ -43,6 +46,12 @@ def judged(agent: Agent, frames: Iterable[Frame]) -> list[Alert]:
         if len(rows):  # a frame without a whole link header gives none
             alerts += agent.judge(rows)
     return alerts
+
+
+def has_learnt(agent: Agent, mac: int) -> bool:
+    """Return True if a device has limits of its own."""
+    limits = agent.detector.limits_of(mac)
+    return bool(limits and limits.learnt)
 
 
 def by_episode(alerts: Iterable[Alert]) -> list[list[Alert]]:

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-from edge_agent.agent import BATCH, Agent
+from edge_agent.agent import BATCH
 from edge_agent.config import AgentConfig
 from edge_agent.contract import addresses
 from edge_agent.contract.alert import Alert
@@ -26,7 +26,7 @@ from trainer.judge.copies import in_copy
 from trainer.judge.evasive import Attacker
 from trainer.judge.evasive_frames import Neighbourhood, ipv4_ends
 from trainer.judge.inject import InjectError
-from trainer.judge.replay import SEED
+from trainer.judge.replay import AFTER_S, has_learnt, judged, new_agent
 
 State = Literal["cold", "learning", "learnt"]
 """The knowledge that an agent has of the device when an attack begins: nothing, not even usual traffic beside the
@@ -40,9 +40,6 @@ LEARNING_S = 300.0
 LEARNT_S, LEARNT_MOST_S = 1.4 * DAY_S, 3.4 * DAY_S
 """Seconds after the first packet at which an attack begins that meets an agent which has learnt, and the longest time
 to wait for that if the device needs longer."""
-
-AFTER_S = 150.0
-"""Seconds of usual traffic that are played after an attack: alerts end a minute after the last vote."""
 
 FIRST_BATCH = 256
 """Frames taken at a time at the beginning of an attack, doubled up to `BATCH`: most attacks are alerted early."""
@@ -156,7 +153,7 @@ class Stage:
 
     def __init__(self, bundle: Bundle, config: AgentConfig, days: DeviceDays, state: State) -> None:
         self.days, self.state = days, state
-        self._agent, self._config = Agent(config, bundle, seed=SEED), config
+        self._agent = new_agent(bundle, config, learn=config.learning.enabled)
         self._ahead: Iterator[Frame] = iter(())
         self.at_ns = days.frames[0][0]
         if state == "cold":
@@ -175,8 +172,7 @@ class Stage:
     @property
     def learnt(self) -> bool:
         """True if the device has limits of its own."""
-        limits = self._agent.detector.limits_of(self.days.mac)
-        return bool(limits and limits.learnt)
+        return has_learnt(self._agent, self.days.mac)
 
     def attempt(self, attack: Attacker, *, seconds: float, packets: int, settle_s: float = 0.0) -> Attempt:
         """Try an attack for ``seconds`` or for ``packets`` of its own, on a copy of the agent.
@@ -191,21 +187,15 @@ class Stage:
         while batch := list(itertools.islice(ahead, BATCH)):
             if batch[-1][0] >= until_ns:
                 cut = next(i for i, frame in enumerate(batch) if frame[0] >= until_ns)
-                self._judge(batch[:cut])
+                judged(self._agent, batch[:cut])
                 self._ahead = itertools.chain(batch[cut:], ahead)
                 return
-            self._judge(batch)
-
-    def _judge(self, batch: list[Frame]) -> list[Alert]:
-        rows = self._agent.extractor.push_frames(batch)
-        return list(self._agent.judge(rows)) if len(rows) else []
+            judged(self._agent, batch)
 
     def _alerts_without_attack(self) -> frozenset[tuple[str, int]]:
         """Return subject and time of the alerts of the day ahead; changes the agent, so only for a copy."""
-        end_ns, alerts = self.at_ns + int((DAY_S + AFTER_S) * S), []
-        day = itertools.takewhile(lambda frame: frame[0] < end_ns, self._ahead)
-        while batch := list(itertools.islice(day, BATCH)):
-            alerts += self._judge(batch)
+        end_ns = self.at_ns + int((DAY_S + AFTER_S) * S)
+        alerts = judged(self._agent, itertools.takewhile(lambda frame: frame[0] < end_ns, self._ahead))
         return frozenset((_subject(alert), alert.t_ns) for alert in alerts if alert.state == "new")
 
     def _attempt(self, attack: Attacker, seconds: float, packets: int, settle_s: float) -> Attempt:
@@ -234,7 +224,7 @@ class Stage:
         size, done_ns = FIRST_BATCH, None
         while batch := list(itertools.islice(ahead, size)):
             size = min(2 * size, BATCH) if hit is None else FIRST_BATCH
-            hit = hit or self._take(self._judge(batch), new, last, used)
+            hit = hit or self._take(judged(self._agent, batch), new, last, used)
             if hit is not None and (done_ns := done_ns or hit.t_ns + int(settle_s * S)) <= batch[-1][0]:
                 break
         hit = self._take(self._agent.finish(), new, last, used) or hit

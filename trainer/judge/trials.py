@@ -24,10 +24,7 @@ from trainer.judge.copies import in_copy
 from trainer.judge.evaluation import FLOOR_FRAMES, FLOOR_S, Agents, AttackTrial, Day, FalseAlert
 from trainer.judge.inject import InsideHost
 from trainer.judge.material import Loaded, LoadedAttack, Place, consecutive
-from trainer.judge.replay import Replayed, by_episode, judged, new_agent, replay
-
-AFTER_S = 150.0
-"""Seconds of the day that follow an attack: an alert ends a minute after its last vote."""
+from trainer.judge.replay import AFTER_S, Replayed, by_episode, has_learnt, judged, new_agent, replay
 
 HEAD_FRAMES = 60_000
 """Frames of the day before an attack that an agent with the bundle's limits judges: enough for every device of a home
@@ -136,8 +133,7 @@ class Midday:
     @property
     def learnt(self) -> bool:
         """True if the device has limits of its own."""
-        limits = self._agent.detector.limits_of(int.from_bytes(self._place.host.mac, "big"))
-        return bool(limits and limits.learnt)
+        return has_learnt(self._agent, int.from_bytes(self._place.host.mac, "big"))
 
     def attacked(self, attack: LoadedAttack) -> AttackTrial:
         """Judge the rest of the day with the attack in it, as if the device carried it out."""

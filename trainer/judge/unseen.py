@@ -8,7 +8,7 @@ Rates between those tried, and other combinations, are not known.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from trainer.judge.stage import DAY_S, Stage
 
 TRIED, CONFIRMED, FALSE_MACS = 60_000, 1_000_000, 3000
 """Packets of the attacker after which a try ends unreported, if the day does not end before; the same for the try of
-the result, and where every packet has another source MAC."""
+the result, and where every packet has another source MAC, since each costs a millisecond."""
 
 Change = Mapping[str, Any]
 """Values of an attack's fields; `shape` and `period_s` are of its pace."""
@@ -237,8 +237,3 @@ def words(change: Change) -> str:
     ('size 0, to cloud', 'plain')
     """
     return ", ".join(f"{key} {value}" for key, value in change.items()) or "plain"
-
-
-def tried_words(family: Family) -> Iterator[str]:
-    """Yield what is changed in an attack of a family, for the notes of its table."""
-    yield from (words(change) for change in (*family.changes, *family.forged))

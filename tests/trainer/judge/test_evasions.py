@@ -238,19 +238,23 @@ def test_a_cell_has_the_slowest_device_of_its_kind_and_marks_who_was_blamed_wron
     assert wrong.rows == (("flood 20/s", "c", "learnt", "nobody", "source x"),)
 
 
-def test_the_table_of_the_unseen_has_the_worst_device_of_each_kind():
-    item = Unseen(
-        device="a",
+def unseen_flood(device: str, watched_s: float, *tried: Tried) -> Unseen:
+    return Unseen(
+        device=device,
         kind="plug",
         what="flood",
         plain=10.0,
         best=20.0,
         best_name="flood 20/s, port 53",
-        watched_s=7200.0,
+        watched_s=watched_s,
         forged=None,
         most=10_000.0,
-        tried=(Tried(changed="plain", rate=10.0), Tried(changed="port 53", rate=20.0)),
+        tried=(Tried(changed="plain", rate=10.0), *tried),
     )
+
+
+def test_the_table_of_the_unseen_has_the_worst_device_of_each_kind():
+    item = unseen_flood("a", 7200.0, Tried(changed="port 53", rate=20.0))
     worse = replace(item, device="b", plain=10_000.0, tried=(Tried(changed="plain", rate=10_000.0),))
     contacts = replace(item, what="contacts", plain=96 / 86_400, best=None, best_name="", tried=())
     table = evasion_findings.unseen_table([item, worse, contacts])
